@@ -1,0 +1,54 @@
+# Two commands on a fresh machine with Python 3.11 or newer; each one makes what it needs, once.
+#
+#   make quickstart                                  environment, installation, and the bundled model at work
+#   make quickstart MODEL=TIGER-Lab/ABC-Qwen2VL-Instruct         the same with the published model
+#   make quickstart ARGS="--model TIGER-Lab/ABC-Qwen2VL-Instruct"    any options of `abc-embed quickstart`
+#   make test                                        what CI runs: scripts/check, then scripts/test
+#
+# PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command at the end.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# The recipes hand only what they name to the scripts: not make's own variables.
+MAKEOVERRIDES =
+unexport MODEL ARGS PYTHON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test check clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/abc-embed quickstart $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@export VENV="$(VENV)"; status=0; \
+	scripts/check || status=$$?; \
+	scripts/test $(ARGS) || status=$$?; \
+	exit $$status
+
+check: $(VENV)/.installed-dev
+	@VENV="$(VENV)" scripts/check
+
+clean:
+	rm -rf "$(VENV)" build dist
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "abc-embed needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": name another one with make PYTHON=python3.12")'
+	@echo "installing abc-embed into $(VENV) (once; a few minutes with an empty pip cache)" >&2
+	@$(PYTHON) -m venv "$(VENV)"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)" >&2
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
