@@ -1,0 +1,46 @@
+"""The model card of a saved folder: for people, written from what `checkpoint.describe` says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_CARD = """\
+---
+library_name: abc-embed
+pipeline_tag: feature-extraction
+tags: [multimodal, embeddings, vision-language]
+---
+
+# An embedding model for images, texts, and images with an instruction
+
+One vector of {dim} numbers per item, of unit length: for a text, an image, or an image with an
+instruction that says what to look at. Made with `abc-embed`, after ABC (arXiv 2503.00329).
+
+```python
+from abc_embed import Embedder, Item
+
+model = Embedder.from_pretrained("this/folder")
+image = model.embed(Item(image="photo.jpg", instruction="what is the animal on the left?"))
+texts = model.embed(["a dog", "a cat"])
+print(model.similarity(image, texts))
+```
+
+| fact | value |
+| --- | --- |
+| weights from | {sources} |
+| family | {model_type} |
+| positions | {positions} |
+| pixels of an image | {min_pixels} to {max_pixels} |
+| pooling | {pooling} of all tokens |
+| temperature | {temperature:.4g} (a score is cosine / temperature) |
+| stage-2 adapter | {adapter} |
+| prompts | {prompt_hash} |
+
+The licence is that of the weights named above and of the data they were trained on.
+"""
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Markdown for README.md of a saved folder; `facts` is what `checkpoint.describe` returns."""
+    sources = ", ".join(f"{part}: {name}" for part, name in facts["source"].items())
+    adapter = "on for image + instruction" if facts["instruct_adapter"] else "none"
+    return _CARD.format(**facts, sources=sources, adapter=adapter)

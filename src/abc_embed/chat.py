@@ -1,0 +1,145 @@
+"""Messages -> token ids: the checkpoint's chat template and its tokenizer.
+
+Does: render an item as the prompt the weights were trained on, and encode it. Does not: know
+pictures (a picture is one placeholder here; processor.py repeats it) or fetch a tokenizer.
+Why the tokenizer is read from ``tokenizer.json`` alone: that file says all, needs no network and no
+class per model family, so a release of transformers cannot change the ids.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+from transformers import PreTrainedTokenizerFast
+
+from abc_embed.errors import CheckpointError
+from abc_embed.inputs import Item
+from abc_embed.prompts import messages
+
+IMAGE_TOKEN: Final = "<|image_pad|>"
+"""What a chat template writes for one picture."""
+
+
+class Chat:
+    """Items -> token ids for one checkpoint.
+
+    Raises:
+        CheckpointError: tokenizer and template do not make one placeholder per picture.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        template: str,
+        image_token_id: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        # An item is embedded whole or refused: no setting of the tokenizer may cut or pad it.
+        self._encoder = tokenizer.backend_tokenizer
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        if image_token_id is None:
+            image_token_id = self._encoder.token_to_id(IMAGE_TOKEN)
+        if image_token_id is None:
+            raise CheckpointError(
+                f"the tokenizer has no {IMAGE_TOKEN}; use the tokenizer that belongs to the model"
+            )
+        self.image_token_id = int(image_token_id)
+        if self.encode(Item(image="x")).count(self.image_token_id) != 1:
+            raise CheckpointError(
+                "the chat template does not make one placeholder for one picture; "
+                "use the template that belongs to the model"
+            )
+
+    def render(self, item: Item) -> str:
+        """The prompt of an item as text, generation prompt included, one placeholder a picture.
+
+        Raises:
+            CheckpointError: the template is damaged.
+        """
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages(item),
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+        except jinja2.TemplateError as error:
+            raise CheckpointError(
+                f"the chat template cannot be rendered ({error}); "
+                "use the template that belongs to the model"
+            ) from None
+
+    def encode(self, item: Item) -> list[int]:
+        """The token ids of an item's prompt, with one placeholder for a picture."""
+        ids: list[int] = self._encoder.encode(self.render(item), add_special_tokens=False).ids
+        return ids
+
+    @property
+    def prompt_hash(self) -> str:
+        """A short hash of the three kinds of prompt as they are rendered."""
+        samples = (Item("text"), Item(image="x"), Item(image="x", instruction="text"))
+        rendered = "\0".join(map(self.render, samples))
+        return hashlib.sha256(rendered.encode()).hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and the template into an existing folder."""
+        self.tokenizer.save_pretrained(str(folder))
+        (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+
+
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder, from its ``tokenizer.json`` alone, without the network.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; get the model's files again")
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    except Exception as error:  # noqa: BLE001  (the reader, in Rust, raises nothing narrower)
+        raise CheckpointError(f"{path} is damaged ({error}); get the file again") from None
+
+
+def read_chat_template(folder: str | Path) -> str:
+    """The chat template of a folder, from whichever of three files holds it.
+
+    Raises:
+        CheckpointError: none of them does.
+    """
+    folder = Path(folder)
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = read_json(folder / name, required=False).get("chat_template")
+        if isinstance(template, str):
+            return template
+    raise CheckpointError(f"there is no chat template in {folder}; get the model's files again")
+
+
+def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+    """A JSON object from a file; empty if the file is absent and not ``required``.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise CheckpointError(f"there is no file {path}; get the model's files again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no JSON, or no text at all
+        raise CheckpointError(f"{path} is damaged ({error}); get the file again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; get the file again")
+    return content

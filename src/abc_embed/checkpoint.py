@@ -1,0 +1,289 @@
+"""Model folders: published parts, plain bases and our own; strict loading, safe saving.
+
+Does: turn a name or folders into (`AbcModel`, `Processor`), and the two back into a folder.
+Does not: resolve or fetch names (hub.py), read tensors (weights.py), word the card (card.py).
+Why strict: a LoRA file whose keys match nothing gives a model that runs and is wrong. Every tensor
+of every file must find its place, and every place its tensor, or an error names the key.
+
+A folder of ours:
+    config.json, model.safetensors   the backbone, as transformers reads it; stage 1 merged
+    head.safetensors                 head and temperature
+    instruct_adapter/                stage 2 in PEFT's format, if there is one
+    abc.json                         what `describe` says
+    preprocessor_config.json, chat_template.jinja, tokenizer files    written by `Processor.save`
+    README.md                        model card
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abc_embed import hub
+from abc_embed.adapters import (
+    PRETRAIN_ADAPTER,
+    adapter_parameters,
+    load_adapter,
+    merge_stage1,
+    save_adapter,
+)
+from abc_embed.backbone import parse_config
+from abc_embed.card import model_card
+from abc_embed.errors import CheckpointError, OutputError
+from abc_embed.head import HIDDEN_WIDTH
+from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
+from abc_embed.pixels import ImageBudget
+from abc_embed.processor import Positions, Processor
+from abc_embed.weights import (
+    HEAD_KEYS,
+    PEFT_PREFIX,
+    fill_slots,
+    load_backbone,
+    open_weights,
+    read_json,
+    write_json,
+    write_tensors,
+)
+
+FORMAT = 1
+"""Version of our folder's layout."""
+
+Loaded = tuple[AbcModel, Processor]
+Device = torch.device | str
+
+
+def load(
+    name: str,
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+) -> Loaded:
+    """A model by name: "bundled", a folder that we saved, or a published name.
+
+    The model comes frozen and in evaluation mode. `dtype` is the backbone's; the files may hold
+    another, and head and adapters are float32 in any case.
+
+    Raises: UnknownModelError, OfflineError, or CheckpointError naming what is wrong in the files.
+    """
+    found = hub.resolve(name)
+    if isinstance(found, Path):
+        return load_folder(found, device=device, dtype=dtype, attn=attn)
+    return load_published(
+        found.base, found.pretrain, found.instruct, device=device, dtype=dtype, attn=attn
+    )
+
+
+def load_published(
+    base: str,
+    pretrain: str,
+    instruct: str | None = None,
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+) -> Loaded:
+    """A base and adapters in the published layout; stage 1 is merged, stage 2 stays an adapter.
+
+    Each part is a folder or a hub name (see hub.py). Positions are sequential, as these weights
+    were trained (paper, trap 1), and the pixel budget is the published one, whatever the base says.
+
+    Raises: as `load`.
+    """
+    parts = {"pretrain": pretrain} | ({"instruct": instruct} if instruct is not None else {})
+    located = {stage: hub.locate(part, hub.ADAPTER_FILES) for stage, part in parts.items()}
+    published = ImageBudget()
+    model, processor = load_base(
+        base,
+        positions="sequential",
+        pixels=(published.min_pixels, published.max_pixels),
+        device=device,
+        dtype=dtype,
+        attn=attn,
+        head_width=_head_width(located["pretrain"][0]),
+    )
+    for stage, (folder, source) in located.items():
+        load_adapter(model, stage, folder)
+        model.source[stage] = source
+        if stage == PRETRAIN_ADAPTER:
+            merge_stage1(model)
+    return _frozen(model), processor
+
+
+def load_base(
+    base: str,
+    *,
+    positions: Positions | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
+    head_width: int = HIDDEN_WIDTH,
+    device: Device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+) -> Loaded:
+    """A plain base (any Qwen2-VL) with a fresh head: where training starts, no embedder yet.
+
+    `base` is a folder or a hub name; its output layer is left out. `pixels` is the (smallest,
+    largest) picture in pixels; None takes the base's own.
+
+    Raises: as `load`.
+    """
+    folder, source = hub.locate(base, hub.BASE_FILES)
+    config = parse_config(read_json(folder / "config.json"))
+    backbone = load_backbone(open_weights(folder), config, dtype=dtype, device=device, attn=attn)
+    model = AbcModel(backbone, head_width=head_width).to(device)
+    model.source["base"] = source
+    processor = Processor.from_folder(
+        folder, positions=positions, min_pixels=pixels[0], max_pixels=pixels[1]
+    )
+    return _frozen(model), processor
+
+
+def load_folder(
+    folder: Path,
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+) -> Loaded:
+    """A folder that `save` wrote.
+
+    Raises: CheckpointError naming what is missing, damaged or does not fit.
+    """
+    if not (folder / "abc.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no model of ours (no abc.json); a plain base with adapters is loaded"
+            " with Embedder.from_adapters"
+        )
+    facts = _read_facts(folder / "abc.json")
+    config = parse_config(read_json(folder / "config.json"))
+    backbone = load_backbone(open_weights(folder), config, dtype=dtype, device=device, attn=attn)
+    model = AbcModel(backbone, head_width=facts["head_width"])
+    head = open_weights(folder, "head")
+    fill_slots({name: (name, model.get_parameter(name)) for _, name in HEAD_KEYS}, head)
+    model.to(device)
+    if facts["instruct_adapter"]:
+        load_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter")
+    model.source = facts["source"]
+    return _frozen(model), Processor.from_folder(folder)
+
+
+def describe(model: AbcModel, processor: Processor) -> dict[str, Any]:
+    """What decides a vector, as JSON values: the content of abc.json, and more for reading."""
+    return {
+        "format": FORMAT,
+        "source": dict(model.source),
+        "model_type": model.backbone.vlm.config.model_type,
+        "dim": model.dim,
+        "head_width": model.head.linear1.out_features,
+        "pooling": "mean",
+        "temperature": model.temperature.value,
+        "instruct_adapter": model.has_instruct_adapter,
+        "prompt_hash": processor.prompt_hash,
+        **processor.settings(),
+    }
+
+
+def save(
+    model: AbcModel,
+    processor: Processor,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a self-contained folder; `load` of it gives the same vectors, bit for bit.
+
+    `dtype` converts the weights (float16 halves the files, and the vectors then differ); None keeps
+    each as it is. All is written aside and renamed at the end, so a broken-off save leaves nothing
+    that looks finished. A model of ours in `folder` is replaced; other files are not touched.
+
+    Raises: OutputError if the folder cannot be written, or holds something else; CheckpointError if
+    a stage-1 adapter is not merged yet.
+    """
+    folder = Path(folder)
+    if any(True for _ in adapter_parameters(model, PRETRAIN_ADAPTER)):
+        raise CheckpointError("the stage-1 adapter is not merged; call merge_stage1 before saving")
+    if folder.exists() and not _replaceable(folder):
+        raise OutputError(f"{folder} exists and is no model of ours; choose another folder")
+    aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+        aside.mkdir(parents=True)
+        _write(model, processor, aside, dtype)
+        _swap_in(aside, folder)
+    except OSError as problem:
+        raise OutputError(f"the model cannot be saved to {folder}: {problem}") from problem
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap_in(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what was there is deleted after, or put back if that fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / "abc.json").is_file() or not any(folder.iterdir()))
+
+
+def _write(model: AbcModel, processor: Processor, folder: Path, dtype: torch.dtype | None) -> None:
+    vlm = model.backbone.vlm
+    config = vlm.config.to_dict() | {"architectures": [type(vlm).__name__]}
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+    # PEFT renames the layers it wraps (`q_proj.base_layer.weight`) and adds its own.
+    tensors = {
+        key.replace(".base_layer.", "."): tensor
+        for key, tensor in vlm.state_dict().items()
+        if ".lora_" not in key
+    }
+    write_tensors(folder / "model.safetensors", tensors, dtype)
+    head = {ours: model.state_dict()[ours] for _, ours in HEAD_KEYS}
+    write_tensors(folder / "head.safetensors", head, dtype)
+    if model.has_instruct_adapter:
+        save_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter", dtype)
+    processor.save(folder)
+    facts = describe(model, processor)
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    write_json(folder / "abc.json", facts)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    facts = read_json(path)
+    if facts.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {facts.get('format')!r} and this version reads {FORMAT};"
+            " use the version of abc-embed that wrote it, or a newer one"
+        )
+    kinds = {"source": dict, "head_width": int, "instruct_adapter": bool, "pooling": str}
+    for key, kind in kinds.items():
+        if not isinstance(facts.get(key), kind):
+            raise CheckpointError(f"{path}: {key!r} is missing or no {kind.__name__}")
+    if facts["pooling"] != "mean":
+        raise CheckpointError(f"{path}: pooling {facts['pooling']!r} is not known; it is 'mean'")
+    return facts
+
+
+def _head_width(pretrain: Path) -> int:
+    """Width inside the head that comes with a published stage-1 adapter."""
+    weights = open_weights(pretrain, "adapter_model")
+    key = PEFT_PREFIX + HEAD_KEYS[0][0]
+    if key not in weights.names:
+        raise CheckpointError(f"{weights.label}: the tensor {key!r} is missing")
+    return weights.shape(key)[0]
+
+
+def _frozen(model: AbcModel) -> AbcModel:
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,345 @@
+"""START HERE. Texts, images and images with an instruction -> vectors of one space.
+
+Does: the public face. Load a model (checkpoint.py), embed one item, a list, or an endless stream
+(bulk.py), compare vectors, save. Does not: anything else; each step of the way has its own file:
+inputs -> prompts -> chat, pixels -> processor -> backbone -> pooling -> head -> model -> here.
+
+Shapes: `D` width of an embedding, `N` and `M` numbers of items.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from abc_embed import checkpoint, runtime
+from abc_embed.batching import grouped
+from abc_embed.bulk import Bulk, OnError, Skipped, Vector, image_source
+from abc_embed.errors import UsageError
+from abc_embed.inputs import Item, as_item
+from abc_embed.model import AbcModel
+from abc_embed.processor import Processor
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["Embedder", "Skipped"]
+
+T = TypeVar("T")
+
+
+class Embedder:
+    """A loaded model that turns items into unit vectors.
+
+    >>> from abc_embed import Embedder, Item
+    >>> model = Embedder.from_pretrained(folder, device="cpu")
+    >>> names = model.embed(["a dog", "a cat"])
+    >>> left = model.embed(Item(image=photo, instruction="what is the animal on the left?"))
+    >>> left.shape == (model.dim,), names.shape == (2, model.dim), names.dtype.name
+    (True, True, 'float32')
+    >>> model.similarity(left, names).shape
+    (2,)
+    >>> sum(1 for vector in model.stream(f"photo {n}" for n in range(100)))
+    100
+
+    Make one with `from_pretrained` or `from_adapters`; the constructor takes parts that are already
+    loaded. Calls from several threads are safe, and take turns on the model. The largest picture
+    that is unpacked is ``processor.decode_limit``, in pixels, and may be set.
+    """
+
+    def __init__(self, model: AbcModel, processor: Processor) -> None:
+        self.model = model
+        self.processor = processor
+        self._lock = threading.Lock()
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: "str | PathLike[str]",
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        attn: str = "sdpa",
+    ) -> Self:
+        """Load a model by name: ``"bundled"``, a folder that `save` wrote, or a published name.
+
+        ``device`` is auto, cpu, cuda, cuda:N or mps; ``dtype`` auto (float32 on a CPU, bfloat16
+        elsewhere), float32, bfloat16 or float16; ``attn`` sdpa or eager.
+
+        Raises:
+            UnknownModelError: no such name.
+            OfflineError: the files must be fetched and there is no network.
+            CheckpointError: the files are damaged or do not fit.
+            DeviceError: this machine has no such device or number format.
+        """
+        where = runtime.resolve_device(device)
+        what = runtime.resolve_dtype(dtype, where)
+        return cls(*checkpoint.load(str(name), device=where, dtype=what, attn=attn))
+
+    @classmethod
+    def from_adapters(
+        cls,
+        base: "str | PathLike[str]",
+        pretrain: "str | PathLike[str]",
+        instruct: "str | PathLike[str] | None" = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        attn: str = "sdpa",
+    ) -> Self:
+        """Load a base with adapters in the published layout: folders, or names on the hub.
+
+        ``pretrain`` (stage 1) is merged into the base; ``instruct`` (stage 2) stays an adapter that
+        is on for an image with an instruction (paper, section 2).
+
+        Raises:
+            CheckpointError, DeviceError: as `from_pretrained`.
+        """
+        where = runtime.resolve_device(device)
+        what = runtime.resolve_dtype(dtype, where)
+        parts = (str(base), str(pretrain), None if instruct is None else str(instruct))
+        return cls(*checkpoint.load_published(*parts, device=where, dtype=what, attn=attn))
+
+    # -- embedding -------------------------------------------------------------------------------
+
+    @overload
+    def embed(
+        self,
+        items: str | Item | Iterable[str | Item],
+        *,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+    ) -> Vector: ...
+
+    @overload
+    def embed(
+        self,
+        items: Iterable[str | Item],
+        *,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+        on_error: Literal["skip"],
+    ) -> tuple[Vector, list[Skipped]]: ...
+
+    def embed(
+        self,
+        items: str | Item | Iterable[str | Item],
+        *,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+        on_error: OnError = "raise",
+    ) -> Vector | tuple[Vector, list[Skipped]]:
+        """One item -> ``(D,)``; a list of ``N``, of any kinds, -> ``(N, D)`` in the same order.
+
+        Vectors are float32 and of unit length, and none depends on its company in the call. A
+        picture that several items show is opened and encoded once.
+
+        Args:
+            items: a text, an `Item`, or many of them.
+            max_pixels: the largest area at which a picture is seen, in pixels; more shows more
+                detail and costs more (28 x 28 pixels are one token). None: as the model says.
+            batch_size: the most items that go through the model together.
+            progress: draw a bar on stderr.
+            on_error: with "skip" a bad item costs only itself: the result is a pair, the vectors of
+                the good items and the list of those skipped, by index.
+
+        Raises:
+            InputError: an item cannot be embedded, and ``on_error`` is "raise".
+            UsageError: an argument is out of range.
+            OutOfMemoryError, NotFiniteError: the model could not compute a batch.
+        """
+        bulk = self._bulk(max_pixels, batch_size, on_error)
+        if isinstance(items, str | Item) or _is_one_value(items):
+            if on_error == "skip":
+                raise UsageError("on_error='skip' is for lists; a single item is embedded or fails")
+            return bulk.one(as_item(items))
+        values: list[object] = list(items)
+        vectors = np.zeros((len(values), self.dim), dtype=np.float32)
+        skipped: list[Skipped] = []
+        order = grouped([image_source(value) for value in values])
+        results = bulk.run((index, values[index]) for index in order)
+        with closing(results):
+            for index, result in _with_bar(results, len(values), progress):
+                if isinstance(result, Skipped):
+                    skipped.append(result)
+                else:
+                    vectors[index] = result
+        if on_error == "raise":
+            return vectors
+        skipped.sort(key=lambda bad: bad.index)
+        return np.delete(vectors, [bad.index for bad in skipped], axis=0), skipped
+
+    @overload
+    def stream(
+        self,
+        items: Iterable[str | Item],
+        *,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+    ) -> Iterator[Vector]: ...
+
+    @overload
+    def stream(
+        self,
+        items: Iterable[str | Item],
+        *,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+        on_error: Literal["skip"],
+    ) -> Iterator[Vector | Skipped]: ...
+
+    def stream(
+        self,
+        items: Iterable[str | Item],
+        *,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+        on_error: OnError = "raise",
+    ) -> Iterator[Vector] | Iterator[Vector | Skipped]:
+        """Any iterable of any length -> its vectors ``(D,)`` one by one, in order.
+
+        Memory stays flat: up to 16 batches of items are read ahead, since pictures are prepared
+        while the model computes. An item must not change after it was handed over. A picture that
+        comes again within that distance is encoded once.
+
+        The arguments are those of `embed`. With ``on_error="skip"`` a `Skipped` stands in the place
+        of a vector, so that the stream still runs level with its items.
+
+        Raises:
+            InputError: an item cannot be embedded and ``on_error`` is "raise"; the vectors of all
+                items before it have been handed out.
+            UsageError: an argument is out of range.
+        """
+        if isinstance(items, str | Item) or _is_one_value(items):
+            raise UsageError("stream takes an iterable of items; for a single one use embed")
+        bulk = self._bulk(max_pixels, batch_size, on_error)
+        total = len(items) if isinstance(items, Sized) else None
+        results = bulk.run(enumerate(items))
+        return (result for _, result in _with_bar(results, total, progress))
+
+    def _bulk(self, max_pixels: int | None, batch_size: int, on_error: OnError) -> Bulk:
+        return Bulk(
+            self.model,
+            self.processor,
+            max_pixels=max_pixels,
+            batch_size=batch_size,
+            on_error=on_error,
+            lock=self._lock,
+        )
+
+    @staticmethod
+    def similarity(a: ArrayLike, b: ArrayLike) -> NDArray[np.float32]:
+        """Cosine of every vector of ``a`` with every vector of ``b``, as float32.
+
+        ``(D,)`` and ``(M, D)`` give ``(M,)``; ``(N, D)`` and ``(M, D)`` give ``(N, M)``; two single
+        vectors give a scalar array of shape ``()``.
+
+        >>> Embedder.similarity([1.0, 0.0], [[2.0, 0.0], [0.0, 1.0]])
+        array([1., 0.], dtype=float32)
+
+        Raises:
+            UsageError: widths differ, a vector is zero or not finite, or there are too many axes.
+        """
+        first, second = _unit(a, "first"), _unit(b, "second")
+        if first.shape[-1] != second.shape[-1]:
+            raise UsageError(
+                f"the vectors have different widths, {first.shape[-1]} and {second.shape[-1]}; "
+                "compare vectors of one model"
+            )
+        return np.asarray(first @ second.T, dtype=np.float32)
+
+    # -- what it is ------------------------------------------------------------------------------
+
+    @property
+    def dim(self) -> int:
+        """`D`, the length of an embedding."""
+        return self.model.dim
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides a vector, as JSON values: source, positions, pixel budget, pooling, ..."""
+        return checkpoint.describe(self.model, self.processor)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all weights and settings as they are loaded; a key for caches and records.
+
+        The same after `save` and `from_pretrained`; another in another number format, whose vectors
+        differ too. It does not cover ``max_pixels`` of a call. Computed once, at first use.
+        """
+        if self._fingerprint is None:
+            # Where the weights came from is no part of what they are.
+            config = {key: value for key, value in self.config.items() if key != "source"}
+            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(data.numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def save(self, folder: "str | PathLike[str]") -> None:
+        """Write a self-contained folder; loading it gives the same vectors, bit for bit.
+
+        Raises:
+            OutputError: the folder cannot be written, or holds something else.
+        """
+        checkpoint.save(self.model, self.processor, Path(folder))
+
+
+def _is_one_value(items: object) -> bool:
+    """Whether this is one thing, of whatever type, where many were meant."""
+    return isinstance(items, bytes | np.ndarray) or not isinstance(items, Iterable)
+
+
+def _unit(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
+    array = np.asarray(vectors, dtype=np.float64)
+    if array.ndim not in (1, 2):
+        raise UsageError(f"the {which} vectors have {array.ndim} axes; give (D,) or (N, D)")
+    norms = np.linalg.norm(array, axis=-1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise UsageError(f"one of the {which} vectors is zero or not finite, so it has no cosine")
+    unit: NDArray[np.float64] = array / norms
+    return unit
+
+
+def _with_bar(
+    results: Iterator[tuple[int, T]], total: int | None, progress: bool
+) -> Iterator[tuple[int, T]]:
+    """The results as they are; with ``progress`` a bar on stderr counts them."""
+    if not progress:
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(TextColumn("embedding"), *columns, console=console) as bar:
+        task = bar.add_task("embedding", total=total)
+        for result in results:
+            bar.advance(task)
+            yield result

@@ -1,0 +1,160 @@
+"""Names of models -> folders on this machine.
+
+Does: know the two published models, find local folders, fetch named repositories of the Hugging
+Face hub and say which commit they came from.
+Does not: open what is in the folders (checkpoint.py), nor fetch anything that was not named.
+
+Pinning, plainly: the commit hashes of the published repositories were not known where this was
+written, and none is made up here. `name@revision` pins by hand. Without it the default branch is
+resolved to a commit hash on the first fetch; from then on the copy in the local cache is used, so
+the weights do not move under you; the hash is logged, and recorded in the configuration of every
+model that is saved. Delete the cached copy, or name a revision, to get another.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from abc_embed.errors import CheckpointError, OfflineError, UnknownModelError
+
+BUNDLED = "bundled"
+"""Name of the small model inside the package."""
+
+BASE_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# The HTTP client under huggingface_hub changes with its releases: take the root of the client's own
+# errors (a proxy that refuses, say) from the class that inherits it.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A model as published: a base, its stage-1 adapter and, maybe, its stage-2 adapter.
+
+    Each is a local folder, or `owner/name` or `owner/name@revision` on the Hugging Face hub.
+    """
+
+    base: str
+    pretrain: str
+    instruct: str | None = None
+
+
+PUBLISHED = {
+    "TIGER-Lab/ABC-Qwen2VL-Instruct": Recipe(
+        base="Qwen/Qwen2-VL-7B-Instruct",
+        pretrain="TIGER-Lab/ABC-Qwen2VL-Pretrain",
+        instruct="TIGER-Lab/ABC-Qwen2VL-Instruct",
+    ),
+    "TIGER-Lab/ABC-Qwen2VL-Pretrain": Recipe(
+        base="Qwen/Qwen2-VL-7B-Instruct",
+        pretrain="TIGER-Lab/ABC-Qwen2VL-Pretrain",
+    ),
+}
+"""The published models by name (paper section 2)."""
+
+
+def resolve(name: str) -> Path | Recipe:
+    """A model's name -> its folder, or the parts it is made of. Touches no network.
+
+    `name` is "bundled", a local folder, or a published name with or without `@revision`; the
+    revision is that of the named repository.
+
+    Raises: UnknownModelError, which lists what would be known.
+    """
+    if name == BUNDLED:
+        return bundled_folder()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    plain, _, revision = name.partition("@")
+    if plain not in PUBLISHED:
+        known = ", ".join([BUNDLED, *PUBLISHED])
+        raise UnknownModelError(
+            f"the model {name!r} is neither a folder nor a known name; known names are: {known}"
+        )
+    recipe = PUBLISHED[plain]
+    if not revision:
+        return recipe
+    if recipe.instruct == plain:
+        return Recipe(base=recipe.base, pretrain=recipe.pretrain, instruct=name)
+    return Recipe(base=recipe.base, pretrain=name)
+
+
+def bundled_folder() -> Path:
+    """The folder of the model inside the package.
+
+    Raises: CheckpointError if this installation came without it.
+    """
+    folder = Path(__file__).parent / "bundled" / "model"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"the bundled model is missing from this installation ({folder}); install the package"
+            " again, or make it with: abc-embed train bundled"
+        )
+    return folder
+
+
+def locate(name: str, files: tuple[str, ...]) -> tuple[Path, str]:
+    """A folder, or a hub name -> (folder on this machine, what to record as its source).
+
+    The source of a fetched repository is `owner/name@commit`; that of a local folder is its name.
+    `files` are the patterns to fetch.
+
+    Raises: UnknownModelError if there is no such folder or repository, OfflineError if it would
+    have to be fetched and cannot.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, folder.resolve().name
+    if not _HUB_NAME.fullmatch(name):
+        raise UnknownModelError(
+            f"there is no folder {name!r}; give a folder, or owner/name[@revision] on the hub"
+        )
+    repository, _, revision = name.partition("@")
+    fetched = _fetch(repository, revision or None, files)
+    # The hub's cache calls a snapshot's folder by its commit hash.
+    logger.info("%s is used at commit %s", repository, fetched.name)
+    return fetched, f"{repository}@{fetched.name}"
+
+
+def _fetch(repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    patterns = list(files)
+    try:
+        try:
+            cached = snapshot_download(
+                repository, revision=revision, allow_patterns=patterns, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            cached = snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    except GatedRepoError as problem:
+        raise CheckpointError(
+            f"the hub repository {repository} asks for its licence to be accepted; do so on its"
+            " page, then run: hf auth login"
+        ) from problem
+    except (RepositoryNotFoundError, HFValidationError) as problem:
+        raise UnknownModelError(
+            f"{repository!r} is neither a folder here nor a repository of the Hugging Face hub"
+        ) from problem
+    except RevisionNotFoundError as problem:
+        raise UnknownModelError(f"{repository} has no revision {revision!r}") from problem
+    except (LocalEntryNotFoundError, OSError, _HTTP_ERROR) as problem:
+        raise OfflineError(
+            f"{repository!r} is no folder on this machine and the Hugging Face hub cannot be"
+            " reached to fetch it; connect this machine, or give local folders"
+        ) from problem
+    return Path(cached)

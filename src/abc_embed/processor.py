@@ -1,0 +1,328 @@
+"""Item -> tensors: token ids, positions and patches, of one item or of a batch.
+
+Does: an `Item` to `Features`, and a list of those to a right-padded `Batch`. Does not: know
+weights, devices or batch sizes. Why not transformers' Qwen2-VL processor: its default needs
+torchvision and it ties pixels to text, while here a picture is prepared (and later encoded) once,
+however many instructions are asked of it. Tokens and pixels are the same, which the tests check.
+
+Shapes: `B` items, `T` tokens, `P` patches, `C` values of a patch, `V` visual tokens of a picture
+(`P` / 4), `U` unique pictures of a batch.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from abc_embed.chat import IMAGE_TOKEN, Chat, read_chat_template, read_json, read_tokenizer
+from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
+from abc_embed.inputs import DECODE_LIMIT, ImageInput, Item, Kind, describe_image, open_image
+from abc_embed.pixels import ImageBudget, Patches, to_patches
+
+__all__ = ["Batch", "Features", "ImageBudget", "Patches", "Positions", "Processor"]
+
+Positions = Literal["sequential", "mrope"]
+"""How positions count. ``sequential``: 0 .. T-1, pictures included; the published weights were
+trained so (paper, trap 1). ``mrope``: Qwen2-VL's rows and columns inside a picture."""
+
+_SETTINGS_FILE: Final = "preprocessor_config.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """One item as tensors, without a batch axis."""
+
+    kind: Kind
+    input_ids: Tensor
+    """`(T,)` int64; the placeholder of a picture stands `V` times."""
+    pixel_values: Tensor | None
+    """`(P, C)` float32, or None for a text."""
+    grid_thw: tuple[int, int, int] | None
+    """Frames, rows and columns of patches."""
+    image_key: str | None
+    """Equal exactly when the resized pixels are equal."""
+
+    @property
+    def tokens(self) -> int:
+        """`T`, the cost of this item."""
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Several items as tensors: what a model eats."""
+
+    input_ids: Tensor
+    """`(B, T)` int64, padded on the right."""
+    attention_mask: Tensor
+    """`(B, T)` bool, True for a real token."""
+    position_ids: Tensor
+    """`(3, B, T)` int64: frame, row, column; three times the same if sequential; 0 where padded."""
+    instructed: Tensor
+    """`(B,)` bool: rows for which the stage-2 adapter is on."""
+    pixel_values: Tensor | None
+    """`(sum P, C)` of the `U` unique pictures."""
+    image_grid_thw: Tensor | None
+    """`(U, 3)` int64."""
+    image_index: Tensor
+    """`(B,)` int64: which unique picture a row shows, -1 for a text."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
+        """This batch on a device; ``dtype`` is for the pixel values alone."""
+
+        def move(tensor: Tensor | None, to_dtype: torch.dtype | None = None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device=device, dtype=to_dtype)
+
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            position_ids=self.position_ids.to(device),
+            instructed=self.instructed.to(device),
+            pixel_values=move(self.pixel_values, dtype),
+            image_grid_thw=move(self.image_grid_thw),
+            image_index=self.image_index.to(device),
+        )
+
+
+class Processor:
+    """Items -> tensors for one checkpoint.
+
+    ``chat_template`` is the checkpoint's own; ``max_tokens`` the most tokens the model reads;
+    ``decode_limit`` the largest picture that is unpacked, in pixels.
+
+    Raises:
+        ConfigError: unknown ``positions`` or a limit below 1.
+        CheckpointError: template and tokenizer do not make one placeholder per picture.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_template: str,
+        image: ImageBudget,
+        positions: Positions = "sequential",
+        image_token_id: int | None = None,
+        max_tokens: int = 32_768,
+        *,
+        decode_limit: int = DECODE_LIMIT,
+    ) -> None:
+        if positions not in get_args(Positions):
+            raise ConfigError(f"positions is {positions!r}; use 'sequential' or 'mrope'")
+        if max_tokens < 1 or decode_limit < 1:
+            raise ConfigError("max_tokens and decode_limit must be at least 1")
+        self.chat = Chat(tokenizer, chat_template, image_token_id)
+        self.image = image
+        self.positions: Positions = positions
+        self.max_tokens = max_tokens
+        self.decode_limit = decode_limit
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that stands for one visual token."""
+        return self.chat.image_token_id
+
+    @property
+    def prompt_hash(self) -> str:
+        """A short hash of the three kinds of prompt as they are rendered."""
+        return self.chat.prompt_hash
+
+    # -- one item --------------------------------------------------------------------------------
+
+    def features(
+        self, item: Item, *, max_pixels: int | None = None, patches: Patches | None = None
+    ) -> Features:
+        """One item -> tensors.
+
+        ``max_pixels`` is the resolution dial (see `ImageBudget.limited`). ``patches`` saves opening
+        the picture again: what `patches` returned for it, at the same ``max_pixels``.
+
+        Raises:
+            ImageError: the picture cannot be used.
+            TextTooLongError: more tokens than ``max_tokens``.
+            TextError: the text holds the placeholder of a picture.
+        """
+        ids = self.chat.encode(item)
+        is_text = item.image is None
+        if ids.count(self.image_token_id) != (0 if is_text else 1):
+            raise TextError(
+                f"the words hold {IMAGE_TOKEN}, which stands for a picture; take it out"
+            )
+        self._check_length(len(ids), 0)  # before a picture is opened for nothing
+        if item.image is None:
+            return Features(item.kind, torch.tensor(ids), None, None, None)
+        if patches is None:
+            patches = self.patches(item.image, max_pixels=max_pixels)
+        visual = len(patches.values) // self.image.merge_size**2
+        self._check_length(len(ids) - 1 + visual, visual)
+        at = ids.index(self.image_token_id)
+        ids = ids[:at] + [self.image_token_id] * visual + ids[at + 1 :]
+        return Features(
+            kind=item.kind,
+            input_ids=torch.tensor(ids),
+            pixel_values=torch.from_numpy(patches.values),
+            grid_thw=patches.grid_thw,
+            image_key=patches.key,
+        )
+
+    def patches(self, image: ImageInput, *, max_pixels: int | None = None) -> Patches:
+        """Open, resize and cut one picture.
+
+        Raises:
+            ImageError: the picture cannot be used.
+        """
+        budget = self.image.limited(max_pixels)
+        picture = open_image(image, decode_limit=self.decode_limit)
+        try:
+            return to_patches(picture, budget)
+        except AspectError as error:
+            raise AspectError(f"{describe_image(image)}: {error}") from None
+
+    def _check_length(self, tokens: int, visual: int) -> None:
+        if tokens <= self.max_tokens:
+            return
+        of_which = f" ({visual:,} of them for the picture)" if visual else ""
+        mend = "shorten it" if not visual else "shorten the words or lower max_pixels"
+        raise TextTooLongError(
+            f"the item has {tokens:,} tokens{of_which} and the model reads at most "
+            f"{self.max_tokens:,}; {mend}"
+        )
+
+    # -- a batch ---------------------------------------------------------------------------------
+
+    def collate(self, features: Sequence[Features], *, pixels: bool = True) -> Batch:
+        """`B` items -> one batch, padded on the right; each unique picture is in it once.
+
+        Unique pictures keep the order in which `features` first shows them. With `pixels` False
+        their values are left out, for a caller that has the visual tokens already.
+        """
+        size = (len(features), max((f.tokens for f in features), default=0))
+        input_ids = torch.zeros(size, dtype=torch.int64)
+        mask = torch.zeros(size, dtype=torch.bool)
+        positions = torch.zeros((3, *size), dtype=torch.int64)
+        unique: dict[str, Features] = {}  # by key, in order
+        place: dict[str, int] = {}
+        index: list[int] = []
+        for row, item in enumerate(features):
+            input_ids[row, : item.tokens] = item.input_ids
+            mask[row, : item.tokens] = True
+            positions[:, row, : item.tokens] = self.position_ids(item.input_ids, item.grid_thw)
+            if item.image_key is None:
+                index.append(-1)
+                continue
+            unique.setdefault(item.image_key, item)
+            index.append(place.setdefault(item.image_key, len(place)))
+        values = [f.pixel_values for f in unique.values() if f.pixel_values is not None]
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            instructed=torch.tensor([f.kind is Kind.INSTRUCTED for f in features]),
+            pixel_values=torch.cat(values) if values and pixels else None,
+            image_grid_thw=torch.tensor([f.grid_thw for f in unique.values()]) if unique else None,
+            image_index=torch.tensor(index, dtype=torch.int64),
+        )
+
+    def position_ids(self, input_ids: Tensor, grid_thw: tuple[int, int, int] | None) -> Tensor:
+        """`(T,)` ids -> `(3, T)` positions: frame, row and column of each token."""
+        tokens = input_ids.shape[0]
+        plain = torch.arange(tokens).expand(3, tokens)
+        if self.positions == "sequential" or grid_thw is None:
+            return plain
+        # M-RoPE: a picture spans its rows and columns, and the words after it go on from the
+        # larger of the two, as if the picture were that many tokens long.
+        start = int((input_ids == self.image_token_id).nonzero()[0])
+        rows, columns = (n // self.image.merge_size for n in grid_thw[1:])
+        visual = rows * columns
+        inside = torch.stack(
+            (
+                torch.zeros(visual, dtype=torch.int64),
+                torch.arange(rows).repeat_interleave(columns),
+                torch.arange(columns).repeat(rows),
+            )
+        )
+        after = torch.arange(tokens - start - visual).expand(3, -1) + max(rows, columns)
+        return torch.cat((plain[:, :start], inside + start, after + start), dim=1)
+
+    # -- on disk ---------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but tokenizer and template, as JSON values; `from_folder` reads it back."""
+        image = self.image
+        return {
+            "positions": self.positions,
+            "min_pixels": image.min_pixels,
+            "max_pixels": image.max_pixels,
+            "patch_size": image.patch_size,
+            "merge_size": image.merge_size,
+            "temporal_patch_size": image.temporal_patch_size,
+            "image_mean": list(image.mean),
+            "image_std": list(image.std),
+            "max_aspect": image.max_aspect,
+            "max_tokens": self.max_tokens,
+            "image_token_id": self.image_token_id,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer, chat template and settings into a folder (made if absent)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.chat.save(folder)
+        (folder / _SETTINGS_FILE).write_text(
+            json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        *,
+        positions: Positions | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        decode_limit: int = DECODE_LIMIT,
+    ) -> Self:
+        """Read a folder of ours or of a published Qwen2-VL; nothing is fetched.
+
+        What is not given is taken from the folder's files; positions that they do not name are
+        sequential.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or does not fit the others.
+        """
+        folder = Path(folder)
+        found = read_json(folder / _SETTINGS_FILE)
+        model = read_json(folder / "config.json", required="max_tokens" not in found)
+        text = model.get("text_config") or model
+        size = found.get("size") or {}  # where newer releases of transformers keep the budget
+        try:
+            image = ImageBudget(
+                min_pixels=int(min_pixels or found.get("min_pixels") or size["shortest_edge"]),
+                max_pixels=int(max_pixels or found.get("max_pixels") or size["longest_edge"]),
+                patch_size=int(found["patch_size"]),
+                merge_size=int(found["merge_size"]),
+                temporal_patch_size=int(found["temporal_patch_size"]),
+                mean=tuple(found["image_mean"]),
+                std=tuple(found["image_std"]),
+                max_aspect=float(found.get("max_aspect", ImageBudget().max_aspect)),
+            )
+            max_tokens = int(found.get("max_tokens") or text["max_position_embeddings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the settings in {folder} are incomplete or damaged ({error!r}); "
+                "get the model's files again"
+            ) from None
+        return cls(
+            read_tokenizer(folder),
+            read_chat_template(folder),
+            image,
+            positions or found.get("positions", "sequential"),
+            found.get("image_token_id", model.get("image_token_id")),
+            max_tokens,
+            decode_limit=decode_limit,
+        )

@@ -1,0 +1,147 @@
+"""Device, number format, seed, versions: the one place that asks the machine.
+
+Does not: import torch before it is needed, or change anything but the random generators when
+`seed_everything` is called.
+"""
+
+import os
+import platform
+import random
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from abc_embed.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+PACKAGES = (
+    *("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers"),
+    *("huggingface_hub", "numpy", "pillow"),
+)
+"""The packages whose version can change a vector."""
+
+
+def resolve_device(device: "str | torch.device" = "auto") -> "torch.device":
+    """The device to compute on; ``auto`` is cuda, else mps, else cpu.
+
+    Raises:
+        UsageError: no such name.
+        DeviceError: this machine, or this build of torch, does not have it.
+    """
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = torch.device("meta")
+    if chosen.type == "cuda":
+        _check_cuda(chosen)
+    elif chosen.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("this machine has no mps device; use device='cpu' or 'auto'")
+    elif chosen.type != "cpu":
+        raise UsageError(f"device is {str(device)!r}; use auto, cpu, cuda, cuda:N or mps")
+    return chosen
+
+
+def _check_cuda(chosen: "torch.device") -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        built_with = torch.version.cuda or torch.version.hip
+        why = "no CUDA device is found" if built_with else "this torch is built without CUDA"
+        raise DeviceError(f"{why}; use device='cpu', or install a torch with CUDA on a GPU machine")
+    count = torch.cuda.device_count()
+    if (chosen.index or 0) >= count:
+        raise DeviceError(
+            f"there is no {chosen}; this machine has {count} CUDA device(s), counted from 0"
+        )
+
+
+def resolve_dtype(
+    dtype: "str | torch.dtype" = "auto", device: "str | torch.device" = "cpu"
+) -> "torch.dtype":
+    """The number format of the weights; ``auto`` is float32 on a CPU, bfloat16 where it is fast.
+
+    ``auto`` never means float16: Qwen2-VL was trained in bfloat16 and can overflow in it.
+
+    Raises:
+        UsageError: no such name.
+        DeviceError: the device does not have it.
+    """
+    import torch
+
+    on = resolve_device(device)
+    has_bfloat16 = on.type == "cpu" or (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if on.type == "cuda"
+        else torch.backends.mps.is_macos_or_newer(14, 0)
+    )
+    if dtype == "auto":
+        return torch.bfloat16 if on.type != "cpu" and has_bfloat16 else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UsageError(f"dtype is {name!r}; use auto, {', '.join(DTYPES)}")
+    if name == "bfloat16" and not has_bfloat16:
+        raise DeviceError(f"{on} cannot compute in bfloat16; use dtype='float32' or 'float16'")
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, of Python and of every package that can change a vector."""
+    found = {"abc-embed": _own_version(), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _own_version() -> str:
+    from abc_embed import __version__
+
+    return __version__
+
+
+def hardware() -> dict[str, Any]:
+    """What this machine computes with: processors, memory and devices; sizes in bytes."""
+    import torch
+
+    gpus = [
+        {"name": gpu.name, "memory_bytes": int(gpu.total_memory)}
+        for gpu in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count() or 1,
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": _memory_bytes(),
+        "cuda": gpus,
+        "mps": torch.backends.mps.is_available(),
+    }
+
+
+def _memory_bytes() -> int | None:
+    """The machine's main memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

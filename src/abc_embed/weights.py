@@ -1,0 +1,214 @@
+"""Tensors in safetensors files, and the names under which the world keeps them.
+
+Does: open one file or a sharded set lazily, translate pinned names of every known layout into ours,
+load a backbone strictly, write files.
+Does not: know what a model folder contains (checkpoint.py) or where it comes from (hub.py).
+Why not `from_pretrained` of transformers: it warns about what is missing or left over and goes on,
+and its renaming rules move with its releases. Here every tensor finds its place, or is named.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from abc_embed.backbone import Backbone, build_backbone
+from abc_embed.chat import read_json as read_json
+from abc_embed.errors import CheckpointError
+
+PEFT_PREFIX = "base_model.model."
+"""What PEFT writes in front of every name in an adapter file."""
+
+HEAD_KEYS = (
+    ("mlp_head.linear_layer1.weight", "head.linear1.weight"),
+    ("mlp_head.linear_layer1.bias", "head.linear1.bias"),
+    ("mlp_head.linear_layer2.weight", "head.linear2.weight"),
+    ("mlp_head.linear_layer2.bias", "head.linear2.bias"),
+    ("temperature.temp", "temperature.temp"),
+)
+"""(name in a published stage-1 adapter, name in `AbcModel`)."""
+
+
+class Weights:
+    """The tensors of one or several safetensors files, read one by one when asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._places: dict[str, Any] = {}
+        self.label = ""
+        for path in files:
+            self.label = self.label or str(path)
+            handle = _open(path)
+            for key in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
+                if key in self._places:
+                    raise CheckpointError(f"{path}: the tensor {key!r} is in two files of this set")
+                self._places[key] = handle
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors, as they stand in the files."""
+        return frozenset(self._places)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        return tuple(self._places[key].get_slice(key).get_shape())
+
+    def get(self, key: str) -> Tensor:
+        """One tensor, in the number format of the file."""
+        try:
+            tensor: Tensor = self._places[key].get_tensor(key)
+        except (SafetensorError, OSError, RuntimeError) as problem:
+            raise CheckpointError(f"{self.label}: {key!r} cannot be read: {problem}") from problem
+        return tensor
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"the model file {path} is missing; fetch or copy the folder again")
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({problem}); fetch or copy it again"
+        ) from problem
+
+
+def open_weights(folder: Path, stem: str = "model") -> Weights:
+    """`stem.safetensors` of a folder, or the shards that `stem.safetensors.index.json` lists.
+
+    Raises: CheckpointError if a file is missing or damaged, or the index disagrees with its shards.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return Weights([folder / f"{stem}.safetensors"])
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map; fetch or copy it again")
+    names = sorted({str(name) for name in places.values()})
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{index} names a file outside of its folder")
+    weights = Weights(folder / name for name in names)
+    for key in sorted(weights.names ^ places.keys()):
+        raise CheckpointError(f"{index} and its shards disagree about the tensor {key!r}")
+    return weights
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def our_name(family: type[Backbone], key: str) -> str | None:
+    """Name in a file, in any known layout -> name in `vlm`; None if no layout has it."""
+    for prefix in family.own_prefixes:
+        for known in (prefix, f"model.{prefix}"):
+            if key.startswith(known):
+                return prefix + key.removeprefix(known)
+    for old, new in family.old_layout:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return None
+
+
+def published_name(family: type[Backbone], name: str) -> str:
+    """Name in `vlm` -> name in the old layout; unchanged where the old layout has no rule."""
+    for old, new in family.old_layout:
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+# -- backbone --------------------------------------------------------------------------------------
+
+
+def load_backbone(
+    weights: Weights,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn: str,
+) -> Backbone:
+    """A backbone with exactly these weights, in `dtype` on `device`, whatever the file's format.
+
+    Raises: CheckpointError naming the first tensor that is missing, homeless or misshapen.
+    """
+    with torch.device("meta"):  # No memory and no random numbers for what the file replaces.
+        backbone = build_backbone(config, attn=attn)
+    slots = backbone.vlm.state_dict()
+    keys = _backbone_keys(type(backbone), weights, slots)
+    check_complete({name: (keys[name], slot) for name, slot in slots.items()}, weights)
+    loaded = {name: weights.get(keys[name]).to(device=device, dtype=dtype) for name in slots}
+    backbone.vlm.load_state_dict(loaded, strict=True, assign=True)
+    backbone.restore_buffers()
+    return backbone.to(device)
+
+
+def _backbone_keys(
+    family: type[Backbone], weights: Weights, slots: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Name in `vlm` -> key in the file; where the file has none, the key it should have."""
+    keys = {name: published_name(family, name) for name in slots}
+    found: dict[str, str] = {}
+    for key in sorted(weights.names - family.ignored_weights):
+        name = our_name(family, key)
+        if name is None or name not in slots:
+            raise CheckpointError(f"{weights.label}: the tensor {key!r} has no place in this model")
+        if name in found:
+            raise CheckpointError(
+                f"{weights.label}: {found[name]!r} and {key!r} are the same tensor twice"
+            )
+        found[name] = key
+    return keys | found
+
+
+# -- filling ---------------------------------------------------------------------------------------
+
+Slots = Mapping[str, tuple[str, Tensor]]
+"""Our name -> (key in the file, the tensor of the model that it belongs in)."""
+
+
+def check_complete(slots: Slots, weights: Weights) -> None:
+    """Raise CheckpointError, naming the key, unless the file has every slot in the right shape."""
+    there = weights.names
+    for key, slot in slots.values():
+        if key not in there:
+            raise CheckpointError(f"{weights.label}: the tensor {key!r} is missing")
+        if weights.shape(key) != tuple(slot.shape):
+            raise CheckpointError(
+                f"{weights.label}: {key!r} has shape {weights.shape(key)},"
+                f" the model needs {tuple(slot.shape)}"
+            )
+
+
+@torch.no_grad()
+def fill_slots(slots: Slots, weights: Weights) -> None:
+    """Copy the tensors of a file into the model: all of the one into all of the other.
+
+    Raises: CheckpointError naming a tensor that is missing, misshapen or left over.
+    """
+    check_complete(slots, weights)
+    for key in sorted(weights.names - {key for key, _ in slots.values()}):
+        raise CheckpointError(f"{weights.label}: the tensor {key!r} has no place in this model")
+    for key, slot in slots.values():
+        slot.copy_(weights.get(key))
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Write one safetensors file; `dtype` converts, None keeps each tensor's own."""
+    ready = {
+        key: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        for key, tensor in tensors.items()
+    }
+    save_file(ready, str(path), metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, keys sorted, so that equal content makes equal files."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

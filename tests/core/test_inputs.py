@@ -1,0 +1,334 @@
+"""Every accepted picture becomes the right RGB pixels; every other one a plain error."""
+
+import base64
+import contextlib
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from urllib.parse import quote_from_bytes
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from abc_embed import errors
+from abc_embed.inputs import ImageInput, Item, Kind, as_item, open_image
+
+RED, WHITE = (200, 30, 40), (255, 255, 255)
+
+
+def painted(width: int = 30, height: int = 20) -> Image.Image:
+    """A picture without symmetry: its upper left corner is red, the rest a ramp of blue."""
+    picture = Image.new("RGB", (width, height))
+    picture.putdata([(0, 0, (7 * n) % 256) for n in range(width * height)])
+    ImageDraw.Draw(picture).rectangle((0, 0, width // 3, height // 4), fill=RED)
+    return picture
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def pixels(image: ImageInput, **options: int) -> np.ndarray:
+    opened = open_image(image, **options)
+    assert opened.mode == "RGB"
+    return np.asarray(opened)
+
+
+def test_every_way_to_hand_over_a_picture_gives_its_pixels(tmp_path: Path) -> None:
+    picture = painted()
+    data = encoded(picture)
+    path = tmp_path / "a picture ü.png"
+    path.write_bytes(data)
+    base = base64.b64encode(data).decode()
+    ways: list[ImageInput] = [
+        *(path, str(path), data, picture, np.asarray(picture)),
+        *(f"data:image/png;base64,{base}", f"DATA:;base64,{base[:40]}\n {base[40:]}"),
+        f"data:image/png,{quote_from_bytes(data)}",
+    ]
+    for way in ways:
+        np.testing.assert_array_equal(pixels(way), np.asarray(picture))
+
+
+def transparent_palette() -> Image.Image:
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([0, 0, 0, *RED])
+    picture.putpixel((0, 0), 0)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "options", "first", "last"),
+    [
+        (Image.new("L", (8, 8), 99), "PNG", {}, (99,) * 3, (99,) * 3),
+        (Image.new("1", (8, 8), 1), "PNG", {}, WHITE, WHITE),
+        (Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG", {}, WHITE, WHITE),
+        (Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "WEBP", {"lossless": True}, *2 * [(127,) * 3]),
+        (Image.new("LA", (8, 8), (0, 51)), "PNG", {}, (204,) * 3, (204,) * 3),
+        (transparent_palette(), "PNG", {}, (0, 0, 0), RED),
+        (transparent_palette(), "PNG", {"transparency": 0}, WHITE, RED),
+        (transparent_palette(), "GIF", {"transparency": 0}, WHITE, RED),
+        (Image.new("RGB", (8, 8), RED), "PNG", {"transparency": RED}, WHITE, WHITE),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF", {}, (255, 0, 0), (255, 0, 0)),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", {}, (254, 0, 0), (254, 0, 0)),
+        (Image.new("I;16", (8, 8), 0x8080), "PNG", {}, (128,) * 3, (128,) * 3),
+        (Image.new("I;16B", (8, 8), 0xFFFF), "TIFF", {}, WHITE, WHITE),
+        (Image.new("I", (8, 8), 0x8080), "PPM", {}, (128,) * 3, (128,) * 3),
+        (Image.new("F", (8, 8), 0.5), "TIFF", {}, (128,) * 3, (128,) * 3),
+    ],
+)
+def test_colour_modes(
+    picture: Image.Image,
+    kind: str,
+    options: dict[str, object],
+    first: tuple[int, ...],
+    last: tuple[int, ...],
+) -> None:
+    data = encoded(picture, kind, **options)
+    got = pixels(data)
+    np.testing.assert_allclose(got[0, 0].astype(int), first, atol=1)
+    np.testing.assert_allclose(got[-1, -1].astype(int), last, atol=1)
+
+
+def test_modes_that_no_file_has() -> None:
+    assert tuple(pixels(Image.new("La", (4, 4), (0, 51)))[0, 0]) == (204,) * 3
+    assert tuple(pixels(Image.new("RGBa", (4, 4), (0, 0, 0, 51)))[0, 0]) == (204,) * 3
+    assert tuple(pixels(Image.new("YCbCr", (4, 4), (255, 128, 128)))[0, 0]) == WHITE
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("#ff0000", "#00ff00", "#0000ff")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(data)) as written:
+        assert getattr(written, "n_frames", 1) == 3
+    assert tuple(pixels(data)[4, 4]) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
+    """The stored picture is turned so that undoing the tag gives the upright one back."""
+    turn = Image.Transpose
+    undo = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM}
+    undo |= {5: turn.TRANSPOSE, 6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}
+    upright = painted()
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    got = pixels(encoded(stored, kind, exif=exif, **options.get(kind, {})))
+    np.testing.assert_allclose(got.astype(int), np.asarray(upright).astype(int), atol=6)
+
+
+def test_an_opened_picture_is_rotated_too_and_left_as_it_was() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(io.BytesIO(encoded(painted(), "PNG", exif=exif))) as picture:
+        assert open_image(picture).size == (20, 30)
+        assert picture.size == (30, 20)
+        assert picture.getexif()[274] == 6
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # what Pillow says of it
+def test_damaged_exif_does_not_cost_the_picture() -> None:
+    data = encoded(painted(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    assert pixels(data).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "value"),
+    [
+        (np.full((4, 5), 77, np.uint8), (77,) * 3),
+        (np.full((4, 5, 1), 77, np.uint8), (77,) * 3),
+        (np.full((4, 5, 3), RED, np.uint8), RED),
+        (np.full((4, 5, 4), (*RED, 0), np.uint8), WHITE),
+        (np.full((4, 5), 65535, np.uint16), WHITE),
+        (np.full((4, 5, 3), 257, np.uint16), (1, 1, 1)),
+        (np.full((4, 5), 383, np.dtype(">u2")), (1, 1, 1)),
+        (np.ones((4, 5), bool), WHITE),
+        (np.full((4, 5, 3), 0.2, np.float32), (51,) * 3),
+        (np.full((4, 5, 3), 1.0, np.float16), WHITE),
+        (np.full((4, 10, 3), RED, np.uint8)[:, ::-2], RED),
+    ],
+)
+def test_arrays(array: np.ndarray, value: tuple[int, ...]) -> None:
+    got = pixels(array)
+    assert got.shape == (4, 5, 3)
+    assert tuple(got[2, 2]) == value
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+REFUSED = [
+    ("nowhere/at/all.png", errors.ImageNotFoundError, "there is no file 'nowhere"),
+    ("", errors.ImageNotFoundError, "empty"),
+    ("a\0b.png", errors.ImageNotFoundError, "cannot be opened"),
+    ("x" * 5000, errors.ImageNotFoundError, "cannot be opened"),
+    (Path(__file__).parent, errors.ImageNotFoundError, "is a folder"),
+    (Path(__file__), errors.NotAnImageError, "not an image of a known format"),
+    (b"", errors.NotAnImageError, "is empty"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n", errors.NotAnImageError, "not an image of a known format"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", errors.NotAnImageError, "convert it to PNG"),
+    ("http://example.com/dog.jpg", errors.RemoteImageError, "nothing is fetched"),
+    ("HTTPS://example.com/dog.jpg", errors.RemoteImageError, "nothing is fetched"),
+    ("s3://bucket/dog.jpg", errors.RemoteImageError, "nothing is fetched"),
+    ("data:image/png;base64", errors.NotAnImageError, "no comma"),
+    ("data:image/png;base64,%%%", errors.NotAnImageError, "base64"),
+    ("data:,hello", errors.NotAnImageError, "not an image"),
+    (png_header(60_000, 60_000), errors.ImageTooLargeError, "60000 x 60000 = 3,600,000,000 pixels"),
+    (png_header(100, 100), errors.TruncatedImageError, "damaged or cut short"),
+    (np.zeros((3, 8, 9), np.uint8), errors.NotAnImageError, "shape 3x8x9"),
+    (np.zeros((8,), np.uint8), errors.NotAnImageError, "height x width"),
+    (np.zeros((0, 8, 3), np.uint8), errors.NotAnImageError, "no pixels"),
+    (np.zeros((4, 4), np.int64), errors.NotAnImageError, "holds int64"),
+    (np.full((4, 4), 1.5), errors.NotAnImageError, "outside 0 to 1"),
+    (np.full((4, 4), np.nan), errors.NotAnImageError, "outside 0 to 1"),
+    (Image.new("RGB", (0, 5)), errors.NotAnImageError, "no pixels"),
+    (Image.new("I", (4, 4), 1 << 20), errors.NotAnImageError, "32-bit"),
+    (12, errors.NotAnImageError, "of type int"),
+]
+
+
+@pytest.mark.parametrize(("image", "error", "words"), REFUSED)
+def test_what_cannot_be_opened_is_said_plainly(
+    image: ImageInput, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        open_image(image)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400, message
+
+
+def test_a_colour_mode_that_pillow_cannot_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)  # LAB, before Pillow 12
+    with pytest.raises(errors.NotAnImageError, match="colour mode LAB"):
+        open_image(Image.new("LAB", (4, 4)))
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "locked.png"
+    path.write_bytes(encoded(painted()))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)  # root may read everything
+    with pytest.raises(errors.ImageError, match="may not be read"):
+        open_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(errors.ImageNotFoundError, match="no ordinary file"):
+        open_image(tmp_path / "pipe.png")
+
+
+def test_the_decode_limit_is_in_pixels_and_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = painted(30, 20)
+    for image in (encoded(picture), picture):
+        with pytest.raises(errors.ImageTooLargeError, match="limit of 599 pixels"):
+            open_image(image, decode_limit=599)
+        assert open_image(image, decode_limit=600).size == (30, 20)
+    # Pillow's own limit belongs to the process: it neither warns nor stops us here.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert open_image(encoded(picture), decode_limit=600).size == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+def test_half_a_file_is_called_damaged(kind: str, tmp_path: Path) -> None:
+    data = encoded(painted(90, 60), kind)
+    path = tmp_path / f"half.{kind.lower()}"
+    for part in (data[: len(data) // 2], data[:17]):
+        path.write_bytes(part)
+        with pytest.raises(errors.TruncatedImageError, match=path.name):
+            open_image(path)
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError(), SyntaxError("broken"), RuntimeError("AVIF"), struct.error("short")]
+)
+def test_whatever_pillow_raises_on_damage_becomes_one_error(problem: Exception) -> None:
+    class Damaged(Image.Image):
+        def load(self) -> None:
+            raise problem
+
+        size = property(lambda self: (4, 4))  # type: ignore[assignment]
+
+    with pytest.raises(errors.TruncatedImageError, match=str(problem) or "OSError"):
+        open_image(Damaged())
+
+
+SOUND = {kind: encoded(painted(24, 18), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF")}
+
+
+@given(
+    st.sampled_from(sorted(SOUND)),
+    st.integers(0, 2000),
+    st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=4))),
+)
+@example("PNG", 2, [])  # too short for Pillow's own checks of the first bytes
+def test_no_damage_gives_anything_but_a_picture_or_an_image_error(
+    kind: str, length: int, damage: list[tuple[int, bytes]]
+) -> None:
+    data = bytearray(SOUND[kind][: length or None])
+    for place, patch in damage:
+        place %= len(data)
+        data[place : place + len(patch)] = patch
+    with contextlib.suppress(errors.ImageError):
+        assert open_image(bytes(data), decode_limit=100_000).mode == "RGB"
+
+
+def test_items_know_their_kind() -> None:
+    assert as_item("a dog").kind is Kind.TEXT
+    assert Item(image="x").kind is Kind.IMAGE
+    assert Item(image=np.zeros((2, 2)), instruction="what?").kind is Kind.INSTRUCTED
+    item = Item("a dog")
+    assert as_item(item) is item
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, errors.InputError, "is empty"),
+        ({"text": "a", "image": "b"}, errors.InputError, "not both"),
+        ({"text": "a", "instruction": "b"}, errors.InputError, "not both"),
+        ({"instruction": "b"}, errors.InputError, "needs an image"),
+        ({"text": ""}, errors.EmptyTextError, "text is empty"),
+        ({"text": " \n\t"}, errors.EmptyTextError, "text is empty"),
+        ({"image": "b", "instruction": " "}, errors.EmptyTextError, "leave it out"),
+        ({"text": 5}, errors.TextError, "of type int"),
+        ({"text": "half \ud83d"}, errors.TextError, "Unicode"),
+    ],
+)
+def test_impossible_items(arguments: dict[str, object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Item(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [Path("dog.jpg"), b"bytes", 3, None, Image.new("L", (2, 2))])
+def test_an_image_must_be_wrapped(value: object) -> None:
+    with pytest.raises(errors.InputError, match=r"Item\(image="):
+        as_item(value)
