@@ -1,0 +1,86 @@
+"""Exact gradients of a big batch on a small memory.
+
+A contrastive loss needs all embeddings of a batch at once, but not all activations. So: embed chunk
+by chunk and keep nothing but the vectors; take the loss and its gradient with respect to the
+vectors; embed chunk by chunk once more, now keeping activations, and push each vector's gradient
+through. Memory is that of one chunk, the price is one more forward pass. (Gao et al. 2021,
+"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"; the paper names it as
+the way on, section 4.)
+
+The second pass must draw the same dropout as the first, or the gradient belongs to another vector:
+the random state before each chunk is kept and put back.
+
+Knows nothing of models or losses: it is handed functions.
+
+Shapes: `N` vectors of all chunks together, `n` of one chunk, `D` width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Chunk = TypeVar("Chunk")
+
+
+class RandomState:
+    """The random state of CPU and GPU now, to be put back later."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self) -> None:
+        """Go on from the kept state, so that the same dropout is drawn again."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+def plain_backward(
+    chunks: Sequence[Chunk],
+    encode: Callable[[Chunk], Tensor],
+    loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    backward: Callable[[Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """Embed all chunks, keep all activations, go back once. What `cached_backward` must equal.
+
+    `encode` maps a chunk to `(n, D)`; `loss_of` maps all `(N, D)` vectors, in the order of the
+    chunks, to loss and accuracy; `backward` is `Tensor.backward` or accelerate's. Gradients are
+    left in the parameters. Returns loss and accuracy, both without gradient.
+    """
+    loss, accuracy = loss_of(torch.cat([encode(chunk) for chunk in chunks]))
+    backward(loss)
+    return loss.detach(), accuracy
+
+
+def cached_backward(
+    chunks: Sequence[Chunk],
+    encode: Callable[[Chunk], Tensor],
+    loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    backward: Callable[[Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """The same as `plain_backward`, with the activations of one chunk at a time.
+
+    Parameters that `loss_of` uses itself (the temperature) get their gradient as well.
+    """
+    if len(chunks) == 1:
+        return plain_backward(chunks, encode, loss_of, backward)
+    states, vectors = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(RandomState())
+            vectors.append(encode(chunk))
+    leaves = torch.cat(vectors).requires_grad_()  # (N, D)
+    loss, accuracy = loss_of(leaves)
+    backward(loss)
+    if leaves.grad is None:
+        raise ValueError("the loss does not depend on the vectors")
+    gradients = leaves.grad.split([len(vector) for vector in vectors])
+    for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
+        state.restore()
+        # A scalar whose derivative by each vector is the kept gradient: unlike
+        # `Tensor.backward(gradient)` it also passes through the wrappers of accelerate.
+        backward((encode(chunk) * gradient).sum())
+    return loss.detach(), accuracy

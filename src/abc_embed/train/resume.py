@@ -1,0 +1,193 @@
+"""Checkpoints of a run in progress: written whole or not at all, and taken back exactly.
+
+Does: keep what changes in training (trained weights, optimizer, cached vectors, step), so that a
+killed run goes on with the same loss curve to the last bit. Does not keep: the frozen weights,
+which the run begins with anyway; the learning rate, data order and dropout, which follow from the
+step number and the seed. What is not stored cannot be stored wrongly.
+
+    checkpoints/step-00000100/   trained.safetensors  optimizer.safetensors
+                                 vectors.safetensors  state.json
+
+A folder is filled under another name, flushed to the disk, and renamed: a crash at any moment
+leaves the last good one intact and no half one to load.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from abc_embed.errors import OutputError, TrainingError
+from abc_embed.train.config import TrainConfig
+
+FREE_FIELDS = frozenset(
+    {
+        "out",
+        "model.device",
+        "data.workers",
+        "train.chunk_size",
+        "train.gradient_checkpointing",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.log_every",
+    }
+)
+"""May differ when a run goes on: they say where and how it runs, not what is learnt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands."""
+
+    step: int
+    """Steps done."""
+    at_floor: int = 0
+    """For how many steps in a row τ has lain at its floor."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self._folder = folder
+        self._config = config
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+        found = sorted(self._folder.glob("step-*"))
+        return found[-1] if found else None
+
+    def save(
+        self,
+        progress: Progress,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        memory: Mapping[str, Tensor],
+    ) -> None:
+        """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
+
+        Raises `OutputError` for a full disk or a folder that cannot be written; older checkpoints
+        are untouched then.
+        """
+        aside = self._folder / ".partial"
+        state = {"config": asdict(self._config), "texts": list(memory), **asdict(progress)}
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            trained = {k: v.detach().cpu().contiguous() for k, v in parameters.items()}
+            save_file(trained, aside / "trained.safetensors")
+            if memory:
+                vectors = torch.stack(list(memory.values()))
+                save_file({"vectors": vectors}, aside / "vectors.safetensors")
+            save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+            (aside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            for path in (*aside.iterdir(), aside):
+                _flush(path)
+            os.replace(aside, self._folder / f"step-{progress.step:08d}")
+            _flush(self._folder)
+        except (OSError, SafetensorError) as error:  # which of the two a full disk is, varies
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OutputError(
+                f"cannot write a checkpoint to {self._folder} ({error}); make room or choose "
+                "another folder, then start again: the last good checkpoint is intact"
+            ) from error
+        for old in sorted(self._folder.glob("step-*"))[: -self._config.train.keep_checkpoints]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(
+        self,
+        path: Path,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> tuple[Progress, dict[str, Tensor]]:
+        """Put a checkpoint back into parameters and optimizer; progress and cached vectors.
+
+        Raises `TrainingError` when it belongs to another run or is damaged.
+        """
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            trained = load_file(path / "trained.safetensors")
+            vectors = path / "vectors.safetensors"
+            rows = list(load_file(vectors)["vectors"]) if vectors.exists() else []
+            memory = dict(zip(state["texts"], rows, strict=True))
+            means = load_file(path / "optimizer.safetensors")
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise TrainingError(
+                f"the checkpoint {path} cannot be read ({error}); remove it to go on from the one "
+                "before"
+            ) from error
+        self._check_same_run(state["config"], path)
+        _fill(parameters, trained, path)
+        _fill_optimizer(optimizer, means)
+        return Progress(step=state["step"], at_floor=state["at_floor"]), memory
+
+    def _check_same_run(self, stored: dict[str, Any], path: Path) -> None:
+        now = _flat(json.loads(json.dumps(asdict(self._config))))
+        then = _flat(stored)
+        for name in sorted(now.keys() | then.keys()):
+            if name not in FREE_FIELDS and now.get(name) != then.get(name):
+                raise TrainingError(
+                    f"{name} was {then.get(name)!r} when {path} was written and is "
+                    f"{now.get(name)!r} now; put it back to go on, or train into another folder"
+                )
+
+
+def _fill(
+    parameters: Mapping[str, nn.Parameter], trained: Mapping[str, Tensor], path: Path
+) -> None:
+    """Copy stored values into parameters; names and shapes must agree exactly."""
+    odd = sorted(parameters.keys() ^ trained.keys()) or sorted(
+        name for name, value in trained.items() if value.shape != parameters[name].shape
+    )
+    if odd:
+        raise TrainingError(
+            f"the checkpoint {path} is of another model: {odd[0]} does not fit; begin with the "
+            "model that the run began with"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained[name])
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's running means and step counts as `number.name`, the parameters counted in order."""
+    return {
+        f"{number}.{name}": value.cpu().contiguous()
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The way back. Rates and decays are not stored: they follow from the configuration."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""The loss against the published arithmetic and against closed forms."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from abc_embed.errors import TrainingError
+from abc_embed.train.losses import contrastive_loss
+
+
+def unit_rows(rows: int, width: int = 16) -> torch.Tensor:
+    return normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)), dim=1)
+
+
+def test_published_arithmetic(golden: Path) -> None:
+    expected = np.load(golden / "expected_loss.npz")
+    loss, accuracy = contrastive_loss(
+        torch.from_numpy(expected["query"]),
+        torch.from_numpy(expected["candidate"]),
+        torch.arange(len(expected["query"])),
+        torch.tensor(expected["temperature"]),
+        float(expected["label_smoothing"]),
+    )
+    assert abs(loss.item() - float(expected["loss"])) <= 1e-5
+    assert accuracy.item() == float(expected["accuracy"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(("queries", "candidates"), [(3, 7), (5, 5), (1, 2)])
+def test_equal_scores_give_log_of_the_candidates(
+    queries: int, candidates: int, smoothing: float
+) -> None:
+    loss, _ = contrastive_loss(
+        torch.zeros(queries, 8),
+        torch.zeros(candidates, 8),
+        torch.arange(queries),
+        0.07,
+        smoothing,
+    )
+    assert loss.item() == pytest.approx(math.log(candidates), rel=1e-6)
+
+
+def test_label_smoothing_in_closed_form() -> None:
+    """(1 - s) times the plain loss, plus s times the mean over all candidates."""
+    query, candidates, positives = unit_rows(4), unit_rows(9), torch.tensor([8, 0, 3, 3])
+    tau, s = 0.05, 0.1
+    logs = torch.log_softmax(query @ candidates.T / tau, dim=1)
+    by_hand = -((1 - s) * logs[range(4), positives] + s * logs.mean(dim=1)).mean()
+    loss, _ = contrastive_loss(query, candidates, positives, tau, s)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_temperature_divides() -> None:
+    """A smaller τ is sharper: with the right candidates first, the loss goes down with it."""
+    vectors = unit_rows(5)
+    losses = [contrastive_loss(vectors, vectors, torch.arange(5), t)[0].item() for t in (1, 0.1)]
+    assert losses[1] < losses[0]
+
+
+def test_accuracy_is_no_matter_of_luck() -> None:
+    same = unit_rows(1).expand(4, -1)
+    _, collapsed = contrastive_loss(same, same, torch.arange(4), 0.07)
+    assert collapsed.item() == 0
+    vectors = unit_rows(4)
+    _, half = contrastive_loss(vectors, vectors, torch.tensor([0, 1, 3, 2]), 0.07)
+    assert half.item() == 0.5
+
+
+def test_scores_are_float32_under_autocast_and_for_half_vectors() -> None:
+    query, candidates = unit_rows(6), unit_rows(8)
+    exact, _ = contrastive_loss(query, candidates, torch.arange(6), 0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast, _ = contrastive_loss(query, candidates, torch.arange(6), 0.01)
+    assert autocast.item() == exact.item()
+    half, _ = contrastive_loss(query.bfloat16(), candidates.bfloat16(), torch.arange(6), 0.01)
+    assert half.dtype == torch.float32
+
+
+def test_gradient_reaches_vectors_and_temperature() -> None:
+    query, candidates = unit_rows(3).requires_grad_(), unit_rows(5).requires_grad_()
+    tau = torch.tensor(0.07, requires_grad=True)
+    loss, accuracy = contrastive_loss(query, candidates, torch.arange(3), tau, 0.1)
+    loss.backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in (query, candidates, tau))
+    assert not accuracy.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("query", "candidates", "positives"),
+    [
+        (torch.zeros(2, 4), torch.zeros(3, 5), torch.tensor([0, 1])),
+        (torch.zeros(2, 4), torch.zeros(3, 4), torch.tensor([0])),
+        (torch.zeros(2, 4), torch.zeros(3, 4), torch.tensor([0.0, 1.0])),
+        (torch.zeros(4), torch.zeros(3, 4), torch.tensor([0])),
+    ],
+)
+def test_shapes_that_do_not_belong_together(
+    query: torch.Tensor, candidates: torch.Tensor, positives: torch.Tensor
+) -> None:
+    with pytest.raises(TrainingError, match="the loss needs"):
+        contrastive_loss(query, candidates, positives, 0.07)
