@@ -10,8 +10,10 @@ from PIL import Image
 
 from abc_embed.data.records import read_records
 from abc_embed.errors import DataError, OutputError, UsageError
-from abc_embed.scenes.dataset import contact_sheet, write_dataset
-from abc_embed.scenes.questions import same_meaning
+from abc_embed.scenes.dataset import contact_sheet, negatives, write_dataset
+from abc_embed.scenes.layout import Placed, Scene
+from abc_embed.scenes.questions import caption, same_meaning
+from abc_embed.scenes.things import THINGS
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,14 @@ def test_no_negative_is_true(folder: Path) -> None:
                 assert not same_meaning(text, other)
         mirrors += captions[record.meta["mirror"]] == record.negatives[0]
     assert mirrors >= 6
+
+
+def test_things_swapped_within_one_place_are_no_negative() -> None:
+    placed = tuple(Placed(t, 0.2, 0.44 + 0.03 * i, 0.2) for i, t in enumerate(THINGS[:4]))
+    scene = Scene(placed, "red", (200, 0, 0))
+    for seed in range(10):
+        for text in negatives(scene, np.random.default_rng(seed)):
+            assert not same_meaning(text, caption(scene))
 
 
 def test_held_out_worlds_have_their_own_ids(folder: Path, tmp_path: Path) -> None:

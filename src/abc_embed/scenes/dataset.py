@@ -159,7 +159,7 @@ def make_record(plan: Plan, number: int) -> Record:
             )
             for q in questions(scene)
         ),
-        negatives=_negatives(scene, np.random.default_rng((plan.seed, number, 3))),
+        negatives=negatives(scene, np.random.default_rng((plan.seed, number, 3))),
         source="abc-embed scenes",
         license="MIT",
         meta={
@@ -173,7 +173,7 @@ def make_record(plan: Plan, number: int) -> Record:
     )
 
 
-def _negatives(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
+def negatives(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
     """Different captions, none of which is true of the scene; the mirror's own comes first."""
     true = caption(scene)
     found = [caption(scene.mirrored())]
