@@ -1,0 +1,118 @@
+"""Ranks by brute force and by hand; ties against the model; intervals that know of clusters."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from abc_embed.bench import metrics
+from abc_embed.errors import NotFiniteError
+
+
+def by_hand(row: list[float], gold: int) -> int:
+    """Rank by its definition: 1 + the others that score at least as much."""
+    return 1 + sum(score >= row[gold] for i, score in enumerate(row) if i != gold)
+
+
+TABLES = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
+    elements=st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]),  # few values: many ties
+)
+
+
+@given(TABLES, st.randoms(use_true_random=False))
+def test_ranks_by_brute_force(table: np.ndarray, random: object) -> None:
+    gold = [random.randrange(table.shape[1]) for _ in table]  # type: ignore[attr-defined]
+    found = metrics.ranks(table, gold)
+    assert found.tolist() == [by_hand(r.tolist(), g) for r, g in zip(table, gold, strict=True)]
+    for k in (1, 2, 5):
+        assert metrics.recall_at(k, found) == np.mean([rank <= k for rank in found])
+    assert np.isclose(metrics.mean_reciprocal_rank(found), np.mean([1 / r for r in found]))
+
+
+def test_ranks_by_hand() -> None:
+    scores = [[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.1, 0.7, 0.7], [0.3, 0.3, 0.3]]
+    assert metrics.ranks(scores, [0, 2, 1, 0]).tolist() == [1, 3, 2, 3]
+    found = metrics.ranks(scores, [0, 2, 1, 0])
+    assert metrics.recall_at(1, found) == 0.25
+    assert metrics.recall_at(2, found) == 0.5
+    assert metrics.mean_reciprocal_rank(found) == pytest.approx((1 + 1 / 3 + 1 / 2 + 1 / 3) / 4)
+
+
+def test_a_constant_encoder_is_last() -> None:
+    found = metrics.ranks(np.ones((5, 40), dtype=np.float32), np.arange(5))
+    assert found.tolist() == [40] * 5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (1, 2)])
+def test_what_is_not_finite_is_no_score(bad: float, place: tuple[int, int]) -> None:
+    scores = np.zeros((2, 3))
+    scores[place] = bad
+    with pytest.raises(NotFiniteError, match="not a finite number"):
+        metrics.ranks(scores, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "gold"),
+    [([[1.0, 2.0]], [0, 1]), ([1.0, 2.0], [0]), ([[1.0, 2.0]], [2]), ([[1.0, 2.0]], [-1])],
+)
+def test_what_does_not_fit(scores: list[float], gold: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"do not fit|none of the 2"):
+        metrics.ranks(scores, gold)
+
+
+def test_nothing_asked_is_no_score() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    for score in (lambda r: metrics.recall_at(1, r), metrics.mean_reciprocal_rank):
+        with pytest.raises(ValueError, match="nothing was asked"):
+            score(nothing)
+    with pytest.raises(ValueError, match="do not fit"):
+        metrics.resampled_means(np.zeros((0, 1)), [])
+
+
+# -- intervals -------------------------------------------------------------------------------------
+
+
+def width(values: np.ndarray, clusters: np.ndarray) -> float:
+    low, high = metrics.interval(metrics.resampled_means(values[:, None], clusters)[:, 0])
+    return high - low
+
+
+def test_copies_within_an_image_add_no_certainty() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.random(200) < 0.6).astype(float)
+    alone = width(values, np.arange(200))
+    copies, images = np.repeat(values, 9), np.repeat(np.arange(200), 9)
+    assert width(copies, images) == pytest.approx(alone, rel=1e-9)
+    assert width(copies, np.arange(1800)) < alone / 2.5  # what a plain bootstrap would claim
+    # 1.96 standard errors to each side
+    assert alone == pytest.approx(2 * 1.96 * np.sqrt(0.6 * 0.4 / 200), rel=0.15)
+
+
+def test_means_are_over_queries_not_images() -> None:
+    # one image with 9 right, one with 1 wrong: drawn twice, once each, or not at all
+    values = np.array([1.0] * 9 + [0.0])[:, None]
+    means = metrics.resampled_means(values, ["a"] * 9 + ["b"], draws=400)[:, 0]
+    assert set(means) == {0.0, 0.9, 1.0}
+    assert (means == 0.9).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_columns_are_drawn_together() -> None:
+    values = np.column_stack([np.arange(30.0), np.arange(30.0) + 1])
+    means = metrics.resampled_means(values, np.arange(30) // 3, draws=50)
+    assert means.shape == (50, 2)
+    assert np.allclose(means[:, 1] - means[:, 0], 1)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = np.arange(20.0)[:, None]
+    one, again = (metrics.resampled_means(values, np.arange(20), seed=3) for _ in range(2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, metrics.resampled_means(values, np.arange(20), seed=4))
+    low, high = metrics.interval(one[:, 0])
+    assert low < 9.5 < high
+    narrow = metrics.interval(one[:, 0], level=0.5)
+    assert low < narrow[0] < narrow[1] < high
