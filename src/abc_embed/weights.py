@@ -207,6 +207,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
         for key, tensor in tensors.items()
     }
     save_file(ready, str(path), metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes only; a model is a file like any other.
+    path.chmod(path.stat().st_mode | 0o444)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

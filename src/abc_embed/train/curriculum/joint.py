@@ -1,6 +1,6 @@
 """Lesson four: the language model moves from exact visual tokens to what vision really says.
 
-Batches alternate: three of instructions and answers, one of images alone and their captions, so
+Of eight batches, seven are instructions and answers, one is images alone and their captions, so
 that a picture without a question means its whole caption when stage 1 begins. The vision encoder
 rests.
 """
@@ -21,7 +21,7 @@ from abc_embed.train.curriculum.lesson import learn
 from abc_embed.train.curriculum.vision import GROUPED, WIDTH, encode, new_vision
 from abc_embed.train.curriculum.world import GRID_SHARES, GRIDS, Codebook, patches, see
 
-CAPTION_EVERY = 4
+CAPTION_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Looked:
 
 
 class LookStream:
-    """`Looked` batches by step number; every fourth is one of captions."""
+    """`Looked` batches by step number; every eighth is one of captions."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, scenes: int) -> None:
         self.asks, self.seed, self.scenes = AskStream(tokenizer, seed, scenes), seed, scenes

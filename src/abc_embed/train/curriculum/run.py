@@ -41,8 +41,8 @@ class Lengths:
     things: int = 640
     places: int = 1300
     asking: int = 764
-    looking: int = 700
-    stage1: int = 70
+    looking: int = 450
+    stage1: int = 50
     stage2: int = 200
 
     def scaled(self, factor: float) -> "Lengths":

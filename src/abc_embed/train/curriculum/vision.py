@@ -23,6 +23,7 @@ from abc_embed.train.curriculum.world import Codebook, SceneStream, patches
 
 WIDTH = 256
 GROUPED = "abc_embed_curriculum_grouped"
+PLACE_WEIGHT = 3.0
 SHARPNESS = 16.0  # logits = SHARPNESS * (token · code)
 
 
@@ -102,8 +103,12 @@ def token_loss(
     cross = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(
         weight
     )
-    error = (tokens - book.tokens(labels, places)).pow(2).sum(-1)
-    loss = ((cross + 0.3 * error) * weight).sum() / weight.sum()
+    off = tokens - book.tokens(labels, places)
+    # The same error along the six place directions only, in the units of places. Without this
+    # term names are learnt and places are not: one code outweighs six numbers.
+    astray = (off @ book.places.T / book.places.pow(2).sum(-1)).pow(2).sum(-1)
+    loss = cross + 0.3 * off.pow(2).sum(-1) + PLACE_WEIGHT * astray
+    loss = (loss * weight).sum() / weight.sum()
     right = (logits.argmax(-1) == labels).float()
     return loss, right[thing].mean()
 
