@@ -1,0 +1,91 @@
+"""The command line: `abc-embed COMMAND`, one file per command, imported only when it is used.
+
+Does: choose the command, and turn whatever ends it into an exit code and one plain sentence:
+0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C. Does not: load torch; a command does, when
+it runs.
+
+    parser.py      the commands by name, and their options
+    quickstart.py  embed.py  compare.py  search.py  scenes.py  train.py  bench.py  doctor.py
+    options.py     what several commands take
+    items.py       arguments, folders and JSONL -> items with names
+    writers.py     vectors -> .npy, .jsonl, .parquet, written aside and renamed
+    rankings.py    scores -> ranked tables; plot.py draws them
+    output.py      tables, JSON, messages, progress
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from abc_embed.errors import AbcError
+
+STOPPED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells expect."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process; without `arguments`, those of the process."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. What went wrong is on stderr, in one sentence."""
+    try:
+        from abc_embed.cli.parser import command_line  # here, so that Ctrl-C is heeded from now on
+
+        with _messages_to_stderr():
+            command_line(arguments)(args=list(arguments), prog_name="abc-embed")
+        code = 0
+    except SystemExit as leaving:  # what the parser ends with, done or not
+        code = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
+    except AbcError as error:
+        code = _failed(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = STOPPED
+    except OSError as error:
+        code = _failed(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
+    if code == STOPPED:  # the parser turns Ctrl-C into this code without a word
+        sys.stderr.write("Stopped.\n")
+    return _flushed(code)
+
+
+def _failed(sentence: str, code: int) -> int:
+    sys.stderr.write(f"Error: {sentence}\n")
+    return code
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once everything is really written: a full disk shows only here."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, like `head`
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        if code == 0:  # else it is known already that the command failed, and why
+            return _failed(f"the output: {error.strerror}", 1)
+    return code
+
+
+def _drop_stdout() -> None:
+    """What is left in the buffer cannot be written: keep Python from trying again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _messages_to_stderr() -> Iterator[None]:
+    """Notes and warnings of the package, as plain lines, while the command runs."""
+    logger = logging.getLogger("abc_embed")
+    handler = logging.StreamHandler()  # stderr as it is now
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)

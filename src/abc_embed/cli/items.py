@@ -1,0 +1,135 @@
+"""Arguments, folders and JSONL -> items with names: what `abc-embed embed` reads.
+
+Does: name every item, so that its vector can be found again, and turn what cannot be an item into
+an error in its place. Does not: open images, or decide what becomes of a bad item.
+
+A line of JSONL is a text (`"a dog"`), or one of
+
+    {"text": "a dog"}
+    {"image": "photo.jpg"}
+    {"image": "photo.jpg", "instruction": "what is on the left?"}
+
+each with an `"id"` if it has one; else the number of the line is its name.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from abc_embed.cli.output import say, shown
+from abc_embed.errors import DataError, ImageNotFoundError, InputError
+from abc_embed.index.pictures import find_pictures
+from abc_embed.inputs import Item
+
+FIELDS = ("id", "text", "image", "instruction")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An item and what it is called; or why there is none."""
+
+    name: str
+    item: Item | None
+    error: InputError | DataError | None = None
+    line: int | None = None
+    """The line of JSONL it comes from, counted from 1."""
+
+    @property
+    def where(self) -> str:
+        """What it is called in a message."""
+        return shown(self.name) if self.line is None else f"line {self.line}"
+
+
+def from_arguments(
+    paths: Sequence[str], texts: Sequence[str], instruction: str | None
+) -> list[Named]:
+    """Image files and folders, then texts; `instruction` goes with every image."""
+    found: list[Named] = []
+    for path in paths:
+        if Path(path).is_dir():
+            found += (_image(str(file), instruction) for file in _pictures(Path(path)))
+        else:
+            found.append(_image(path, instruction))
+    return [*found, *(_text(text) for text in texts)]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    pictures = find_pictures(folder)
+    if not pictures.files:
+        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
+    if pictures.others:
+        say(f"{folder}: {len(pictures.files)} images; {pictures.others} other files left out")
+    return pictures.files
+
+
+def _image(path: str, instruction: str | None) -> Named:
+    is_url = path[:5].lower() == "data:" or "://" in path
+    name = valid(path if not is_url else f"{path[:60]}...")
+    if not is_url and not _exists(path):
+        error = ImageNotFoundError(
+            f"there is no file {path!r}; check the path (a text is given with --text)"
+        )
+        return Named(name, None, error)
+    try:
+        return Named(name, Item(image=path, instruction=instruction))
+    except InputError as error:
+        return Named(name, None, error)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name too long, say: opening it will say so
+        return True
+
+
+def valid(name: str) -> str:
+    """A name that can be written to any file: broken Unicode, as in some file names, is escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _text(text: str) -> Named:
+    try:
+        return Named(valid(text), Item(text=text))
+    except InputError as error:
+        return Named(valid(text), None, error)
+
+
+def from_lines(lines: Iterable[bytes]) -> Iterator[Named]:
+    """JSONL in UTF-8, line by line as it comes; empty lines are passed over."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _from_line(line, number)
+
+
+def _from_line(line: bytes, number: int) -> Named:
+    name = str(number)
+    try:
+        fields = _fields(line)
+        name = valid(fields.pop("id", name))
+        return Named(name, Item(**fields), line=number)
+    except (InputError, DataError) as error:
+        return Named(name, None, error, line=number)
+
+
+def _fields(line: bytes) -> dict[str, str]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise DataError(f"this is no JSON ({why}); give one JSON value per line") from None
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        raise DataError(
+            'this is neither a text nor an object; give "a dog", or {"image": "photo.jpg"}'
+        )
+    if strange := sorted(set(value) - set(FIELDS)):
+        raise DataError(f"{strange[0]!r} is not known; the fields are {', '.join(FIELDS)}")
+    if isinstance(value.get("id"), int):
+        value["id"] = str(value["id"])
+    for key, inner in value.items():
+        if inner is not None and not isinstance(inner, str):
+            raise DataError(f"{key!r} is no text; give it in quotes")
+    return {key: inner for key, inner in value.items() if inner is not None}

@@ -1,0 +1,111 @@
+"""Rankings as a picture: the image on the left, a bar for each text on the right.
+
+Does: lay out and draw, with Pillow alone. Does not: compute anything. Pillow brings the typeface;
+it has few letters beyond Latin, so texts in other scripts show as boxes here, and are right in the
+tables.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from abc_embed.cli.output import check_writable
+from abc_embed.cli.rankings import Ranking
+from abc_embed.data.files import written_aside
+from abc_embed.errors import UsageError
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""End of a file's name -> what Pillow calls the format."""
+
+INK, FAINT, PAPER = (32, 34, 38), (110, 114, 122), (255, 255, 255)
+BEST, BAR = (38, 110, 200), (184, 204, 228)
+
+PHOTO = 448  # pixels: the box that the image is fitted into; all others are pixels too
+MARGIN = 28
+LABELS = 190
+BARS = 300
+VALUES = 60
+TITLE_LINE = 34
+LINE = 30
+GAP = 22
+
+MOST = 20
+"""Texts that are drawn of one ranking, the best ones; the table has them all."""
+
+
+def check_plot(path: Path) -> None:
+    """Find out before the work whether the picture can be written.
+
+    Raises:
+        UsageError: no such format.
+        OutputError: the file cannot be written there.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{str(path)!r} does not end in {', '.join(FORMATS)}; give one of these")
+    check_writable(path)
+
+
+def write_plot(path: Path, photo: Image.Image, rankings: Sequence[Ranking]) -> None:
+    """Draw and write the picture.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    picture = draw(photo, rankings)
+    with written_aside(path) as file:
+        picture.save(file, FORMATS[path.suffix.lower()])
+
+
+def draw(photo: Image.Image, rankings: Sequence[Ranking]) -> Image.Image:
+    """The picture: the photo at most `PHOTO` pixels a side, one block of bars per ranking."""
+    scale = PHOTO / max(photo.size)
+    size = [max(1, round(side * scale)) for side in photo.size]
+    photo = photo.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    blocks = sum(_height(ranking) for ranking in rankings)
+    height = max(photo.height, blocks + GAP * (len(rankings) - 1))
+    left = MARGIN + photo.width + MARGIN
+    width = left + LABELS + BARS + VALUES + MARGIN
+    canvas = Image.new("RGB", (width, height + 2 * MARGIN), PAPER)
+    canvas.paste(photo, (MARGIN, MARGIN + (height - photo.height) // 2))
+    pen = ImageDraw.Draw(canvas)
+    highest = max(1e-6, *(max(ranking.scores) for ranking in rankings))
+    y = MARGIN + (height - blocks - GAP * (len(rankings) - 1)) // 2
+    for ranking in rankings:
+        _block(pen, left, y, ranking, highest)
+        y += _height(ranking) + GAP
+    return canvas
+
+
+def _height(ranking: Ranking) -> int:
+    return TITLE_LINE + LINE * min(MOST, len(ranking.texts))
+
+
+def _block(pen: ImageDraw.ImageDraw, left: int, y: int, ranking: Ranking, highest: float) -> None:
+    """A title and its bars; a cosine below zero has no bar."""
+    large, small = ImageFont.load_default(19), ImageFont.load_default(17)
+    title = _cut(pen, ranking.title, large, LABELS + BARS + VALUES)
+    pen.text((left, y + TITLE_LINE / 2), title, INK, large, anchor="lm")
+    y += TITLE_LINE
+    rows = list(zip(ranking.texts, ranking.scores, strict=True))
+    for rank, (text, score) in enumerate(rows[:MOST]):
+        middle = y + LINE / 2
+        label = _cut(pen, text, small, LABELS - 14)
+        pen.text((left + LABELS - 14, middle), label, INK, small, anchor="rm")
+        length = BARS * max(0.0, score) / highest
+        bar = (left + LABELS, middle - 9, left + LABELS + max(length, 1), middle + 9)
+        pen.rectangle(bar, BAR if rank else BEST)
+        pen.text((bar[2] + 8, middle), f"{score:.3f}", FAINT, small, anchor="lm")
+        y += LINE
+
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def _cut(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
+    """`text` in one line, shortened until it fits."""
+    text = " ".join(text.split())
+    whole = text
+    while text and pen.textlength(text if text == whole else f"{text}...", font) > width:
+        text = text[:-1]
+    return text if text == whole else f"{text}..."

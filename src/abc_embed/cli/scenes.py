@@ -1,0 +1,46 @@
+"""`abc-embed scenes`: a data set of drawn scenes in the records format, and a sheet to look at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abc_embed.cli import options
+from abc_embed.cli.output import progress, show, show_json
+
+EXAMPLES = """\
+Examples:
+
+\b
+  abc-embed scenes --count 20 --out scenes
+  abc-embed scenes --count 200 --out test-scenes --seed 7 --held-out
+"""
+
+SHEET = "contact_sheet.png"
+
+
+def scenes(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many images.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other scenes.")] = 0,
+    side: Annotated[int, typer.Option("--side", help="Pixels a side.")] = 112,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Pairs of things that are kept out of training.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw scenes: images, and records with captions, boxes, instructions and answers.
+
+    Every second image is the one before it with left and right swapped. All of it follows from the
+    seed; a set that was broken off goes on when the same command is given again.
+    """
+    from abc_embed.scenes.dataset import contact_sheet, write_dataset
+
+    with progress("drawing", count) as counted:
+        write_dataset(out, count, seed, side, held_out=held_out, progress=counted)
+    sheet = out / SHEET
+    contact_sheet(out, sheet)
+    if as_json:
+        show_json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
+    else:
+        show(f"{count} scenes in {out}; {sheet} shows them")

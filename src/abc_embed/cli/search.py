@@ -1,0 +1,155 @@
+"""`abc-embed search`: the images of a folder that fit a text, an image, or both at once.
+
+Does: embed what is new in the folder (index/), rank all of it, show the best. Does not: change the
+folder.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from abc_embed.cli import options
+from abc_embed.cli.options import OnError
+from abc_embed.cli.output import progress, say, show_json, show_table
+from abc_embed.errors import ImageNotFoundError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from abc_embed.index.cache import VectorCache
+    from abc_embed.index.folder import FolderIndex
+    from abc_embed.inputs import Item
+
+EXAMPLES = """\
+Examples:
+
+\b
+  abc-embed search photos "a dog" -k 3
+  abc-embed search photos --image photo.jpg
+  abc-embed search photos --image photo.jpg --instruction "what is on the left?"
+"""
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(help="A folder of images; its subfolders count too.")],
+    text: Annotated[str | None, typer.Argument(help="What the images are to show.")] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", help="An image to find others like.")
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option("--instruction", help="What to look at in --image.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many to show.")] = 5,
+    on_error: Annotated[
+        OnError,
+        typer.Option("--on-error", help="A bad image is left out and listed, or ends the work."),
+    ] = OnError.SKIP,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            help="Folder in which vectors are remembered.",
+            show_default="ABC_EMBED_CACHE, or abc-embed in the user's cache folder",
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Remember nothing, and embed every image anew.")
+    ] = False,
+    model: options.Model = options.MODEL,
+    max_pixels: options.MaxPixels = None,
+    batch_size: options.BatchSize = 32,
+    decode_limit: options.DecodeLimit = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the images of a folder that fit best.
+
+    The first search embeds every image; later ones, with the same model, only those whose content
+    is new.
+    """
+    query = _query(text, image, instruction)
+    files = _files(folder)
+    loaded = options.load(
+        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
+    )
+    wanted = loaded.embedder.embed(query, max_pixels=loaded.max_pixels)
+    with ExitStack() as stack:
+        found = None if no_cache else _open_cache(cache, loaded)
+        remembered = None if found is None else stack.enter_context(found)
+        index = _index(files, loaded, remembered, batch_size)
+    _report(index, on_error)
+    hits = index.search(wanted, count)
+    rows = [(rank, str(hit.path), hit.score) for rank, hit in enumerate(hits, 1)]
+    if as_json:
+        keys = ("rank", "path", "score")
+        show_json({"model": model, "hits": [dict(zip(keys, row, strict=True)) for row in rows]})
+    else:
+        show_table(("", "image", "cosine"), rows)
+
+
+def _query(text: str | None, image: str | None, instruction: str | None) -> "Item":
+    from abc_embed.inputs import Item
+
+    if (text is None) == (image is None):
+        raise UsageError("give a text to look for, or an image with --image; one of the two")
+    if instruction is not None and image is None:
+        raise UsageError("an instruction says what to look at in an image; give one with --image")
+    return Item(text=text, image=image, instruction=instruction)
+
+
+def _files(folder: Path) -> list[Path]:
+    from abc_embed.index.pictures import find_pictures
+
+    if folder.is_file():
+        raise ImageNotFoundError(f"{str(folder)!r} is a file; give the folder that it lies in")
+    pictures = find_pictures(folder)
+    if not pictures.files:
+        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
+    return pictures.files
+
+
+def _index(
+    files: list[Path], loaded: options.Loaded, cache: "VectorCache | None", batch_size: int
+) -> "FolderIndex":
+    from abc_embed.index.folder import index_pictures
+
+    with progress("embedding", len(files)) as count:
+        return index_pictures(
+            files,
+            loaded.embedder,
+            cache,
+            max_pixels=loaded.max_pixels,
+            batch_size=batch_size,
+            counted=count,
+        )
+
+
+def _open_cache(folder: Path | None, loaded: options.Loaded) -> "VectorCache | None":
+    """The cache; where none was asked for and the usual place cannot be written, none."""
+    from abc_embed.index.cache import VectorCache, default_folder
+
+    key = (loaded.embedder.fingerprint, loaded.max_pixels)
+    if folder is not None:
+        return VectorCache(folder, *key)
+    try:
+        return VectorCache(default_folder(), *key)
+    except OutputError as error:
+        say(f"nothing is remembered: {error}")
+        return None
+
+
+def _report(index: "FolderIndex", on_error: OnError) -> None:
+    """What the folder held, and what was left out.
+
+    Raises:
+        InputError: an image is bad, and that is to end the work; or all of them are.
+    """
+    bad = index.bad
+    if bad and (on_error is OnError.RAISE or not index.paths):
+        raise bad[0].error
+    say(f"{len(index.paths)} images, {index.from_cache} of them remembered")
+    if bad:
+        say(f"skipped {len(bad)} of {len(bad) + len(index.paths)}:")
+    for picture in bad:
+        say(f"  {picture.path}: {picture.error}")

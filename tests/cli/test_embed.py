@@ -1,0 +1,227 @@
+"""`abc-embed embed`: the right vectors under the right names, in every format, or nothing."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_parts import Cli, leftovers
+
+from abc_embed import Embedder, Item
+from abc_embed.cli import STOPPED, items
+
+# A vector does not depend on its company, but for the last bit of a sum.
+CLOSE = {"rtol": 0, "atol": 1e-5}
+PHOTOS = ["photos/a.JPG", "photos/b.png", "photos/more/c.webp"]
+
+
+def lines(text: str) -> tuple[list[str], np.ndarray]:
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [row["id"] for row in rows], np.array([row["vector"] for row in rows], np.float32)
+
+
+def test_npy_and_names(cli: Cli, tiny: Path, embedder: Embedder, here: Path) -> None:
+    done = cli("embed", "photo.jpg", "photos", "-o", "out.npy", "--model", tiny)
+    assert done.code == 0
+    assert done.out == "4 vectors of 64 numbers in out.npy, names in out.ids.json\n"
+    names = json.loads(Path("out.ids.json").read_text())
+    assert names == ["photo.jpg", *PHOTOS]
+    vectors = np.load("out.npy")
+    assert (vectors.dtype, vectors.shape) == (np.float32, (4, 64))
+    expected = embedder.embed([Item(image=name) for name in names])
+    np.testing.assert_allclose(vectors, expected, **CLOSE)
+    assert leftovers(here, {"photo.jpg", "photos"}) == {"out.npy", "out.ids.json"}
+
+
+def test_other_files_of_a_folder_are_counted(cli: Cli, tiny: Path, here: Path) -> None:
+    done = cli("embed", "photos", "-o", "out.npy", "--model", tiny)
+    assert "photos: 3 images; 1 other files left out" in done.err
+
+
+def test_texts_and_instruction_as_jsonl(
+    cli: Cli, tiny: Path, embedder: Embedder, here: Path
+) -> None:
+    words = ("--text", "a dog", "--text", 'a "cat"', "--instruction", "what is on the left?")
+    assert cli("embed", "photo.jpg", *words, "-o", "o.jsonl", "--model", tiny).code == 0
+    names, vectors = lines(Path("o.jsonl").read_text())
+    assert names == ["photo.jpg", "a dog", 'a "cat"']
+    asked = Item(image="photo.jpg", instruction="what is on the left?")
+    np.testing.assert_allclose(vectors, embedder.embed([asked, "a dog", 'a "cat"']), **CLOSE)
+
+
+def test_parquet(cli: Cli, tiny: Path, embedder: Embedder, here: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert cli("embed", "photos", "-o", "o.parquet", "--model", tiny).code == 0
+    table = parquet.read_table("o.parquet")
+    assert table.column("id").to_pylist() == PHOTOS
+    assert str(table.schema.field("vector").type) == "fixed_size_list<element: float>[64]"
+    vectors = np.array(table.column("vector").to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors, embedder.embed([Item(image=p) for p in PHOTOS]), **CLOSE)
+
+
+def test_without_a_file_jsonl_goes_to_stdout(
+    cli: Cli, tiny: Path, embedder: Embedder, here: Path
+) -> None:
+    done = cli("embed", "--text", "a dog", "--model", tiny)
+    names, vectors = lines(done.out)
+    assert names == ["a dog"]
+    np.testing.assert_allclose(vectors[0], embedder.embed("a dog"), **CLOSE)
+
+
+def test_jsonl_gives_back_every_bit(cli: Cli, tiny: Path, here: Path) -> None:
+    for out in ("o.npy", "o.jsonl"):
+        cli("embed", "photo.jpg", "-o", out, "--model", tiny)
+    assert np.array_equal(lines(Path("o.jsonl").read_text())[1], np.load("o.npy"))
+
+
+LINES = b"""{"id": "first", "image": "photo.jpg"}
+"a dog"
+
+{"id": 7, "image": "photo.jpg", "instruction": "what is on the left?"}
+{"text": "\xc3\xa4 cat"}
+"""
+
+
+def test_jsonl_on_stdin(cli: Cli, tiny: Path, embedder: Embedder, here: Path) -> None:
+    assert cli("embed", "-", "-o", "o.npy", "--model", tiny, stdin=LINES).code == 0
+    assert json.loads(Path("o.ids.json").read_text()) == ["first", "2", "7", "5"]
+    asked = Item(image="photo.jpg", instruction="what is on the left?")
+    expected = embedder.embed([Item(image="photo.jpg"), "a dog", asked, "ä cat"])
+    np.testing.assert_allclose(np.load("o.npy"), expected, **CLOSE)
+
+
+def test_a_summary_for_programs(cli: Cli, tiny: Path, here: Path) -> None:
+    Path("photos/bad.png").write_bytes(b"no picture")
+    words = ("-o", "o.npy", "--on-error", "skip", "--json")
+    summary = json.loads(cli("embed", "photos", *words, "--model", tiny).out)
+    (skipped,) = summary.pop("skipped")
+    assert summary == {
+        "out": "o.npy",
+        "ids": "o.ids.json",
+        "count": 3,
+        "dim": 64,
+        "model": str(tiny),
+    }
+    assert skipped["id"] == "photos/bad.png"
+    assert "not an image" in skipped["reason"]
+
+
+def test_the_resolution_dial_in_tokens_and_in_pixels(
+    cli: Cli, tiny: Path, embedder: Embedder, here: Path
+) -> None:
+    for out, area in (("a.npy", "2 tokens"), ("b.npy", str(2 * 28 * 28))):
+        cli("embed", "photo.jpg", "-o", out, "--max-pixels", area, "--model", tiny)
+    expected = embedder.embed(Item(image="photo.jpg"), max_pixels=2 * 28 * 28)
+    np.testing.assert_allclose(np.load("a.npy")[0], expected, **CLOSE)
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
+    assert not np.allclose(np.load("a.npy")[0], embedder.embed(Item(image="photo.jpg")), **CLOSE)
+
+
+BAD_LINES = b"""{"image": "photo.jpg"}
+{"imge": "photo.jpg"}
+{"image": "gone.jpg", "id": "x"}
+{"text": "  "}
+[1]
+\xff
+{"text": 3}
+{"text": "a", "image": "photo.jpg"}
+"a dog"
+"""
+
+
+def test_skipping_goes_on_and_ends_with_the_list(cli: Cli, tiny: Path, here: Path) -> None:
+    words = ("-o", "o.npy", "--on-error", "skip", "--model", tiny)
+    done = cli("embed", "-", *words, stdin=BAD_LINES)
+    assert done.code == 0
+    assert json.loads(Path("o.ids.json").read_text()) == ["1", "9"]
+    assert np.load("o.npy").shape == (2, 64)
+    said = done.err.splitlines()
+    assert said[0] == "skipped 7 of 9:"
+    reasons = dict(line.strip().split(": ", 1) for line in said[1:])
+    expected = {
+        "line 2": "'imge' is not known; the fields are id, text, image, instruction",
+        "line 3": "there is no file 'gone.jpg'; check the path",
+        "line 4": "the text is empty; give at least one word",
+        "line 5": 'this is neither a text nor an object; give "a dog", or {"image": "photo.jpg"}',
+        "line 6": "this is no JSON (UnicodeDecodeError); give one JSON value per line",
+        "line 7": "'text' is no text; give it in quotes",
+    }
+    assert {key: reasons[key] for key in expected} == expected
+    assert reasons["line 8"].startswith("an item is a text or an image, not both")
+
+
+def test_raising_names_the_line_and_writes_nothing(cli: Cli, tiny: Path, here: Path) -> None:
+    before = {path.name for path in here.iterdir()}
+    done = cli("embed", "-", "-o", "o.npy", "--model", tiny, stdin=BAD_LINES)
+    assert done.code == 1
+    assert done.error.startswith("line 2: 'imge' is not known")
+    assert not leftovers(here, before)
+
+
+def test_nothing_good_means_nothing_written(cli: Cli, tiny: Path, here: Path) -> None:
+    words = ("-o", "o.npy", "--on-error", "skip", "--model", tiny)
+    done = cli("embed", "gone.jpg", "lost.jpg", *words)
+    assert done.code == 1
+    assert done.error == "nothing could be embedded, and nothing is written"
+    assert "skipped 2 of 2:" in done.err
+    assert leftovers(here, {"photo.jpg", "photos"}) == set()
+
+
+def test_a_failure_leaves_the_old_file_as_it_was(cli: Cli, tiny: Path, here: Path) -> None:
+    cli("embed", "photo.jpg", "-o", "o.npy", "--model", tiny)
+    before = {path: Path(path).read_bytes() for path in ("o.npy", "o.ids.json")}
+    Path("photos/z.png").write_bytes(b"no picture")
+    assert cli("embed", "photos", "-o", "o.npy", "--model", tiny).code == 1
+    assert {path: Path(path).read_bytes() for path in before} == before
+    assert cli("embed", "--text", "a dog", "-o", "o.npy", "--model", tiny).code == 0
+    assert json.loads(Path("o.ids.json").read_text()) == ["a dog"]
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some_then_ctrl_c(_: object) -> Iterator[items.Named]:
+        """Twenty texts: at a batch size of 1, two windows of them are embedded by then."""
+        yield from from_lines(b'"text %d"' % number for number in range(20))
+        signal.raise_signal(signal.SIGINT)
+
+    from_lines = items.from_lines
+    monkeypatch.setattr(items, "from_lines", some_then_ctrl_c)
+    done = cli("embed", "-", "-o", "o.npy", "--batch-size", "1", "--model", tiny)
+    assert (done.code, done.out, done.err) == (STOPPED, "", "Stopped.\n")
+    assert leftovers(here, {"photo.jpg", "photos"}) == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "there is nothing to embed"),
+        (("--text", "a dog", "--instruction", "left?"), "an instruction goes with images"),
+        (("-", "photo.jpg"), "with - all items come from stdin"),
+        (("photo.jpg", "--json"), "--json describes the file that is written"),
+        (("photo.jpg", "-o", "out.txt"), "'out.txt' does not end in .npy, .jsonl, .parquet"),
+        (("photo.jpg", "--max-pixels", "a lot"), "--max-pixels is 'a lot'"),
+        (("photo.jpg", "--max-pixels", "10"), "max_pixels is 10, less than one visual token"),
+    ],
+)
+def test_wrong_usage(cli: Cli, tiny: Path, here: Path, words: tuple[str, ...], says: str) -> None:
+    done = cli("embed", *words, "--model", tiny)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.error
+
+
+def test_parquet_without_its_package_names_the_pip_line(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = cli("embed", "photo.jpg", "-o", "o.parquet", "--model", tiny)
+    assert done.code == 1
+    assert "pip install 'abc-embed[mine]'" in done.error
+
+
+def test_a_bad_argument_is_found_before_the_model_is_loaded(cli: Cli, here: Path) -> None:
+    done = cli("embed", "photo.jpg", "a dog", "-o", "o.npy", "--model", "no-such-model")
+    assert done.error.startswith("there is no file 'a dog'; check the path (a text is given with")

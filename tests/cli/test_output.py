@@ -1,0 +1,72 @@
+"""What is printed: cells as they are, no control characters, progress without a terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from abc_embed.cli import output
+from abc_embed.cli.options import parse_area
+from abc_embed.errors import OutputError, UsageError
+
+
+def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show_table(("n", "text"), [(1, "[red]x[/red]"), (10, "\x1b[31mred\x07")], title="[b]t")
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "[b]t"
+    assert "[red]x[/red]" in out
+    assert "\\x1b[31mred\\x07" in out
+    assert "\x1b" not in out
+
+
+def test_numbers_stand_on_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show_table(("", "cosine"), [("a", 0.5), ("b", -0.25)])
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "0." in line)
+    assert first.endswith(" 0.500")
+    assert len(first) == len(second)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("ä τ 犬", "ä τ 犬"), ("a\tb\n", "a\\tb\n"), ("\udcff", "\\udcff"), ("\u202e", "\\u202e")],
+)
+def test_what_can_be_printed(text: str, shown: str) -> None:
+    assert output.shown(text) == shown
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "PLAIN_LINE_EVERY_S", 0.0)
+    with output.progress("drawing") as count:
+        count(1)
+        count(1500, 2000)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "drawing 1\ndrawing 1,500 of 2,000\n")
+
+
+def test_progress_is_silent_when_it_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress("drawing", 3) as count:
+        for done in range(3):
+            count(done)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+    output.check_writable(tmp_path / "x.npy")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match="make it first"):
+        output.check_writable(tmp_path / "gone" / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("text", "area"),
+    [("200704", (200704, False)), ("256 tokens", (256, True)), (" 1token ", (1, True))],
+)
+def test_areas(text: str, area: tuple[int, bool]) -> None:
+    assert parse_area(text) == area
+
+
+@pytest.mark.parametrize("text", ["", "tokens", "-5", "1.5", "256 pixels", "٣"])
+def test_what_is_no_area(text: str) -> None:
+    with pytest.raises(UsageError, match="--max-pixels is"):
+        parse_area(text)
