@@ -1,11 +1,11 @@
-"""Make the bundled sprites from two npm packages, both MIT: @lobehub/fluent-emoji-3d and emojibase-data.
+"""Make the bundled sprites from two npm packages, both MIT.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0      # then unpack both
     python tools/make_sprites.py FLUENT/package EMOJIBASE/package src/abc_embed/bundled/sprites
 
-The choice below is by hand: concrete things that a person tells apart at 32 pixels, one picture each, so
-near twins ("tiger" and "tiger face", twelve clock faces) are left out. `label=name` renames a thing to the
-word a person would use.
+The choice below is by hand: concrete things that a person tells apart at 32 pixels, one picture
+each, so near twins ("tiger" and "tiger face", twelve clock faces) are left out. `label=name`
+renames a thing to the word a person would use.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SIDE = 128  # pixels: sharp enough for a thing that fills half of a 256-pixel picture, and 320 fit in 2 MB
+SIDE = 128  # pixels: sharp enough for a thing that fills half of 256, and 320 fit in 2 MB
 
 KINDS = {
     "animal": """monkey, gorilla, dog, wolf, fox, raccoon, cat, lion, tiger, leopard,
@@ -59,7 +59,8 @@ KINDS = {
     "ball": """soccer ball, baseball, basketball, volleyball, american football=American football,
         tennis=tennis ball, pool 8 ball=billiard ball""",
     "toy": """yo-yo, kite, water pistol, teddy bear, puzzle piece, game die=die, piñata,
-        balloon, boomerang, bowling=bowling pins*, joystick, ping pong=table tennis bat, boxing glove""",
+        balloon, boomerang, bowling=bowling pins*, joystick, ping pong=table tennis bat,
+        boxing glove""",
     "furniture": """door, mirror, chair, toilet, bathtub, couch and lamp=couch, bed,
         shopping cart, basket, window""",
     "device": """watch, alarm clock, mobile phone, laptop, television, camera, radio, light bulb,
@@ -76,12 +77,16 @@ KINDS = {
 }
 
 
+MASS = {
+    *("bread", "broccoli", "bacon", "popcorn", "butter", "sushi", "spaghetti", "garlic", "corn"),
+    *("fire", "soap", "yarn", "cheese", "meat on bone", "shaved ice", "thread", "dna", "wood"),
+}
+
+
 def article(name: str, plural: bool) -> str:
     if plural:
         return name
-    mass = {"bread", "broccoli", "bacon", "popcorn", "butter", "sushi", "spaghetti", "garlic", "corn", "fire", "soap", "yarn", "cheese",
-            "meat on bone", "shaved ice", "thread", "dna", "wood"}
-    if name in mass:
+    if name in MASS:
         return name
     an = name.startswith("hour") or (name[0].lower() in "aeiou" and name != "unicorn")
     return f"{'an' if an else 'a'} {name}"
@@ -99,18 +104,23 @@ def main(fluent: Path, emojibase: Path, out: Path) -> None:
             plural = "*" in entry
             label, name = label.replace("*", ""), (name or label).replace("*", "")
             code = data.get(label) or data.get(label.capitalize())
-            source = next((files[c] for c in (code, (code or "").replace("-fe0f", ""), f"{code}-fe0f") if c in files), None)
+            spellings = (code, (code or "").replace("-fe0f", ""), f"{code}-fe0f")
+            source = next((files[c] for c in spellings if c in files), None)
             if source is None or name in seen:
                 missing.append(entry)
                 continue
             seen.add(name)
             picture = Image.open(source).convert("RGBA")
-            picture = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a > 16)).getbbox())
+            solid = picture.getchannel("A").point(lambda a: 255 * (a > 16))
+            picture = picture.crop(solid.getbbox())
             scale = SIDE / max(picture.size)
             size = tuple(max(1, round(s * scale)) for s in picture.size)
             file = name.replace(" ", "_").replace("’", "").replace("ñ", "n") + ".webp"
             picture.resize(size, Image.Resampling.LANCZOS).save(out / file, quality=80, method=6)
-            index.append({"name": name, "phrase": article(name, plural), "kind": kind, "file": file, "hexcode": code})
+            phrase = article(name, plural)
+            index.append(
+                {"name": name, "phrase": phrase, "kind": kind, "file": file, "hexcode": code}
+            )
     index.sort(key=lambda e: e["name"])
     (out / "index.json").write_text(json.dumps(index, indent=0, ensure_ascii=False) + "\n")
     print(len(index), "sprites;", "no picture for:", missing)
