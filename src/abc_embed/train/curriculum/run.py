@@ -39,8 +39,8 @@ class Lengths:
     """Optimizer steps of each part; `scaled` shortens or lengthens them all alike."""
 
     things: int = 640
-    places: int = 1300
-    asking: int = 764
+    places: int = 1720
+    asking: int = 1078
     looking: int = 450
     stage1: int = 50
     stage2: int = 200
