@@ -249,6 +249,7 @@ def test_every_line_of_the_log_is_complete(
         assert row["items_per_s"] > 0 and 0 <= row["wait_share"] <= 1
     printed = capfd.readouterr()
     assert printed.out == "" and "step 5/5" in printed.err and "items/s" in printed.err
+    assert len(printed.err.splitlines()) == 1  # not wrapped where there is no terminal
 
 
 def test_the_stage_must_be_the_one_that_is_run(train: Any, config: Any, tiny: Any) -> None:

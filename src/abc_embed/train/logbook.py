@@ -125,7 +125,9 @@ class Logbook:
         last = record.step == self._steps
         if self._progress.disable and (last or now - self._shown_time >= PLAIN_LINE_EVERY_S):
             self._shown_time = now
-            self._console.print(f"step {record.step}/{self._steps}  {text}", highlight=False)
+            self._console.print(
+                f"step {record.step}/{self._steps}  {text}", highlight=False, soft_wrap=True
+            )
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
