@@ -5,6 +5,7 @@
 Prints the share of questions whose answer comes first among all names, and the share in which
 the right one of the two things beats the other. Sides are 112 to 448 pixels, things 0.3 to 0.5 of
 the width.
+"""
 
 import argparse
 
