@@ -1,7 +1,7 @@
 """A vision-language model without its output layer, with attention both ways.
 
 Does: define what the rest needs of a VLM (`Backbone`), and say it for Qwen2-VL. A further family
-is one class with `@register("its_model_type")` in this file or any other.
+is one file in families/ and one line in `FURTHER`; that file is imported when it is asked for.
 Does not: load weights (weights.py), know prompts or positions (processor.py has both), pool, or
 touch a class of transformers. The VLM is held as a member and set up by its configuration and the
 public flags of its modules.
@@ -10,12 +10,14 @@ ways (see `_look_both_ways`); positions must be explicit; and transformers' visi
 over images one by one unless flash attention is installed, which on a CPU costs most of the time.
 
 Shapes: B items, T tokens, D width, P patches, C numbers per patch, U images, V merged visual tokens
-of one image, H heads, L patches of one image, d width of a head.
+of one image, W width of a visual token (D unless the family says otherwise), H heads, L patches of
+one image or window, d width of a head.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from importlib import import_module
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -45,7 +47,7 @@ class Backbone(nn.Module, ABC):
     """What a VLM must offer. All weights live under `self.vlm`, a model of transformers."""
 
     hidden_size: int
-    """D: width of the last hidden state, and of the visual tokens."""
+    """D: width of the last hidden state."""
     vlm: Any
     """The model of transformers, without output layer."""
     gradient_checkpointing: bool = False
@@ -74,7 +76,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Patches `(sum P, C)` of U images, grids `(U, 3)` -> visual tokens `(sum V, D)`."""
+        """Patches `(sum P, C)` of U images, grids `(U, 3)` -> visual tokens `(sum V, W)`."""
 
     @abstractmethod
     def visual_lengths(self, grid_thw: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class Backbone(nn.Module, ABC):
         """Last hidden states after the final norm, `(B, T, D)`; undefined where padded.
 
         `input_ids` `(B, T)` with V placeholders per image, `attention_mask` `(B, T)` bool,
-        `position_ids` `(3, B, T)`, `visual_tokens` `(sum over rows of V, D)` in row order.
+        `position_ids` `(3, B, T)`, `visual_tokens` `(sum over rows of V, W)` in row order.
         """
 
     @abstractmethod
@@ -100,7 +102,13 @@ class Backbone(nn.Module, ABC):
 
 
 FAMILIES: dict[str, type[Backbone]] = {}
-"""Known families by the `model_type` of their config.json."""
+"""Families at hand by the `model_type` of their config.json."""
+
+FURTHER: dict[str, str] = {
+    "qwen2_5_vl": "abc_embed.families.qwen2_5_vl",
+    "qwen3_vl": "abc_embed.families.qwen3_vl",
+}
+"""`model_type` -> the module that registers it, imported when a checkpoint asks for it."""
 
 
 def register(model_type: str) -> Callable[[type[Backbone]], type[Backbone]]:
@@ -113,32 +121,29 @@ def register(model_type: str) -> Callable[[type[Backbone]], type[Backbone]]:
     return keep
 
 
-def family_of(config: PretrainedConfig) -> type[Backbone]:
-    """The backbone class for a configuration.
+def family_of(model_type: str) -> type[Backbone]:
+    """The backbone class that serves checkpoints whose config says `model_type`.
 
-    Raises: CheckpointError for a family that is not registered.
+    Raises: CheckpointError for a family that is not known.
     """
-    try:
-        return FAMILIES[config.model_type]
-    except KeyError:
-        known = ", ".join(sorted(FAMILIES))
+    if model_type not in FAMILIES and model_type in FURTHER:
+        import_module(FURTHER[model_type])
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted({*FAMILIES, *FURTHER}))
         raise CheckpointError(
-            f"the model family {config.model_type!r} is not known; use a checkpoint of: {known}"
-        ) from None
+            f"the model family {model_type!r} is not known; use a checkpoint of: {known}"
+        )
+    return FAMILIES[model_type]
 
 
 def parse_config(values: dict[str, Any]) -> PretrainedConfig:
     """The content of a config.json -> a configuration of transformers.
 
-    Raises: CheckpointError for a family that is not registered, or a value that cannot be.
+    Raises: CheckpointError for a family that is not known, or a value that cannot be.
     """
     values = dict(values)
     model_type = str(values.pop("model_type", None))
-    if model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise CheckpointError(
-            f"the model family {model_type!r} is not known; use a checkpoint of: {known}"
-        )
+    family_of(model_type)
     try:
         return AutoConfig.for_model(model_type, **values)
     except (StrictDataclassError, KeyError, TypeError, ValueError) as problem:
@@ -154,7 +159,7 @@ def build_backbone(config: PretrainedConfig, *, attn: str = "sdpa") -> Backbone:
     """
     if attn not in ATTENTION:
         raise ConfigError(f"attn is {attn!r}; use one of: {', '.join(ATTENTION)}")
-    family = family_of(config)
+    family = family_of(config.model_type)
     try:
         return family.build(config, attn)
     except ImportError as problem:
@@ -167,14 +172,16 @@ def build_backbone(config: PretrainedConfig, *, attn: str = "sdpa") -> Backbone:
 
 @register("qwen2_vl")
 class Qwen2VLBackbone(Backbone):
-    """Qwen2-VL of any size."""
+    """Qwen2-VL of any size. Later Qwen-VL families derive from it and say what differs."""
 
+    config_class: ClassVar[type[PretrainedConfig]] = Qwen2VLConfig
+    vlm_class: ClassVar[type[nn.Module]] = Qwen2VLModel
     language_sites = (
         r"language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
     )
     vision_sites = r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
     own_prefixes = ("language_model.", "visual.")
-    old_layout = (
+    old_layout: ClassVar[tuple[tuple[str, str], ...]] = (
         ("model.embed_tokens.", "language_model.embed_tokens."),
         ("model.layers.", "language_model.layers."),
         ("model.norm.", "language_model.norm."),
@@ -182,17 +189,15 @@ class Qwen2VLBackbone(Backbone):
     )
     ignored_weights = frozenset({"lm_head.weight"})
 
-    def __init__(self, config: Qwen2VLConfig, attn: str = "sdpa") -> None:
+    def __init__(self, given: PretrainedConfig, attn: str = "sdpa") -> None:
         super().__init__()
-        config = deepcopy(config)  # The caller's stays as it is.
-        # transformers types both parts as "maybe a dict"; after its __post_init__ neither is.
-        text: Any = config.text_config
-        vision: Any = config.vision_config
+        config: Any = deepcopy(given)  # The caller's stays as it is.
+        text, vision = config.text_config, config.vision_config
         text.is_causal = False
         text.use_cache = False
         vision_attn = GROUPED_SDPA if attn == "sdpa" else attn
         config._attn_implementation = {"": attn, "text_config": attn, "vision_config": vision_attn}
-        self.vlm = Qwen2VLModel(config)
+        self.vlm = self.vlm_class(config)
         _look_both_ways(self.vlm.language_model)
         self.hidden_size = int(text.hidden_size)
         self._merge = int(vision.spatial_merge_size)
@@ -200,8 +205,9 @@ class Qwen2VLBackbone(Backbone):
 
     @classmethod
     def build(cls, config: PretrainedConfig, attn: str) -> "Qwen2VLBackbone":
-        if not isinstance(config, Qwen2VLConfig):
-            raise CheckpointError(f"config.json describes {config.model_type!r}, not 'qwen2_vl'")
+        if not isinstance(config, cls.config_class):
+            wanted = cls.config_class.model_type
+            raise CheckpointError(f"config.json describes {config.model_type!r}, not {wanted!r}")
         return cls(config, attn)
 
     def restore_buffers(self) -> None:
@@ -228,16 +234,15 @@ class Qwen2VLBackbone(Backbone):
         order = sorted(range(len(grids)), key=lambda u: grids[u][1] * grids[u][2])
         patches = torch.split(pixel_values, [t * h * w for t, h, w in grids])
         sorted_grids = [grids[u] for u in order]
-        tokens: Tensor = self.vlm.visual(
+        output = self.vlm.visual(
             torch.cat([patches[u] for u in order]).to(self.vlm.visual.dtype),
             grid_thw=torch.tensor(sorted_grids, device=grid_thw.device),
             **self._vision_plan(sorted_grids, pixel_values.device),
-        ).pooler_output
+        )
+        tokens = self._visual_tokens(output)
         lengths = [t * h * w // self._merge**2 for t, h, w in sorted_grids]
-        restored: list[Tensor] = [tokens] * len(order)
-        for u, part in zip(order, torch.split(tokens, lengths), strict=True):
-            restored[u] = part
-        return torch.cat(restored)
+        parts = dict(zip(order, torch.split(tokens, lengths), strict=True))
+        return torch.cat([parts[u] for u in range(len(order))])
 
     def _vision_plan(
         self, grids: Sequence[tuple[int, int, int]], device: torch.device
@@ -249,13 +254,16 @@ class Qwen2VLBackbone(Backbone):
         }
         plan: dict[str, Any] = {"position_ids": torch.cat([positions[grid] for grid in grids])}
         if self.vlm.visual.config._attn_implementation == GROUPED_SDPA:
-            runs = groupby(grids, key=lambda grid: grid[1] * grid[2])
-            groups = [(sum(t for t, _, _ in run), length) for length, run in runs]
+            groups = equal_runs([h * w for t, h, w in grids for _ in range(t)])
             total = sum(count * length for count, length in groups)
-            plan["abc_groups"] = groups
+            plan["abc_groups"] = dict.fromkeys((b.attn for b in self.vlm.visual.blocks), groups)
             # One segment: the split into images is done by `grouped_sdpa`, not by transformers.
             plan["cu_seqlens"] = torch.tensor([0, total], dtype=torch.int32, device=device)
         return plan
+
+    def _visual_tokens(self, output: Any) -> Tensor:
+        """What the vision encoder returned -> visual tokens `(sum V, W)`."""
+        return output.pooler_output  # type: ignore[no-any-return]
 
     def language(
         self,
@@ -269,15 +277,23 @@ class Qwen2VLBackbone(Backbone):
         found = 0 if visual_tokens is None else len(visual_tokens)
         if int(places.sum()) != found:
             raise ValueError(f"{int(places.sum())} image placeholders but {found} visual tokens")
+        extra: dict[str, Any] = {}
         if visual_tokens is not None:
-            states = states.masked_scatter(places.unsqueeze(-1), visual_tokens.to(states.dtype))
+            states, extra = self._show(states, places, visual_tokens.to(states.dtype))
         hidden: Tensor = self.vlm.language_model(
             inputs_embeds=states,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
+            **extra,
         ).last_hidden_state
         return hidden
+
+    def _show(
+        self, states: Tensor, places: Tensor, visual_tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Embeddings `(B, T, D)` with images in their places, and further arguments."""
+        return states.masked_scatter(places.unsqueeze(-1), visual_tokens), {}
 
 
 def _look_both_ways(language_model: nn.Module) -> None:
@@ -293,6 +309,15 @@ def _look_both_ways(language_model: nn.Module) -> None:
             setattr(module, "is_causal", False)  # noqa: B010
 
 
+Groups = Sequence[tuple[int, int]]
+"""(number of images or windows, L) of each run of equally long ones."""
+
+
+def equal_runs(lengths: Sequence[int]) -> Groups:
+    """L of each image or window, in order -> runs of equal L."""
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
+
+
 def grouped_sdpa(
     module: nn.Module,
     query: Tensor,
@@ -300,16 +325,16 @@ def grouped_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    abc_groups: Sequence[tuple[int, int]],
+    abc_groups: Mapping[nn.Module, Groups],
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Vision attention for images laid end to end: one call per size instead of one per image.
 
-    `query`, `key`, `value`: `(1, H, sum L, d)`. `abc_groups`: (number of images, L) of each run of
-    images with equally many patches. Returns `(1, sum L, H, d)`, as transformers expects.
+    `query`, `key`, `value`: `(1, H, sum L, d)`. `abc_groups`: for each attention module, the runs
+    that it takes apart. Returns `(1, sum L, H, d)`, as transformers expects.
     """
     outputs, start = [], 0
-    for count, length in abc_groups:
+    for count, length in abc_groups[module]:
         end = start + count * length
         # (1, H, count * L, d) -> (count, H, L, d): no image sees another.
         q, k, v = (

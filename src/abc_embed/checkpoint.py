@@ -122,7 +122,7 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     attn: str = "sdpa",
 ) -> Loaded:
-    """A plain base (any Qwen2-VL) with a fresh head: where training starts, no embedder yet.
+    """A plain base of any known family with a fresh head: where training starts, no embedder yet.
 
     `base` is a folder or a hub name; its output layer is left out. `pixels` is the (smallest,
     largest) picture in pixels; None takes the base's own.

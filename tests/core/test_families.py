@@ -1,0 +1,313 @@
+"""What every backbone family must do, on a tiny random model of each, made on the spot."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import golden_parts
+import pytest
+import tiny_families
+import torch
+from accelerate import Accelerator
+from golden_parts import small
+from safetensors.torch import save_file
+from torch import nn
+
+from abc_embed import backbone as backbone_module
+from abc_embed import checkpoint, weights
+from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
+from abc_embed.backbone import FURTHER, parse_config
+from abc_embed.checkpoint import Loaded
+from abc_embed.errors import CheckpointError
+from abc_embed.inputs import Item
+from abc_embed.train.batches import captioned, instructed, make_batch
+from abc_embed.train.config import AdapterConfig, RunConfig, StageName, TrainConfig
+from abc_embed.train.stages import Instruct, Pretrain
+
+FAMILIES = tiny_families.ALL
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_attention = pytest.mark.parametrize("attn", ["sdpa", "eager"])
+
+GRIDS = [(1, 4, 6), (1, 10, 14), (1, 6, 4), (1, 4, 6), (1, 14, 10), (1, 2, 2), (1, 8, 8)]
+
+ITEMS = [
+    Item(text="a dog"),
+    small(shade=3, size=(128, 192)),
+    small("what is on the left?", shade=3, size=(128, 192)),
+    Item(text="! a longer text, with ! in it !"),
+    small("what is on the right?", shade=90, size=(192, 96)),
+    small(shade=90, size=(192, 96)),
+    small("what is in the middle?", shade=3, size=(128, 192)),  # the first image again
+]
+
+
+def pictures(family: str) -> tuple[torch.Tensor, torch.Tensor]:
+    patch = tiny_families.backbone(family).vlm.config.vision_config.patch_size
+    grid = torch.tensor(GRIDS)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(int(grid.prod(dim=1).sum()), 6 * patch**2, generator=generator), grid
+
+
+def wake_adapter(model: nn.Module) -> None:
+    """A fresh LoRA does nothing; this one does."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+
+def with_instruct_adapter(family: str, attn: str = "sdpa") -> Loaded:
+    model, processor = tiny_families.loaded(family, attn)
+    attach_stage1(model, r=4, alpha=8)
+    wake_adapter(model)
+    merge_stage1(model)
+    attach_stage2(model, r=4, alpha=8)
+    wake_adapter(model)
+    return model.requires_grad_(False), processor
+
+
+def test_every_family_has_a_tiny_configuration_here() -> None:
+    assert set(tiny_families.CONFIGS) == set(FAMILIES) >= {"qwen2_vl", *FURTHER}
+
+
+def test_a_family_is_imported_when_it_is_asked_for() -> None:
+    code = (
+        "import sys\n"
+        "from abc_embed.backbone import FURTHER, family_of\n"
+        "assert not sys.modules.keys() & set(FURTHER.values())\n"
+        "for model_type, module in FURTHER.items():\n"
+        "    assert family_of(model_type).config_class.model_type == model_type\n"
+        "    assert module in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_family_is_named_with_those_not_yet_imported() -> None:
+    with pytest.raises(CheckpointError, match=", ".join(FAMILIES)):
+        parse_config({"model_type": "llava"})
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+
+@each_attention
+@each_family
+def test_the_first_token_of_a_lone_unpadded_item_sees_the_last(family: str, attn: str) -> None:
+    backbone = tiny_families.backbone(family, attn)
+    ids = torch.arange(9).unsqueeze(0) + 30
+    mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(9).expand(3, 1, 9)
+    changed = ids.clone()
+    changed[0, -1] = 7
+    with torch.no_grad():
+        before = backbone.language(ids, mask, positions, None)
+        after = backbone.language(changed, mask, positions, None)
+    assert (before[0, 0] - after[0, 0]).abs().max() > 1e-4
+
+
+@each_attention
+@each_family
+def test_the_vision_encoder_computes_what_transformers_computes(family: str, attn: str) -> None:
+    """`reference` has eager attention and gets nothing precomputed: one call per image or window,
+    images in the order in which they come."""
+    ours, reference = tiny_families.backbone(family, attn), tiny_families.backbone(family, "eager")
+    pixels, grid = pictures(family)
+    with torch.no_grad():
+        found = ours.encode_images(pixels, grid)
+        output = reference.vlm.visual(pixels, grid_thw=grid)
+    expected = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    assert found.shape == (sum(ours.visual_lengths(grid)), 64 * len(expected))
+    assert (found - torch.cat(expected, dim=-1)).abs().max() < 1e-5
+
+
+@each_family
+def test_images_in_one_call_are_as_each_alone(family: str) -> None:
+    backbone = tiny_families.backbone(family)
+    pixels, grid = pictures(family)
+    parts = torch.split(pixels, grid.prod(dim=1).tolist())
+    with torch.no_grad():
+        together = backbone.encode_images(pixels, grid)
+        alone = [
+            backbone.encode_images(part, row.unsqueeze(0))
+            for part, row in zip(parts, grid, strict=True)
+        ]
+    assert [len(part) for part in alone] == backbone.visual_lengths(grid).tolist()
+    assert (together - torch.cat(alone)).abs().max() < 1e-5
+
+
+@each_family
+def test_the_whole_is_what_transformers_computes(family: str) -> None:
+    """The forward of the whole VLM, two images in two rows, the same positions."""
+    model, processor = tiny_families.loaded(family, positions="mrope")
+    batch = golden_parts.batch(processor, [ITEMS[2], ITEMS[4]])
+    assert batch.pixel_values is not None
+    with torch.no_grad():
+        ours = model.backbone.language(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.position_ids,
+            model.backbone.encode_images(batch.pixel_values, batch.image_grid_thw),
+        )
+        theirs = tiny_families.backbone(family, "eager").vlm(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+        )
+    real = batch.attention_mask
+    assert (ours[real] - theirs.last_hidden_state[real]).abs().max() < 1e-5
+
+
+@each_family
+def test_positions_inside_images_are_those_of_the_family(family: str) -> None:
+    model, processor = tiny_families.loaded(family, positions="mrope")
+    batch = golden_parts.batch(processor, [ITEMS[2], ITEMS[4]])
+    theirs, _ = model.backbone.vlm.get_rope_index(
+        input_ids=batch.input_ids,
+        mm_token_type_ids=(batch.input_ids == processor.image_token_id).int(),
+        image_grid_thw=batch.image_grid_thw,
+        attention_mask=batch.attention_mask.long(),
+    )
+    real = batch.attention_mask
+    assert torch.equal(batch.position_ids[:, real], theirs[:, real])
+
+
+def test_windows_of_qwen2_5_vl_share_attention_calls() -> None:
+    backbone = tiny_families.backbone("qwen2_5_vl")
+    grids = [(1, 10, 14)]  # 5 x 7 tokens in windows of 2 x 2: six whole, six cut off, in 3 sizes
+    pixels = torch.randn(140, 1176, generator=torch.Generator().manual_seed(0))
+    real = backbone_module.sdpa_attention_forward
+    with (
+        mock.patch.object(backbone_module, "sdpa_attention_forward", side_effect=real) as calls,
+        torch.no_grad(),
+    ):
+        backbone.encode_images(pixels, torch.tensor(grids))
+    # Number of windows or images, and patches of each.
+    shapes = [tuple(call.args[1].shape[i] for i in (0, 2)) for call in calls.call_args_list]
+    windowed, whole = [(1, 4), (5, 8), (6, 16)], [(1, 140)]
+    assert backbone.vlm.visual.fullatt_block_indexes == [1, 3]
+    assert shapes == 2 * (windowed + whole)
+
+
+# -- the composed model ----------------------------------------------------------------------------
+
+
+@each_attention
+@each_family
+def test_an_item_has_one_vector_alone_and_in_any_order(family: str, attn: str) -> None:
+    loaded = with_instruct_adapter(family, attn)
+    alone = torch.cat([golden_parts.vectors(loaded, [item]) for item in ITEMS])
+    together = golden_parts.vectors(loaded, ITEMS)
+    backwards = golden_parts.vectors(loaded, ITEMS[::-1]).flip(0)
+    assert (alone - together).abs().max() <= 1e-5
+    assert (alone - backwards).abs().max() <= 1e-5
+    assert (alone[1] - alone[5]).abs().max() > 1e-3  # different images, different vectors
+
+
+@each_family
+def test_the_adapter_changes_instructed_rows_alone(family: str) -> None:
+    model, processor = with_instruct_adapter(family)
+    batch = golden_parts.batch(processor, ITEMS)
+    nothing = dataclasses.replace(batch, instructed=torch.zeros_like(batch.instructed))
+    with torch.no_grad():
+        routed, off = model(batch), model(nothing)
+    moved = (routed - off).abs().amax(dim=1)
+    assert (moved[batch.instructed] > 1e-4).all()
+    assert (moved[~batch.instructed] <= 1e-6).all()
+
+
+@each_family
+def test_the_vision_encoder_runs_once_per_image(family: str) -> None:
+    model, processor = with_instruct_adapter(family)
+    batch = golden_parts.batch(processor, ITEMS)  # five rows show two images
+    grids: list[torch.Tensor] = []
+    model.backbone.vlm.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: grids.append(kwargs["grid_thw"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(batch)
+    assert [len(grid) for grid in grids] == [2]
+
+
+@each_family
+def test_a_saved_model_gives_the_same_vectors_to_the_last_bit(family: str, tmp_path: Path) -> None:
+    loaded = with_instruct_adapter(family)
+    checkpoint.save(*loaded, tmp_path / "mine")
+    again = checkpoint.load(str(tmp_path / "mine"))
+    assert again[0].backbone.vlm.config.model_type == family
+    assert torch.equal(golden_parts.vectors(loaded, ITEMS), golden_parts.vectors(again, ITEMS))
+
+
+@each_family
+def test_a_base_with_published_names_and_an_output_layer_is_read(
+    family: str, tmp_path: Path
+) -> None:
+    backbone = tiny_families.backbone(family)
+    kind = type(backbone)
+    state = {weights.published_name(kind, k): v for k, v in backbone.vlm.state_dict().items()}
+    state["lm_head.weight"] = torch.zeros(576, 64)
+    save_file(state, tmp_path / "model.safetensors")
+    read = weights.load_backbone(
+        weights.open_weights(tmp_path),
+        parse_config(tiny_families.CONFIGS[family]),
+        dtype=torch.float32,
+        device="cpu",
+        attn="sdpa",
+    )
+    pixels, grid = pictures(family)
+    with torch.no_grad():
+        assert torch.equal(read.encode_images(pixels, grid), backbone.encode_images(pixels, grid))
+
+
+@each_family
+def test_every_layer_of_both_encoders_takes_lora(family: str) -> None:
+    """Attention and MLP (paper, section 2), whatever the family calls them."""
+    model, _ = tiny_families.loaded(family)
+    layers = ("language_model.layers.", "visual.blocks.")
+    linear = {
+        name
+        for name, module in model.backbone.vlm.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(layers)
+    }
+    assert set(attach_stage1(model, r=2, alpha=4)) == linear
+    merge_stage1(model)
+    assert set(attach_stage2(model, r=2, alpha=4)) == {n for n in linear if "language" in n}
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["pretrain", "instruct"])
+@each_family
+def test_one_step_gives_gradients_exactly_to_what_the_stage_trains(
+    family: str, name: StageName, checkpointing: bool
+) -> None:
+    model, processor = tiny_families.loaded(family)
+    config = TrainConfig(
+        stage=name,
+        adapter=AdapterConfig(rank=4, alpha=8, dropout=0.0),
+        train=RunConfig(steps=1, batch_size=2, gradient_checkpointing=checkpointing),
+    )
+    kind = Pretrain if name == "pretrain" else Instruct
+    stage = kind(config, model, processor, Accelerator(cpu=True))
+    wake_adapter(model)
+    images = [ITEMS[1].image, ITEMS[5].image]
+    pairs = [("what is on top?", "red"), ("what is below?", "a blue one")]
+    made = [
+        captioned(image, f"caption {i}") if name == "pretrain" else instructed(image, pairs)
+        for i, image in enumerate(images)
+        if image is not None
+    ]
+    loss, _ = stage.backward(make_batch(made, processor))
+    assert torch.isfinite(loss)
+
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.norm() > 0}
+    expected = {n for n, _ in model.named_parameters() if "lora_" in n}
+    if name == "pretrain":
+        expected |= {n for n, _ in model.named_parameters() if n.startswith(("head", "temp"))}
+    assert reached == expected == set(stage.parameters)
+    parts = {part: any(part in n for n in reached) for part in ("visual", "language_model")}
+    assert parts == {"visual": name == "pretrain", "language_model": True}
