@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli
 
-MODULES = ("embed", "compare", "search", "scenes", "doctor")
+MODULES = ("embed", "compare", "search", "scenes", "mine", "doctor")
 FOLDERS = {"runs/mine"}  # where a user's own model would lie
 
 
@@ -38,6 +38,8 @@ def test_an_example_works(cli: Cli, tiny: Path, here: Path, line: str) -> None:
         words += ["--model", str(tiny)]
     if "--count" in words:
         words[words.index("--count") + 1] = "2"
+    if words[0] == "mine":
+        assert cli("scenes", "-n", "4", "--out", words[1], "--side", "56").code == 0
     done = cli(*words, stdin=stdin)
     assert done.code == 0, done.err
     for option in ("-o", "--plot", "--out"):

@@ -19,6 +19,7 @@ ARROW = (
     ("chat", "pixels"),
     ("processor",),
     ("backbone",),
+    ("families",),  # backbone.py has their names as strings and imports one when asked
     ("weights",),
     ("pooling",),
     ("head",),

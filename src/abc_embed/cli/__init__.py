@@ -5,7 +5,8 @@ Does: choose the command, and turn whatever ends it into an exit code and one pl
 it runs.
 
     parser.py      the commands by name, and their options
-    quickstart.py  embed.py  compare.py  search.py  scenes.py  train.py  bench.py  doctor.py
+    quickstart.py  embed.py  compare.py  search.py  scenes.py  mine.py
+    train.py  bench.py  doctor.py
     options.py     what several commands take
     items.py       arguments, folders and JSONL -> items with names
     writers.py     vectors -> .npy, .jsonl, .parquet, written aside and renamed

@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "Rank texts for an image, alone or with instructions.",
     "search": "Find the images of a folder that fit a text or an image.",
     "scenes": "Draw a data set: images, captions, boxes, instructions.",
+    "mine": "Find captions that nearly fit, and are wrong.",
     "train": "Train stage 1, stage 2, or the bundled model from nothing.",
     "bench": "Measure a model.",
     "doctor": "Say what works here, what is missing, how to get it.",
