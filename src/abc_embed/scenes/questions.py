@@ -204,13 +204,12 @@ def caption(scene: Scene) -> str:
 def hard_captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
     """`count` captions that are almost right: two things swapped, a thing or the ground replaced.
 
-    None has the words of the right caption. A few may mean the same, when the things swapped are in
-    the same place, and some may come twice: see `same_meaning`.
+    None means the same as the right caption; some may come twice.
     """
     true, found = caption(scene), list[str]()
     while len(found) < count:
         text = caption(_spoiled(scene, rng))
-        if text != true:
+        if not same_meaning(text, true):
             found.append(text)
     return found
 
