@@ -64,9 +64,9 @@ def test_the_fast_paths_are_the_products_arithmetic(tokenizer_file: Path, tmp_pa
     prompter, ask = Prompter(tokenizer), "what is on the left?"
     with torch.no_grad():
         tokens = encode(vision, patches(np.stack([s.picture for s in seen])), 3, (4, 4))
-        ids = torch.from_numpy(prompter.ids([f"Instruction: {ask}"] * 3, visual=16))
+        ids = torch.from_numpy(prompter.asked([ask] * 3, 16))
         query = asker.unit(*asker.hidden(ids, tokens)).numpy()
-        names = asker.unit(*asker.hidden(torch.from_numpy(prompter.ids(["a dog", "an egg"]))))
+        names = asker.unit(*asker.hidden(torch.from_numpy(prompter.texts(["a dog", "an egg"]))))
 
     ours = model.embed([Item(image=s.picture, instruction=ask) for s in seen])
     assert np.abs(query - ours).max() <= 1e-5

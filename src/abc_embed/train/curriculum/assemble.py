@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
 from abc_embed import checkpoint
 from abc_embed.backbone import build_backbone
+from abc_embed.chat import IMAGE_TOKEN
 from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Processor
 from abc_embed.train.curriculum.language import (
     HEAD_HIDDEN,
-    IMAGE_TOKEN,
     PAD_TOKEN,
     Asker,
     text_config,

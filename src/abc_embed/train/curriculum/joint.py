@@ -56,8 +56,8 @@ class LookStream:
             return Looked(pictures, grid, asked, None)
         prompter = self.asks.prompter
         texts = [caption(s) for s in scenes] + [hard_captions(s, rng, 1)[0] for s in scenes]
-        queries = prompter.ids([""] * len(scenes), visual=grid[0] * grid[1])
-        return Looked(pictures, grid, None, (queries, prompter.ids(texts)))
+        queries = prompter.asked([None] * len(scenes), grid[0] * grid[1])
+        return Looked(pictures, grid, None, (queries, prompter.texts(texts)))
 
 
 def caption_loss(
@@ -94,7 +94,7 @@ def learn_to_look(
     vision.load_state_dict(torch.load(vision_file))
     vision.eval().requires_grad_(False)
     asker.load_state_dict(torch.load(language_file))
-    answer_ids = torch.from_numpy(Prompter(tokenizer).ids(all_answers()))
+    answer_ids = torch.from_numpy(Prompter(tokenizer).texts(all_answers()))
 
     def loss_of(batch: Looked) -> tuple[Tensor, Tensor, int]:
         with torch.autocast("cpu", torch.bfloat16):

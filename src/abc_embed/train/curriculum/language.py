@@ -8,6 +8,7 @@ instruction means: with it, binding comes within minutes and not after a long pl
 Shapes: B queries, T tokens, V visual tokens, N scenes, C candidates, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,24 +17,27 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
+from abc_embed.chat import IMAGE_TOKEN, Chat
 from abc_embed.errors import TrainingError
 from abc_embed.head import Head
+from abc_embed.inputs import Item
 from abc_embed.scenes.layout import make_scene
 from abc_embed.scenes.questions import Question, all_answers, questions
 from abc_embed.scenes.things import THINGS
 from abc_embed.train.curriculum.lesson import learn
 from abc_embed.train.curriculum.vision import WIDTH
+from abc_embed.train.curriculum.words import CHAT_TEMPLATE
 from abc_embed.train.curriculum.world import GRID_SHARES, GRIDS, Codebook, annotate
 
 KIND_SHARES = {"place": 0.36, "relation": 0.30, "kind": 0.12, "size": 0.13, "background": 0.09}
 HEAD_HIDDEN = 1024
 ANCHOR_SHARPNESS = 20.0
 PLAIN = "abc_embed_curriculum_plain"
-PAD_TOKEN, IMAGE_TOKEN = "<|endoftext|>", "<|image_pad|>"
+PAD_TOKEN = "<|endoftext|>"
 
 
 def _plain(
@@ -142,19 +146,28 @@ class Asked:
 
 
 class Prompter:
-    """Texts -> padded ids, with the chat template of `words.CHAT_TEMPLATE` spelt out."""
+    """Items -> padded ids, through the same prompts and template as the finished model."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        self.chat = Chat(wrapped, CHAT_TEMPLATE, token_id(tokenizer, IMAGE_TOKEN))
         self.pad = token_id(tokenizer, PAD_TOKEN)
 
-    def ids(self, texts: list[str], visual: int = 0) -> np.ndarray:
-        """(B, T) int64; with `visual` tokens of an image before each text."""
-        shown = f"<|vision_start|>{IMAGE_TOKEN * visual}<|vision_end|>" if visual else ""
-        turns = [
-            f"<|im_start|>user\n{shown}{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts
-        ]
-        rows = [e.ids for e in self.tokenizer.encode_batch(turns, add_special_tokens=False)]
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(B, T) int64 of plain texts."""
+        return self._padded([self.chat.encode(Item(text)) for text in texts])
+
+    def asked(self, instructions: Sequence[str | None], visual: int) -> np.ndarray:
+        """(B, T) int64 of an image of `visual` tokens with each instruction, None for without."""
+        shown = [self.chat.image_token_id] * visual
+        rows = []
+        for instruction in instructions:
+            ids = self.chat.encode(Item(image="x", instruction=instruction))
+            place = ids.index(self.chat.image_token_id)
+            rows.append([*ids[:place], *shown, *ids[place + 1 :]])
+        return self._padded(rows)
+
+    def _padded(self, rows: list[list[int]]) -> np.ndarray:
         out = np.full((len(rows), max(map(len, rows))), self.pad, dtype=np.int64)
         for row, ids in zip(out, rows, strict=True):
             row[: len(ids)] = ids
@@ -189,7 +202,7 @@ class AskStream:
     def make(self, step: int) -> Asked:
         rng = np.random.default_rng((self.seed, step, 13))
         grid = GRIDS[int(rng.choice(len(GRIDS), p=GRID_SHARES))]
-        seen, scene, texts, answer, region = [], [], [], [], []
+        seen, scene, asked, answer, region = [], [], [], [], []
         for i in range(self.scenes):
             drawn = make_scene(self.seed, step * self.scenes + i)
             seen.append(annotate(drawn, *grid))
@@ -197,11 +210,11 @@ class AskStream:
             for _ in range(2):
                 question = choose(found, rng)
                 scene.append(i)
-                texts.append(f"Instruction: {wording(question, rng)}")
+                asked.append(wording(question, rng))
                 answer.append(self.answers[question.answer])
                 region.append(0 if question.region is None else question.region + 1)
         labels, places, shown = (np.stack(c) for c in zip(*seen, strict=True))
-        ids = self.prompter.ids(texts, visual=grid[0] * grid[1])
+        ids = self.prompter.asked(asked, grid[0] * grid[1])
         return Asked(
             labels, places, shown, np.array(scene), ids, np.array(answer), np.array(region), grid
         )
@@ -272,7 +285,7 @@ def learn_to_answer(
 ) -> Path:
     """Lesson three; the weights of the `Asker` go to `out`."""
     asker, book = Asker(tokenizer), Codebook(WIDTH)
-    answer_ids = torch.from_numpy(Prompter(tokenizer).ids(all_answers()))
+    answer_ids = torch.from_numpy(Prompter(tokenizer).texts(all_answers()))
 
     def loss_of(batch: Asked) -> tuple[Tensor, Tensor, int]:
         visual = blurred(book, torch.as_tensor(batch.labels), torch.as_tensor(batch.places))

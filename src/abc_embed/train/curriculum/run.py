@@ -93,7 +93,7 @@ def stages(out: Path, steps: Lengths) -> Path:
     )
     model, processor = checkpoint.load(str(out / "stage2" / "model"))
     checkpoint.save(model, processor, out / "model", dtype=torch.float16)
-    (out / "model" / "steps.json").write_text(
+    (out / "steps.json").write_text(
         json.dumps({n: getattr(steps, n) for n in steps.__slots__}) + "\n"
     )
     logger.info("the model is in %s", out / "model")

@@ -23,8 +23,8 @@ class SceneSource:
     """Groups of a stage, numbered on without end.
 
     Stage 1: a scene with its caption and `negatives` captions that are nearly right, or a single
-    thing with its name. Stage 2: a scene with `instructions` questions, and `negatives` answers
-    to none of them.
+    thing with its name. Stage 2: a scene with `instructions` questions, and `negatives` further
+    answers as candidates.
     """
 
     stage: StageName

@@ -5,10 +5,11 @@ this world are single tokens, which keeps sequences short enough for a small CPU
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from abc_embed.inputs import Item
+from abc_embed.prompts import messages
 from abc_embed.scenes import caption, make_scene, questions
 from abc_embed.scenes.things import BACKGROUNDS, KIND_WORDS, THINGS
 
@@ -47,7 +48,7 @@ def corpus(scenes: int = 3000) -> Iterator[str]:
         yield caption(scene)
         for question in questions(scene):
             for text in (question.instruction, *question.paraphrases):
-                yield f"Instruction: {text}"
+                yield str(messages(Item(image="x", instruction=text))[0]["content"][-1]["text"])
                 yield text[0].upper() + text[1:]
             yield question.answer
     for word in (*(t.phrase for t in THINGS), *BACKGROUNDS, *KIND_WORDS.values()):
@@ -74,18 +75,3 @@ def make_tokenizer(vocabulary: int = 1600) -> Tokenizer:
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer as transformers' Qwen2 tokenizer reads it."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=make_tokenizer(),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL[1:]),
-        model_max_length=512,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from abc_embed.pixels import ImageBudget
 from abc_embed.scenes.layout import Placed, Scene, make_scene
 from abc_embed.scenes.render import box, render, which_thing
 from abc_embed.scenes.things import BACKGROUNDS, THINGS
 
-PATCH, MERGE = 14, 2
+_CUT = ImageBudget()  # patch, merge and normalisation as in Qwen2-VL
+PATCH, MERGE = _CUT.patch_size, _CUT.merge_size
 CELL = PATCH * MERGE  # pixels of one merged visual token
 PLACE_NUMBERS = 6  # the token's own x, y; its thing's x, y, width, height
 COVERED = 0.12  # a token shows a thing when the thing covers this share of it
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+MEAN, STD = (np.array(values, dtype=np.float32) for values in (_CUT.mean, _CUT.std))
 
 # Token grids (rows, columns): squares mostly, and what other aspect ratios are resized to.
 GRIDS = ((4, 4), (5, 4), (4, 5), (3, 5), (5, 3), (3, 6), (6, 3))
