@@ -18,7 +18,7 @@ CORE: list[str] = PROJECT["dependencies"]
 OPTIONAL = [requirement for extra in EXTRAS.values() for requirement in extra]
 # Import name -> distribution, where they differ.
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu"}
-PROMISED_EXTRAS = {"mine", "bench", "index", "serve", "scale", "dev"}
+PROMISED_EXTRAS = {"mine", "bench", "index", "serve", "scale", "instruct", "log", "dev"}
 
 
 def name_of(requirement: str) -> str:
