@@ -6,7 +6,7 @@ Does not: load weights (weights.py), know prompts or positions (processor.py has
 touch a class of transformers. The VLM is held as a member and set up by its configuration and the
 public flags of its modules.
 Why a class of ours at all: three silent traps live here. Attention must be told twice to look both
-ways (see `_look_both_ways`); positions must be explicit; and transformers' vision attention loops
+ways (see `look_both_ways`); positions must be explicit; and transformers' vision attention loops
 over images one by one unless flash attention is installed, which on a CPU costs most of the time.
 
 Shapes: B items, T tokens, D width, P patches, C numbers per patch, U images, V merged visual tokens
@@ -82,7 +82,6 @@ class Backbone(nn.Module, ABC):
     def visual_lengths(self, grid_thw: Tensor) -> Tensor:
         """Grids `(U, 3)` -> V of each image `(U,)` int64."""
 
-    @abstractmethod
     def language(
         self,
         input_ids: Tensor,
@@ -95,16 +94,49 @@ class Backbone(nn.Module, ABC):
         `input_ids` `(B, T)` with V placeholders per image, `attention_mask` `(B, T)` bool,
         `position_ids` `(3, B, T)`, `visual_tokens` `(sum over rows of V, W)` in row order.
         """
+        states = self.vlm.get_input_embeddings()(input_ids)
+        places = input_ids == int(self.vlm.config.image_token_id)
+        found = 0 if visual_tokens is None else len(visual_tokens)
+        if int(places.sum()) != found:
+            raise ValueError(f"{int(places.sum())} image placeholders but {found} visual tokens")
+        extra: dict[str, Any] = {}
+        if visual_tokens is not None:
+            states, extra = self._show(states, places, visual_tokens.to(states.dtype))
+        hidden: Tensor = self.vlm.language_model(
+            inputs_embeds=states,
+            attention_mask=attention_mask,
+            position_ids=self._positions(position_ids),
+            use_cache=False,
+            **extra,
+        ).last_hidden_state
+        return hidden
 
-    @abstractmethod
+    def _positions(self, position_ids: Tensor) -> Tensor:
+        """Positions `(3, B, T)` as the language model takes them."""
+        return position_ids
+
+    def _show(
+        self, states: Tensor, places: Tensor, visual_tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Embeddings `(B, T, D)` with images in their places, and further arguments."""
+        return states.masked_scatter(places.unsqueeze(-1), visual_tokens), {}
+
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade time for memory in both encoders; acts in training mode only."""
+        self.gradient_checkpointing = enabled
+        if enabled:
+            # Not reentrant: the only kind that works when the inputs of a layer need no gradient,
+            # as with LoRA on frozen embeddings.
+            self.vlm.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.vlm.activation_checkpointing_disable()
 
 
 FAMILIES: dict[str, type[Backbone]] = {}
 """Families at hand by the `model_type` of their config.json."""
 
 FURTHER: dict[str, str] = {
+    "internvl": "abc_embed.families.internvl",
     "qwen2_5_vl": "abc_embed.families.qwen2_5_vl",
     "qwen3_vl": "abc_embed.families.qwen3_vl",
 }
@@ -198,10 +230,9 @@ class Qwen2VLBackbone(Backbone):
         vision_attn = GROUPED_SDPA if attn == "sdpa" else attn
         config._attn_implementation = {"": attn, "text_config": attn, "vision_config": vision_attn}
         self.vlm = self.vlm_class(config)
-        _look_both_ways(self.vlm.language_model)
+        look_both_ways(self.vlm.language_model)
         self.hidden_size = int(text.hidden_size)
         self._merge = int(vision.spatial_merge_size)
-        self._image_token_id = int(config.image_token_id)
 
     @classmethod
     def build(cls, config: PretrainedConfig, attn: str) -> "Qwen2VLBackbone":
@@ -214,15 +245,6 @@ class Qwen2VLBackbone(Backbone):
         visual, language = self.vlm.visual, self.vlm.language_model
         visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
         language.rotary_emb = type(language.rotary_emb)(language.config)
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        self.gradient_checkpointing = enabled
-        if enabled:
-            # Not reentrant: the only kind that works when the inputs of a layer need no gradient,
-            # as with LoRA on frozen embeddings.
-            self.vlm.activation_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.vlm.activation_checkpointing_disable()
 
     def visual_lengths(self, grid_thw: Tensor) -> Tensor:
         return grid_thw.prod(dim=-1) // self._merge**2
@@ -265,38 +287,8 @@ class Qwen2VLBackbone(Backbone):
         """What the vision encoder returned -> visual tokens `(sum V, W)`."""
         return output.pooler_output  # type: ignore[no-any-return]
 
-    def language(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        visual_tokens: Tensor | None,
-    ) -> Tensor:
-        states = self.vlm.get_input_embeddings()(input_ids)
-        places = input_ids == self._image_token_id
-        found = 0 if visual_tokens is None else len(visual_tokens)
-        if int(places.sum()) != found:
-            raise ValueError(f"{int(places.sum())} image placeholders but {found} visual tokens")
-        extra: dict[str, Any] = {}
-        if visual_tokens is not None:
-            states, extra = self._show(states, places, visual_tokens.to(states.dtype))
-        hidden: Tensor = self.vlm.language_model(
-            inputs_embeds=states,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
-        return hidden
 
-    def _show(
-        self, states: Tensor, places: Tensor, visual_tokens: Tensor
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Embeddings `(B, T, D)` with images in their places, and further arguments."""
-        return states.masked_scatter(places.unsqueeze(-1), visual_tokens), {}
-
-
-def _look_both_ways(language_model: nn.Module) -> None:
+def look_both_ways(language_model: nn.Module) -> None:
     """Turn off causality in the attention modules themselves.
 
     `text_config.is_causal = False` shapes the *mask*, but for a batch without padding transformers

@@ -19,7 +19,7 @@ from abc_embed.inputs import Item
 from abc_embed.prompts import messages
 
 IMAGE_TOKEN: Final = "<|image_pad|>"
-"""What a chat template writes for one picture."""
+"""What a chat template of Qwen writes for one picture; another family's files name the id."""
 
 
 class Chat:
@@ -48,6 +48,7 @@ class Chat:
                 f"the tokenizer has no {IMAGE_TOKEN}; use the tokenizer that belongs to the model"
             )
         self.image_token_id = int(image_token_id)
+        self.image_token: str = self._encoder.id_to_token(self.image_token_id) or IMAGE_TOKEN
         if self.encode(Item(image="x")).count(self.image_token_id) != 1:
             raise CheckpointError(
                 "the chat template does not make one placeholder for one picture; "

@@ -1,7 +1,8 @@
 """Picture -> patches: the pixel budget, the one resize, the values the vision encoder eats.
 
 Does: choose the size (`ImageBudget`), resize, normalise and cut into patches (`to_patches`), all
-in NumPy and Pillow. Does not: open files (inputs.py) or know tokens (processor.py).
+in NumPy and Pillow. Does not: open files (inputs.py), know tokens (processor.py), or cut pictures
+into tiles, as another design of vision encoder wants them (tiles.py).
 Why one resize: the published code resizes twice, first to multiples of 28 and then into the budget.
 One step straight into the budget is what Qwen2-VL itself does; it agrees exactly for pictures
 inside the budget and to a cosine above 0.998 for tiny and huge ones (paper, trap 4).
@@ -120,6 +121,15 @@ class ImageBudget:
             high, wide = (high, most // high) if wide > high else (most // wide, wide)
         return high * side, wide * side
 
+    def views(self, picture: Image.Image) -> list[Image.Image]:
+        """What the vision encoder sees of an RGB picture: pictures of one size, here just one.
+
+        Raises:
+            AspectError: longer and thinner than ``max_aspect``.
+        """
+        height, width = self.size_for(picture.height, picture.width)
+        return [resized(picture, width, height)]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patches:
@@ -128,36 +138,44 @@ class Patches:
     values: NDArray[np.float32]
     """``(P, C)``."""
     grid_thw: tuple[int, int, int]
-    """Frames, rows and columns of patches; ``P`` is their product."""
+    """Views, rows and columns of patches; ``P`` is their product."""
     key: str
     """Equal exactly when the resized pixels are equal."""
 
 
+def resized(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The picture at this size, by one bicubic resize."""
+    if (width, height) == picture.size:
+        return picture
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def to_patches(picture: Image.Image, budget: ImageBudget) -> Patches:
-    """An RGB picture -> patches, by one bicubic resize.
+    """An RGB picture -> patches.
 
     Patches come in Qwen2-VL's order: the ``merge_size`` x ``merge_size`` patches of a visual token
-    lie together, tokens go row by row; inside a patch: colour, frame, row, column.
+    lie together, tokens go row by row, views one after the other; inside a patch: colour, frame,
+    row, column.
 
     Raises:
         AspectError: longer and thinner than the budget's ``max_aspect``.
     """
-    height, width = budget.size_for(picture.height, picture.width)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, dtype=np.uint8)
+    views = budget.views(picture)
+    pixels = np.stack([np.asarray(view, dtype=np.uint8) for view in views])
+    number, height, width, _ = pixels.shape
     side, merge, frames = budget.patch_size, budget.merge_size, budget.temporal_patch_size
     rows, columns = height // side, width // side
-    # (rows/m, m, side, columns/m, m, side, 3) -> (rows/m, columns/m, m, m, 3, side, side)
-    tiles = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-    tiles = tiles.transpose(0, 3, 1, 4, 6, 2, 5)
-    values = np.empty((*tiles.shape[:5], frames, side, side), dtype=np.float32)
+    # (views, rows/m, m, side, columns/m, m, side, 3)
+    # -> (views, rows/m, columns/m, m, m, 3, side, side)
+    tiles = pixels.reshape(number, rows // merge, merge, side, columns // merge, merge, side, 3)
+    tiles = tiles.transpose(0, 1, 4, 2, 5, 7, 3, 6)
+    values = np.empty((*tiles.shape[:6], frames, side, side), dtype=np.float32)
     for colour, table in enumerate(_tables(budget)):
-        values[:, :, :, :, colour] = table[tiles[:, :, :, :, colour]][:, :, :, :, None]
+        values[:, :, :, :, :, colour] = table[tiles[:, :, :, :, :, colour]][:, :, :, :, :, None]
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
     return Patches(
-        values=values.reshape(rows * columns, -1),
-        grid_thw=(1, rows, columns),
+        values=values.reshape(number * rows * columns, -1),
+        grid_thw=(number, rows, columns),
         key=f"{width}x{height}-{digest}",
     )
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from abc_embed.chat import IMAGE_TOKEN, Chat, read_chat_template, read_json, read_tokenizer
+from abc_embed.chat import Chat, read_chat_template, read_json, read_tokenizer
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
 from abc_embed.inputs import DECODE_LIMIT, ImageInput, Item, Kind, describe_image, open_image
 from abc_embed.pixels import ImageBudget, Patches, to_patches
+from abc_embed.tiles import TileBudget, framed, has_published_tiles, read_budget
 
 __all__ = ["Batch", "Features", "ImageBudget", "Patches", "Positions", "Processor"]
 
@@ -114,6 +115,8 @@ class Processor:
     ) -> None:
         if positions not in get_args(Positions):
             raise ConfigError(f"positions is {positions!r}; use 'sequential' or 'mrope'")
+        if positions == "mrope" and isinstance(image, TileBudget):
+            raise ConfigError("positions is 'mrope', but this model counts in one line; leave it")
         if max_tokens < 1 or decode_limit < 1:
             raise ConfigError("max_tokens and decode_limit must be at least 1")
         self.chat = Chat(tokenizer, chat_template, image_token_id)
@@ -151,7 +154,7 @@ class Processor:
         is_text = item.image is None
         if ids.count(self.image_token_id) != (0 if is_text else 1):
             raise TextError(
-                f"the words hold {IMAGE_TOKEN}, which stands for a picture; take it out"
+                f"the words hold {self.chat.image_token}, which stands for a picture; take it out"
             )
         self._check_length(len(ids), 0)  # before a picture is opened for nothing
         if item.image is None:
@@ -264,6 +267,7 @@ class Processor:
             "image_mean": list(image.mean),
             "image_std": list(image.std),
             "max_aspect": image.max_aspect,
+            **({"tile": image.tile} if isinstance(image, TileBudget) else {}),
             "max_tokens": self.max_tokens,
             "image_token_id": self.image_token_id,
         }
@@ -287,7 +291,7 @@ class Processor:
         max_pixels: int | None = None,
         decode_limit: int = DECODE_LIMIT,
     ) -> Self:
-        """Read a folder of ours or of a published Qwen2-VL; nothing is fetched.
+        """Read a folder of ours or of a published model of a known family; nothing is fetched.
 
         What is not given is taken from the folder's files; positions that they do not name are
         sequential.
@@ -299,27 +303,23 @@ class Processor:
         found = read_json(folder / _SETTINGS_FILE)
         model = read_json(folder / "config.json", required="max_tokens" not in found)
         text = model.get("text_config") or model
-        size = found.get("size") or {}  # where newer releases of transformers keep the budget
         try:
-            image = ImageBudget(
-                min_pixels=int(min_pixels or found.get("min_pixels") or size["shortest_edge"]),
-                max_pixels=int(max_pixels or found.get("max_pixels") or size["longest_edge"]),
-                patch_size=int(found["patch_size"]),
-                merge_size=int(found["merge_size"]),
-                temporal_patch_size=int(found["temporal_patch_size"]),
-                mean=tuple(found["image_mean"]),
-                std=tuple(found["image_std"]),
-                max_aspect=float(found.get("max_aspect", ImageBudget().max_aspect)),
-            )
+            image = read_budget(found, model)
+            low, high = min_pixels or image.min_pixels, max_pixels or image.max_pixels
+            if (low, high) != (image.min_pixels, image.max_pixels):
+                image = replace(image, min_pixels=low, max_pixels=high)
             max_tokens = int(found.get("max_tokens") or text["max_position_embeddings"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the settings in {folder} are incomplete or damaged ({error!r}); "
                 "get the model's files again"
             ) from None
+        template = read_chat_template(folder)
+        if has_published_tiles(found, model):
+            template = framed(template)
         return cls(
             read_tokenizer(folder),
-            read_chat_template(folder),
+            template,
             image,
             positions or found.get("positions", "sequential"),
             found.get("image_token_id", model.get("image_token_id")),

@@ -17,6 +17,7 @@ ARROW = (
     ("inputs",),
     ("prompts",),
     ("chat", "pixels"),
+    ("tiles",),
     ("processor",),
     ("backbone",),
     ("families",),  # backbone.py has their names as strings and imports one when asked

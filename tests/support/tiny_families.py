@@ -10,13 +10,24 @@ from typing import Any
 
 import golden_parts
 import torch
+from torch import nn
 
 from abc_embed.backbone import FAMILIES, FURTHER, Backbone, build_backbone, parse_config
 from abc_embed.checkpoint import Loaded
 from abc_embed.model import AbcModel
+from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
+from abc_embed.tiles import TileBudget
 
 ALL = sorted({"qwen2_vl", *FAMILIES, *FURTHER})
+
+TILED = ("internvl",)
+"""Families that see tiles of one size, and whose positions are a plain line."""
+NATIVE = tuple(family for family in ALL if family not in TILED)
+"""The other families, of Qwen2-VL's design."""
+
+GRIDS = [(1, 4, 6), (1, 10, 14), (1, 6, 4), (1, 4, 6), (1, 14, 10), (1, 2, 2), (1, 8, 8)]
+TILED_GRIDS = [(1, 4, 4), (3, 4, 4), (1, 4, 4), (7, 4, 4)]
 
 _GOLDEN: dict[str, Any] = json.loads((golden_parts.BASE / "config.json").read_text())
 _TOKENS = {key: value for key, value in _GOLDEN.items() if key.endswith("token_id")}
@@ -26,7 +37,33 @@ _TEXT_KEYS = (
     *("num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings"),
 )
 
+_PLAIN_TEXT = {key: _GOLDEN[key] for key in _TEXT_KEYS}
+
 CONFIGS: dict[str, dict[str, Any]] = {
+    # In parts, as OpenGVLab/InternVL3-1B-hf has it; tiles of 56 pixels.
+    "internvl": {
+        "model_type": "internvl",
+        "image_token_id": _GOLDEN["image_token_id"],
+        "image_seq_length": 4,
+        "downsample_ratio": 0.5,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "text_config": _PLAIN_TEXT | {"model_type": "qwen2"},
+        "vision_config": {
+            "model_type": "internvl_vision",
+            "attention_bias": True,
+            "hidden_size": 64,
+            "image_size": [56, 56],
+            "initializer_range": 0.08,
+            "intermediate_size": 96,
+            "layer_scale_init_value": 1.0,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "patch_size": [14, 14],
+            "use_mean_pooling": True,
+        },
+    },
     "qwen2_vl": _GOLDEN,
     # Flat, as Qwen/Qwen2.5-VL-7B-Instruct has it.
     "qwen2_5_vl": _GOLDEN
@@ -56,7 +93,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {
         "model_type": "qwen3_vl",
         "tie_word_embeddings": False,
-        "text_config": {key: _GOLDEN[key] for key in _TEXT_KEYS}
+        "text_config": _PLAIN_TEXT
         | {
             "model_type": "qwen3_vl_text",
             "head_dim": 16,
@@ -98,17 +135,56 @@ def loaded(family: str, attn: str = "sdpa", positions: Positions = "sequential")
         for parameter in model.head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     golden = Processor.from_folder(golden_parts.BASE)
-    patch_size = int(model.backbone.vlm.config.vision_config.patch_size)
-    factor = patch_size * golden.image.merge_size
-    image = replace(
-        golden.image, patch_size=patch_size, min_pixels=4 * factor**2, max_pixels=20 * factor**2
-    )
     processor = Processor(
         golden.chat.tokenizer,
         golden.chat.template,
-        image,
+        _budget(family, golden.image, model.backbone.vlm.config.vision_config),
         positions,
         golden.image_token_id,
         golden.max_tokens,
     )
     return model.requires_grad_(False).eval(), processor
+
+
+def _budget(family: str, golden: ImageBudget, vision: Any) -> ImageBudget:
+    if family in TILED:
+        return TileBudget(tile=56, min_pixels=56**2, max_pixels=6 * 56**2, temporal_patch_size=1)
+    factor = int(vision.patch_size) * golden.merge_size
+    return replace(
+        golden,
+        patch_size=int(vision.patch_size),
+        min_pixels=4 * factor**2,
+        max_pixels=20 * factor**2,
+    )
+
+
+def vision_encoder(backbone: Backbone) -> nn.Module:
+    """The module that sees; its first argument holds all patches, or all tiles."""
+    vlm = backbone.vlm
+    module: nn.Module = vlm.vision_tower if hasattr(vlm, "vision_tower") else vlm.visual
+    return module
+
+
+def patches(family: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random patches `(P, C)` of some images and their grids `(U, 3)`."""
+    vision: Any = backbone(family).vlm.config.vision_config
+    grid = torch.tensor(TILED_GRIDS if family in TILED else GRIDS)
+    side, frames = (14, 1) if family in TILED else (vision.patch_size, 2)
+    generator = torch.Generator().manual_seed(0)
+    count = int(grid.prod(dim=1).sum())
+    return torch.randn(count, 3 * frames * side**2, generator=generator), grid
+
+
+def pictures(pixels: torch.Tensor) -> torch.Tensor:
+    """Patches of tiles of 56 pixels, four of a token together -> tiles `(N, 3, 56, 56)`.
+
+    Written out patch by patch, unlike the one permutation that it is held against.
+    """
+    tiles = torch.empty(len(pixels) // 16, 3, 56, 56)
+    for number, patch in enumerate(pixels.reshape(-1, 3, 14, 14)):
+        tile, place = divmod(number, 16)
+        token, inside = divmod(place, 4)
+        row = token // 2 * 2 + inside // 2
+        column = token % 2 * 2 + inside % 2
+        tiles[tile, :, row * 14 : row * 14 + 14, column * 14 : column * 14 + 14] = patch
+    return tiles
