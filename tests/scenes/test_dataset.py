@@ -1,6 +1,5 @@
 """A folder of scenes: the same bytes from the same seed, resumable, mirrors linked."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import pytest
 from PIL import Image
 
 from abc_embed.data.records import read_records
-from abc_embed.errors import DataError, OutputError, UsageError
-from abc_embed.scenes.dataset import contact_sheet, negatives, write_dataset
+from abc_embed.errors import OutputError, UsageError
+from abc_embed.scenes.dataset import negatives, write_dataset
 from abc_embed.scenes.layout import Placed, Scene
 from abc_embed.scenes.questions import caption, same_meaning
 from abc_embed.scenes.things import THINGS
@@ -152,42 +151,3 @@ def test_arguments_out_of_range(tmp_path: Path, changes: dict[str, Any], words: 
     with pytest.raises(UsageError, match=words):
         write_dataset(tmp_path / "out", **({"count": 2, "seed": 5} | changes))
     assert not (tmp_path / "out").exists()
-
-
-# -- the sheet -------------------------------------------------------------------------------------
-
-
-def test_the_sheet_shows_images_and_text(folder: Path, tmp_path: Path) -> None:
-    contact_sheet(folder, tmp_path / "sheet.png", count=5)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        wide, high = sheet.size
-        picture = np.asarray(sheet.convert("RGB"))
-    assert (wide, high) == (4 * 314 + 14, 2 * (300 + 9 * 15 + 14) + 14)
-    text = picture[318:440, 14:314]
-    assert (text < 128).any() and (text > 250).mean() > 0.7  # letters on white
-    with Image.open(folder / "images" / "000000.png") as first:
-        shown = picture[14:314, 14:314].astype(float).mean((0, 1))
-        assert np.abs(shown - np.asarray(first, dtype=float).mean((0, 1))).max() < 10
-
-
-def test_the_sheet_of_records_without_anything_said(tmp_path: Path) -> None:
-    Image.new("L", (30, 10), 99).save(tmp_path / "a.png")
-    row = {"id": "a", "image": "a.png", "width": 30, "height": 10}
-    (tmp_path / "records.jsonl").write_text(json.dumps(row))
-    contact_sheet(tmp_path, tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (328, 300 + 9 * 15 + 28)
-
-
-def test_what_cannot_be_shown(tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text("")
-    with pytest.raises(DataError, match="has no records"):
-        contact_sheet(tmp_path, tmp_path / "sheet.png")
-    row = {"id": "a", "image": "a.png", "width": 30, "height": 10}
-    (tmp_path / "records.jsonl").write_text(json.dumps(row))
-    for damage in (None, b"", b"no picture"):
-        if damage is not None:
-            (tmp_path / "a.png").write_bytes(damage)
-        with pytest.raises(DataError, match=r"'a': the image a\.png cannot be opened"):
-            contact_sheet(tmp_path, tmp_path / "sheet.png")
-    assert not (tmp_path / "sheet.png").exists()

@@ -17,6 +17,8 @@ Examples:
 """
 
 SHEET = "contact_sheet.png"
+SHOWN = 12
+"""Scenes on it, the first ones."""
 
 
 def scenes(
@@ -34,12 +36,15 @@ def scenes(
     Every second image is the one before it with left and right swapped. All of it follows from the
     seed; a set that was broken off goes on when the same command is given again.
     """
-    from abc_embed.scenes.dataset import contact_sheet, write_dataset
+    from abc_embed.data.formats import open_records
+    from abc_embed.data.sheet import write_rows
+    from abc_embed.scenes.dataset import write_dataset
 
     with progress("drawing", count) as counted:
         write_dataset(out, count, seed, side, held_out=held_out, progress=counted)
     sheet = out / SHEET
-    contact_sheet(out, sheet)
+    records = open_records(out)
+    write_rows([records.row(number) for number in range(min(SHOWN, count))], sheet)
     if as_json:
         show_json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
     else:

@@ -1,4 +1,4 @@
-"""A folder of scenes: images and `records.jsonl`, and a sheet of them to look at.
+"""A folder of scenes: images and `records.jsonl`.
 
 Does: write a data set in the records format, the same bytes for the same seed; go on where it was
 broken off. Does not: decide what a scene is (layout.py) or what a record is (data/records.py).
@@ -9,15 +9,11 @@ two name each other in `meta`. `records.jsonl` is written last: without it the s
 
 import json
 import os
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from abc_embed.data.files import make_folder, written_aside
 from abc_embed.data.records import (
@@ -25,10 +21,9 @@ from abc_embed.data.records import (
     Instruction,
     Record,
     Region,
-    read_records,
     write_records,
 )
-from abc_embed.errors import DataError, OutputError, UsageError
+from abc_embed.errors import OutputError, UsageError
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import caption, hard_captions, questions, same_meaning
 from abc_embed.scenes.render import box, render
@@ -185,75 +180,3 @@ def negatives(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
         if not any(same_meaning(text, other) for other in (true, *found)):
             found.append(text)
     return tuple(found)
-
-
-# -- the sheet -------------------------------------------------------------------------------------
-
-_COLUMNS, _CELL, _GAP, _LINE, _TEXT_LINES = 4, 300, 14, 15, 9
-_COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231")
-
-
-def contact_sheet(
-    folder: str | os.PathLike[str], out_png: str | os.PathLike[str], count: int = 12
-) -> None:
-    """Draw the first `count` images of a data set with boxes, caption and some questions.
-
-    Works for any folder in the records format. Mirrors stand beside each other.
-
-    Raises:
-        DataError: there are no records, or an image is missing or damaged.
-        OutputError: the sheet cannot be written.
-    """
-    folder = Path(folder)
-    records = list(islice(read_records(folder), count))
-    if not records:
-        raise DataError(f"{folder} has no records; write some first")
-    rows = -(-len(records) // _COLUMNS)
-    height = _CELL + _TEXT_LINES * _LINE
-    columns = min(_COLUMNS, len(records))
-    size = (columns * (_CELL + _GAP) + _GAP, rows * (height + _GAP) + _GAP)
-    sheet = Image.new("RGB", size, "white")
-    for number, record in enumerate(records):
-        row, column = divmod(number, _COLUMNS)
-        corner = (_GAP + column * (_CELL + _GAP), _GAP + row * (height + _GAP))
-        sheet.paste(_framed(folder, record), corner)
-        _write_text(ImageDraw.Draw(sheet), (corner[0], corner[1] + _CELL + 4), record)
-    with written_aside(out_png) as file:
-        sheet.save(file, format="PNG")
-
-
-def _framed(folder: Path, record: Record) -> Image.Image:
-    """The image at the size of a cell, with a frame around each region."""
-    try:
-        with Image.open(folder / record.image) as file:
-            picture = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as problem:
-        raise DataError(
-            f"record {record.id!r}: the image {record.image} cannot be opened; make the set again"
-        ) from problem
-    scale = _CELL / max(picture.size)
-    cell = Image.new("RGB", (_CELL, _CELL), "#eeeeee")
-    cell.paste(picture.resize([max(1, round(s * scale)) for s in picture.size]))
-    draw = ImageDraw.Draw(cell)
-    for number, region in enumerate(record.regions):
-        x, y, width, height = (v * scale for v in region.box)
-        corners = (x, y, x + width - 1, y + height - 1)
-        draw.rectangle(corners, outline=_COLOURS[number % len(_COLOURS)], width=2)
-    return cell
-
-
-def _write_text(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: Record) -> None:
-    """Id, caption, and the first question of each kind with its answer."""
-    first = {ask.kind: ask for ask in reversed(record.instructions)}
-    asked = [f"{ask.instruction} = {ask.answer}" for _, ask in sorted(first.items())]
-    told = textwrap.wrap(record.caption or "(no caption)", 50)[:3]
-    lines = [(record.id, "#888888"), *((text, "black") for text in told)]
-    lines += [(text, "#0055aa") for text in asked]
-    for number, (text, colour) in enumerate(lines[:_TEXT_LINES]):
-        place = (corner[0], corner[1] + number * _LINE)
-        draw.text(place, textwrap.shorten(text, 56, placeholder=" …"), fill=colour, font=_font())
-
-
-@cache
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=11)

@@ -1,0 +1,139 @@
+"""webdataset: tar files in which `000.jpg`, `000.txt` and `000.json` together are one sample.
+
+Does: find where samples begin (one pass over the headers, no image is read), read one by number,
+write a part. Does not: take compressed tars, which cannot be read from the middle; `abc-embed data
+index` is for the published ones.
+
+Shapes: `N` samples of all files.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abc_embed.data.formats.rows import SAMPLE_KEY, Row, record_of
+from abc_embed.data.records import Record
+from abc_embed.errors import DataError
+from abc_embed.index.pictures import SUFFIXES
+
+_BLOCK = 512
+
+
+class TarSet:
+    """Samples of one or several tar files, in the order of their names; 24 bytes of memory each."""
+
+    form = "webdataset"
+
+    def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]) -> None:
+        """Raises `DataError` for a file that is no plain tar."""
+        self.paths, self.folder, self._columns = list(paths), paths[0].parent, dict(columns)
+        spans = [
+            (number, start, end)
+            for number, path in enumerate(self.paths)
+            for start, end in _samples(path)
+        ]
+        self._spans: NDArray[np.int64] = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        """`(N, 3)`: file, first byte, byte after the last."""
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def place(self, number: int) -> str:
+        file, start, _ = self._spans[number]
+        return f"{self.paths[file]}: sample {number} (byte {start})"
+
+    def row(self, number: int) -> Row:
+        file, start, end = (int(n) for n in self._spans[number])
+        try:
+            with self.paths[file].open("rb") as opened:
+                opened.seek(start)
+                held = opened.read(end - start)
+        except OSError as problem:
+            raise DataError(f"{self.paths[file]} cannot be read: {problem.strerror}") from problem
+        values: dict[str, Any] = {}
+        image, name = None, ""
+        for member, content in _members(held):
+            values.setdefault(SAMPLE_KEY, _key(member))
+            ending = member[len(_key(member)) :].lower()
+            if ending == self._columns.get("image", "") or f".{ending.split('.')[-1]}" in SUFFIXES:
+                image, name = content, member
+            else:
+                values |= _read_part(ending.lstrip("."), content)
+        if image is None:
+            raise DataError("the sample has no image; leave it out, or add one")
+        return Row(self.place(number), record_of(values, image, name, number, self._columns), image)
+
+
+def _samples(path: Path) -> Iterator[tuple[int, int]]:
+    """First byte of each sample and byte after its last."""
+    key, start, end = None, 0, 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if not info.isfile():
+                    continue
+                if key is not None and _key(info.name) != key:
+                    yield start, end
+                if _key(info.name) != key:
+                    key, start = _key(info.name), info.offset
+                end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
+    except (tarfile.TarError, OSError) as problem:
+        raise DataError(
+            f"{path} is damaged or no plain tar file ({problem}); make it anew, uncompressed"
+        ) from None
+    if key is not None:
+        yield start, end
+
+
+def _members(held: bytes) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(held), mode="r:") as tar:
+            for info in tar:
+                file = tar.extractfile(info) if info.isfile() else None
+                if file is not None:
+                    yield info.name, file.read()
+    except tarfile.TarError as problem:
+        raise DataError(f"the sample is damaged ({problem}); make the tar file anew") from None
+
+
+def _key(name: str) -> str:
+    """Up to the first dot of the file's name: what the members of a sample have in common."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.split(".", 1)[0] or path.name))
+
+
+def _read_part(ending: str, content: bytes) -> dict[str, Any]:
+    """A member that is no image -> columns."""
+    try:
+        if ending.endswith("json"):
+            found = json.loads(content)
+            if not isinstance(found, dict):
+                raise DataError(f"the {ending} of the sample holds no object")
+            return found
+        return {ending: content.decode().strip()}
+    except (UnicodeDecodeError, ValueError):
+        if ending.endswith(("json", "txt")):
+            raise DataError(f"the {ending} of the sample cannot be read; mend it") from None
+        return {}  # some other kind of data, which no record holds
+
+
+def write_tar(file: BinaryIO, rows: Sequence[tuple[Record, bytes]], first: int) -> None:
+    """One plain tar of records and images, numbered from `first`; equal rows make equal bytes."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (record, image) in enumerate(rows, start=first):
+            values = {key: value for key, value in asdict(record).items() if key != "image"}
+            ending = Path(record.image).suffix
+            for suffix, content in (
+                (ending, image),
+                (".json", json.dumps(values, ensure_ascii=False).encode()),
+            ):
+                info = tarfile.TarInfo(f"{number:08d}{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
