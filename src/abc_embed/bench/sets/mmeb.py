@@ -1,0 +1,303 @@
+"""MMEB v1's evaluation sets, in the hub's layout (`TIGER-Lab/MMEB-eval`) or a local copy of it.
+
+Does: read a task's Parquet files and images (a folder, or straight out of `images.zip`), word
+queries and candidates as the paper does (section 6), score. Does not: fetch, or keep the order of
+candidates: in the files the right one is first, so that a constant encoder would have 100 %. They
+are shuffled with a fixed seed, ties count against the model, and what is not finite is an error.
+
+    qry_text, qry_img_path     "<|image_1|>\\nRepresent the given image …", and a path or ""
+    tgt_text, tgt_img_path     candidates, the right one first
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+
+from abc_embed.bench import metrics
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.bench.sets.found import DRAWS, Findings, check_any, content_hash, share
+from abc_embed.errors import DataError, MissingExtraError, UsageError
+from abc_embed.inputs import Item
+
+IMAGE_MARK = "<|image_1|>"
+VQA_PREFIX = "Represent the given image with the following question:"
+"""MMEB's words before a question. The paper does not say whether they stay: an option, off."""
+TEMPLATE = "A photo of a {label}."
+"""How a class is worded (paper section 6)."""
+SEED = 0
+
+TaskKind = Literal["classification", "vqa", "retrieval", "grounding"]
+
+PAPER: dict[str, tuple[TaskKind, float]] = {
+    "ImageNet-1K": ("classification", 71.2),
+    "HatefulMemes": ("classification", 52.1),
+    "VOC2007": ("classification", 81.4),
+    "SUN397": ("classification", 71.8),
+    "Place365": ("classification", 40.7),
+    "ImageNet-A": ("classification", 49.4),
+    "ImageNet-R": ("classification", 86.8),
+    "ObjectNet": ("classification", 67.7),
+    "Country211": ("classification", 18.5),
+    "OK-VQA": ("vqa", 48.1),
+    "A-OKVQA": ("vqa", 37.3),
+    "DocVQA": ("vqa", 28.5),
+    "InfographicsVQA": ("vqa", 7.9),
+    "ChartQA": ("vqa", 11.7),
+    "Visual7W": ("vqa", 25.6),
+    "ScienceQA": ("vqa", 26.3),
+    "VizWiz": ("vqa", 29.4),
+    "GQA": ("vqa", 60.1),
+    "TextVQA": ("vqa", 35.4),
+}
+"""The sets that the paper reports -> kind, and ABC's accuracy in per cent."""
+
+OTHERS: dict[str, TaskKind] = {
+    "N24News": "classification",
+    **dict.fromkeys(
+        (
+            *("VisDial", "CIRR", "VisualNews_t2i", "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t"),
+            *("NIGHTS", "WebQA", "FashionIQ", "Wiki-SS-NQ", "OVEN", "EDIS"),
+        ),
+        "retrieval",
+    ),
+    **dict.fromkeys(("MSCOCO", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"), "grounding"),
+}
+"""The other sets of MMEB v1, which the paper does not report."""
+
+KINDS: dict[str, TaskKind] = {name: kind for name, (kind, _) in PAPER.items()} | OTHERS
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One row: what is asked, among which candidates, and which of them is right."""
+
+    query: Item
+    candidates: tuple[int, ...]
+    """Numbers of `Task.candidates`, shuffled; texts equal to the right one are left out."""
+    gold: int
+    """Place of the right one in `candidates`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One set, ready to be embedded."""
+
+    name: str
+    kind: TaskKind
+    choices: tuple[Choice, ...]
+    candidates: tuple[Item, ...]
+    """Every distinct candidate of any row, once."""
+    missing: tuple[str, ...]
+    """Images that are not there; rows that need one take no part."""
+    settings: dict[str, Any]
+
+
+def tasks_in(folder: Path) -> list[str]:
+    """Names of the known sets that a local copy holds.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [name for name in KINDS if any((folder / name).glob("*.parquet"))]
+    if not found:
+        raise DataError(
+            f"{folder} holds no set of MMEB; give a copy of TIGER-Lab/MMEB-eval, with a folder of "
+            "Parquet files for each set, and images/ or images.zip"
+        )
+    return found
+
+
+def load_task(
+    folder: Path, name: str, *, prefix: bool = False, seed: int = SEED, limit: int | None = None
+) -> Task:
+    """One set of a local copy; `prefix` keeps MMEB's words before a question.
+
+    Raises:
+        UsageError: no such set.
+        DataError: a file is damaged, or a row is not of this kind: file, row, what is wrong.
+        MissingExtraError: pyarrow is not installed.
+    """
+    if name not in KINDS:
+        raise UsageError(f"{name!r} is no set of MMEB v1; it has {', '.join(KINDS)}")
+    kind = KINDS[name]
+    images = _Images(folder)
+    numbers: dict[tuple[str, str], int] = {}
+    candidates: list[Item] = []
+    choices: list[Choice] = []
+    for row, (place, values) in enumerate(_rows(folder / name, limit)):
+        query, targets = _parse(place, values, kind, prefix)
+        needed = [path for _, path in (query, *targets) if path]
+        if any(images.get(path) is None for path in needed):
+            continue
+        shuffled = _shuffled(targets, np.random.default_rng((seed, row)))
+        for target in shuffled:
+            if target not in numbers:
+                numbers[target] = len(candidates)
+                candidates.append(images.item(place, *target))
+        choices.append(
+            Choice(
+                query=images.item(place, *query),
+                candidates=tuple(numbers[target] for target in shuffled),
+                gold=shuffled.index(targets[0]),
+            )
+        )
+    settings = {"prefix": prefix, "seed": seed, "limit": limit, "template": TEMPLATE}
+    return Task(name, kind, tuple(choices), tuple(candidates), tuple(images.missing), settings)
+
+
+def measure(
+    encoder: Encoder,
+    task: Task,
+    *,
+    max_pixels: int | None = None,
+    draws: int = DRAWS,
+    progress: bool = False,
+) -> Findings:
+    """Accuracy: the share of rows whose right candidate stands alone at the top.
+
+    Raises:
+        DataError: no row can be asked.
+        UsageError: the encoder does not take what the set shows.
+        NotFiniteError, InputError: as the encoder.
+    """
+    check_any(len(task.choices), task.missing)
+    asked = [choice.query for choice in task.choices]
+    queries = encoder.embed(asked, max_pixels=max_pixels, progress=progress)
+    vectors = encoder.embed(list(task.candidates), max_pixels=max_pixels, progress=progress)
+    ranks = [
+        int(metrics.ranks(query[None] @ vectors[list(choice.candidates)].T, [choice.gold])[0])
+        for query, choice in zip(queries, task.choices, strict=True)
+    ]
+    hits = np.asarray(ranks) == 1
+    rows = ((_said(c.query), c.candidates, c.gold) for c in task.choices)
+    words = (_said(item) for item in task.candidates)
+    return {
+        "benchmark": f"mmeb-{task.name}",
+        "benchmark_hash": content_hash([*rows, *words], _files([*asked, *task.candidates])),
+        "settings": task.settings | {"max_pixels": max_pixels, "draws": draws},
+        "sizes": {"queries": len(asked), "candidates": len(task.candidates)},
+        "missing": list(task.missing),
+        "scores": {"accuracy": share(hits, np.arange(len(hits)), draws)},
+    }
+
+
+def _said(item: Item) -> tuple[str | None, str | None]:
+    return item.text, item.instruction
+
+
+def _files(items: Sequence[Item]) -> list[Path | bytes]:
+    unique = {id(item.image): item.image for item in items if item.image is not None}
+    return [image for image in unique.values() if isinstance(image, Path | bytes)]
+
+
+# -- the files -------------------------------------------------------------------------------------
+
+Side = tuple[str, str]
+"""Words and path of an image, either may be empty."""
+
+
+def _rows(folder: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtraError.of("mine", "reading Parquet") from None
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise DataError(f"{folder} has no .parquet file; get the set again")
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for path in paths:
+        try:
+            table = parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as problem:
+            raise DataError(f"{path} is damaged ({problem}); get the file again") from None
+        rows += [(f"{path}: row {number}", values) for number, values in enumerate(table)]
+    return rows[:limit]
+
+
+def _parse(
+    place: str, values: dict[str, Any], kind: TaskKind, prefix: bool
+) -> tuple[Side, list[Side]]:
+    """The query and the candidates, the right one first, worded as the paper has it."""
+    try:
+        words, path = str(values["qry_text"] or ""), str(values["qry_img_path"] or "")
+        texts = [str(text or "") for text in values["tgt_text"]]
+        paths = [str(p or "") for p in values.get("tgt_img_path") or [""] * len(texts)]
+    except (KeyError, TypeError) as problem:
+        raise DataError(f"{place} lacks {problem}; it is no row of MMEB's evaluation") from None
+    if not texts or len(texts) != len(paths):
+        raise DataError(f"{place} has {len(texts)} texts and {len(paths)} images as candidates")
+    words = _without_mark(words)
+    if kind == "classification":
+        words = ""  # the image alone asks
+        texts = [TEMPLATE.format(label=text) for text in texts]
+    elif kind == "vqa" and not prefix:
+        if not words.startswith(VQA_PREFIX):
+            raise DataError(f"{place}: qry_text does not begin with {VQA_PREFIX!r}")
+        words = words.removeprefix(VQA_PREFIX).strip()
+    targets = [(_without_mark(text), p) for text, p in zip(texts, paths, strict=True)]
+    return (words, path), targets
+
+
+def _without_mark(text: str) -> str:
+    return text.replace(IMAGE_MARK, "").strip()
+
+
+def _shuffled(targets: list[Side], random: np.random.Generator) -> list[Side]:
+    """Each different candidate once, in an order that does not tell the right one."""
+    distinct = list(dict.fromkeys(targets))
+    return [distinct[i] for i in random.permutation(len(distinct))]
+
+
+class _Images:
+    """Paths of the rows -> files, or what `images.zip` holds of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folders = (folder / "images", folder)
+        self._zip: ZipFile | None = None
+        self._names: frozenset[str] = frozenset()
+        archive = folder / "images.zip"
+        if archive.is_file() and not (folder / "images").is_dir():
+            try:
+                self._zip = ZipFile(archive)
+            except (BadZipFile, OSError) as problem:
+                raise DataError(f"{archive} is damaged ({problem}); get the file again") from None
+            self._names = frozenset(self._zip.namelist())
+        self._known: dict[str, Path | bytes | None] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """Paths that were asked for and are not there."""
+        return [path for path, image in self._known.items() if image is None]
+
+    def get(self, path: str) -> Path | bytes | None:
+        """The image; None if it is not there, or its path leads out of the folder."""
+        if path not in self._known:
+            self._known[path] = self._find(path)
+        return self._known[path]
+
+    def _find(self, path: str) -> Path | bytes | None:
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            return None
+        if self._zip is not None:
+            name = next((n for n in (path, f"images/{path}") if n in self._names), None)
+            return None if name is None else self._zip.read(name)
+        return next((f / path for f in self._folders if (f / path).is_file()), None)
+
+    def item(self, place: str, words: str, path: str) -> Item:
+        """What a side of a row shows.
+
+        Raises:
+            DataError: it shows nothing.
+        """
+        if path:
+            return Item(image=self.get(path), instruction=words or None)
+        if not words:
+            raise DataError(
+                f"{place} has a side with neither words nor an image; get the set again"
+            )
+        return Item(text=words)

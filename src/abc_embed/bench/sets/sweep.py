@@ -1,0 +1,119 @@
+"""Any evaluation at several resolutions: accuracy and items per second against pixels.
+
+Does: run it once per resolution, time what it embeds, draw one figure (the paper's figure 4 for any
+set). Does not: cache: a remembered vector takes no time.
+
+Shapes: `R` resolutions.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from abc_embed.bench.encoders.base import Encoder, Vectors
+from abc_embed.bench.sets.found import Findings
+from abc_embed.data.files import written_aside
+from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.inputs import Item, Kind, as_item
+
+
+class TimedEncoder:
+    """Any encoder, with the seconds that images take."""
+
+    def __init__(self, inner: Encoder) -> None:
+        self.inner = inner
+        self.images, self.seconds = 0, 0.0
+
+    @property
+    def name(self) -> str:
+        """That of the other encoder, as is all but `embed`."""
+        return self.inner.name
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the other encoder."""
+        return self.inner.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """That of the other encoder."""
+        return self.inner.dim
+
+    @property
+    def takes(self) -> frozenset[Kind]:
+        """That of the other encoder."""
+        return self.inner.takes
+
+    def describe(self) -> dict[str, Any]:
+        """That of the other encoder."""
+        return self.inner.describe()
+
+    def embed(
+        self,
+        items: Sequence[str | Item],
+        *,
+        max_pixels: int | None = None,
+        progress: bool = False,
+    ) -> Vectors:
+        """As the other encoder; a call that has images is timed as a whole."""
+        shown = sum(as_item(item).image is not None for item in items)
+        began = time.perf_counter()
+        vectors = self.inner.embed(items, max_pixels=max_pixels, progress=progress)
+        if shown:
+            self.images += shown
+            self.seconds += time.perf_counter() - began
+        return vectors
+
+
+def sweep(
+    encoder: Encoder, areas: Sequence[int], measure: Callable[[Encoder, int], Findings]
+) -> list[Findings]:
+    """The findings at each area in pixels `(R,)`; each gains `images_per_s`."""
+    found = []
+    for area in areas:
+        timed = TimedEncoder(encoder)
+        findings = measure(timed, area)
+        rate = timed.images / timed.seconds if timed.seconds else None
+        found.append({**findings, "images_per_s": rate})
+    return found
+
+
+def draw(found: Sequence[Findings], score: str, out: Path) -> None:
+    """One figure: a score with its interval, and items per second, against pixels.
+
+    Raises:
+        DataError: no such score.
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    if any(score not in findings["scores"] for findings in found):
+        known = ", ".join(found[0]["scores"])
+        raise DataError(f"there is no score {score!r}; give one of: {known}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError.of("bench", "drawing a figure") from None
+    areas = [findings["settings"]["max_pixels"] for findings in found]
+    scores = [findings["scores"][score] for findings in found]
+    values = [100 * figure["value"] for figure in scores]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bars = [
+        [v - 100 * s["interval"][0] for v, s in zip(values, scores, strict=True)],
+        [100 * s["interval"][1] - v for v, s in zip(values, scores, strict=True)],
+    ]
+    left.errorbar(areas, values, yerr=bars, marker="o", capsize=3, color="#266ec8")
+    left.set_ylabel(f"{score.replace('_', ' ')}, %")
+    right.plot(areas, [f["images_per_s"] for f in found], marker="o", color="#b42318")
+    right.set_ylabel("items with an image per second")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(areas, [f"{area:,}" for area in areas], rotation=30, ha="right")
+        axes.minorticks_off()
+        axes.set_xlabel("largest area of a picture, pixels")
+        axes.grid(alpha=0.3)
+    figure.suptitle(found[0]["benchmark"])
+    with written_aside(out) as file:
+        figure.savefig(file, format="png", dpi=120)
