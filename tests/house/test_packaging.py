@@ -17,8 +17,17 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 CORE: list[str] = PROJECT["dependencies"]
 OPTIONAL = [requirement for extra in EXTRAS.values() for requirement in extra]
 # Import name -> distribution, where they differ.
-DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu"}
-PROMISED_EXTRAS = {"mine", "bench", "index", "serve", "scale", "instruct", "log", "dev"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "faiss": "faiss-cpu",
+    "open_clip": "open-clip-torch",
+    "indexed_gzip": "indexed-gzip",
+}
+PROMISED_EXTRAS = {
+    *("mine", "data", "instruct", "log", "bench", "open-clip", "index", "serve", "scale"),
+    "dev",
+}
 
 
 def name_of(requirement: str) -> str:
@@ -75,7 +84,7 @@ def third_party() -> dict[str, set[str]]:
     for path in sources.python_files("src"):
         for _, name in sources.imports(path):
             top = name.split(".")[0]
-            if top not in sys.stdlib_module_names and top != "abc_embed":
+            if top not in {*sys.stdlib_module_names, "abc_embed", "_typeshed"}:
                 found.setdefault(name_of(DISTRIBUTION.get(top, top)), set()).add(path.name)
     return found
 

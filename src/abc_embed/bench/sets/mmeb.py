@@ -204,7 +204,7 @@ def _rows(folder: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise MissingExtraError.of("mine", "reading Parquet") from None
+        raise MissingExtraError.of("data", "reading Parquet") from None
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
         raise DataError(f"{folder} has no .parquet file; get the set again")

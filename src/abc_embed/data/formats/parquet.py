@@ -104,7 +104,7 @@ def _library() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MissingExtraError.of("mine", "Parquet") from None
+        raise MissingExtraError.of("data", "Parquet") from None
     return pyarrow.parquet
 
 
