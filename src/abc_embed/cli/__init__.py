@@ -6,7 +6,7 @@ it runs.
 
     parser.py      the commands by name, and their options
     quickstart.py  embed.py  compare.py  search.py  scenes.py  mine.py
-    train.py  bench.py  doctor.py
+    data.py (data_records.py, data_instruct.py)  train.py  bench.py  export.py  doctor.py
     options.py     what several commands take
     items.py       arguments, folders and JSONL -> items with names
     writers.py     vectors -> .npy, .jsonl, .parquet, written aside and renamed
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:  # what the parser ends with, done or not
         code = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
     except AbcError as error:
-        code = _failed(str(error), error.exit_code)
+        code = error.exit_code if error.said_elsewhere else _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = STOPPED
     except OSError as error:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
     from abc_embed.processor import Processor
 
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
 MODEL = "bundled"
 """The model of every command that is given none: in the package, on any machine."""
 
@@ -115,3 +117,15 @@ def _in_pixels(area: tuple[int, bool], processor: "Processor") -> int:
     pixels = processor.image.tokens_to_pixels(number) if counts_tokens else number
     processor.image.limited(pixels)  # refuses one that is too small, before any image is opened
     return pixels
+
+
+def size_in_bytes(text: str, option: str) -> int:
+    """`"512 MB"` or `"2.5 GB"` -> bytes, powers of ten; `option` is named in the message.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([MGT]B)\s*", text, re.IGNORECASE)
+    if not found:
+        raise UsageError(f"{option} is {text!r}; give a size like '512 MB' or '2 GB'")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

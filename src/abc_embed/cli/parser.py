@@ -16,9 +16,11 @@ COMMANDS = {
     "compare": "Rank texts for an image, alone or with instructions.",
     "search": "Find the images of a folder that fit a text or an image.",
     "scenes": "Draw a data set: images, captions, boxes, instructions.",
+    "data": "Fetch, index, check and describe data sets.",
     "mine": "Find captions that nearly fit, and are wrong.",
     "train": "Train stage 1, stage 2, or the bundled model from nothing.",
     "bench": "Measure a model.",
+    "export": "Write a model for sentence-transformers.",
     "doctor": "Say what works here, what is missing, how to get it.",
 }
 """Each command, which is also its file, and what the list of commands says of it."""
