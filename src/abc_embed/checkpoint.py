@@ -16,10 +16,12 @@ A folder of ours:
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from abc_embed import hub
 from abc_embed.adapters import (
@@ -191,12 +193,14 @@ def save(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a self-contained folder; `load` of it gives the same vectors, bit for bit.
 
     `dtype` converts the weights (float16 halves the files, and the vectors then differ); None keeps
-    each as it is. All is written aside and renamed at the end, so a broken-off save leaves nothing
-    that looks finished. A model of ours in `folder` is replaced; other files are not touched.
+    each as it is. `extra` are text files to put beside them, by name. All is written aside and
+    renamed at the end, so a broken-off save leaves nothing that looks finished. A model of ours in
+    `folder` is replaced; other files are not touched.
 
     Raises: OutputError if the folder cannot be written, or holds something else; CheckpointError if
     a stage-1 adapter is not merged yet.
@@ -211,8 +215,10 @@ def save(
         shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
         aside.mkdir(parents=True)
         _write(model, processor, aside, dtype)
+        for name, content in (extra or {}).items():
+            (aside / name).write_text(content, encoding="utf-8")
         _swap_in(aside, folder)
-    except OSError as problem:
+    except (OSError, SafetensorError) as problem:  # which of the two a full disk is, varies
         raise OutputError(f"the model cannot be saved to {folder}: {problem}") from problem
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,8 +7,6 @@ inputs -> prompts -> chat, pixels -> processor -> backbone -> pooling -> head ->
 Shapes: `D` width of an embedding, `N` and `M` numbers of items.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
@@ -26,6 +24,7 @@ from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, as_item
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
+from abc_embed.weights import fingerprint
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -171,7 +170,7 @@ class Embedder:
         order = grouped([image_source(value) for value in values])
         results = bulk.run((index, values[index]) for index in order)
         with closing(results):
-            for index, result in _with_bar(results, len(values), progress):
+            for index, result in with_bar(results, len(values), progress):
                 if isinstance(result, Skipped):
                     skipped.append(result)
                 else:
@@ -231,7 +230,7 @@ class Embedder:
         bulk = self._bulk(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
         results = bulk.run(enumerate(items))
-        return (result for _, result in _with_bar(results, total, progress))
+        return (result for _, result in with_bar(results, total, progress))
 
     def _bulk(self, max_pixels: int | None, batch_size: int, on_error: OnError) -> Bulk:
         return Bulk(
@@ -286,12 +285,7 @@ class Embedder:
         if self._fingerprint is None:
             # Where the weights came from is no part of what they are.
             config = {key: value for key, value in self.config.items() if key != "source"}
-            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-            for name, tensor in sorted(self.model.state_dict().items()):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(data.numpy().data)
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = fingerprint(config, self.model.state_dict())
         return self._fingerprint
 
     def save(self, folder: "str | PathLike[str]") -> None:
@@ -319,7 +313,7 @@ def _unit(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
     return unit
 
 
-def _with_bar(
+def with_bar(
     results: Iterator[tuple[int, T]], total: int | None, progress: bool
 ) -> Iterator[tuple[int, T]]:
     """The results as they are; with ``progress`` a bar on stderr counts them."""

@@ -7,6 +7,7 @@ Why not `from_pretrained` of transformers: it warns about what is missing or lef
 and its renaming rules move with its releases. Here every tensor finds its place, or is named.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -214,3 +215,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, keys sorted, so that equal content makes equal files."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, object]) -> str:
+    """SHA-256 in hex over settings (JSON values) and tensors by name, in any number format."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        if isinstance(tensor, Tensor):  # a state dict may hold settings of its modules too
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().data)
+    return digest.hexdigest()

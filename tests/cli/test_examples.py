@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli
 
-MODULES = ("embed", "compare", "search", "scenes", "mine", "doctor")
+MODULES = ("embed", "compare", "search", "scenes", "mine", "export", "doctor")
 FOLDERS = {"runs/mine"}  # where a user's own model would lie
 
 

@@ -1,0 +1,157 @@
+"""A model of open_clip as a benchmark sees it: texts and images, each alone.
+
+Does: load a model by name, let the library prepare pictures and texts. Does not: take an image with
+an instruction, since such a model has one encoder for each; measure it as ``late:open_clip:...``.
+The library needs torchvision, so it is an extra of its own: ``open-clip``.
+"""
+
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from abc_embed import runtime
+from abc_embed.bench.encoders.base import Vectors, checked, no_path, takes_in_words
+from abc_embed.bench.encoders.foreign import embed_by_kind
+from abc_embed.errors import CheckpointError, MissingExtraError, UsageError
+from abc_embed.inputs import Item, Kind
+from abc_embed.weights import fingerprint
+
+T = TypeVar("T")
+
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class OpenClipEncoder:
+    """A model of open_clip with its own preparation of pictures and its own tokenizer."""
+
+    takes = frozenset({Kind.TEXT, Kind.IMAGE})
+
+    def __init__(
+        self,
+        model: Any,
+        prepare: Any,
+        tokenize: Any,
+        name: str,
+        *,
+        batch_size: int = 32,
+    ) -> None:
+        self.model = model.eval()
+        self.name = f"open_clip:{name}"
+        self.batch_size = batch_size
+        self._prepare = prepare
+        self._tokenize = tokenize
+        self._parameter = next(model.parameters())
+        self._fingerprint: str | None = None
+        self._dim: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights and the preparation of pictures; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._config(), self.model.state_dict())
+        return self._fingerprint
+
+    @property
+    def dim(self) -> int:
+        """`D`, found by embedding a word."""
+        if self._dim is None:
+            self._dim = int(self._texts(["a"]).shape[1])
+        return self._dim
+
+    def embed(
+        self,
+        items: Sequence[str | Item],
+        *,
+        max_pixels: int | None = None,
+        progress: bool = False,
+    ) -> Vectors:
+        """As `Encoder.embed`; with `max_pixels` pictures are shrunk before the model has them.
+
+        The model itself sees every picture at its one size, cut or stretched as it was trained.
+        """
+        return embed_by_kind(
+            checked(items, self.takes, self.name),
+            lambda kind, words, pictures: self._texts(words) if words else self._images(pictures),
+            name=self.name,
+            dim=self.dim,
+            batch_size=self.batch_size,
+            max_pixels=max_pixels,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def _texts(self, words: list[str]) -> Vectors:
+        encode, device = self.model.encode_text, self._parameter.device
+        return _numpy(encode(self._tokenize(part).to(device)) for part in self._parts(words))
+
+    @torch.no_grad()
+    def _images(self, pictures: list[Image.Image]) -> Vectors:
+        device, dtype = self._parameter.device, self._parameter.dtype
+        return _numpy(
+            self.model.encode_image(torch.stack([*map(self._prepare, part)]).to(device, dtype))
+            for part in self._parts(pictures)
+        )
+
+    def _parts(self, values: list[T]) -> Iterator[list[T]]:
+        for start in range(0, len(values), self.batch_size):
+            yield values[start : start + self.batch_size]
+
+    def _config(self) -> dict[str, Any]:
+        return {"preparation": str(self._prepare), "name": self.name}
+
+    def describe(self) -> dict[str, Any]:
+        """As `Encoder.describe`."""
+        return {
+            "kind": "open_clip",
+            "takes": takes_in_words(self.takes),
+            "dtype": str(self._parameter.dtype).removeprefix("torch."),
+            "device": self._parameter.device.type,
+            "prompt_hash": None,
+            "config": self._config(),
+        }
+
+
+def _numpy(parts: Iterable[torch.Tensor]) -> Vectors:
+    return np.asarray(torch.cat(list(parts)).float().cpu().numpy(), dtype=np.float32)
+
+
+def load_open_clip(
+    name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 32
+) -> OpenClipEncoder:
+    """``MODEL/PRETRAINED`` by the names of open_clip, where PRETRAINED may be a file.
+
+    Names that the library knows are fetched by it. ``dtype="auto"`` is float32 on a CPU, bfloat16
+    elsewhere.
+
+    Raises:
+        UsageError: the name has not both parts.
+        CheckpointError: the library cannot load it.
+        DeviceError: this machine has no such device or number format.
+        MissingExtraError: open_clip is not installed.
+    """
+    try:
+        open_clip = importlib.import_module("open_clip")
+    except ImportError:
+        raise MissingExtraError.of("open-clip", "a model of open_clip") from None
+    model_name, slash, pretrained = name.partition("/")
+    if not (model_name and slash and pretrained):
+        raise UsageError(
+            f"{name!r} is no name of an open_clip model; write open_clip:MODEL/PRETRAINED,"
+            " as in open_clip:ViT-B-32/laion2b_s34b_b79k"
+        )
+    where = runtime.resolve_device(device)
+    precision = _PRECISION[str(runtime.resolve_dtype(dtype, where)).removeprefix("torch.")]
+    try:
+        model, _, prepare = open_clip.create_model_and_transforms(
+            model_name, pretrained=pretrained, device=str(where), precision=precision
+        )
+        tokenize = open_clip.get_tokenizer(model_name)
+    except (OSError, ValueError, RuntimeError) as problem:
+        why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        raise CheckpointError(f"open_clip cannot load {name!r}: {why}; check the name") from problem
+    shown = f"{model_name}/{no_path(pretrained)}"
+    return OpenClipEncoder(model, prepare, tokenize, shown, batch_size=batch_size)

@@ -1,0 +1,103 @@
+"""`abc-embed bench audit`: which questions of a set need both the picture and the words?"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from abc_embed.cli import options
+from abc_embed.cli.output import say, show, show_json, show_table
+
+EXAMPLES = """\
+Examples:
+
+\b
+  abc-embed bench audit scenes --limit 100
+  abc-embed bench audit questions.jsonl --model bundled --model random --out audit
+
+A line of questions.jsonl: {"image": "a.jpg", "instruction": "what is on the left?",
+"answer": "a dog", "candidates": ["a dog", "a cat"]}; without candidates, every answer of the file
+is one.
+"""
+
+PIXELS_PER_TOKEN = 28 * 28
+
+
+def audit(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SET", help="A JSONL file, a folder of records or of CtrlBench, or scenes."
+        ),
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="A model of the panel; give it again for more. bundled, a folder, a published "
+            "name, st:NAME, open_clip:MODEL/PRETRAINED, late:NAME or random.",
+        ),
+    ] = [options.MODEL],  # noqa: B006  (typer copies it)
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first so many questions.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for audit.json, audit.md and audit.png."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder to keep vectors in between runs.")
+    ] = None,
+    max_pixels: options.MaxPixels = None,
+    batch_size: options.BatchSize = 32,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Count the questions that the image alone solves, the words alone, or the sum of both vectors.
+
+    What is left over needs a model that reads the picture and the words together.
+    """
+    area = _area(max_pixels)
+    from abc_embed.bench import audit_table
+    from abc_embed.bench.audit import run
+    from abc_embed.bench.audit_sets import read_set
+    from abc_embed.bench.encoder import load_encoder
+    from abc_embed.data.files import make_folder
+
+    if out is not None:
+        make_folder(out)
+    questions = read_set(source, limit=limit)
+    panel = [
+        load_encoder(name, device=device, dtype=dtype, batch_size=batch_size)
+        for name in dict.fromkeys(model)
+    ]
+    findings = run(panel, questions, max_pixels=area, cache=cache, progress=not as_json)
+    if as_json:
+        show_json(findings)
+    else:
+        show_table(audit_table.head(), audit_table.rows(findings))
+        show(audit_table.summary(findings))
+    if out is not None:
+        _write(findings, out)
+        say(f"the audit is in {out}")
+
+
+def _area(max_pixels: str | None) -> int | None:
+    """Pixels; of the panel's models any may come first, so a token is 28 x 28 for all."""
+    if max_pixels is None:
+        return None
+    number, counts_tokens = options.parse_area(max_pixels)
+    return number * PIXELS_PER_TOKEN if counts_tokens else number
+
+
+def _write(findings: dict[str, Any], out: Path) -> None:
+    from abc_embed.bench import audit_table
+    from abc_embed.data.files import written_aside
+
+    with written_aside(out / "audit.json") as file:
+        file.write((json.dumps(findings, indent=1, allow_nan=False) + "\n").encode())
+    with written_aside(out / "audit.md") as file:
+        file.write(audit_table.markdown(findings).encode())
+    audit_table.write_plot(findings, out / "audit.png")

@@ -1,0 +1,39 @@
+"""`abc-embed export`: a model as a folder that sentence-transformers loads too."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abc_embed.cli import options
+from abc_embed.cli.output import say, show, show_json
+
+EXAMPLES = """\
+Examples:
+
+\b
+  abc-embed export exported
+  abc-embed export exported --model runs/mine
+"""
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; a model of ours is replaced.")],
+    model: options.Model = options.MODEL,
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a model as a folder for Embedder and for sentence-transformers.
+
+    Both give the same vectors. In Python: SentenceTransformer(folder, trust_remote_code=True).
+    The folder holds no code: what runs is this package, which must be installed there.
+    """
+    from abc_embed.interop.export import save_sentence_transformer
+
+    loaded = options.load(model, device="cpu", dtype=dtype)
+    written = save_sentence_transformer(loaded.embedder, folder)
+    if as_json:
+        show_json({"folder": str(written), "fingerprint": loaded.embedder.fingerprint})
+        return
+    show(str(written))
+    say("load it with: SentenceTransformer(folder, trust_remote_code=True)")

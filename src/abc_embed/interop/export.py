@@ -1,0 +1,49 @@
+"""A model as a folder that both `Embedder.from_pretrained` and sentence-transformers load.
+
+Does: save the model as always, with the two small files that sentence-transformers looks for. Does
+not: import that library, nor copy code: the folder names a class of this package, which has to be
+installed where the folder is used.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abc_embed import __version__
+from abc_embed.checkpoint import save
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from abc_embed.embedder import Embedder
+
+MODULE = "abc_embed.interop.sentence_transformers.AbcModule"
+"""The class that a saved folder names. Folders outlive releases: never rename it."""
+
+
+def save_sentence_transformer(embedder: "Embedder", folder: "str | PathLike[str]") -> Path:
+    """Write a folder that ``SentenceTransformer(folder, trust_remote_code=True)`` loads.
+
+    Its vectors are those of `Embedder` in the same number format. All is written aside and renamed
+    at the end; a model of ours in ``folder`` is replaced. Returns the folder.
+
+    ``trust_remote_code`` is asked for by sentence-transformers 6 for every class outside itself.
+    There is no code in the folder: what runs is this package, as installed.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE}]
+    config = {
+        "__version__": {"abc_embed": __version__},
+        "default_prompt_name": None,
+        "model_type": "SentenceTransformer",
+        "prompts": {},
+        "similarity_fn_name": "cosine",
+    }
+    extra = {
+        "modules.json": json.dumps(modules, indent=2) + "\n",
+        "config_sentence_transformers.json": json.dumps(config, indent=2) + "\n",
+    }
+    save(embedder.model, embedder.processor, Path(folder), extra=extra)
+    return Path(folder)
