@@ -25,6 +25,9 @@ stays a plain Python exception, so that its traceback is seen and mended.
     │   ├── UnknownModelError     a name that is neither known nor a folder
     │   └── OfflineError          files must be fetched and there is no network
     ├── DataError                 a data set or a record of it
+    ├── EndpointError             a VLM endpoint that cannot be used: wrong key or model, or silent
+    │   ├── AskError              one request of many failed; the others go on
+    │   └── CostLimitError        asking on could cost more than was allowed
     ├── TrainingError             a run that cannot start, go on or resume
     ├── OutputError               a result that cannot be written
     └── MissingExtraError         an optional package is absent; names its pip line
@@ -35,6 +38,8 @@ class AbcError(Exception):
     """Root of the tree: one plain sentence, and the exit code of a command that ends with it."""
 
     exit_code: int = 1
+    said_elsewhere: bool = False
+    """Another process of the same run says it to the user, so this one keeps quiet."""
 
 
 class UsageError(AbcError):
@@ -117,6 +122,18 @@ class OfflineError(CheckpointError):
 
 class DataError(AbcError):
     """A data set, or one record of it, cannot be read."""
+
+
+class EndpointError(AbcError):
+    """A VLM endpoint cannot be used: it refuses the key or the model, or does not answer."""
+
+
+class AskError(EndpointError):
+    """One request to a VLM failed for good. Bulk work may go on with the others."""
+
+
+class CostLimitError(EndpointError):
+    """The next request could cost more than was allowed; what was paid for is kept."""
 
 
 class TrainingError(AbcError):

@@ -1,0 +1,132 @@
+"""JSON files of any size, one element at a time.
+
+Does: read the elements of a list, or of the lists in an object, and say where a damaged file is
+damaged. Does not: know what they mean. Python's own reader needs ten times the file in memory.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from abc_embed.errors import DataError
+
+_CHUNK = 1 << 20  # characters read at a time
+_LARGEST = 1 << 28  # characters of one element: beyond it, the file is damaged
+_NUMBER = "+-.0123456789eE"
+_NEAR_END = 16  # an error so near the end of what was read may only mean: read more
+
+
+def stream_json(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """(name, number, element) of a JSON list, or of each list in a JSON object, one at a time.
+
+    The name is empty for a list; of an object's other values, the number is 0. Never more than
+    one element and a megabyte are in memory.
+
+    Raises:
+        DataError: the file is not there, or is damaged; names the element.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            reader = _Reader(file.read, str(path))
+            opening = reader.next()
+            if opening == "[":
+                yield from (("", number, value) for number, value in reader.elements())
+            elif opening == "{":
+                yield from reader.fields()
+            else:
+                raise DataError(f"{path} is no JSON list or object; is it the right file?")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8; get the file again") from None
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read: {problem.strerror}; mend that") from problem
+
+
+class _Reader:
+    """A JSON text of any length, a piece at a time."""
+
+    def __init__(self, read: Callable[[int], str], name: str) -> None:
+        self._read, self._name = read, name
+        self._text, self._at, self._whole = "", 0, False
+        self._decode = json.JSONDecoder().raw_decode
+        self._inside = "the beginning"
+
+    def _more(self) -> bool:
+        """Whether there was more; what is done with is forgotten."""
+        new = "" if self._whole else self._read(max(_CHUNK, len(self._text) - self._at))
+        self._text, self._at = self._text[self._at :] + new, 0
+        self._whole = not new
+        if len(self._text) > _LARGEST:
+            raise self._damaged()
+        return bool(new)
+
+    def _damaged(self) -> DataError:
+        return DataError(
+            f"{self._name} is cut off or damaged at {self._inside}; get the file again"
+        )
+
+    def next(self) -> str:
+        """The next character that is no space, taken; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                self._at += 1
+                if not self._text[self._at - 1].isspace():
+                    return self._text[self._at - 1]
+            if not self._more():
+                return ""
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        if not self.next():
+            raise self._damaged()
+        self._at -= 1
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                length = end - self._at
+                ended = end < len(self._text) and self._text[end] not in _NUMBER
+                if ended or not self._more():  # "12" may go on as "123", "1.2" as "1.2e3"
+                    self._at += length
+                    return value
+            except json.JSONDecodeError as problem:
+                early = problem.pos < len(self._text) - _NEAR_END
+                if (early and "Unterminated" not in problem.msg) or not self._more():
+                    raise self._damaged() from None
+            except RecursionError:
+                raise self._damaged() from None
+
+    def elements(self, name: str = "") -> Iterator[tuple[int, Any]]:
+        """Number and value of each element of a list, after its bracket."""
+        number = 0
+        while True:
+            self._inside = f"element {number} of {name or 'the list'}"
+            if (mark := self.next()) == "]" and not number:
+                return
+            self._at -= bool(mark)
+            yield number, self.value()
+            number += 1
+            if (mark := self.next()) == "]":
+                return
+            if mark != ",":
+                raise self._damaged()
+
+    def fields(self) -> Iterator[tuple[str, int, Any]]:
+        """The elements of each list in an object, and its other values, after its brace."""
+        if self.next() == "}":
+            return
+        self._at -= 1
+        while True:
+            name = self.value()
+            if not isinstance(name, str) or self.next() != ":":
+                raise self._damaged()
+            self._inside = name
+            if (mark := self.next()) == "[":
+                yield from ((name, number, value) for number, value in self.elements(name))
+            else:
+                self._at -= bool(mark)
+                yield name, 0, self.value()
+            mark = self.next()
+            if mark == "}":
+                return
+            if mark != ",":
+                raise self._damaged()

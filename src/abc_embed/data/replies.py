@@ -1,0 +1,176 @@
+"""Whether a text that a model wrote can be used as an instruction.
+
+Does: tidy the text, and say why it cannot be used: empty, refused, cut off, several lines, too
+short or long, another script, or a word of the answer given away. Does not: ask anybody, or judge
+whether the prompt makes sense.
+
+A prompt that holds a word of its own answer teaches a model to copy words instead of looking at the
+image; so the rule is strict: not one content word of the answer, in any of its common endings.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+LEAST_CHARACTERS = 4
+"""Shorter than "who?" asks nothing."""
+MOST_CHARACTERS = 240
+"""Longer than two sentences is a description, not a prompt."""
+SCRIPT_SHARE = 0.9
+"""So many of the letters must be of the right script; names of brands and places may differ."""
+
+
+class Reason(StrEnum):
+    """Why something was not used, in the words of reports and rejects files."""
+
+    EMPTY = "empty reply"
+    REFUSAL = "refused"
+    CUT = "reply cut off"
+    LINES = "several lines"
+    LENGTH = "too short or too long"
+    SCRIPT = "another script"
+    LEAK = "answer given away"
+    REPEAT = "repeated in its image"
+    FORM = "not the form asked for"
+    ENDPOINT = "endpoint failed"
+    IMAGE = "image cannot be used"
+    ROW = "row cannot be read"
+    FEW = "too few distinct regions"
+    PHRASE = "phrase says nothing"
+    BOX = "box outside the image"
+    NO_QUESTION = "no question of its own"
+    ALONE = "too few usable prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The tidied text; `reason` is None when it can be used, `detail` says more."""
+
+    text: str
+    reason: Reason | None = None
+    detail: str = ""
+
+
+# Words that carry no answer: articles, pronouns, prepositions, auxiliaries, question words. Places
+# ("left", "top") are not among them: "the man on the left" asked for as "who is on the left?" is
+# half given away.
+_EMPTY = (
+    "a an the this that these those some any each every other another such same own no not nor and "
+    "or but if then than so as at by for from in into of off on onto out over to up with within "
+    "without via per about above across after against along among around before behind below "
+    "beneath beside besides between beyond down during inside near next outside through toward "
+    "towards under underneath upon while i you he she it we they me him her us them my your his "
+    "its our their mine yours who whom whose which what when where why how is are was were be been "
+    "being am has have had having do does did doing done can could may might must shall should "
+    "will would there here very too just also only all both s t"
+)
+_EMPTY_WORDS = frozenset(_EMPTY.split())
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+# Written without spaces between words: there, pairs of characters stand for words.
+_NO_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
+_ENDINGS = (("ing", ""), ("ies", "i"), ("ied", "i"), ("es", ""), ("ed", ""), ("s", ""), ("e", ""))
+_LAST = {"y": "i", "v": "f"}  # fly and flies, knife and knives
+_LABEL = re.compile(r"^(?:user\s+)?(?:prompt|instruction|question)\s*:\s*", re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "`": "`"}
+_REFUSES = re.compile(
+    r"\b(?:i(?:['’]m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|can not|won['’]t)"
+    r"|as an ai|unable to (?:assist|help|comply)|cannot (?:assist|help|comply))\b",
+    re.IGNORECASE,
+)
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words of a text that carry meaning, each cut down to a stem.
+
+    Case, accents' encoding and common English endings make no difference: "Dogs'" and "dog" are one
+    word. Where words are not spaced (Chinese, Japanese, Thai …), pairs of characters are the words.
+
+    >>> sorted(content_words("The two dogs' collars"))
+    ['collar', 'dog', 'two']
+    """
+    found = set()
+    for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
+        if _NO_SPACES.search(word):
+            found |= {word[i : i + 2] for i in range(max(1, len(word) - 1))}
+        elif word not in _EMPTY_WORDS:
+            found.add(_stem(word))
+    return frozenset(found)
+
+
+def _stem(word: str) -> str:
+    """The word without a common English ending; rough, and the same for all forms of most words."""
+    word = re.split("['’]", word)[0]
+    for ending, instead in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= (3 - len(instead)):
+            if not word.endswith("ss"):
+                word = word.removesuffix(ending) + instead
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
+        word = word[:-1]  # "running" -> "runn" -> "run"
+    return word[:-1] + _LAST.get(word[-1], word[-1])
+
+
+def same_text(text: str) -> str:
+    """The text as compared with others: without case, punctuation, and articles in front."""
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    while words and words[0] in ("a", "an", "the"):
+        words = words[1:]
+    return " ".join(words)
+
+
+def script_of(text: str) -> str | None:
+    """The script of most letters of a text, as Unicode names it ("LATIN", "CJK"); None without."""
+    counted = _scripts(text)
+    return max(counted, key=lambda name: (counted[name], name)) if counted else None
+
+
+def _scripts(text: str) -> Counter[str]:
+    letters = (c for c in text if c.isalpha())
+    names = Counter(unicodedata.name(c, "UNKNOWN").split()[0].partition("-")[0] for c in letters)
+    for kana in ("HIRAGANA", "KATAKANA"):  # Japanese mixes these with Chinese characters
+        if kana in names:
+            names["CJK"] += names.pop(kana)
+    return names
+
+
+def tidy(text: str) -> str:
+    """The text without space, quotes and a label ("Prompt:") around it."""
+    before = None
+    while text != before:
+        before = text
+        text = _LABEL.sub("", text.strip()).strip()
+        if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+            text = text[1:-1]
+    return text
+
+
+def refuses(text: str) -> bool:
+    """Whether a text reads like a model that declines."""
+    return _REFUSES.search(text) is not None
+
+
+def check_prompt(text: str, answer: str, script: str | None = None) -> Verdict:
+    """Whether `text` can be the instruction that `answer` answers.
+
+    `script` is that of the letters wanted, as `script_of` names it; without it, the answer's own.
+    """
+    text = tidy(text)
+    if not text:
+        return Verdict(text, Reason.EMPTY)
+    if refuses(text):
+        return Verdict(text, Reason.REFUSAL, text[:MOST_CHARACTERS])
+    if len(text.splitlines()) > 1:
+        return Verdict(text, Reason.LINES, f"{len(text.splitlines())} lines")
+    if not LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS:
+        return Verdict(text, Reason.LENGTH, f"{len(text)} characters")
+    wanted, counted = script or script_of(answer), _scripts(text)
+    if wanted is not None and counted[wanted] < SCRIPT_SHARE * max(1, counted.total()):
+        return Verdict(text, Reason.SCRIPT, f"{script_of(text) or 'no letters'}, not {wanted}")
+    told = sorted(content_words(text) & content_words(answer))
+    if told:
+        return Verdict(text, Reason.LEAK, ", ".join(told))
+    return Verdict(text)
