@@ -1,23 +1,29 @@
 """Groups to features: equal texts merged, whole groups per chunk, the same from any process."""
 
+import os
+import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from abc_embed.errors import DataError, ImageError
+from abc_embed.errors import DataError, ImageError, TrainingError
 from abc_embed.train.batches import (
     Group,
-    batches,
+    LazyGroups,
+    TrainBatch,
     captioned,
     instructed,
     make_batch,
+    merge,
+    prepare,
     split_queries,
     split_texts,
 )
+from abc_embed.train.loader import batches, pack
 
 
 def test_equal_texts_are_one_candidate(tiny: Any, pictures: Any) -> None:
@@ -113,6 +119,121 @@ def test_workers_give_the_same_batches_in_the_same_order(
             assert torch.equal(f.input_ids, g.input_ids)
             assert f.pixel_values is not None and g.pixel_values is not None
             assert torch.equal(f.pixel_values, g.pixel_values)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+@pytest.mark.parametrize(("workers", "size"), [(1, 2), (2, 3), (2, 1)])
+def test_workers_share_a_step_and_change_nothing(
+    workers: int, size: int, stage: Any, tiny: Any, config: Any, pictures: Any
+) -> None:
+    """Also with more workers than groups, and texts that several portions hold."""
+    _, processor = tiny()
+    settings = config(stage, steps=2, batch_size=size)
+    apart = replace(settings, data=replace(settings.data, workers=workers))
+    for step, batch in enumerate(batches(pictures(stage), processor, apart, 0)):
+        same_batch(batch, make_batch(pictures(stage).groups(step, size, 0), processor))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_portions_merge_to_the_batch_of_the_whole(parts: int, tiny: Any, pictures: Any) -> None:
+    _, processor = tiny()
+    groups = [
+        *pictures("pretrain").groups(0, 4, 0),
+        captioned(np.zeros((84, 56, 3), np.uint8), "x"),
+    ]
+    cuts = [groups[len(groups) * p // parts : len(groups) * (p + 1) // parts] for p in range(parts)]
+    merged = merge([pack(prepare(cut, processor)).unpack() for cut in cuts])
+    same_batch(merged, make_batch(groups, processor))
+
+
+def test_a_portion_travels_as_two_tensors(tiny: Any) -> None:
+    """One by one, the texts of a batch use up the file handles that a process may have."""
+    _, processor = tiny()
+    picture = np.zeros((56, 56, 3), dtype=np.uint8)
+    groups = [
+        captioned(picture, f"caption {i}", [f"wrong {i} {j}" for j in range(7)]) for i in range(9)
+    ]
+    packed = pack(prepare(groups, processor))
+    tensors = [getattr(packed, field.name) for field in fields(packed)]
+    assert sum(isinstance(value, torch.Tensor) for value in tensors) == 2
+    asks = pack(prepare([instructed(picture, [("a?", "b"), ("c?", "d")])], processor))
+    assert len(asks.blocks) == 1  # one picture, however much is asked of it
+
+
+def same_batch(one: TrainBatch, two: TrainBatch) -> None:
+    assert one.texts == two.texts and one.group_sizes == two.group_sizes
+    assert torch.equal(one.positives, two.positives)
+    pairs = zip(one.queries + one.candidates, two.queries + two.candidates, strict=True)
+    for f, g in pairs:
+        assert (f.kind, f.grid_thw, f.image_key) == (g.kind, g.grid_thw, g.image_key)
+        assert torch.equal(f.input_ids, g.input_ids)
+        assert (f.pixel_values is None) == (g.pixel_values is None)
+        if f.pixel_values is not None and g.pixel_values is not None:
+            assert torch.equal(f.pixel_values, g.pixel_values)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+def test_short_ones_first_pads_less_and_gives_the_same_gradients(
+    stage: Any, make_stage: Any, config: Any, tiny: Any
+) -> None:
+    """Against the same batch in the order of the source, in chunks of two."""
+    _, processor = tiny()
+    random = np.random.default_rng(0)
+    sizes = [(56, 56), (28, 28), (56, 56), (28, 28)]
+    images = [random.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    ask = (
+        (lambda i: captioned(images[i], f"caption {i}"))
+        if stage == "pretrain"
+        else (lambda i: instructed(images[i], [("what is it?", f"answer {i}")]))
+    )
+    packed = make_batch([ask(i) for i in range(4)], processor)
+    order = [packed.texts.index(t) for t in sorted(packed.texts, key=lambda t: int(t.split()[1]))]
+    rows = [packed.positives.tolist().index(place) for place in order]
+    plain = replace(
+        packed,
+        queries=tuple(packed.queries[row] for row in rows),
+        positives=packed.positives[rows],
+    )
+    assert [f.tokens for f in plain.queries] != [f.tokens for f in packed.queries]
+
+    def padded(batch: TrainBatch) -> int:
+        return sum(len(c) * max(f.tokens for f in c) for c in split_queries(batch, 2))
+
+    assert padded(packed) == sum(f.tokens for f in packed.queries) < padded(plain)
+    one, other = (make_stage(config(stage, chunk_size=2)) for _ in range(2))
+    (loss, right), (loss_too, right_too) = one.backward(packed), other.backward(plain)
+    assert loss.item() == pytest.approx(loss_too.item(), rel=1e-6) and right == right_too
+    for (name, p), q in zip(one.parameters.items(), other.parameters.values(), strict=True):
+        assert p.grad is not None and q.grad is not None, name
+        assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm() + 1e-9, name
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A source whose process is killed, as the system does when memory runs out."""
+
+    def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+
+def test_a_killed_worker_is_one_sentence(tiny: Any, config: Any) -> None:
+    _, processor = tiny()
+    settings = config("pretrain")
+    settings = replace(settings, data=replace(settings.data, workers=1))
+    with pytest.raises(TrainingError, match="prepares data was killed") as caught:
+        next(batches(Killed(), processor, settings, 0))
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_are_made_when_they_are_taken() -> None:
+    made: list[int] = []
+    lazy = LazyGroups(5, lambda i: made.append(i) or captioned("x.png", str(i)))  # type: ignore
+    assert len(lazy) == 5 and made == []
+    assert lazy[3].asks == ((None, "3"),) and [g.asks[0][1] for g in lazy[1:3]] == ["1", "2"]
+    assert made == [3, 1, 2] and lazy[-1].asks == ((None, "4"),)
+    with pytest.raises(IndexError):
+        lazy[5]
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,13 @@ def test_reads_a_file_and_overrides(tmp_path: Path) -> None:
         ("[optim]", "[optimizer]", "optimizer is not a field", "line 8"),
         ("[adapter]", "adapter = 3\n[other]", "adapter is 3; it must be a section", "line 4"),
         ("steps = 10", "steps = 0", "train.steps is 0", "line 13"),
+        ("steps = 10", "stepz = 10", "train.stepz is not a field; did you mean steps?", "line 13"),
+        ("clip_norm = 2", "learning_rate = inf", "finite", "line 10"),
+        ("[0.9, 0.99]", '[0.9, "x"]', "optim.betas is 'x'; it must be a number", "line 9"),
+        ('out = "runs/x"', "out = 5", 'out is 5; it must be a text, in quotes: "5"', "line 2"),
+        ("[optim]", "[optim.more]\nx = 1\n[optim]", "optim.more is not a field", "line 8"),
+        ("steps = 10", 'steps = 10\nlog_to = "wanb"', "train.log_to is 'wanb'", "line 14"),
+        ("steps = 10", f"steps = 10\nseed = {2**63}", "train.seed is", "line 14"),
     ],
 )
 def test_a_mistake_names_field_file_and_line(
@@ -94,6 +101,89 @@ def test_a_wrong_override_names_the_field_not_the_file(tmp_path: Path) -> None:
         load_config(path, ["out.there=3"])
 
 
+@pytest.mark.parametrize("text", ["adapter.rank = '4'", "adapter = { rank = '4', alpha = 8 }"])
+def test_the_line_is_found_in_every_way_of_writing_it(text: str, tmp_path: Path) -> None:
+    rest = GOOD.replace("[adapter]\nrank = 4\nalpha = 8\n", "")
+    more = "adapter.alpha = 8\n" if text.startswith("adapter.") else ""
+    with pytest.raises(ConfigError, match=r"adapter\.rank is '4'.*line 3\b"):
+        load_config(write(tmp_path, rest.replace("\n\n", f"\n{text}\n{more}\n", 1)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.steps=3\nbatch_size=4"], "sets more than one field"),
+        (["train={steps = 3}"], "sets more than one field"),
+        (["train=3"], "train is a section; set one of its fields"),
+        (["train.steps=3", "train.steps=4"], "train.steps is given twice"),
+        (["train..steps=3"], "not of the form"),
+        (["=3"], "not of the form"),
+        (["train.steps="], "train.steps is ''"),
+        (["out=7"], 'in quotes: "7"'),
+        (["model.pixels=[1]"], "model.pixels is [1]; it must be a list of 2"),
+    ],
+)
+def test_overrides_are_as_strict_as_the_file(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, GOOD), overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value).replace("\\n", "")
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "message"),
+    [
+        ("pretrain", ["data.instructions=2"], "data.instructions is 2, which is for stage 2"),
+        ("instruct", ["data.negatives=3"], "data.negatives is 3, which is for stage 1"),
+        ("instruct", ["data.negatives_file=x.parquet"], "data.negatives_file is 'x.parquet', whi"),
+        ("instruct", ["model.head_width=8"], "model.head_width is 8, which is for stage 1"),
+        ("instruct", ["model.pixels=[1, 2]"], "model.pixels is (1, 2), which is for stage 1"),
+        ("instruct", ["temperature.learn=false"], "temperature is set for stage 2"),
+        ("pretrain", ["data.negatives=0", "data.negatives_file=x"], "nothing of data.negatives_fi"),
+        ("pretrain", ["train.batch_size=1", "data.negatives=0"], "one candidate"),
+        ("instruct", ["train.batch_size=1", "data.instructions=1"], "one candidate"),
+        ("pretrain", ["model.pixels=[900, 0]", "data.max_pixels=800"], "less than the smallest"),
+        (
+            "pretrain",
+            ["model.attention=flash_attention_2", "model.device=cpu"],
+            "model.device is 'cpu'; it must be something else",
+        ),
+        (
+            "pretrain",
+            ["model.attention=flash_attention_2", "model.precision=float32"],
+            "model.precision is 'float32'; it must be something else",
+        ),
+        ("pretrain", ["model.attention=fast"], "model.attention is 'fast'; it must be one of"),
+    ],
+)
+def test_what_cannot_go_together(
+    stage: str, overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    """As overrides, and in the file with its line."""
+    path = write(tmp_path, GOOD.replace("pretrain", stage))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    if "temperature" not in message:  # that is about a section, and --set named a field of it
+        assert "(--set)" in str(caught.value)
+    sections: dict[str, list[str]] = {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        section, key = name.split(".")
+        quoted = value if value[0] in "[0123456789tf" and value not in ("float32", "fast") else ""
+        quoted = "" if value.startswith("flash") else quoted
+        sections.setdefault(section, []).append(f"{key} = {quoted or repr(value)}")
+    text = GOOD.replace("pretrain", stage).replace("batch_size = 2\n", "")
+    train = sections.pop("train", ["batch_size = 2"])
+    text += "\n".join(train) + "\n"
+    text += "".join(f"[{name}]\n" + "\n".join(rows) + "\n" for name, rows in sections.items())
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"line \d+\)") as caught:
+        load_config(path)
+    assert message in str(caught.value)
+
+
 def test_impossible_combinations(tmp_path: Path) -> None:
     stage2 = GOOD.replace("pretrain", "instruct")
     assert load_config(write(tmp_path, stage2)).temperature == TemperatureConfig()
@@ -115,7 +205,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     config = load_config(path)
-    assert config.stage == path.stem.split("-")[0]
+    stages = {"pretrain": "pretrain", "mining": "pretrain", "instruct": "instruct"}
+    assert config.stage == stages[path.stem.split("-")[0]]
+    if path.stem.startswith("mining"):
+        assert config.data.negatives == 0
     assert config.out and config.model.base and config.data.records
 
 
@@ -133,6 +226,11 @@ def test_the_papers_numbers() -> None:
         assert config.data.max_pixels == 512 * 28 * 28 and config.model.precision == "bfloat16"
     assert first.temperature.start == 0.07 and first.temperature.learn
     assert first.model.pixels == (256 * 28 * 28, 1024 * 28 * 28)
+
+
+def test_the_mining_models_numbers() -> None:
+    config = load_config(CONFIGS / "mining-model-7b.toml")
+    assert (config.train.steps, config.train.batch_size, config.data.negatives) == (1000, 256, 0)
 
 
 def test_every_field_says_what_it_means() -> None:

@@ -1,6 +1,7 @@
 """Groups from a records file: the right ones, in an order that follows from seed and step alone."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,60 @@ def test_groups_become_a_batch(folder: Path, tiny: Any) -> None:
     )
     batch = make_batch(groups, processor)
     assert len(batch.queries) == 6 and len(batch.texts) == 6
+
+
+def test_mined_negatives_take_the_place_of_the_records_own(folder: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    mined = tmp_path / "mined.parquet"
+    lists = {"row": [0, 2], "negatives": [[5, 6, 7], [1]]}
+    parquet.write_table(pyarrow.table(lists), mined)
+    source = RecordSource(folder, "pretrain", DataConfig(negatives=2, negatives_file=str(mined)))
+    found = {captions([group])[0]: set(group.negatives) for group in source.groups(0, 10, seed=0)}
+    assert len(found["caption 0"]) == 2
+    assert found["caption 0"] < {"caption 5", "caption 6", "caption 7"}
+    assert found["caption 2"] == {"caption 1"} and found["caption 4"] == set()
+    again = pickle.loads(pickle.dumps(source))
+    assert flat(again.groups(0, 10, 0)) == flat(source.groups(0, 10, 0))
+
+    parquet.write_table(pyarrow.table({"row": [0], "negatives": [[10]]}), mined)
+    with pytest.raises(DataError, match="names row 10 but there are 10 rows"):
+        RecordSource(folder, "pretrain", DataConfig(negatives_file=str(mined)))
+
+
+def test_a_mined_row_without_a_caption_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = write([record(0, tmp_path), record(1, tmp_path, caption=None)])
+    mined = tmp_path / "mined.parquet"
+    parquet.write_table(pyarrow.table({"row": [0], "negatives": [[1]]}), mined)
+    source = RecordSource(path, "pretrain", DataConfig(negatives_file=str(mined)))
+    with pytest.raises(DataError, match=r"names row 1 of \S+, which has no caption"):
+        list(source.groups(0, 1, seed=0))
+
+
+def test_records_are_read_when_their_turn_comes(folder: Path) -> None:
+    """Nothing of a record stays in memory; a line that was changed since is then a plain error."""
+    source = RecordSource(folder, "pretrain", DataConfig())
+    groups = source.groups(0, 10, seed=0)
+    text = (folder / "records.jsonl").read_text()
+    (folder / "records.jsonl").write_text(text.replace("caption 3", "CAPTION 3"))
+    assert "CAPTION 3" in captions(groups)
+    (folder / "records.jsonl").write_text("x" * len(text))
+    with pytest.raises(DataError, match=r"records\.jsonl:\d+: the line is not JSON"):
+        list(groups)
+
+
+def test_a_folder_of_images_with_captions_is_enough(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (56, 56), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"shade {i}")
+    source = RecordSource(tmp_path, "pretrain", DataConfig())
+    assert sorted(captions(source.groups(0, 3, seed=0))) == ["shade 0", "shade 1", "shade 2"]
+
+
+def test_a_published_set_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="abc-embed data fetch"):
+        RecordSource(f"abc-pretrain:{tmp_path / 'gone'}", "pretrain", DataConfig())

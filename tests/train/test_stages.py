@@ -39,12 +39,18 @@ def test_stage2_trains_the_language_adapter_alone(config: Config, make_stage: Ma
     assert kinds(make_stage(config("instruct"))) == {"language lora_A", "language lora_B"}
 
 
+@pytest.mark.parametrize("chunk_size", [0, 3])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["pretrain", "instruct"])
 def test_nothing_frozen_gets_a_gradient_or_moves(
-    name: str, checkpointing: bool, config: Config, make_stage: MakeStage, batch_of: Any
+    name: str,
+    checkpointing: bool,
+    chunk_size: int,
+    config: Config,
+    make_stage: MakeStage,
+    batch_of: Any,
 ) -> None:
-    stage = make_stage(config(name, gradient_checkpointing=checkpointing))
+    stage = make_stage(config(name, gradient_checkpointing=checkpointing, chunk_size=chunk_size))
     before = {n: v.clone() for n, v in stage.model.state_dict().items()}
     optimizer = torch.optim.AdamW(stage.model.parameters(), lr=0.01)
     for _ in range(2):

@@ -146,20 +146,12 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
     Raises:
         DataError: there is no such file, or a line is no record, with file, line and mend.
     """
-    for _, record in locate_records(path):
-        yield record
-
-
-def locate_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, Record]]:
-    """As `read_records`, each with the byte at which its line begins: see `record_at`."""
     path = Path(path)
     path = path / RECORDS_FILE if path.is_dir() else path
     lines: dict[str, int] = {}
-    begin = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                here, begin = begin, begin + len(line)
                 if not line.strip():
                     continue
                 try:
@@ -172,31 +164,13 @@ def locate_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, Record]]
                 except DataError as wrong:
                     raise DataError(f"{path}:{number}: {wrong}") from None
                 lines[record.id] = number
-                yield here, record
+                yield record
     except FileNotFoundError:
         raise DataError(
             f"there is no {path}; give a records file or the folder that holds {RECORDS_FILE}"
         ) from None
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
-
-
-def record_at(path: str | os.PathLike[str], begin: int) -> Record:
-    """The record whose line begins at a byte that `locate_records` gave.
-
-    Raises:
-        DataError: it is not there any more.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(begin)
-            return parse_record(_parse_json(file.readline()))
-    except OSError as problem:
-        raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
-    except DataError as wrong:
-        raise DataError(
-            f"{path} has changed since it was first read (at byte {begin:,}: {wrong}); start again"
-        ) from None
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> int:

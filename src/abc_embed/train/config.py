@@ -1,24 +1,24 @@
 """What can be said about a training run, in full, and how it is read from a TOML file.
 
-Does: define every field with its meaning and its check, read a file strictly, apply
-`--set section.field=value`. Does not: load, look at the machine, or know what a field will do.
+Does: define every field with its meaning and its check, and refuse combinations that cannot be or
+in which a field would do nothing. Does not: parse TOML (``tables``), load, look at the machine, or
+know what a field will do.
 Why dataclasses and TOML: one place per field, defaults that can be read, and a wrong name or type
 is one sentence that names field, file and line instead of a run that silently ignores it.
 
 The numbers of the paper are in `configs/`, each with its section.
 """
 
-import dataclasses
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from abc_embed.errors import ConfigError
+from abc_embed.train.tables import read_toml
 
 StageName = Literal["pretrain", "instruct"]
+GatherName = Literal["gradient", "published"]
 
 
 def _require(good: bool, name: str, value: object, rule: str) -> None:
@@ -45,15 +45,20 @@ class ModelConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """"auto" is bfloat16 on a GPU (paper section 4) and float32 elsewhere: bfloat16 is slow on
     most CPUs. Head, loss and trained weights are float32 in any case."""
-    attention: str = "sdpa"
-    """Attention implementation of the backbone: "sdpa", "eager" (the slow reference) or
-    "flash_attention_2" where it is installed."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention implementation of the backbone; "eager" is the slow reference, those that begin
+    with "flash" need a GPU, bfloat16 and their own package."""
 
     def __post_init__(self) -> None:
         _require(self.head_width >= 1, "model.head_width", self.head_width, "at least 1")
         smallest, largest = self.pixels
         good = min(smallest, largest) >= 0 and (not largest or smallest <= largest)
         _require(good, "model.pixels", self.pixels, "[smallest, largest], each 0 or more")
+        if self.attention.startswith("flash"):
+            for name, value in (("device", "cpu"), ("precision", "float32")):
+                good = getattr(self, name) != value
+                rule = f"something else than {value} for model.attention {self.attention!r}"
+                _require(good, f"model.{name}", value, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +66,11 @@ class DataConfig:
     """Where images and texts come from."""
 
     records: str = ""
-    """A records file (JSONL) or the folder that holds `records.jsonl`. Empty when the caller hands
-    in a source of its own."""
+    """A records file, the folder that holds `records.jsonl`, or anything else that docs/recipes.md
+    lists. Empty when the caller hands in a source of its own."""
+    negatives_file: str = ""
+    """Stage 1: what `abc-embed mine` wrote for these records (Parquet); its texts take the place of
+    those in the records."""
     max_pixels: int = 0
     """Largest image in training, in pixels after resizing; 0 keeps the model's own budget. The
     paper trains with at most 512 visual tokens of 28 x 28 pixels (401,408)."""
@@ -72,7 +80,8 @@ class DataConfig:
     """Stage 2: instructions per image and step, drawn anew each time; all of them share a batch,
     so each is the others' hard negative (paper section 5)."""
     workers: int = 0
-    """Processes that open, resize and tokenize ahead of the model; 0 does it in between."""
+    """Processes that open, resize and tokenize ahead of the model, sharing each step among them; 0
+    does it in between. Each holds a share of about two steps' pixels."""
 
     def __post_init__(self) -> None:
         _require(self.max_pixels >= 0, "data.max_pixels", self.max_pixels, "0 or more")
@@ -158,8 +167,9 @@ class RunConfig:
     steps: int
     """Optimizer steps: 4,000 in stage 1, 100 in stage 2 (paper sections 4 and 5)."""
     batch_size: int
-    """Images per step, whatever the memory: 512 in stage 1, 128 in stage 2. Every candidate of
-    the step is a negative for every query: this changes what is learnt, `chunk_size` does not."""
+    """Images per step, of all processes together and whatever the memory: 512 in stage 1, 128 in
+    stage 2. Every candidate of the step is a negative for every query: this changes what is learnt,
+    `chunk_size` does not."""
     chunk_size: int = 0
     """Most items (image rows or texts) in one pass through the model; memory follows this, not
     `batch_size` (GradCache). 0 passes all at once, the fastest where it fits. All instructions of
@@ -168,6 +178,10 @@ class RunConfig:
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all candidates (paper section 4)."""
+    gather: GatherName = "gradient"
+    """With several processes: "gradient" passes gradients back to the candidates of the others, so
+    the number of processes does not change what is learnt; "published" takes them as constants, as
+    the published training code does."""
     seed: int = 0
     """Fixes the first weights, the data order and dropout."""
     checkpoint_every: int = 100
@@ -176,13 +190,16 @@ class RunConfig:
     """How many of the newest checkpoints stay on disk."""
     log_every: int = 1
     """Steps between lines of `metrics.jsonl`."""
+    log_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where the same lines go besides: TensorBoard files in the run's folder, or Weights & Biases
+    (project `abc-embed` unless WANDB_PROJECT says otherwise)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name}", value, "at least 1")
         _require(self.chunk_size >= 0, "train.chunk_size", self.chunk_size, "0 or more")
-        _require(self.seed >= 0, "train.seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to below 2^63")
         good = 0 <= self.label_smoothing < 1
         _require(good, "train.label_smoothing", self.label_smoothing, "from 0 to below 1")
 
@@ -204,11 +221,51 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        self._check_stage()
+        model, data, train = self.model, self.data, self.train
+        if model.pixels[0] and 0 < data.max_pixels < model.pixels[0]:
+            raise ConfigError(
+                f"data.max_pixels is {data.max_pixels}, less than the smallest picture of "
+                f"model.pixels ({model.pixels[0]}); raise the one or lower the other"
+            )
+        if data.negatives_file and not data.negatives:
+            raise ConfigError(
+                "data.negatives is 0, so nothing of data.negatives_file would be used; raise it, "
+                "or remove data.negatives_file"
+            )
+        others = data.negatives if self.stage == "pretrain" else data.instructions - 1
+        if train.batch_size == 1 and not others:
+            name = "negatives" if self.stage == "pretrain" else "instructions"
+            raise ConfigError(
+                f"train.batch_size is 1 and data.{name} is {getattr(data, name)}: every query has "
+                "one candidate and nothing is learnt; raise one of the two"
+            )
+
+    def _check_stage(self) -> None:
+        """Refuse what belongs to the other stage: it would be ignored without a word."""
         if self.stage == "instruct" and self.temperature != TemperatureConfig():
             raise ConfigError(
                 "temperature is set for stage 2, which keeps the temperature of stage 1; "
                 "remove the [temperature] section"
             )
+        belongs: dict[str, dict[str, tuple[object, str]]] = {
+            "pretrain": {"data.instructions": (self.data.instructions, "asks none")},
+            "instruct": {
+                "data.negatives": (self.data.negatives, "draws none"),
+                "data.negatives_file": (self.data.negatives_file, "draws none"),
+                "model.head_width": (self.model.head_width, "keeps the head of stage 1"),
+                "model.pixels": (self.model.pixels, "keeps the pictures' sizes of stage 1"),
+            },
+        }
+        defaults = {"data": DataConfig(), "model": ModelConfig()}
+        for name, (value, why) in belongs[self.stage].items():
+            section, _, key = name.partition(".")
+            if value != getattr(defaults[section], key):
+                other = 2 if self.stage == "pretrain" else 1
+                raise ConfigError(
+                    f"{name} is {value!r}, which is for stage {other}, and this is stage "
+                    f"{3 - other}, which {why}; remove it"
+                )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -219,94 +276,4 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises `ConfigError` for a file that cannot be read, an unknown or missing field, a wrong type
     or an impossible value; the sentence names the field, the file and the line.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    overridden = {_override(values, assignment) for assignment in overrides}
-    try:
-        return _build(TrainConfig, values, "")
-    except ConfigError as error:
-        name = str(error).split(" ", 1)[0]
-        where = "--set" if name in overridden else _place(path, text, name)
-        raise ConfigError(f"{error} ({where})") from error
-
-
-def _override(values: dict[str, Any], assignment: str) -> str:
-    """Write one `section.field=value` into nested tables; returns the dotted name."""
-    name, equals, raw = assignment.partition("=")
-    name = name.strip()
-    if not equals or not name:
-        raise ConfigError(f"--set {assignment!r} is not of the form section.field=value")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw  # a bare word is a string, so that a shell user need not quote twice
-    *sections, last = name.split(".")
-    table: Any = values
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {assignment!r}: {section} is a value, not a section")
-    table[last] = value
-    return name
-
-
-def _place(path: Path, text: str, name: str) -> str:
-    """`file, line N` of a dotted field name, or of its section, or the file alone."""
-    section, _, key = name.rpartition(".")
-    here, found = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
-            here = header[1]
-            if here == name or (here == section and not found):
-                found = number
-        elif here == section and re.match(rf"\s*{re.escape(key)}\s*=", line):
-            return f"{path}, line {number}"
-    return f"{path}, line {found}" if found else str(path)
-
-
-T = TypeVar("T")
-
-
-def _build(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
-    """A dataclass from a table, strictly: every key known, every type right, none missing."""
-    hints = get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            known = ", ".join(hints)
-            raise ConfigError(f"{prefix}{key} is not a field; known here: {known}")
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
-        optional = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
-        if item.name not in arguments and not optional:
-            raise ConfigError(f"{prefix}{item.name} is missing; give it a value")
-    return kind(**arguments)
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """`value` if it is of the annotated type; whole numbers pass as floats, nothing else bends."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name} is {value!r}; it must be a section")
-        return _build(hint, value, f"{name}.")  # type: ignore[arg-type]
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        _require(value in choices, name, value, "one of " + ", ".join(map(repr, choices)))
-        return value
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        good = isinstance(value, list) and len(value) == len(kinds)
-        _require(good, name, value, f"a list of {len(kinds)} numbers")
-        return tuple(_convert(kind, part, name) for kind, part in zip(kinds, value, strict=True))
-    if hint is float and type(value) is int:
-        return float(value)
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    _require(type(value) is hint, name, value, words[hint])
-    return value
+    return read_toml(TrainConfig, path, overrides)

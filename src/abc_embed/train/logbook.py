@@ -1,13 +1,13 @@
 """What a training run writes down: a line per step on disk, a progress bar for people.
 
 Does: append to `metrics.jsonl`, show loss, accuracy, τ, gradient norm, items per second, the share
-of time spent waiting for data and the time left on stderr. Does not: decide anything.
+of time spent waiting for data and the time left on stderr, hand each line to a tracker as well.
+Does not: decide anything.
 A resumed run first drops the lines after its checkpoint, so that the file reads as if the run had
 never been broken.
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from abc_embed.errors import OutputError
+from abc_embed.data.files import written_aside
+from abc_embed.errors import DataError, OutputError
+from abc_embed.train.trackers import NoTracker, Tracker
 
 PLAIN_LINE_EVERY_S = 30.0
 """Without a terminal there is no bar; then a line this often says that the run is alive."""
@@ -49,11 +51,21 @@ class StepRecord:
 class Logbook:
     """Context manager around a run; `write` once per step."""
 
-    def __init__(self, path: Path, *, first_step: int, steps: int, every: int = 1) -> None:
-        """`first_step` steps are done already; their lines in `path` are kept, later ones not."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        first_step: int,
+        steps: int,
+        every: int = 1,
+        tracker: Tracker | None = None,
+    ) -> None:
+        """`first_step` steps are done already; their lines in `path` are kept, later ones not.
+        `tracker` is given each line too, and closed in the end."""
         self._path = path
         self._every = every
         self._steps = steps
+        self._tracker = tracker or NoTracker()
         _keep_until(path, first_step)
         self._console = Console(stderr=True)
         self._progress = Progress(
@@ -75,7 +87,7 @@ class Logbook:
         try:
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+            raise _unwritable(self._path, error) from error
         self._progress.start()
         return self
 
@@ -86,7 +98,13 @@ class Logbook:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as problem:  # what could not be flushed before: said already
+            if error is None:
+                raise _unwritable(self._path, problem) from problem
+        finally:
+            self._tracker.close()
 
     def waited(self, seconds: float) -> None:
         """Count time in which the model had nothing to do but wait for data."""
@@ -112,7 +130,8 @@ class Logbook:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
         except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+            raise _unwritable(self._path, error) from error
+        self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
         self._line_time, self._items, self._waited_s = now, 0, 0.0
 
     def _show(self, record: StepRecord, now: float) -> None:
@@ -131,13 +150,27 @@ class Logbook:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All whole lines of a `metrics.jsonl`; a last line cut by a crash is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """All whole lines of a `metrics.jsonl`; a last line cut by a crash is left out.
+
+    Raises `DataError` when it cannot be read, or a line before the last is damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a run's folder") from error
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise DataError(
+                f"{path}:{number}: this is no line of a training log; remove the line"
+            ) from error
+        rows.append(row)
     return rows
 
 
@@ -145,10 +178,13 @@ def _keep_until(path: Path, step: int) -> None:
     """Drop the lines after `step`, aside and then renamed."""
     if not path.exists():
         return
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
-    aside = path.with_suffix(".partial")
-    try:
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    with written_aside(path) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}; make room or choose another folder, then "
+        "start again: the last good checkpoint is intact"
+    )

@@ -1,8 +1,9 @@
 """The run itself: data, gradients, step, log, checkpoint, until done. Read it from top to bottom.
 
-Does: one plain loop over one process on accelerate (device, autocast, backward, clipping), resume,
-watch over loss and τ, save the trained model as a folder of ours. Does not: know what a stage
-trains (``stages``) or how gradients fit into memory (``gradcache``).
+Does: one plain loop on accelerate (device, autocast, backward, clipping), resume, watch over loss
+and τ, save the trained model as a folder of ours. With several processes each runs this loop on its
+share of every step; the main one writes. Does not: know what a stage trains (``stages``), how
+gradients fit into memory (``gradcache``) or how processes agree (``processes``).
 
 A run is a function of its configuration: learning rate, data and dropout of a step follow from the
 step number and the seed. So a killed run, started again with the same command, gives the same loss
@@ -12,24 +13,30 @@ curve to the last bit on a CPU in float32, and on a GPU as far as its kernels ar
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from abc_embed import checkpoint
 from abc_embed.errors import ConfigError, OutputError, TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.runtime import resolve_device, seed_everything
-from abc_embed.train.batches import Source, TrainBatch, batches
+from abc_embed.train.batches import Source, TrainBatch
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
+from abc_embed.train.gather import meet
+from abc_embed.train.loader import batches
 from abc_embed.train.logbook import Logbook, StepRecord
+from abc_embed.train.processes import Team, check_share
 from abc_embed.train.resume import Checkpoints, Progress
+from abc_embed.train.sharding import is_sharded, wants_sharding, whole
 from abc_embed.train.stages import Instruct, Pretrain, Stage
+from abc_embed.train.trackers import open_tracker
 
 
 def run_stage1(
@@ -46,6 +53,9 @@ def run_stage1(
     `model` is a vision-language model with head, without adapters. It comes back with stage 1
     merged, and lies in `out_dir/model`. Started again with the same arguments, a broken run goes on
     and a finished one only saves again; `resume=False` refuses a folder that holds a run.
+
+    With several processes all of them call this, with the same arguments. Where the weights are
+    split over them, `model` is used up and the trained one is what is returned.
 
     Raises `ConfigError`, `DataError`, `InputError`, `OutputError` or `TrainingError`.
     """
@@ -79,6 +89,7 @@ class _Run:
 
     config: TrainConfig
     stage: Stage
+    team: Team
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     checkpoints: Checkpoints
@@ -94,66 +105,93 @@ def _run(
     out_dir: Path,
     resume: bool,
 ) -> AbcModel:
+    accelerator = _accelerator(config.model)
+    team = Team(accelerator)
+    with team.in_contact():
+        with team.together():
+            check_share(team, config.train.batch_size)
+        checkpoints = Checkpoints(out_dir / "checkpoints", config, team)
+        last = team.decided(lambda: _last_checkpoint(checkpoints, out_dir, resume))
+        seed_everything(config.train.seed)
+        stage = kind(config, model, processor, accelerator)
+        run = _Run(
+            config=config,
+            stage=stage,
+            team=team,
+            optimizer=_optimizer(stage, config.optim),
+            accelerator=accelerator,
+            checkpoints=checkpoints,
+            out_dir=out_dir,
+        )
+        progress = Progress(step=0)
+        with team.together():
+            if last:
+                progress, memory = checkpoints.load(last, stage.parameters, run.optimizer)
+                stage.remember(memory)
+        share = (team.rank, team.count)
+        _loop(run, batches(source, processor, config, progress.step, share), progress)
+        stage.finish()
+        with team.together():
+            if team.main:
+                checkpoint.save(stage.model, processor, out_dir / "model")
+    return stage.model
+
+
+def _last_checkpoint(checkpoints: Checkpoints, out_dir: Path, resume: bool) -> Path | None:
+    """The newest checkpoint; makes the folder of the run if there is none."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {out_dir}: {error.strerror}") from error
-    checkpoints = Checkpoints(out_dir / "checkpoints", config)
     last = checkpoints.latest()
     if last and not resume:
         raise TrainingError(f"{out_dir} holds a run already ({last.name}); choose another folder")
-    accelerator = _accelerator(config.model)
-    seed_everything(config.train.seed)
-    stage = kind(config, model, processor, accelerator)
-    run = _Run(
-        config=config,
-        stage=stage,
-        optimizer=_optimizer(stage, config.optim),
-        accelerator=accelerator,
-        checkpoints=checkpoints,
-        out_dir=out_dir,
-    )
-    progress = Progress(step=0)
-    if last:
-        progress, memory = checkpoints.load(last, stage.parameters, run.optimizer)
-        stage.remember(memory)
-    _loop(run, batches(source, processor, config, progress.step), progress)
-    stage.finish()
-    checkpoint.save(model, processor, out_dir / "model")
-    return model
+    return last
 
 
 def _loop(run: _Run, feed: Iterator[TrainBatch], progress: Progress) -> None:
     """From `progress` to the last step."""
-    train = run.config.train
-    logbook = Logbook(
-        run.out_dir / "metrics.jsonl",
-        first_step=progress.step,
-        steps=train.steps,
-        every=train.log_every,
-    )
-    with logbook:
+    train, team = run.config.train, run.team
+    with ExitStack() as stack:
+        with team.together():
+            logbook = stack.enter_context(_logbook(run, progress)) if team.main else None
         for step in range(progress.step, train.steps):
             began = time.perf_counter()
-            batch = next(feed)
-            logbook.waited(time.perf_counter() - began)
+            with team.together():
+                batch = next(feed)
+            waited = time.perf_counter() - began
             record = _step(run, batch, step)
-            logbook.write(record)
-            progress = _watch(run, record, progress)
+            with team.together():
+                if logbook:
+                    logbook.waited(waited)
+                    logbook.write(record)
+                progress = _watch(run, record, progress)
             if progress.step % train.checkpoint_every == 0 or progress.step == train.steps:
                 stage = run.stage
                 run.checkpoints.save(progress, stage.parameters, run.optimizer, stage.memory)
 
 
+def _logbook(run: _Run, progress: Progress) -> Logbook:
+    train = run.config.train
+    return Logbook(
+        run.out_dir / "metrics.jsonl",
+        first_step=progress.step,
+        steps=train.steps,
+        every=train.log_every,
+        tracker=open_tracker(run.config, run.out_dir, progress.step),
+    )
+
+
 def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
     """One step of the optimizer; `step` counts from 0."""
-    stage, optim = run.stage, run.config.optim
-    seed_everything(_step_seed(run.config.train.seed, step))
+    stage, optim, train = run.stage, run.config.optim, run.config.train
+    shares = meet(run.team, batch, train.chunk_size)
+    seed_everything(_step_seed(train.seed, step, run.team.rank))
     rate = optim.learning_rate * learning_rate_share(step, run.config)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     tau = stage.model.temperature.value
-    loss, accuracy = stage.backward(batch)
+    loss, accuracy = stage.backward(batch, shares)
     norm = run.accelerator.clip_grad_norm_(
         list(stage.parameters.values()), optim.clip_norm or math.inf
     )
@@ -162,12 +200,13 @@ def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
         loss=loss.item(),
         accuracy=accuracy.item(),
         tau=tau,
-        grad_norm=float(norm),
+        grad_norm=float(whole(norm)),
         learning_rate=rate,
-        queries=len(batch.queries),
-        candidates=len(batch.candidates),
+        queries=shares.queries,
+        candidates=len(shares.numbers()),
     )
-    _check_finite(record)  # before the step: the weights stay those of the last good one
+    with run.team.together():
+        _check_finite(record)  # before the step: the weights stay those of the last good one
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     stage.after_update()
@@ -215,14 +254,19 @@ def _watch(run: _Run, record: StepRecord, progress: Progress) -> Progress:
 
 
 def _optimizer(stage: Stage, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in stage.parameters.values():
-        (matrices if parameter.ndim > 1 else others).append(parameter)
+    """AdamW; weight decay on matrices only.
+
+    Where weights are split, those that are not (τ) are a group of their own: torch steps through a
+    group at once, and cannot mix the two kinds.
+    """
+    parameters = list(stage.parameters.values())
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    split = [p for p in others if is_sharded(p)]
     groups: list[dict[str, list[Tensor] | float]] = [
         {"params": list(matrices), "weight_decay": optim.weight_decay},
-        {"params": list(others), "weight_decay": 0.0},
+        {"params": list(split), "weight_decay": 0.0},
+        {"params": [p for p in others if not is_sharded(p)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=optim.learning_rate, betas=optim.betas
@@ -238,7 +282,8 @@ def autocast_type(config: ModelConfig) -> torch.dtype | None:
 
 
 def _accelerator(config: ModelConfig) -> Accelerator:
-    """Where and in which numbers this process trains."""
+    """Where and in which numbers this process trains, and with which others."""
+    wants_sharding()  # refuses what is not built before accelerate begins it
     try:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
@@ -249,14 +294,10 @@ def _accelerator(config: ModelConfig) -> Accelerator:
             "this process has trained at another precision or on another device already; "
             "start a new one"
         ) from error
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"this was started as {accelerator.num_processes} processes, but training runs in one; "
-            "start it once and bound memory with train.chunk_size"
-        )
     return accelerator
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """A seed for the dropout of one step, unlike that of any other step or run."""
-    return int(np.random.SeedSequence([seed, 2, step]).generate_state(1)[0])
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for the dropout of one step, unlike that of any other step, process or run."""
+    place = [seed, 2, step, rank] if rank else [seed, 2, step]
+    return int(np.random.SeedSequence(place).generate_state(1)[0])

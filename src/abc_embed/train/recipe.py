@@ -1,10 +1,12 @@
 """A TOML file in, a trained model in a folder out: what `abc-embed train` calls.
 
-Does: read the configuration, load the model it names, open its records, run the stage. Does not:
-train (``loop``) or define fields (``config``).
+Does: read the configuration, find out what can be wrong before anything is loaded, open the records
+it names, load its model, run the stage. Does not: train (``loop``), define fields (``config``), or
+try a recipe out without running it (``dry_run``).
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +14,15 @@ import torch
 
 from abc_embed import checkpoint, hub
 from abc_embed.adapters import detach
-from abc_embed.errors import ConfigError
+from abc_embed.errors import ConfigError, OutputError, TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.train.batches import Source
 from abc_embed.train.config import TrainConfig, load_config
 from abc_embed.train.loop import autocast_type, run_stage1, run_stage2
+from abc_embed.train.resume import check, latest
 from abc_embed.train.sources import RecordSource
+from abc_embed.train.trackers import check_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +41,54 @@ def train_from_config(
 
     Raises `ConfigError` before anything is loaded, and what `run_stage1` raises.
     """
-    config = load_config(path, overrides)
-    for name, value in (("out", config.out), ("model.base", config.model.base)):
-        if not value:
-            raise ConfigError(f"{name} is missing; give it a value ({path})")
-    if source is None and not config.data.records:
-        raise ConfigError(f"data.records is missing; give it a records file ({path})")
+    config = read_recipe(path, overrides, needs_records=source is None)
+    check_tracker(config)
+    check_folder(config, resume)
     if source is None:
         source = RecordSource(config.data.records, config.stage, config.data)
     model, processor = load_for_training(config)
     run = run_stage1 if config.stage == "pretrain" else run_stage2
     run(config, source, model, processor, config.out, resume=resume)
     return Path(config.out) / "model"
+
+
+def read_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, needs_records: bool = True
+) -> TrainConfig:
+    """The configuration of a run that can start.
+
+    Raises `ConfigError` as `load_config`, and where the run would not know what, on what or where.
+    """
+    config = load_config(path, overrides)
+    needed = [("out", config.out), ("model.base", config.model.base)]
+    needed += [("data.records", config.data.records)] if needs_records else []
+    for name, value in needed:
+        if not value:
+            raise ConfigError(f"{name} is missing; give it a value ({path})")
+    if config.stage == "instruct" and not is_embedder(config.model.base):
+        raise ConfigError(
+            f"model.base is {config.model.base!r}; stage 2 needs a model that has passed stage 1, "
+            f"like the folder that stage 1 saved ({path})"
+        )
+    return config
+
+
+def check_folder(config: TrainConfig, resume: bool) -> None:
+    """Look at the folder of a run before a model is loaded; nothing is made.
+
+    Raises `OutputError` when it cannot be written, `TrainingError` when the run in it cannot go on
+    with this configuration, or must not.
+    """
+    out = Path(config.out)
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "may not be written" if nearest.is_dir() else "is a file"
+        raise OutputError(f"cannot make the folder {out}: {nearest} {why}; choose another folder")
+    last = latest(out / "checkpoints")
+    if last and not resume:
+        raise TrainingError(f"{out} holds a run already ({last.name}); choose another folder")
+    if last:
+        check(last, config)
 
 
 def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
@@ -58,13 +98,8 @@ def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
     """
     chosen = config.model
     dtype = autocast_type(chosen) or torch.float32
-    if _is_embedder(chosen.base):
+    if is_embedder(chosen.base):
         model, processor = checkpoint.load(chosen.base, dtype=dtype, attn=chosen.attention)
-    elif config.stage == "instruct":
-        raise ConfigError(
-            f"model.base is {chosen.base!r}; stage 2 needs a model that has passed stage 1, like "
-            "the folder that stage 1 saved"
-        )
     else:
         model, processor = checkpoint.load_base(
             chosen.base,
@@ -81,7 +116,7 @@ def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
     return model, processor
 
 
-def _is_embedder(base: str) -> bool:
+def is_embedder(base: str) -> bool:
     """Whether `base` names a model with a trained head: one of ours, or a published one."""
     known = base == hub.BUNDLED or base.partition("@")[0] in hub.PUBLISHED
     return known or (Path(base).expanduser() / "abc.json").is_file()

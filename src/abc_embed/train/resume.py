@@ -10,6 +10,9 @@ step number and the seed. What is not stored cannot be stored wrongly.
 
 A folder is filled under another name, flushed to the disk, and renamed: a crash at any moment
 leaves the last good one intact and no half one to load.
+
+With several processes the main one writes, whole tensors also where weights are split, and all of
+them read: a run may go on with another number of processes, or split where it was not.
 """
 
 import json
@@ -27,6 +30,8 @@ from torch import Tensor, nn
 
 from abc_embed.errors import OutputError, TrainingError
 from abc_embed.train.config import TrainConfig
+from abc_embed.train.processes import Team
+from abc_embed.train.sharding import like, whole
 
 FREE_FIELDS = frozenset(
     {
@@ -38,6 +43,7 @@ FREE_FIELDS = frozenset(
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.log_every",
+        "train.log_to",
     }
 )
 """May differ when a run goes on: they say where and how it runs, not what is learnt."""
@@ -56,14 +62,14 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run, in `folder`."""
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, team: Team) -> None:
         self._folder = folder
         self._config = config
+        self._team = team
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
-        found = sorted(self._folder.glob("step-*"))
-        return found[-1] if found else None
+        return latest(self._folder)
 
     def save(
         self,
@@ -74,20 +80,33 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
 
-        Raises `OutputError` for a full disk or a folder that cannot be written; older checkpoints
-        are untouched then.
+        All processes call it and one writes. Raises `OutputError` on all of them for a full disk or
+        a folder that cannot be written; older checkpoints are untouched then.
         """
+        # Whole tensors: where weights are split, all processes bring their parts together here.
+        trained = {k: whole(v.detach()).cpu().contiguous() for k, v in parameters.items()}
+        means = _optimizer_tensors(optimizer)
+        with self._team.together():
+            if self._team.main:
+                self._write(progress, trained, means, memory)
+
+    def _write(
+        self,
+        progress: Progress,
+        trained: Mapping[str, Tensor],
+        means: Mapping[str, Tensor],
+        memory: Mapping[str, Tensor],
+    ) -> None:
         aside = self._folder / ".partial"
         state = {"config": asdict(self._config), "texts": list(memory), **asdict(progress)}
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            trained = {k: v.detach().cpu().contiguous() for k, v in parameters.items()}
-            save_file(trained, aside / "trained.safetensors")
+            save_file(dict(trained), aside / "trained.safetensors")
             if memory:
                 vectors = torch.stack(list(memory.values()))
                 save_file({"vectors": vectors}, aside / "vectors.safetensors")
-            save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+            save_file(dict(means), aside / "optimizer.safetensors")
             (aside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
             for path in (*aside.iterdir(), aside):
                 _flush(path)
@@ -112,32 +131,51 @@ class Checkpoints:
 
         Raises `TrainingError` when it belongs to another run or is damaged.
         """
+        state = check(path, self._config)
         try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             trained = load_file(path / "trained.safetensors")
             vectors = path / "vectors.safetensors"
             rows = list(load_file(vectors)["vectors"]) if vectors.exists() else []
             memory = dict(zip(state["texts"], rows, strict=True))
             means = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise TrainingError(
-                f"the checkpoint {path} cannot be read ({error}); remove it to go on from the one "
-                "before"
-            ) from error
-        self._check_same_run(state["config"], path)
+            raise _unreadable(path, error) from error
         _fill(parameters, trained, path)
         _fill_optimizer(optimizer, means)
         return Progress(step=state["step"], at_floor=state["at_floor"]), memory
 
-    def _check_same_run(self, stored: dict[str, Any], path: Path) -> None:
-        now = _flat(json.loads(json.dumps(asdict(self._config))))
-        then = _flat(stored)
-        for name in sorted(now.keys() | then.keys()):
-            if name not in FREE_FIELDS and now.get(name) != then.get(name):
-                raise TrainingError(
-                    f"{name} was {then.get(name)!r} when {path} was written and is "
-                    f"{now.get(name)!r} now; put it back to go on, or train into another folder"
-                )
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder of checkpoints, or None."""
+    found = sorted(folder.glob("step-*"))
+    return found[-1] if found else None
+
+
+def check(path: Path, config: TrainConfig) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says; needs no model, so it can be asked before one loads.
+
+    Raises `TrainingError` when it is damaged, or of a run with another configuration.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        then = _flat(state["config"])
+        _ = state["step"], state["at_floor"], state["texts"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+    now = _flat(json.loads(json.dumps(asdict(config))))
+    for name in sorted(now.keys() | then.keys()):
+        if name not in FREE_FIELDS and now.get(name) != then.get(name):
+            raise TrainingError(
+                f"{name} was {then.get(name)!r} when {path} was written and is "
+                f"{now.get(name)!r} now; put it back to go on, or train into another folder"
+            )
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"the checkpoint {path} cannot be read ({error}); remove it to go on from the one before"
+    )
 
 
 def _fill(
@@ -154,13 +192,13 @@ def _fill(
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(trained[name])
+            parameter.copy_(like(trained[name], parameter))
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's running means and step counts as `number.name`, the parameters counted in order."""
     return {
-        f"{number}.{name}": value.cpu().contiguous()
+        f"{number}.{name}": whole(value).cpu().contiguous()
         for number, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
@@ -169,9 +207,11 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The way back. Rates and decays are not stored: they follow from the configuration."""
     state: dict[int, dict[str, Tensor]] = {}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        split = like(value, trained[int(number)]) if name != "step" else value
+        state.setdefault(int(number), {})[name] = split
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 

@@ -5,14 +5,16 @@
     stage 2  query: image + instruction candidates: answers, embedded once by the frozen stage-1
              model trains: LoRA on the language model only     (paper section 5)
 
-Does: attach and freeze, embed in chunks, call the loss, end with a model ready to save.
-Does not: step an optimizer, count steps, or write anything (``loop`` does).
+Does: attach and freeze, embed in chunks, bring the candidates of all processes together, call the
+loss, end with a model ready to save. Does not: step an optimizer, count steps, or write anything
+(``loop`` does).
 
 Shapes: `Q` queries, `C` candidates, `D` width, `V` visual tokens of one image.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -32,8 +34,11 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Batch, Features, Processor
 from abc_embed.train.batches import TrainBatch, split_queries, split_texts
 from abc_embed.train.config import TrainConfig
+from abc_embed.train.gather import Shares, gather_candidates, gather_rows
 from abc_embed.train.gradcache import cached_backward, plain_backward
 from abc_embed.train.losses import contrastive_loss
+from abc_embed.train.processes import Team
+from abc_embed.train.sharding import outline, put_together, shard
 
 T = TypeVar("T")
 
@@ -51,28 +56,46 @@ class Stage(ABC):
         self._config = config
         self._processor = processor
         self._accelerator = accelerator
+        self.team = Team(accelerator)
         self._attach()
-        model.to(accelerator.device)
         model.backbone.set_gradient_checkpointing(config.train.gradient_checkpointing)
         model.train()
+        self._outline = outline(model) if self.team.sharded else None
+        if self.team.sharded:
+            shard(model, accelerator.device)
+        model.to(accelerator.device)
         self.parameters = {
             name: value for name, value in model.named_parameters() if value.requires_grad
         }
+        self.team.start_equal(self.parameters.values())
 
     @abstractmethod
     def _attach(self) -> None:
         """Put the stage's adapter on the model and freeze what the stage does not train."""
 
     @abstractmethod
-    def backward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a batch to the parameters; loss and accuracy, both scalars."""
+    def backward(self, batch: TrainBatch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a step to the parameters; loss and accuracy, both scalars.
+
+        `batch` is what this process brings, `shares` what all do; None: there is no other. The
+        gradients, the loss and the accuracy are those of all processes.
+        """
 
     def after_update(self) -> None:  # noqa: B027  (most stages have nothing to do here)
         """Called after each step of the optimizer."""
 
-    @abstractmethod
     def finish(self) -> None:
-        """Make of the model what is saved: nothing half attached, everything in inference mode."""
+        """Make of the model what is saved: whole, nothing half attached, in inference mode."""
+        if self._outline is not None:
+            self.model = put_together(self._outline, self.model)
+        self._detach()
+        self.model.backbone.set_gradient_checkpointing(False)
+        self.model.requires_grad_(False)
+        self.model.zero_grad(set_to_none=True)
+        self.model.eval()
+
+    def _detach(self) -> None:  # noqa: B027  (stage 2 has nothing to do here)
+        """Take off what is not saved as an adapter."""
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -87,14 +110,32 @@ class Stage(ABC):
     def _batch(self, features: Sequence[Features]) -> Batch:
         return self._processor.collate(features).to(self._accelerator.device)
 
-    def _loss(self, query: Tensor, candidates: Tensor, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        return contrastive_loss(
+    def _loss(
+        self, query: Tensor, candidates: Tensor, batch: TrainBatch, shares: Shares
+    ) -> tuple[Tensor, Tensor]:
+        """This process's part of the loss: its queries among the candidates of all `(C, D)`."""
+        loss, accuracy = contrastive_loss(
             query,
             candidates,
-            batch.positives.to(query.device),
+            shares.positives(batch).to(query.device),
             self.model.temperature.temp,
             self._config.train.label_smoothing,
         )
+        if self.team.count == 1:
+            return loss, accuracy
+        part = self.team.share_of(len(query), shares.queries)
+        return loss * part, accuracy * part
+
+    def _level(
+        self,
+        chunks: Sequence[tuple[Features, ...]],
+        counts: Sequence[int],
+        spare: tuple[Features, ...] = (),
+    ) -> list[tuple[Features, ...]]:
+        """The chunks, and where weights are split as many idle ones as it takes to make equally
+        many passes on every process; `counts` has the number of chunks of each."""
+        missing = max(counts) - len(chunks) if self.team.sharded else 0
+        return [*chunks, *([spare or chunks[-1][:1]] * missing)]
 
     def _through(
         self,
@@ -102,9 +143,12 @@ class Stage(ABC):
         encode: Callable[[T], Tensor],
         loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Plain or cached, as `train.chunk_size` says."""
+        """Plain or cached, as `train.chunk_size` says; then the mean over the processes."""
         run = cached_backward if self._config.train.chunk_size else plain_backward
-        return run(chunks, encode, loss_of, self._accelerator.backward)
+        found = run(chunks, encode, loss_of, self._accelerator.backward)
+        self.team.average_gradients(self.parameters.values())
+        loss, accuracy = self.team.mean(torch.stack(found)) if self.team.count > 1 else found
+        return loss, accuracy
 
 
 class Pretrain(Stage):
@@ -118,35 +162,44 @@ class Pretrain(Stage):
         with torch.no_grad():
             self.model.temperature.temp.fill_(temperature.start)
 
-    def backward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: TrainBatch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
         if any(features.kind is not Kind.IMAGE for features in batch.queries):
             raise DataError("stage 1 asks with the image alone; the source gave an instruction")
+        shares = shares or Shares.of_one(batch)
         size = self._config.train.chunk_size
-        queries = len(batch.queries)
-        chunks = [*split_queries(batch, size), *split_texts(batch.candidates, size)]
-        return self._through(
-            chunks, self._encode, lambda v: self._loss(v[:queries], v[queries:], batch)
+        images = self._level(split_queries(batch, size), shares.query_chunks)
+        texts = self._level(
+            split_texts(batch.candidates, size),
+            [len(split_texts(texts, size)) for texts in shares.texts],
         )
+        first = sum(map(len, images))  # where the texts begin, behind idle passes if any
+
+        def loss_of(vectors: Tensor) -> tuple[Tensor, Tensor]:
+            own = vectors[first : first + len(batch.candidates)]
+            candidates = gather_candidates(own, shares, self._config.train.gather)
+            return self._loss(vectors[: len(batch.queries)], candidates, batch, shares)
+
+        return self._through([*images, *texts], self._encode, loss_of)
 
     def _encode(self, features: Sequence[Features]) -> Tensor:
+        batch = self._batch(features)
         with self._accelerator.autocast():
-            vectors: Tensor = self.model(self._batch(features))
-        return vectors
+            return self.model.embed(batch, self.model.encode_images(batch))
 
     def after_update(self) -> None:
         self.model.temperature.floor_(self._config.temperature.floor)
 
-    def finish(self) -> None:
+    def _detach(self) -> None:
         merge_stage1(self.model)
-        _rest(self.model)
 
 
 class Instruct(Stage):
     """Stage 2: image and instruction to answer, against answers that the frozen model embedded.
 
-    A text is embedded the first time it comes up, with the adapter off, without gradient and
-    without dropout, and its vector kept for the whole run: nothing that could change it trains.
-    The vision encoder is frozen too and runs once per image and step, also with GradCache.
+    A text is embedded the first time it comes up on any process, with the adapter off, without
+    gradient and without dropout, and its vector kept on all for the whole run: nothing that could
+    change it trains. The vision encoder is frozen too and runs once per image and step, also with
+    GradCache.
     """
 
     def _attach(self) -> None:
@@ -155,36 +208,60 @@ class Instruct(Stage):
         set_trainable(self.model, "instruct")
         self._vectors: dict[str, Tensor] = {}
 
-    def backward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: TrainBatch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
         if any(features.kind is not Kind.INSTRUCTED for features in batch.queries):
             raise DataError("stage 2 needs an instruction with every image; the source gave none")
-        candidates = self._candidates(batch)
-        chunks = [self._see(part) for part in split_queries(batch, self._config.train.chunk_size)]
-        return self._through(chunks, self._encode, lambda v: self._loss(v, candidates, batch))
+        known = shares or Shares.of_one(batch)
+        candidates = self._candidates(batch, known)
+        parts = split_queries(batch, self._config.train.chunk_size)
+        chunks = [self._see(part) for part in self._level(parts, known.query_chunks)]
+        queries = len(batch.queries)
+        return self._through(
+            chunks, self._encode, lambda v: self._loss(v[:queries], candidates, batch, known)
+        )
 
     @torch.no_grad()
     def _see(self, features: Sequence[Features]) -> tuple[Batch, Tensor | None]:
         """A chunk and the visual tokens `(sum V, D)` of its images."""
         batch = self._batch(features)
         with self._accelerator.autocast():
-            return batch, self.model.encode_images(batch)
+            seen = self.model.encode_images(batch)
+        # The pixels are done with, and those of every chunk would wait here for the last one.
+        return replace(batch, pixel_values=None), seen
 
     def _encode(self, chunk: tuple[Batch, Tensor | None]) -> Tensor:
         with self._accelerator.autocast():
             return self.model.embed(*chunk)
 
     @torch.no_grad()
-    def _candidates(self, batch: TrainBatch) -> Tensor:
+    def _candidates(self, batch: TrainBatch, shares: Shares) -> Tensor:
         """`(C, D)` float32: from memory, after embedding what is new."""
-        new = [i for i, text in enumerate(batch.texts) if text not in self._vectors]
+        new = shares.new_texts(self._vectors)
+        if any(new):
+            found = self._embed_texts(batch, new[shares.rank], [len(texts) for texts in new])
+            for text, vector in zip((t for texts in new for t in texts), found.cpu(), strict=True):
+                self._vectors[text] = vector.clone()
+        texts = shares.numbers()
+        return torch.stack([self._vectors[text] for text in texts]).to(self.model.device)
+
+    def _embed_texts(
+        self, batch: TrainBatch, texts: Sequence[str], counts: Sequence[int]
+    ) -> Tensor:
+        """Vectors of `texts` of this process, and of the `counts` of all: `(sum of counts, D)`."""
+        size = self._config.train.chunk_size
+        features = dict(zip(batch.texts, batch.candidates, strict=True))
+        parts = self._level(
+            split_texts([features[text] for text in texts], size),
+            [len(split_texts(range(count), size)) for count in counts],
+            spare=batch.candidates[:1],
+        )
         self.model.eval()
         with adapter_off(self.model), self._accelerator.autocast():
-            for part in split_texts(new, self._config.train.chunk_size):
-                vectors = self.model(self._batch([batch.candidates[i] for i in part]))
-                for i, vector in zip(part, vectors.cpu(), strict=True):
-                    self._vectors[batch.texts[i]] = vector.clone()
+            made = [self.model.embed(self._batch(part), None) for part in parts]
         self.model.train()
-        return torch.stack([self._vectors[text] for text in batch.texts]).to(self.model.device)
+        own = torch.cat(made) if made else torch.empty(0, self.model.dim, device=self.model.device)
+        own = own[: len(texts)]
+        return own if len(counts) == 1 else gather_rows(own, counts, "published")
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -192,14 +269,3 @@ class Instruct(Stage):
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:
         self._vectors = dict(memory)
-
-    def finish(self) -> None:
-        _rest(self.model)
-
-
-def _rest(model: AbcModel) -> None:
-    """Inference mode, nothing trainable, no gradients kept."""
-    model.backbone.set_gradient_checkpointing(False)
-    model.requires_grad_(False)
-    model.zero_grad(set_to_none=True)
-    model.eval()

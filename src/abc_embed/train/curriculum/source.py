@@ -9,7 +9,7 @@ from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import all_answers, caption, hard_captions, questions
 from abc_embed.scenes.render import render
 from abc_embed.scenes.things import KIND_WORDS, THINGS
-from abc_embed.train.batches import Group, captioned, instructed
+from abc_embed.train.batches import Group, LazyGroups, captioned, instructed
 from abc_embed.train.config import StageName
 from abc_embed.train.curriculum.language import choose, wording
 from abc_embed.train.curriculum.world import single
@@ -32,7 +32,7 @@ class SceneSource:
     instructions: int = 4
 
     def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
-        return [self._group(step * count + i, seed) for i in range(count)]
+        return LazyGroups(count, lambda i: self._group(step * count + i, seed))
 
     def _group(self, index: int, seed: int) -> Group:
         rng = np.random.default_rng((seed, index, 23))

@@ -1,0 +1,107 @@
+"""Weights split over the processes, for models that do not fit one device: FSDP2.
+
+Does: read from accelerate whether and how to split, split a model with torch's `fully_shard`, put
+it together again. Does not: gather candidates or average other gradients.
+
+Each block of both encoders is one unit, the rest another; a unit is brought together for its pass
+and let go after it. τ is left whole: the loss uses it outside the model. Accelerate's own `prepare`
+is not used because it knows one entrance to a model, `forward`, and training has two, the vision
+encoder and the rest; and because it would turn head and adapters to bfloat16, which stay float32.
+"""
+
+import copy
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from abc_embed.errors import ConfigError
+from abc_embed.model import AbcModel
+
+
+def wants_sharding() -> bool:
+    """Whether accelerate's launcher was told to split the weights.
+
+    Raises `ConfigError` for ways of splitting that are not built, or not needed.
+    """
+    if _says("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "DeepSpeed cannot be used: training is not built for it; start with "
+            "configs/accelerate/fsdp2.yaml, which splits the weights as its stage 3 does"
+        )
+    # Read here, not from accelerate's state: on CPUs it knows nothing of FSDP.
+    if not _says("ACCELERATE_USE_FSDP"):
+        return False
+    for name, wrong, mend in (
+        ("fsdp_version", os.environ.get("FSDP_VERSION") != "2", "set it to 2"),
+        ("fsdp_offload_params", _says("FSDP_OFFLOAD_PARAMS"), "set it to false"),
+        (
+            "fsdp_activation_checkpointing",
+            _says("FSDP_ACTIVATION_CHECKPOINTING"),
+            "set it to false and train.gradient_checkpointing to true",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(f"{name} of accelerate's configuration cannot be used; {mend}")
+    return True
+
+
+def _says(name: str, otherwise: str = "false") -> bool:
+    """What accelerate's launcher put into the environment."""
+    return os.environ.get(name, otherwise).lower() in ("1", "true", "yes")
+
+
+def shard(model: AbcModel, device: torch.device) -> None:
+    """Split the weights of `model` over the devices of all processes, in place."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    again = _says("FSDP_RESHARD_AFTER_FORWARD", "true")
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, reshard_after_forward=again)
+    fully_shard(model, mesh=mesh, ignored_params={model.temperature.temp})
+    for entrance in ("encode_images", "embed"):
+        register_fsdp_forward_method(model, entrance)
+
+
+def _blocks(model: AbcModel) -> list[nn.Module]:
+    """The members of every list of layers in both encoders, the innermost first."""
+    lists = [m for m in model.backbone.vlm.modules() if isinstance(m, nn.ModuleList)]
+    return [block for layers in reversed(lists) for block in layers]
+
+
+def outline(model: AbcModel) -> AbcModel:
+    """A copy of `model` without its weights, to be filled by `put_together`."""
+    hollow = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, hollow)
+
+
+def put_together(hollow: AbcModel, split: AbcModel) -> AbcModel:
+    """Fill an outline with the weights of the split model, in main memory, on every process."""
+    weights = {name: whole(value).cpu() for name, value in split.state_dict().items()}
+    hollow.load_state_dict(weights, assign=True)
+    return hollow
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of `tensor` only."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. Where it is split, every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(values: Tensor, target: Tensor) -> Tensor:
+    """`values`, the same on all processes, split as `target` is."""
+    if not isinstance(target, DTensor):
+        return values
+    return distribute_tensor(
+        values.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+    )

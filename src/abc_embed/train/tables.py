@@ -1,0 +1,147 @@
+"""A TOML file into frozen dataclasses, strictly.
+
+Does: read a file, apply `section.field=value`, and build the dataclass it describes: every name
+known, every type right, nothing missing. Does not: know any field. What is wrong is one sentence
+with the field's name, the file and the line, or `--set` where the value came from there.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from abc_embed.errors import ConfigError
+
+T = TypeVar("T")
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_HEADER = re.compile(r"\s*\[\s*(?P<name>[^\[\]]+?)\s*\]\s*(#.*)?$")
+_KEY = re.compile(r"""\s*(?P<name>[\w"'.\s-]+?)\s*=""")
+
+
+def read_toml(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """The dataclass `kind` from a file, after `overrides` of the form `"section.field=value"`.
+
+    A message that begins with a field's dotted name, also one of the dataclass's own checks, is
+    given the place of that field.
+
+    Raises `ConfigError` for anything that is not exactly as `kind` says.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    overridden: set[str] = set()
+    for assignment in overrides:
+        name = _override(values, assignment)
+        if name in overridden:
+            raise ConfigError(f"--set {name} is given twice; say which one you mean")
+        overridden.add(name)
+    try:
+        return _build(kind, values, "")
+    except ConfigError as error:
+        name = re.split(r"[\s:]", str(error), maxsplit=1)[0]
+        where = "--set" if name in overridden else _place(path, text, name)
+        raise ConfigError(f"{error} ({where})") from error
+
+
+def _override(values: dict[str, Any], assignment: str) -> str:
+    """Write one `section.field=value` into nested tables; returns the dotted name."""
+    name, equals, raw = assignment.partition("=")
+    name, raw = name.strip(), raw.strip()
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+        raise ConfigError(f"--set {assignment!r} is not of the form section.field=value")
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except tomllib.TOMLDecodeError:
+        parsed = {"value": raw}  # a bare word is a string: a shell user need not quote twice
+    value = parsed.pop("value")
+    if parsed or isinstance(value, dict):
+        raise ConfigError(f"--set {assignment!r} sets more than one field; give each its own --set")
+    *sections, last = name.split(".")
+    table: Any = values
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {assignment!r}: {section} is a value, not a section")
+    if isinstance(table.get(last), dict):
+        raise ConfigError(f"--set {assignment!r}: {name} is a section; set one of its fields")
+    table[last] = value
+    return name
+
+
+def _place(path: Path, text: str, name: str) -> str:
+    """`file, line N` of a dotted field name; else of the nearest section that holds it; else the
+    file alone. Sections, dotted keys and inline tables are all found."""
+    here, found, depth = "", 0, 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            full = here = _plain(header["name"])
+        elif key := _KEY.match(line):
+            full = ".".join(filter(None, (here, _plain(key["name"]))))
+        else:
+            continue
+        if full == name:
+            return f"{path}, line {number}"
+        if name.startswith(f"{full}.") and len(full) > depth:
+            found, depth = number, len(full)
+    return f"{path}, line {found}" if found else str(path)
+
+
+def _plain(name: str) -> str:
+    """A dotted TOML name without quotes and blanks."""
+    return ".".join(part.strip().strip("\"'") for part in name.split("."))
+
+
+def _build(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    """A dataclass from a table."""
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(hints)}"
+            raise ConfigError(f"{prefix}{key} is not a field; {mend}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        optional = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
+        if item.name not in arguments and not optional:
+            raise ConfigError(f"{prefix}{item.name} is missing; give it a value")
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """`value` if it is of the annotated type; whole numbers pass as floats, nothing else bends."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}; it must be a section")
+        return _build(hint, value, f"{name}.")  # type: ignore[arg-type]
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if value not in choices:
+            listed = ", ".join(map(repr, choices))
+            raise ConfigError(f"{name} is {value!r}; it must be one of {listed}")
+        return value
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, list) or len(value) != len(kinds):
+            raise ConfigError(f"{name} is {value!r}; it must be a list of {len(kinds)} numbers")
+        return tuple(_convert(kind, part, name) for kind, part in zip(kinds, value, strict=True))
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        quoted = f', in quotes: "{value}"' if hint is str and type(value) in (int, float) else ""
+        raise ConfigError(f"{name} is {value!r}; it must be {_WORDS[hint]}{quoted}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; it must be a number that is finite")
+    return value

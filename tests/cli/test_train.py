@@ -1,0 +1,82 @@
+"""`abc-embed train`: a recipe tried out, trained, drawn; what goes wrong is one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_parts import Cli, leftovers
+from golden_parts import BASE
+
+RECIPE = """\
+stage = "pretrain"
+out = "run"
+[model]
+base = "{base}"
+head_width = 96
+pixels = [784, 3136]
+device = "cpu"
+[data]
+records = "scenes"
+negatives = 0
+[adapter]
+rank = 4
+alpha = 8
+[train]
+steps = 2
+batch_size = 4
+chunk_size = 4
+"""
+
+
+@pytest.fixture
+def recipe(cli: Cli, here: Path) -> Path:
+    """A recipe of the mining model, and the scenes that it names."""
+    assert cli("scenes", "--count", 6, "--out", "scenes", "--side", 56).code == 0
+    (here / "run.toml").write_text(RECIPE.format(base=BASE))
+    return here / "run.toml"
+
+
+def test_a_dry_run_changes_nothing(cli: Cli, here: Path, recipe: Path) -> None:
+    known = {path.name for path in here.iterdir()}
+    done = cli("train", "mining-model", "--config", recipe, "--dry-run", "--gpu", "24GB")
+    assert done.code == 0 and leftovers(here, known) == set()
+    for words in ("LoRA, language model", "temperature", "tokens", "chunks", "AdamW's means"):
+        assert words in done.out
+    assert "It fits a GPU of 24 GB" in done.err
+    again = cli("train", "mining-model", "--config", recipe, "--dry-run", "--json")
+    plan = json.loads(again.out)
+    assert plan["load"]["images"] == 4 and plan["total_bytes"] > plan["memory"]["frozen"] > 0
+
+
+def test_train_log_and_draw(cli: Cli, here: Path, recipe: Path) -> None:
+    done = cli("train", "mining-model", "--config", recipe, "--log-to", "none")
+    assert done.code == 0 and "the model is in run/model" in done.out
+    assert (here / "run/model/abc.json").is_file()
+    drawn = cli("train", "plot", "run")
+    assert drawn.code == 0 and (here / "runs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("mining-model", "--set", "data.negatives=7"), "add --set data.negatives=0"),
+        (("instruct",), "run: abc-embed train pretrain"),
+        (("pretrain", "--gpu", "24GB"), "--gpu goes with --dry-run"),
+        (("pretrain", "--json"), "--json goes with --dry-run"),
+        (("pretrain", "--dry-run", "--gpu", "big"), "give a size like 24GB"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], sentence: str, cli: Cli, recipe: Path) -> None:
+    done = cli("train", words[0], "--config", recipe, *words[1:])
+    assert done.code == 2 and sentence in done.error
+
+
+def test_a_word_that_no_log_has(cli: Cli, recipe: Path) -> None:
+    done = cli("train", "pretrain", "--config", recipe, "--log-to", "comet")
+    assert done.code == 1 and "train.log_to is 'comet'; it must be one of" in done.error
+
+
+def test_every_help_shows_an_example(cli: Cli) -> None:
+    for command in ("pretrain", "instruct", "mining-model", "plot", "bundled"):
+        done = cli("train", command, "--help")
+        assert done.code == 0 and f"abc-embed train {command}" in done.out

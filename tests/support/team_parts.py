@@ -1,0 +1,228 @@
+"""Several processes for a test: started here, each with its place in the environment as a launcher
+gives it, joined by gloo over loopback, and ended if they hang.
+
+What they do must be importable by name in a new process, so it lives in this file.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abc_embed.errors import AbcError
+
+TIMEOUT_S = 300.0
+"""A team that is not done by then hangs."""
+
+GOLDEN_BASE = str(Path(__file__).parent.parent / "golden" / "base")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one process had to say in the end."""
+
+    value: Any = None
+    error: str = ""
+    """Sentence of the `AbcError` it ended with, or the name of another error."""
+    said_elsewhere: bool = False
+
+
+def run_team(
+    count: int, work: Callable[..., Any], *args: Any, env: Mapping[str, str] | None = None
+) -> list[Told]:
+    """`work(*args)` in `count` processes at once; what each told, or "gone" if it never did."""
+    context = multiprocessing.get_context("forkserver")  # imports once, then forks
+    context.set_forkserver_preload(["team_parts", "abc_embed.train.loop"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes, ears = [], []
+    for rank in range(count):
+        ear, mouth = context.Pipe(duplex=False)
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+        numbers = (rank, rank, count, count, port)
+        place = {name: str(number) for name, number in zip(names, numbers, strict=True)}
+        place |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        process = context.Process(
+            target=_member, args=(place | dict(env or {}), mouth, work, args), daemon=True
+        )
+        process.start()
+        mouth.close()
+        processes.append(process)
+        ears.append(ear)
+    try:
+        return [_hear(ear) for ear in ears]
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+
+
+def _hear(ear: Connection) -> Told:
+    if not ear.poll(TIMEOUT_S):
+        return Told(error="hangs")
+    try:
+        return ear.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return Told(error="gone")
+
+
+def _member(place: dict[str, str], mouth: Connection, work: Any, args: Sequence[Any]) -> None:
+    os.environ.update(place)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        told = Told(work(*args))
+    except AbcError as error:
+        told = Told(error=str(error), said_elsewhere=error.said_elsewhere)
+    except BaseException as error:  # noqa: BLE001  (the test looks at it)
+        told = Told(error=f"{type(error).__name__}: {error}")
+    mouth.send(told)
+
+
+# -- data and models -------------------------------------------------------------------------------
+
+COLOURS = np.array([[220, 30, 30], [30, 200, 60], [40, 60, 220], [250, 250, 250]], dtype=np.uint8)
+NAMES = ("red", "green", "blue", "white")
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """Groups that no share of a step has equally many of: 1 to 3 questions an image, captions that
+    two images share, texts of many lengths."""
+
+    stage: str
+    own_only: bool = False
+    """Groups of other processes have an image that cannot be opened."""
+    broken: tuple[int, int] = (-1, -1)
+    """(step, group) whose image cannot be opened."""
+    exit_at: tuple[int, str] = (-1, "")
+    """(step, RANK) at which a process is gone without a word."""
+    stop_before: int = -1
+    """Step at which all are interrupted."""
+
+    def groups(self, step: int, count: int, seed: int) -> Sequence[Any]:
+        if (step, os.environ.get("RANK", "")) == self.exit_at:
+            os._exit(1)
+        if step == self.stop_before:
+            raise KeyboardInterrupt
+        return [self._group(step, i, count) for i in range(count)]
+
+    def _group(self, step: int, i: int, count: int) -> Any:
+        from abc_embed.train.batches import captioned, instructed
+
+        k = step * count + i
+        top, bottom = k % 4, (k // 4 + 1) % 4
+        image: Any = np.empty((56, 28 if k % 3 else 56, 3), dtype=np.uint8)
+        image[:28], image[28:] = COLOURS[top], COLOURS[bottom]
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        mine = count * rank // world <= i < count * (rank + 1) // world
+        if (self.own_only and not mine) or (step, i) == self.broken:
+            image = "no/such/picture.png"
+        above, below = NAMES[top], NAMES[bottom]
+        if self.stage == "pretrain":
+            wrong = [f"{below} on top of {above}" + " again" * (k % 5), "nothing", f"only {below}"]
+            return captioned(image, f"{above} above {below}", wrong[: 1 + k % 3])
+        asks = [("what is on top?", above), ("what is below?", f"a {below} one"), ("both?", "two")]
+        return instructed(image, asks[: 1 + k % 3])
+
+
+def small_config(stage: str, **train: Any) -> Any:
+    from abc_embed.train.config import AdapterConfig, OptimConfig, RunConfig, TrainConfig
+
+    values: dict[str, Any] = {"steps": 5, "batch_size": 5, "checkpoint_every": 5} | train
+    dropout = values.pop("dropout", 0.0)
+    made = TrainConfig(
+        stage=stage,  # type: ignore[arg-type]
+        adapter=AdapterConfig(rank=4, alpha=8, dropout=dropout),
+        train=RunConfig(**values),
+        optim=OptimConfig(learning_rate=1e-3),
+    )
+    return replace(made, model=replace(made.model, device="cpu"))
+
+
+def small_model() -> Any:
+    from abc_embed import checkpoint
+
+    return checkpoint.load_base(
+        GOLDEN_BASE, pixels=(28 * 28, 56 * 56), head_width=96, positions="sequential"
+    )
+
+
+def split_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
+    """`train_run`, and the share of the model's weights that this process holds while training."""
+    from abc_embed.train import stages
+    from abc_embed.train.sharding import is_sharded
+
+    kept: list[float] = []
+    shard = stages.shard
+
+    def spy(model: Any, device: Any) -> None:
+        shard(model, device)
+        parameters = dict(model.named_parameters())
+        assert [n for n, p in parameters.items() if not is_sharded(p)] == ["temperature.temp"]
+        total = sum(p.numel() for p in parameters.values())
+        held = sum(p.to_local().numel() for p in parameters.values() if is_sharded(p))
+        kept.append(held / total)
+
+    stages.shard = spy
+    return train_run(config, source, out) | {"held": kept[0]}
+
+
+def gathered_step(
+    how: Any, parts: Sequence[tuple[Any, Any, Any, list[str]]], tau: float, smoothing: float
+) -> dict[str, Any]:
+    """One loss over vectors that lie with several processes: `parts` has each one's queries,
+    positives, candidates and their names. Loss and the gradients of what this process has."""
+    import torch
+    from accelerate import Accelerator
+
+    from abc_embed.train.gather import Shares, gather_candidates
+    from abc_embed.train.losses import contrastive_loss
+    from abc_embed.train.processes import Team
+
+    team = Team(Accelerator(cpu=True))
+    query, names_of_positives, own, _ = parts[team.rank]
+    query, own = torch.tensor(query).requires_grad_(), torch.tensor(own).requires_grad_()
+    temperature = torch.nn.Parameter(torch.tensor(tau))
+    shares = Shares(
+        rank=team.rank,
+        texts=tuple(tuple(names) for *_, names in parts),
+        sizes=tuple((len(queries),) for queries, *_ in parts),
+        query_chunks=(1,) * len(parts),
+    )
+    candidates = gather_candidates(own, shares, how)
+    numbers = shares.numbers()
+    right = torch.tensor([numbers[name] for name in names_of_positives])
+    loss, accuracy = contrastive_loss(query, candidates, right, temperature, smoothing)
+    part = team.share_of(len(query), shares.queries)
+    (loss * part).backward()
+    team.average_gradients([temperature])
+    found = team.mean(torch.stack([loss * part, accuracy * part]).detach())
+    return {
+        "loss": found[0].item(),
+        "accuracy": found[1].item(),
+        "tau": temperature.grad.item(),  # type: ignore[union-attr]
+        # The mean over the processes is what weights get; here nothing is shared to average.
+        "query": query.grad.numpy() / team.count,  # type: ignore[union-attr]
+        "own": own.grad.numpy() / team.count,  # type: ignore[union-attr]
+        "candidates": candidates.detach().numpy(),
+    }
+
+
+def train_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
+    """One run of a stage, as it would be by itself; τ and the trained weights as NumPy arrays."""
+    from abc_embed.train.loop import run_stage1, run_stage2
+
+    model, processor = small_model()
+    run = run_stage1 if config.stage == "pretrain" else run_stage2
+    trained = run(config, source, model, processor, out)
+    weights = {name: value.numpy() for name, value in trained.state_dict().items()}
+    return {"tau": trained.temperature.value, "weights": weights}

@@ -1,0 +1,164 @@
+"""Several processes really run here, joined by gloo: they learn what one process learns with the
+same global batch, go on after a kill to the last bit, and end together when one of them fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from team_parts import Told, Uneven, run_team, small_config, split_run, train_run
+
+from abc_embed.errors import ConfigError
+from abc_embed.train.logbook import read_metrics
+from abc_embed.train.sharding import wants_sharding
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
+SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What accelerate's launcher says for configs/accelerate/fsdp2.yaml."""
+EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")
+
+
+def values(told: list[Told]) -> list[Any]:
+    assert [t.error for t in told] == [""] * len(told)
+    return [t.value for t in told]
+
+
+def curve(out: Path) -> list[list[float]]:
+    return [[row[name] for name in EXACT] for row in read_metrics(out / "metrics.jsonl")]
+
+
+def assert_same_run(team: Path, alone: Path, found: Any, wanted: Any) -> None:
+    """Loss within 1e-5 at each of 5 steps, and so each weight and τ after them."""
+    assert len(curve(team)) == len(curve(alone)) == 5
+    for a, b in zip(curve(team), curve(alone), strict=True):
+        assert a[1] == pytest.approx(b[1], abs=1e-5)
+        assert a[0] == b[0] and a[2] == pytest.approx(b[2], abs=1e-6) and a[5:] == b[5:]
+        assert a[4] == pytest.approx(b[4], rel=1e-4)  # norm of the gradients
+    assert found["weights"].keys() == wanted["weights"].keys()
+    for name, weight in wanted["weights"].items():
+        np.testing.assert_allclose(found["weights"][name], weight, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+def test_two_processes_learn_what_one_does(stage: str, tmp_path: Path) -> None:
+    """Five images a step, so their shares are uneven, as are questions and captions."""
+    config = small_config(stage, chunk_size=2)
+    alone = train_run(config, Uneven(stage), tmp_path / "alone")
+    source = Uneven(stage, own_only=True)
+    one, two = values(run_team(2, train_run, config, source, tmp_path / "team"))
+    assert_same_run(tmp_path / "team", tmp_path / "alone", one, alone)
+    for name, weight in one["weights"].items():
+        assert np.array_equal(two["weights"][name], weight), name
+    assert one["tau"] == two["tau"]
+    moved = {row[3] for row in curve(tmp_path / "team")}
+    assert len(moved) == (5 if stage == "pretrain" else 1)  # τ learns in stage 1, for all alike
+    # Written once, by one of them: nothing half done or doubled lies beside it.
+    assert [p.name for p in (tmp_path / "team/checkpoints").iterdir()] == ["step-00000005"]
+    assert sorted(p.name for p in (tmp_path / "team").iterdir()) == [
+        *("checkpoints", "metrics.jsonl", "model")
+    ]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+def test_split_weights_learn_what_whole_ones_do(stage: str, tmp_path: Path) -> None:
+    """FSDP2, chunks of unequal number per process, gradient checkpointing."""
+    config = small_config(stage, chunk_size=2, gradient_checkpointing=True)
+    alone = train_run(config, Uneven(stage), tmp_path / "alone")
+    source = Uneven(stage, own_only=True)
+    told = values(run_team(2, split_run, config, source, tmp_path / "team", env=SPLIT))
+    assert_same_run(tmp_path / "team", tmp_path / "alone", told[0], alone)
+    assert all(0.45 < one["held"] < 0.6 for one in told)  # about half, each
+    assert (tmp_path / "team/model/model.safetensors").is_file()
+
+
+def test_the_published_gather_learns_something_else(tmp_path: Path) -> None:
+    """What it learns is tested by formula in test_gather; here, that the field is heeded."""
+    found = {}
+    for how in ("gradient", "published"):
+        config = small_config("pretrain", gather=how, steps=2, checkpoint_every=2)
+        run_team(2, train_run, config, Uneven("pretrain"), tmp_path / how)
+        found[how] = curve(tmp_path / how)
+    assert found["gradient"][0][1] == found["published"][0][1]  # the loss itself is the same
+    assert abs(found["gradient"][0][4] - found["published"][0][4]) > 1e-3
+
+
+def test_a_killed_team_goes_on_to_the_last_bit(tmp_path: Path) -> None:
+    """Dropout on, and in stage 2, where vectors of both processes are kept."""
+    stage = "instruct"
+    config = small_config(stage, chunk_size=2, dropout=0.2, checkpoint_every=2)
+    whole = values(run_team(2, train_run, config, Uneven(stage), tmp_path / "whole"))
+    stopped = run_team(2, train_run, config, Uneven(stage, stop_before=3), tmp_path / "broken")
+    assert all("KeyboardInterrupt" in told.error for told in stopped)
+    assert len(curve(tmp_path / "broken")) == 3
+    resumed = values(run_team(2, train_run, config, Uneven(stage), tmp_path / "broken"))
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
+    for name, weight in whole[0]["weights"].items():
+        assert np.array_equal(resumed[0]["weights"][name], weight), name
+
+
+def test_a_run_goes_on_with_other_processes(tmp_path: Path) -> None:
+    """Two steps with split weights, two alone, the last split again."""
+    config = small_config("pretrain", checkpoint_every=2)
+    alone = train_run(config, Uneven("pretrain"), tmp_path / "alone")
+    for step, count in ((3, 2), (4, 1)):
+        source = Uneven("pretrain", stop_before=step)
+        env = SPLIT if count > 1 else {}
+        told = run_team(count, train_run, config, source, tmp_path / "team", env=env)
+        assert all("KeyboardInterrupt" in one.error for one in told)
+    found = values(run_team(2, split_run, config, Uneven("pretrain"), tmp_path / "team", env=SPLIT))
+    assert_same_run(tmp_path / "team", tmp_path / "alone", found[0], alone)
+
+
+def test_bad_data_on_one_process_ends_all_with_one_sentence(tmp_path: Path) -> None:
+    config = small_config("pretrain")
+    source = Uneven("pretrain", broken=(1, 4))  # step 2, the second process's share
+    one, two = run_team(2, train_run, config, source, tmp_path)
+    assert "no/such/picture.png" in two.error and not two.said_elsewhere
+    assert one.error == f"process 1 of 2 stopped: {two.error}" and one.said_elsewhere
+    assert "\n" not in two.error
+    assert len(curve(tmp_path)) == 1
+
+
+def test_a_full_disk_or_a_bad_folder_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    source = Uneven("pretrain")
+    one, two = run_team(2, train_run, small_config("pretrain"), source, tmp_path / "file/run")
+    assert "cannot make the folder" in one.error and not one.said_elsewhere
+    assert "cannot make the folder" in two.error and two.said_elsewhere
+
+
+def test_a_process_that_is_gone_does_not_leave_the_other_hanging(tmp_path: Path) -> None:
+    config = small_config("pretrain", checkpoint_every=1)
+    source = Uneven("pretrain", exit_at=(2, "1"))
+    one, two = run_team(2, train_run, config, source, tmp_path)
+    assert two.error == "gone"
+    assert one.error.startswith("another process of this run has ended")
+    state = json.loads((tmp_path / "checkpoints/step-00000002/state.json").read_text())
+    assert state["step"] == 2
+
+
+def test_the_shipped_configurations_are_read_by_accelerate() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kinds = {p.name: load_config_from_file(str(p)).distributed_type for p in CONFIGS}
+    assert kinds == {"ddp.yaml": "MULTI_GPU", "fsdp2.yaml": "FSDP"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed cannot be used"),
+        ({"FSDP_VERSION": "1"}, "fsdp_version .* set it to 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params .* set it to false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, r"train\.gradient_checkpointing to true"),
+    ],
+)
+def test_what_is_not_built_is_refused(
+    wrong: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not wants_sharding()
+    for name, value in (SPLIT | wrong).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=sentence):
+        wants_sharding()
