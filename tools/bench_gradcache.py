@@ -1,6 +1,6 @@
 """Peak memory of a training step, chunk size held and the batch made eight times as large.
 
-    python tools/bench_gradcache.py --out results/memory-gradcache.json
+    python tools/bench_gradcache.py --out memory.json
 
 Each figure is taken in a process of its own: one small step first, so that weights, optimizer and
 the libraries' own buffers are there, then the most memory that one step adds to what is held with
@@ -41,7 +41,13 @@ class Case:
 CASES = [
     *(Case(stage=s, chunk_size=0, gradient_checkpointing=False, processes=1) for s in STAGES),
     *(
-        Case(stage=s, chunk_size=CHUNK, gradient_checkpointing=g, processes=p)
+        # A chunk counts rows, of which stage 2 has four an image here.
+        Case(
+            stage=s,
+            chunk_size=CHUNK if s == "pretrain" else 4 * CHUNK,
+            gradient_checkpointing=g,
+            processes=p,
+        )
         for s in STAGES
         for g, p in ((False, 1), (True, 2))
     ),
