@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_embed.cli import options
-from abc_embed.cli.output import check_writable, say, show, show_json, show_table
+from abc_embed.cli.output import check_writable, say, show_json, show_table
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def show_found(common: Common, encoder: "Encoder", found: "list[Findings]", scor
             say(f"the record is {write_record(record, common.out)}")
     if common.figure is not None:
         draw(found, score, common.figure)
-        show(f"the figure is {common.figure}")
+        say(f"the figure is {common.figure}")
 
 
 def _table(findings: "Findings") -> None:
