@@ -1,11 +1,11 @@
-"""Keeps README.md true: runs its Python blocks, writes what they print, writes the results table.
+"""Keeps README.md true: runs its Python blocks, writes what they print, writes the results tables.
 
     .venv/bin/python scripts/readme.py            write
     .venv/bin/python scripts/readme.py --check    exit 1 when README.md is not what would be written
 
 A ```text block right under a ```python block is that block's output. What stands between the
-lines `<!-- results:begin -->` and `<!-- results:end -->` comes from `results/*.json`. Nothing else
-is touched.
+lines `<!-- results:begin -->` and `<!-- results:end -->` comes from `results/*.json`: in README.md
+in brief, in docs/ctrlbench.md in full. Nothing else is touched.
 """
 
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+FULL = ROOT / "docs" / "ctrlbench.md"
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
@@ -79,23 +80,30 @@ def with_outputs(text: str, run: Callable[[str], str] = run_python) -> str:
     return text
 
 
-def with_results(text: str) -> str:
+def with_results(text: str, *, full: bool = False) -> str:
     """The text with the results table as the records have it."""
-    from abc_embed.bench import report
+    from abc_embed.bench import report, tables
 
-    return report.with_results(text, report.results_block(ROOT / "results"))
+    records = report.read_records(ROOT / "results")
+    block = tables.markdown(records) if full else tables.brief(records)
+    return report.with_results(text, block)
 
 
 def main(arguments: list[str]) -> int:
-    old = README.read_text(encoding="utf-8")
-    new = with_outputs(with_results(old))
-    if old == new:
-        return 0
-    if "--check" in arguments:
-        print("README.md is not up to date: run scripts/readme.py", file=sys.stderr)
+    stale = []
+    for path in (README, FULL):
+        old = path.read_text(encoding="utf-8")
+        new = with_results(old, full=True) if path == FULL else with_outputs(with_results(old))
+        if old != new:
+            stale.append(path)
+            if "--check" not in arguments:
+                path.write_text(new, encoding="utf-8")
+    names = ", ".join(path.name for path in stale)
+    if stale and "--check" in arguments:
+        print(f"{names}: not up to date; run scripts/readme.py", file=sys.stderr)
         return 1
-    README.write_text(new, encoding="utf-8")
-    print("README.md written", file=sys.stderr)
+    if stale:
+        print(f"{names} written", file=sys.stderr)
     return 0
 
 

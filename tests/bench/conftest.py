@@ -1,15 +1,20 @@
-"""Encoders that cheat, each in one way, so that every number of a record can be foreseen."""
+"""Small benchmarks of every tier, and encoders that cheat, each in one way."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from abc_embed.bench import binding, grid, held_out
+from abc_embed.bench.drafts import Draft, write_draft
 from abc_embed.bench.held_out import HeldOut, build
-from abc_embed.inputs import Item
-from abc_embed.scenes import BACKGROUNDS, make_scene, questions, render
+from abc_embed.bench.schema import Benchmark
+from abc_embed.inputs import Item, Kind, as_item
+from abc_embed.scenes import BACKGROUNDS, make_scene, questions
 from abc_embed.scenes.layout import Scene
 
 SMALL: dict[str, Any] = {"queries": 60, "pairs": 10, "seed": 9000}
@@ -23,38 +28,48 @@ def ground(colour: str) -> str:
     return f"{'an' if colour == 'orange' else 'a'} {colour} background"
 
 
+@cache
+def _direction(text: str, dim: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    vector = np.random.default_rng(seed).standard_normal(dim)
+    return vector / np.linalg.norm(vector)
+
+
 class Fake:
-    """Knows every scene by its pixels. Counts what it is asked."""
+    """Knows every scene by its file. Counts what it is asked. An `Encoder`."""
 
-    width = 512
+    dim = 512
+    takes = frozenset(Kind)
 
-    def __init__(self, held: HeldOut) -> None:
-        self.scenes: dict[bytes, Scene] = {}
-        for scene in held.scenes:
-            for each in (scene, scene.mirrored()):
-                self.scenes[render(each, SIDE).tobytes()] = each
-        self.calls: list[list[Item | str]] = []
-        self.options: list[tuple[int | None, int]] = []
+    def __init__(self, scenes: dict[str, Scene]) -> None:
+        self.scenes = scenes
+        self.name = type(self).__name__
+        self.fingerprint = hashlib.sha256(self.name.encode()).hexdigest()
+        self.calls: list[list[Item]] = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "fake", "dtype": "float32", "device": "cpu", "prompt_hash": None}
 
     def embed(
-        self, items: Iterable[str | Item], *, max_pixels: int | None = None, batch_size: int = 32
+        self,
+        items: Sequence[str | Item],
+        *,
+        max_pixels: int | None = None,
+        progress: bool = False,
     ) -> np.ndarray:
-        self.calls.append(list(items))
-        self.options.append((max_pixels, batch_size))
+        self.calls.append([as_item(item) for item in items])
+        assert {item.kind for item in self.calls[-1]} <= self.takes
         return np.stack([self.vector(item) for item in self.calls[-1]]).astype(np.float32)
 
-    def vector(self, item: str | Item) -> np.ndarray:
-        if isinstance(item, str):
-            return self.text(item)
-        assert item.image is not None
-        scene = self.scenes[item.image.tobytes()]  # type: ignore[union-attr]
-        return self.shown(scene, item.instruction)
+    def vector(self, item: Item) -> np.ndarray:
+        if item.image is None:
+            return self.text(str(item.text))
+        digest = hashlib.sha256(Path(item.image).read_bytes()).hexdigest()  # type: ignore[arg-type]
+        return self.shown(self.scenes[digest], item.instruction)
 
     def text(self, text: str) -> np.ndarray:
         """Another direction for every text, nearly at right angles."""
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-        vector = np.random.default_rng(seed).standard_normal(self.width)
-        return vector / np.linalg.norm(vector)
+        return _direction(text, self.dim)
 
     def picture(self, scene: Scene) -> np.ndarray:
         """What is seen, the largest thing most, the ground nearly as much."""
@@ -68,13 +83,12 @@ class Fake:
 
 
 class Oracle(Fake):
-    """Understands every instruction."""
+    """Understands every instruction that can be answered; sees the picture for the others."""
 
     def shown(self, scene: Scene, instruction: str | None) -> np.ndarray:
         for question in questions(scene):
             if instruction in (question.instruction, *question.paraphrases):
                 return self.text(question.answer)
-        assert instruction is None, f"nobody could answer {instruction!r}"
         return self.picture(scene)
 
 
@@ -90,7 +104,8 @@ class LateFusion(Fake):
     def shown(self, scene: Scene, instruction: str | None) -> np.ndarray:
         if instruction is None:
             return self.picture(scene)
-        return self.picture(scene) + self.text(instruction)
+        vector = self.picture(scene) + self.text(instruction)
+        return np.asarray(vector / np.linalg.norm(vector))
 
 
 class Blind(Fake):
@@ -100,24 +115,34 @@ class Blind(Fake):
         return self.picture(scene)
 
 
+class Reader(Oracle):
+    """Takes texts and images, and no image with an instruction."""
+
+    takes = frozenset({Kind.TEXT, Kind.IMAGE})
+
+
 class Constant(Fake):
     """One vector for everything."""
 
-    def vector(self, item: str | Item) -> np.ndarray:
-        return np.full(8, 8**-0.5)
+    dim = 8
+
+    def vector(self, item: Item) -> np.ndarray:
+        return np.full(self.dim, self.dim**-0.5)
 
 
 class Broken(Oracle):
-    """One picture overflows."""
+    """Every picture with an instruction overflows."""
 
     def shown(self, scene: Scene, instruction: str | None) -> np.ndarray:
-        vector = super().shown(scene, instruction)
-        return vector * np.nan if instruction and len(scene.placed) == 4 else vector
+        return super().shown(scene, instruction) * (1.0 if instruction is None else np.nan)
+
+
+KINDS = {k.__name__: k for k in (Oracle, LateFusion, Blind, Reader, Constant, Broken)}
 
 
 @pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
-    """Arguments of a small benchmark."""
+    """Arguments of a small benchmark of scenes."""
     return dict(SMALL)
 
 
@@ -126,8 +151,31 @@ def held() -> HeldOut:
     return build(**SMALL)
 
 
+@pytest.fixture(scope="session")
+def drafts() -> dict[str, Draft]:
+    """A small draft of each tier."""
+    return {
+        "G": grid.draft(images=12, seed=9002),
+        "B": binding.draft(scenes=8, seed=9003),
+        "S": held_out.draft(**SMALL),
+    }
+
+
+@pytest.fixture(scope="session")
+def folders(
+    drafts: dict[str, Draft], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Benchmark]:
+    """The drafts as folders; not to be changed."""
+    root = tmp_path_factory.mktemp("ctrlbench")
+    return {tier: write_draft(draft, root / tier, side=SIDE) for tier, draft in drafts.items()}
+
+
 @pytest.fixture
-def fake(held: HeldOut) -> Any:
-    """Makes a fake by its name."""
-    kinds = {kind.__name__: kind for kind in (Oracle, LateFusion, Blind, Constant, Broken)}
-    return lambda name: kinds[name](held)
+def fake(drafts: dict[str, Draft], folders: dict[str, Benchmark]) -> Callable[[str], Fake]:
+    """Makes a fake by its name; it knows the scenes of all tiers."""
+    scenes = {
+        picture.sha256: shown.scene
+        for tier, draft in drafts.items()
+        for picture, shown in zip(folders[tier].images, draft.shown, strict=True)
+    }
+    return lambda name: KINDS[name](scenes)

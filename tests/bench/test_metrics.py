@@ -1,5 +1,8 @@
 """Ranks by brute force and by hand; ties against the model; intervals that know of clusters."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -116,3 +119,93 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert low < 9.5 < high
     narrow = metrics.interval(one[:, 0], level=0.5)
     assert low < narrow[0] < narrow[1] < high
+
+
+# -- several right candidates, and the libraries that have the same metrics ------------------------
+
+
+def right_ones(random: Any, table: np.ndarray) -> list[list[int]]:
+    width = table.shape[1]
+    return [random.sample(range(width), random.randint(1, width)) for _ in table]
+
+
+@given(TABLES, st.randoms(use_true_random=False))
+def test_the_best_of_several_by_brute_force(table: np.ndarray, random: Any) -> None:
+    golds = right_ones(random, table)
+    expected = []
+    for row, of in zip(table, golds, strict=True):
+        best = max(row[of])
+        expected.append(1 + sum(row[i] >= best for i in range(len(row)) if i not in of))
+    assert metrics.best_ranks(table, golds).tolist() == expected
+    single = [of[:1] for of in golds]
+    numbers = [of[0] for of in golds]
+    assert (metrics.best_ranks(table, single) == metrics.ranks(table, numbers)).all()
+
+
+@pytest.mark.parametrize("golds", [[[0]], [[0], []], [[0], [2]], [[0], [-1]]])
+def test_right_candidates_that_do_not_fit(golds: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"do not fit|none of the 2"):
+        metrics.best_ranks([[1.0, 2.0], [1.0, 2.0]], golds)
+    with pytest.raises(NotFiniteError):
+        metrics.best_ranks([[1.0, np.nan]], [[0]])
+
+
+def untied(seed: int, queries: int = 40, width: int = 25) -> tuple[np.ndarray, list[list[int]]]:
+    """Scores of which no two are equal, as the libraries leave the order of equal ones open."""
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(queries * width).reshape(queries, width) / (queries * width)
+    golds = [
+        rng.choice(width, size=rng.integers(1, 8), replace=False).tolist() for _ in range(queries)
+    ]
+    return scores, golds
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.filterwarnings("ignore:failed to import")  # ujson: it can do without
+def test_the_same_as_eccv_caption(seed: int) -> None:
+    library = pytest.importorskip("eccv_caption._metrics")
+    scores, golds = untied(seed)
+    order = {number: row.tolist() for number, row in enumerate(np.argsort(-scores, axis=1))}
+    right = dict(enumerate(golds))
+    theirs = library.compute_eccv_metrics(order, right)
+    assert metrics.map_at_r(scores, golds).mean() == pytest.approx(theirs["eccv_map_at_r"])
+    found = metrics.best_ranks(scores, golds)
+    for k in (1, 5, 10):
+        assert metrics.recall_at(k, found) == pytest.approx(library.compute_r_at_k(order, right, k))
+
+
+def test_map_at_r_by_hand_and_with_ties() -> None:
+    # right ones at places 1 and 3 of R = 2: (1/1) / 2; at places 1 and 2: 1; at 2 and 3: (1/2) / 2
+    scores = [[0.9, 0.1, 0.5, 0.3], [0.9, 0.8, 0.1, 0.0], [0.1, 0.9, 0.5, 0.4]]
+    golds = [[0, 3], [0, 1], [2, 3]]
+    assert metrics.map_at_r(scores, golds).tolist() == [0.5, 1.0, 0.25]
+    assert metrics.map_at_r([[0.5, 0.5, 0.5]], [[0]]).tolist() == [0.0]  # a tie is no hit
+
+
+# -- paired test -----------------------------------------------------------------------------------
+
+
+def every_sign(sums: np.ndarray) -> float:
+    """The exact p: all ways to swap the models on each image."""
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(sums))))
+    return float(np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_paired_test_is_that_of_all_swaps(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    change, images = rng.integers(-1, 2, 30), np.repeat(np.arange(10), 3)
+    sums = change.reshape(10, 3).sum(axis=1)
+    found = metrics.sign_flip_test(change, images, draws=20_000)
+    assert found == pytest.approx(every_sign(sums), abs=0.015)
+
+
+def test_the_paired_test_knows_of_images() -> None:
+    """Ten questions of one image that all changed are one piece of evidence."""
+    change = np.ones(10)
+    assert metrics.sign_flip_test(change, np.zeros(10)) == 1.0
+    assert metrics.sign_flip_test(change, np.arange(10)) == pytest.approx(2 / 2**10, abs=2e-3)
+    assert metrics.sign_flip_test(np.zeros(5), np.arange(5)) == 1.0
+    assert metrics.sign_flip_test(np.ones(200), np.arange(200), draws=99) == 0.01  # never 0
+    with pytest.raises(ValueError, match="do not fit"):
+        metrics.sign_flip_test([1.0, 2.0], [0])

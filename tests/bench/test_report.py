@@ -1,49 +1,68 @@
-"""Records on disk and as a table: complete, without a host's name, honest about what was missed."""
+"""Records on disk, as tables and pictures, and compared: complete, honest, no host's name."""
 
+import csv
+import io
 import json
 import socket
 from pathlib import Path
 from typing import Any
 
 import golden_parts
+import numpy as np
 import pytest
+from PIL import Image
 
 from abc_embed import Embedder
-from abc_embed.bench import report
-from abc_embed.bench.scenes import run
-from abc_embed.errors import DataError, OutputError
+from abc_embed.bench import pictures, report, tables
+from abc_embed.bench.ctrlbench import measure
+from abc_embed.bench.diff import diff
+from abc_embed.bench.encoder import OursEncoder
+from abc_embed.bench.packed import pack, unpack
+from abc_embed.bench.run import measured
+from abc_embed.bench.schema import Benchmark
+from abc_embed.errors import DataError, OutputError, UsageError
+
+Folders = dict[str, Benchmark]
 
 
 @pytest.fixture(scope="module")
-def model() -> Embedder:
-    return Embedder(*golden_parts.shared())
+def encoder() -> OursEncoder:
+    return OursEncoder(Embedder(*golden_parts.shared()), "bundled")
 
 
 @pytest.fixture
-def record(model: Embedder, fake: Any, small: dict[str, Any]) -> dict[str, Any]:
+def record(encoder: OursEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     """What a model that adds its vectors would have, under the golden model's name."""
-    findings = run(fake("LateFusion"), **small, side=56, draws=100)
-    return report.make_record(model, findings, "bundled")
+    findings = measure(fake("LateFusion"), folders["S"], "S", draws=50)
+    return report.make_record(encoder, findings, "bundled")
+
+
+@pytest.fixture
+def oracle(encoder: OursEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
+    findings = measure(fake("Oracle"), folders["S"], "S", draws=50)
+    return report.make_record(encoder, findings, "other")
 
 
 def test_a_record_names_all_that_its_numbers_hang_on(
-    model: Embedder, record: dict[str, Any]
+    encoder: OursEncoder, record: dict[str, Any]
 ) -> None:
     by = record["model"]
-    assert (by["name"], by["fingerprint"]) == ("bundled", model.fingerprint)
-    assert (by["dtype"], by["device"]) == ("float32", "cpu")
-    assert by["config"]["prompt_hash"] == model.config["prompt_hash"]
+    assert (by["name"], by["fingerprint"]) == ("bundled", encoder.fingerprint)
+    assert (by["dtype"], by["device"], by["dim"]) == ("float32", "cpu", encoder.dim)
+    assert by["prompt_hash"] == by["config"]["prompt_hash"]
     assert len(record["benchmark_hash"]) == 64
-    assert record["settings"]["seed"] == 9000 and record["settings"]["side"] == 56
+    assert record["settings"]["max_pixels"] is None and record["settings"]["tier"] == "S"
     assert {"torch", "transformers", "abc-embed", "pillow"} <= set(record["versions"])
     assert record["hardware"]["cpus"] >= 1
     assert record["time"].endswith("+00:00") and record["seconds"] >= 0
+    assert len(json.dumps(record)) < 30_000
 
 
-def test_no_host_and_no_path_is_in_it(record: dict[str, Any], tmp_path: Path) -> None:
+def test_no_host_and_no_path_is_in_it(record: dict[str, Any], folders: Folders) -> None:
     text = json.dumps(record)
     assert socket.gethostname() not in text
     assert str(golden_parts.GOLDEN) not in text
+    assert str(folders["S"].folder) not in text
 
 
 @pytest.mark.parametrize(
@@ -56,26 +75,24 @@ def test_no_host_and_no_path_is_in_it(record: dict[str, Any], tmp_path: Path) ->
         ("~/mine", "mine"),
     ],
 )
-def test_a_name_that_is_a_path_is_cut(model: Embedder, name: str, kept: str) -> None:
-    assert report.make_record(model, {}, name)["model"]["name"] == kept
+def test_a_name_that_is_a_path_is_cut(encoder: OursEncoder, name: str, kept: str) -> None:
+    assert report.make_record(encoder, {}, name)["model"]["name"] == kept
 
 
 def test_written_and_read(record: dict[str, Any], tmp_path: Path) -> None:
     path = report.write_record(record, tmp_path / "results")
     digits = record["model"]["fingerprint"][:8], record["benchmark_hash"][:8]
-    assert path.name == f"scenes-bundled-{digits[0]}-{digits[1]}.json"
+    assert path.name.startswith(f"ctrlbench_S-bundled-{digits[0]}-{digits[1]}-")
     assert report.read_records(tmp_path / "results") == [json.loads(json.dumps(record))]
     later = record | {"time": "2999-01-01T00:00:00+00:00"}
     assert report.write_record(later, tmp_path / "results") == path  # the same, measured again
+    other = record | {"settings": record["settings"] | {"max_pixels": 5000}}
+    assert report.write_record(other, tmp_path / "results") != path
     record["model"]["name"] = "owner/other"
     report.write_record(record, tmp_path / "results")
     names = [r["model"]["name"] for r in report.read_records(tmp_path / "results")]
-    assert names == ["bundled", "owner/other"]
-
-
-def test_no_folder_is_no_records(tmp_path: Path) -> None:
+    assert names == ["bundled", "bundled", "owner/other"]
     assert report.read_records(tmp_path / "none") == []
-    assert report.results_block(tmp_path / "none") == report.NOTHING
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"benchmark": "scenes"}'])
@@ -91,68 +108,172 @@ def test_what_cannot_be_written(record: dict[str, Any], tmp_path: Path) -> None:
         report.write_record(record, tmp_path / "file")
 
 
+def test_the_same_key_is_answered_from_the_record(
+    fake: Any, folders: Folders, tmp_path: Path
+) -> None:
+    def run(name: str, **how: Any) -> tuple[dict[str, Any], Path | None, int]:
+        model = fake(name)
+        found, path = measured(model, folders["B"], "B", tmp_path, draws=20, **how)
+        return found, path, len(model.calls)
+
+    first, path, _ = run("Oracle")
+    assert path is not None
+    again, nowhere, calls = run("Oracle")
+    assert (again, nowhere, calls) == (json.loads(json.dumps(first)), None, 0)
+    for name, how in (
+        ("Oracle", {"limit": 4}),
+        ("Oracle", {"max_pixels": 4000}),
+        ("Oracle", {"again": True}),
+        ("Blind", {}),
+        ("Reader", {}),
+    ):
+        _, path, calls = run(name, **how)
+        assert path is not None and calls, (name, how)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
 def test_the_table_shows_the_controls_beside_the_score(record: dict[str, Any]) -> None:
-    table = report.markdown_table([record])
-    head, rule, line, target = (row for row in table.splitlines() if row.startswith("|"))
-    assert len({row.count("|") for row in (head, rule, line, target)}) == 1
+    table = tables.brief([record])
+    head, rule, line = (row for row in table.splitlines() if row.startswith("|"))
+    assert len({row.count("|") for row in (head, rule, line)}) == 1
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    both = record["scores"]["both"]
-    low, high = both["r1_interval"]
-    assert cells[:2] == ["bundled", f"{both['r1']:.3f} ({low:.3f}–{high:.3f})"]
-    assert f"{record['scores']['image']['r1']:.3f}" in cells[2]
-    assert f"{record['mirrored']['value']:.3f}" in cells[6]
-    assert target.split("|")[2].strip() == "≥ 0.80" and target.split("|")[3].strip() == "≤ 0.35"
+    joint = record["scores"]["joint"]
+    low, high = joint["r1_interval"]
+    assert cells[:2] == ["S, scenes", "bundled"]
+    assert cells[2].startswith(f"{record['composition_gap']['value']:.3f} (")
+    assert cells[3] == f"{joint['r1']:.3f} ({low:.3f}–{high:.3f})"
+    assert f"{record['scores']['image']['r1']:.3f}" in cells[4]
+    mirrored = record["joint"]["mirror_accuracy"]["value"]
+    assert f"{mirrored:.3f}" in cells[8]
     missed = "image + instruction; both vectors added; mirrored pairs, both right"
-    assert f"Targets missed: {missed}." in table
-    assert record["model"]["fingerprint"][:8] in table
-    assert record["benchmark_hash"][:8] in table
+    assert f"Missed: {missed}." in table
+    assert record["model"]["fingerprint"][:8] in table and record["benchmark_hash"][:8] in table
 
 
-def test_the_summary_says_reached_and_missed(record: dict[str, Any]) -> None:
-    lines = {what: (value, verdict) for what, value, verdict in report.summary(record)}
-    assert lines["image + instruction"][1] == "≥ 0.80 missed"
-    assert lines["image alone"][1] == "≤ 0.35 reached"
-    assert lines["random"][1] == lines["composition gap"][1] == ""
+def test_only_whole_records_of_models_of_ours_are_in_brief(record: dict[str, Any]) -> None:
+    assert tables.brief([]) == tables.NOTHING
+    assert tables.brief([record | {"missing": ["a.png"]}]) == tables.NOTHING
+    limited = record | {"settings": record["settings"] | {"limit": 5}}
+    assert tables.brief([limited]) == tables.NOTHING
+    assert "S, scenes, first 5 images" in tables.markdown([limited])
 
 
-def test_without_pairs_there_is_a_dash(record: dict[str, Any]) -> None:
-    record["mirrored"] = {"value": None, "interval": None, "of": 0}
-    assert "| – |" in report.markdown_table([record])
+def test_the_summary_says_reached_and_missed_and_the_gap_first(record: dict[str, Any]) -> None:
+    rows = tables.summary(record)
+    assert rows[0][0] == "composition gap"
+    verdicts = {what: verdict for what, _, verdict in rows}
+    assert verdicts["R@1, image + instruction"] == "≥ 0.80 missed"
+    assert verdicts["R@1, image alone"] == "≤ 0.35 reached"
+    assert verdicts["R@1, random"] == verdicts["composition gap"] == ""
+
+
+def test_what_is_left_out_is_said(record: dict[str, Any]) -> None:
+    record["sizes"]["queries_left_out"] = 7
+    record["missing"] = ["b.png", "c.png"]
+    said = tables.standing(record)
+    assert "7 queries are left out, since 2 images are missing, b.png the first" in said
+
+
+def test_a_model_that_takes_no_instruction_has_dashes(
+    encoder: OursEncoder, fake: Any, folders: Folders
+) -> None:
+    findings = measure(fake("Reader"), folders["B"], "B", draws=20)
+    reader = report.make_record(encoder, findings, "reader")
+    (line,) = [row for row in tables.brief([reader]).splitlines() if "| reader |" in row]
+    assert [cell.strip() for cell in line.split("|")][3:5] == ["–", "–"]
+    assert tables.summary(reader)[0][1] == "–"
+
+
+def test_records_of_others_are_in_the_report_too(record: dict[str, Any]) -> None:
+    score = {"value": 0.5, "interval": (0.4, 0.6), "of": 10}
+    other = {key: record[key] for key in report.NEEDED if key != "scores"}
+    other |= {"benchmark": "coco", "scores": {"text r@1": score}}
+    text = tables.markdown([record, other])
+    assert "| coco | bundled | text r@1 | 0.500 (0.400–0.600) | 10 |" in text
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv([record, other]))))
+    (row,) = [row for row in rows if row["benchmark"] == "coco"]
+    assert (row["score"], row["value"], row["low"], row["of"]) == ("text r@1", "0.5", "0.4", "10")
+    joint = [r for r in rows if (r["score"], r["metric"]) == ("joint", "r1")]
+    assert float(joint[0]["value"]) == record["scores"]["joint"]["r1"]
 
 
 README = "# a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n"
 
 
-def test_the_block_is_written_between_its_marks(record: dict[str, Any], tmp_path: Path) -> None:
-    report.write_record(record, tmp_path / "results")
-    path = tmp_path / "README.md"
-    path.write_text(README, encoding="utf-8")
-    assert report.main([str(path), str(tmp_path / "results")]) == 0
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith("# a\n<!-- results:begin -->\nR@1 on unseen")
-    assert text.endswith("\n<!-- results:end -->\nb\n") and "old" not in text
-    assert report.main([str(path), str(tmp_path / "results")]) == 0
-    assert path.read_text(encoding="utf-8") == text
+def test_the_block_is_written_between_its_marks() -> None:
+    text = report.with_results(README, "new\n")
+    assert text == README.replace("old", "new")
+    for bad in ("no marks", README + README):
+        with pytest.raises(DataError, match="put one line"):
+            report.with_results(bad, "new\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        ([], 2, "give a Markdown file and the folder"),
-        (["none.md", "results"], 1, "cannot be read"),
-        (["marks.md", "results"], 1, "put one line"),
-    ],
-)
-def test_what_goes_wrong_is_one_sentence(
-    arguments: list[str],
-    code: int,
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def colours(path: Path) -> set[tuple[int, ...]]:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    return {tuple(int(v) for v in colour) for colour in np.unique(pixels, axis=0)}
+
+
+def test_answers_right_in_green_wrong_in_red(
+    record: dict[str, Any], oracle: dict[str, Any], folders: Folders, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("marks.md").write_text("no marks here")
-    assert report.main(arguments) == code
-    assert words in capsys.readouterr().err
-    assert Path("marks.md").read_text() == "no marks here"
+    for name, of in (("mixed", record), ("right", oracle)):
+        pictures.draw_examples(of, folders["S"], tmp_path / f"{name}.png")
+    assert {pictures.RIGHT, pictures.WRONG} <= colours(tmp_path / "mixed.png")
+    right = colours(tmp_path / "right.png")
+    assert pictures.RIGHT in right and pictures.WRONG not in right
+
+
+def test_answers_of_other_questions_are_refused(
+    record: dict[str, Any], folders: Folders, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="give the folder that was measured"):
+        pictures.draw_examples(record, folders["B"], tmp_path / "a.png")
+    with pytest.raises(DataError, match="has no first choices"):
+        pictures.draw_examples(record | {"top": None}, folders["S"], tmp_path / "a.png")
+
+
+def test_bars_are_drawn(record: dict[str, Any], oracle: dict[str, Any], tmp_path: Path) -> None:
+    pictures.draw_bars([record, oracle], tmp_path / "bars.png")
+    blue = tuple(int(pictures.COLOURS["joint"][i : i + 2], 16) for i in (1, 3, 5))
+    assert blue in colours(tmp_path / "bars.png")
+
+
+# -- packed ranks, and what is compared by them ----------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [[], [0], [255, 256], [[1, 2], [3, 70_000]]])
+def test_packed_and_unpacked(values: list[Any]) -> None:
+    packed = json.loads(json.dumps(pack(values)))
+    assert unpack(packed).tolist() == values
+    with pytest.raises(DataError, match="damaged"):
+        unpack(packed | {"shape": [99]})
+    with pytest.raises(ValueError, match="from 0"):
+        pack([-1])
+
+
+def test_two_records_query_by_query(record: dict[str, Any], oracle: dict[str, Any]) -> None:
+    rows = {row["way"]: row for row in diff(oracle, record, draws=500)}
+    joint = rows["joint"]
+    mine = record["scores"]["joint"]["r1"]
+    assert (joint["a"], joint["b"]) == (1.0, pytest.approx(mine))
+    assert joint["difference"] == pytest.approx(1 - mine)
+    assert joint["interval"][0] <= joint["difference"] <= joint["interval"][1]
+    assert joint["p"] == pytest.approx(1 / 501)
+    assert "random" not in rows
+    back = diff(record, oracle, draws=500)[0]
+    assert back["difference"] == pytest.approx(-joint["difference"])
+
+
+def test_what_cannot_be_compared(record: dict[str, Any], oracle: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="of different questions"):
+        diff(record, oracle | {"benchmark_hash": "0" * 64})
+    with pytest.raises(DataError, match="the second record has no ranks by query"):
+        diff(record, {key: value for key, value in oracle.items() if key != "ranks"})
+    with pytest.raises(UsageError, match="no way of asking in common"):
+        diff(record, oracle | {"ranks": {}})

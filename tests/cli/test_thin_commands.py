@@ -1,4 +1,4 @@
-"""`scenes`, `train`, `bench` and `doctor`: what they hand over, and what they say."""
+"""`scenes`, `train` and `doctor`: what they hand over, and what they say."""
 
 import json
 from pathlib import Path
@@ -113,30 +113,6 @@ def test_train_bundled_hands_over(cli: Cli, here: Path, monkeypatch: pytest.Monk
     done = cli("train", "bundled", "--out", "run", "--scale", "0.5")
     assert done.out == "the model is in run/model\n"
     assert calls == [(Path("run"), Lengths().scaled(0.5))]
-
-
-# -- bench -----------------------------------------------------------------------------------------
-
-
-def test_bench_scenes_shows_and_records(cli: Cli, tiny: Path, here: Path) -> None:
-    words = ("bench", "scenes", "--model", tiny, "--queries", "12", "--out", "results")
-    done = cli(*words)
-    assert done.code == 0
-    for way in ("image + instruction", "image alone", "instruction alone", "both vectors added"):
-        assert way in done.out
-    assert "mirrored pairs, both right" in done.out
-    (path,) = Path("results").iterdir()
-    assert f"the record is {path}" in done.err
-    record = json.loads(path.read_text())
-    assert record["benchmark"] == "scenes"
-    printed = json.loads(cli(*words[:-2], "--json").out)
-    assert printed["scores"] == record["scores"]
-
-
-def test_bench_finds_an_unwritable_folder_first(cli: Cli, here: Path) -> None:
-    done = cli("bench", "scenes", "--model", "no-such-model", "--out", "photo.jpg/results")
-    assert done.code == 1
-    assert "cannot be made" in done.error
 
 
 # -- doctor ----------------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ def test_the_tour_names_what_is_there() -> None:
 
 def test_the_results_table_is_the_one_that_would_be_written() -> None:
     assert readme.with_results(TEXT) == TEXT
+    full = readme.FULL.read_text(encoding="utf-8")
+    assert readme.with_results(full, full=True) == full
 
 
 SAMPLE = "# x\n```python\nprint(0.5)\n```\n\n```text\n0.50\n```\ntext\n```python\npass\n```\n"

@@ -164,7 +164,7 @@ class _Making:
 
 
 def _scenes(count: int) -> AuditSet:
-    """Unseen scenes with all their answers as candidates, as `abc-embed bench scenes` asks."""
+    """Unseen scenes with all their answers as candidates, as CtrlBench's tier S asks."""
     held = build(count, 1, SEED)
     texts = {text: number for number, text in enumerate(held.candidates)}
     return AuditSet(

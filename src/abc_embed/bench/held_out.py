@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from abc_embed.bench.drafts import KNOWN, NOVEL, Asked, Draft, Shown
+from abc_embed.bench.schema import PAIR_TIER
 from abc_embed.errors import UsageError
 from abc_embed.scenes.layout import TRAINING_WORLDS, Scene, make_scene
 from abc_embed.scenes.questions import KINDS, Question, questions
@@ -102,6 +104,38 @@ def build(queries: int = 2000, pairs: int = 500, seed: int = SEED) -> HeldOut:
         pairs=tuple(mirrored[:pairs]),
         candidates=tuple(sorted(answers)),
     )
+
+
+def draft(queries: int = 2000, pairs: int = 500, seed: int = SEED) -> Draft:
+    """Tier S: the benchmark of `build`; the mirrors are there for their pairs only.
+
+    Raises:
+        UsageError: as `build`.
+    """
+    held = build(queries, pairs, seed)
+    mirrored = {pair.image: len(held.scenes) + n for n, pair in enumerate(held.pairs)}
+    shown = [
+        Shown(scene, NOVEL if novel else KNOWN, _answers(scene), mirror=mirrored.get(number))
+        for number, (scene, novel) in enumerate(zip(held.scenes, held.novel, strict=True))
+    ]
+    for number in mirrored:
+        of = shown[number]
+        shown.append(Shown(of.scene.mirrored(), of.group, of.answers, mirror=number))
+    asked = [Asked(q.image, "S", q.kind, q.instruction, q.answer) for q in held.queries]
+    for pair in held.pairs:
+        asked.append(Asked(pair.image, PAIR_TIER, "pair", pair.instruction, pair.answer))
+        twin = mirrored[pair.image]
+        asked.append(Asked(twin, PAIR_TIER, "pair", pair.instruction, pair.mirrored_answer))
+    how = (
+        f"{len(held.scenes)} scenes of two to four things, every second one around two things that "
+        "no training scene has together; questions of every kind, in words drawn from all wordings"
+    )
+    return Draft("ctrlbench-S", seed, shown, asked, how)
+
+
+def _answers(scene: Scene) -> tuple[str, ...]:
+    """Every answer that a question of the scene has, each once."""
+    return tuple(dict.fromkeys(question.answer for question in questions(scene)))
 
 
 def _choose(

@@ -3,8 +3,11 @@
 Ties count against the model: a constant encoder has the worst rank, not the best. Numbers that are
 not finite are an error, not a score.
 
-Shapes: `Q` queries, `K` candidates, `S` statistics measured on each query, `R` resamples.
+Shapes: `Q` queries, `K` candidates, `S` statistics measured on each query, `R` resamples, `C`
+clusters (images).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from abc_embed.errors import NotFiniteError
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
-def ranks(scores: ArrayLike, gold: ArrayLike) -> NDArray[np.int64]:
+def ranks(scores: ArrayLike, gold: ArrayLike) -> Ints:
     """`(Q, K)` scores and the right candidate's number `(Q,)` -> its rank `(Q,)`, from 1.
 
     The rank is 1 + the number of *other* candidates whose score is at least the right one's.
@@ -23,27 +27,56 @@ def ranks(scores: ArrayLike, gold: ArrayLike) -> NDArray[np.int64]:
         NotFiniteError: a score is NaN or infinite.
         ValueError: the shapes do not fit, or a number names no candidate.
     """
-    table, right = np.asarray(scores), np.asarray(gold, dtype=np.int64)
-    if table.ndim != 2 or right.shape != table.shape[:1]:
+    table, right = _table(scores), np.asarray(gold, dtype=np.int64)
+    if right.shape != table.shape[:1]:
         raise ValueError(f"scores {table.shape} and right candidates {right.shape} do not fit")
-    if right.size and not (right.min() >= 0 and right.max() < table.shape[1]):
-        raise ValueError(f"a right candidate is none of the {table.shape[1]}")
-    if not np.isfinite(table).all():
-        raise NotFiniteError(
-            "a score is not a finite number, so nothing can be ranked; "
-            "load the model with dtype='float32'"
-        )
+    _check_candidates(table, right)
     own = np.take_along_axis(table, right[:, None], axis=1)
-    at_least: NDArray[np.int64] = (table >= own).sum(axis=1, dtype=np.int64)  # counts itself
+    at_least: Ints = (table >= own).sum(axis=1, dtype=np.int64)  # counts itself
     return at_least
 
 
-def recall_at(k: int, of: NDArray[np.int64]) -> float:
+def best_ranks(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> Ints:
+    """`(Q, K)` scores and all right candidates of each query -> rank of the best one `(Q,)`.
+
+    The rank is 1 + the number of *wrong* candidates whose score is at least the best right one's;
+    with one right candidate each it is that of `ranks`.
+
+    Raises:
+        NotFiniteError: a score is NaN or infinite.
+        ValueError: the shapes do not fit, or a query has no right candidate.
+    """
+    table, right = _table(scores), _mask(scores, golds)
+    best = np.where(right, table, -np.inf).max(axis=1, initial=-np.inf)
+    above: Ints = ((table >= best[:, None]) & ~right).sum(axis=1, dtype=np.int64)
+    return above + 1
+
+
+def map_at_r(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> Floats:
+    """mAP@R's summands `(Q,)`: precision at each right place among the first `R`, over `R`.
+
+    `R` is the number of right candidates of the query (ECCV Caption, section 4.1). Of equal scores
+    the wrong candidates stand first.
+
+    Raises:
+        NotFiniteError, ValueError: as `best_ranks`.
+    """
+    table, right = _table(scores), _mask(scores, golds)
+    order = np.lexsort((right, -table), axis=1)  # by score, wrong before right where they are equal
+    hit = np.take_along_axis(right, order, axis=1)
+    counts = right.sum(axis=1)
+    within = np.arange(table.shape[1]) < counts[:, None]
+    precision = hit.cumsum(axis=1) / np.arange(1, table.shape[1] + 1)
+    summed: Floats = (precision * hit * within).sum(axis=1) / counts
+    return summed
+
+
+def recall_at(k: int, of: Ints) -> float:
     """R@k: the share of ranks `(Q,)` that are at most `k`."""
     return float((_some(of) <= k).mean())
 
 
-def mean_reciprocal_rank(of: NDArray[np.int64]) -> float:
+def mean_reciprocal_rank(of: Ints) -> float:
     """MRR of ranks `(Q,)`."""
     return float((1.0 / _some(of)).mean())
 
@@ -80,7 +113,64 @@ def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _some(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def sign_flip_test(
+    differences: ArrayLike, clusters: ArrayLike, *, draws: int = 10_000, seed: int = 0
+) -> float:
+    """Paired permutation test: per-query differences of two models `(Q,)` -> two-sided p.
+
+    If the two were alike, each image could as well have been answered with the models' names
+    swapped; so the sign of all its differences is drawn anew, `draws` times. `clusters` `(Q,)` says
+    to which image a query belongs. Never 0: the data themselves count as one of the draws.
+
+    Raises:
+        ValueError: no differences, or the shapes do not fit.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if values.ndim != 1 or member.shape != values.shape or not len(values):
+        raise ValueError(f"differences {values.shape} and clusters {member.shape} do not fit")
+    sums = np.bincount(member, weights=values)
+    sums = sums[sums != 0.0]  # the others add nothing, whatever their sign
+    seen = abs(sums.sum())
+    rng = np.random.default_rng(seed)
+    reached = 0
+    for start in range(0, draws, 1000):  # in parts, so that memory stays small
+        signs = rng.integers(0, 2, (min(1000, draws - start), len(sums))) * 2 - 1
+        reached += int((np.abs(signs @ sums) >= seen - 1e-9).sum())
+    return (1 + reached) / (1 + draws)
+
+
+def _some(values: Ints) -> Ints:
     if not len(values):
         raise ValueError("no ranks: nothing was asked")
     return values
+
+
+def _table(scores: ArrayLike) -> NDArray[np.floating]:
+    table = np.asarray(scores)
+    if table.ndim != 2:
+        raise ValueError(f"scores {table.shape} do not fit; give (queries, candidates)")
+    if not np.isfinite(table).all():
+        raise NotFiniteError(
+            "a score is not a finite number, so nothing can be ranked; "
+            "load the model with dtype='float32'"
+        )
+    return table
+
+
+def _check_candidates(table: NDArray[np.floating], numbers: Ints) -> None:
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < table.shape[1]):
+        raise ValueError(f"a right candidate is none of the {table.shape[1]}")
+
+
+def _mask(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+    """`(Q, K)`: whether a candidate is a right one."""
+    table = np.asarray(scores)
+    if table.ndim != 2 or len(golds) != len(table) or not all(len(of) for of in golds):
+        raise ValueError(f"scores {table.shape} and right candidates of {len(golds)} do not fit")
+    right = np.zeros(table.shape, dtype=np.bool_)
+    for row, of in zip(right, golds, strict=True):
+        numbers = np.asarray(of, dtype=np.int64)
+        _check_candidates(table, numbers)
+        row[numbers] = True
+    return right

@@ -1,24 +1,51 @@
-"""`abc-embed bench`: measure a model; a table for people, a record for the repository."""
+"""`abc-embed bench`: measure a model; a table for people, a record for the repository.
 
+Does: the commands about CtrlBench. The others are in bench_audit.py, bench_replica.py and
+bench_sets.py.
+"""
+
+from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abc_embed.cli import options
-from abc_embed.cli.output import progress, say, show_json, show_table
+from abc_embed.cli import bench_audit, bench_replica, bench_sets, options
+from abc_embed.cli.bench_common import parse_areas
+from abc_embed.cli.bench_sets import Areas, Cache, Model
+from abc_embed.cli.output import progress, say, show, show_json, show_table
+from abc_embed.errors import UsageError
+
+if TYPE_CHECKING:
+    from abc_embed.bench.encoder import Encoder
+    from abc_embed.bench.schema import Benchmark
 
 EXAMPLES = """\
 Examples:
 
 \b
-  abc-embed bench scenes --model bundled
-  abc-embed bench scenes --model runs/mine --queries 200 --out results
+  abc-embed bench build --tier B --out ctrlbench-b
+  abc-embed bench ctrlbench --model bundled --tier B --limit 20
+  abc-embed bench ctrlbench --model runs/mine --data ctrlbench-b --limit 20 --out results
+  abc-embed bench ctrlbench --model random --tier B --limit 20 --out results
+  abc-embed bench diff results/A.json results/B.json
+  abc-embed bench report results --out report
 """
+DRAWN = ("G", "B", "S")
+"""The tiers that are drawn where they are needed; written out so that --help loads nothing."""
 
 app = typer.Typer(
     help="Measure a model.", no_args_is_help=True, rich_markup_mode=None, epilog=EXAMPLES
 )
+Tiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tier",
+        help=f"{', '.join(DRAWN)}, or one of the folder's; again for more.",
+        show_default="G and B, or all of the folder",
+    ),
+]
 
 
 @app.callback()
@@ -26,52 +53,204 @@ def _bench() -> None:
     """Measure a model."""
 
 
+bench_sets.register(app)
+bench_replica.register(app)
+app.command("audit", epilog=bench_audit.EXAMPLES)(bench_audit.audit)
+
+
 @app.command(epilog=EXAMPLES)
-def scenes(
-    model: options.Model = options.MODEL,
-    queries: Annotated[
-        int, typer.Option("--queries", min=1, help="How many questions about unseen scenes.")
-    ] = 2000,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of the scenes.", show_default="its own")
+def ctrlbench(
+    model: Model = options.MODEL,
+    tier: Tiers = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="A CtrlBench folder of your own; else the tiers are drawn."),
     ] = None,
-    side: Annotated[int, typer.Option("--side", help="Pixels a side.")] = 112,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first so many images.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to put the record in, as JSON.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of records.", show_default="the cache folder"),
     ] = None,
-    max_pixels: options.MaxPixels = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure even if the record is there already.")
+    ] = False,
+    cache: Cache = None,
+    max_pixels: Areas = None,
     batch_size: options.BatchSize = 32,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Ask about unseen scenes, with all their answers as candidates.
+    """Does the vector follow the instruction? With every control, the composition gap first.
 
-    Shows how many questions are answered right with image and instruction, with either alone, with
-    both vectors added, and how often both of two mirrored scenes are right.
+    Asked with image + instruction, with either alone, with a generic, a shuffled and another
+    image's instruction, with both vectors added, and at random. What was measured before is
+    answered from its record.
     """
-    from abc_embed.bench.report import make_record, summary, write_record
-    from abc_embed.bench.scenes import run
+    areas = parse_areas(max_pixels)
+    from abc_embed.bench.encoder import CachedEncoder, load_encoder
     from abc_embed.data.files import make_folder
+    from abc_embed.index.cache import default_folder
 
-    if out is not None:
-        make_folder(out)
-    loaded = options.load(model, device=device, dtype=dtype, max_pixels=max_pixels)
-    chosen = {} if seed is None else {"seed": seed}
-    with progress("scenes") as count:
-        findings = run(
-            loaded.embedder,
-            queries=queries,
-            side=side,
-            max_pixels=loaded.max_pixels,
-            batch_size=batch_size,
-            progress=count,
-            **chosen,
-        )
-    record = make_record(loaded.embedder, findings, model)
+    folder = make_folder(default_folder() / "results" if out is None else out)
+    chosen = _benchmarks(tier, data)
+    encoder = load_encoder(model, device=device, dtype=dtype, batch_size=batch_size)
+    records = []
+    with ExitStack() as stack:
+        cached = stack.enter_context(CachedEncoder(encoder, cache))
+        for (benchmark, name), area in product(chosen, areas):
+            records.append(_measured(cached, benchmark, name, folder, area, limit, again))
+            if not as_json:
+                _show(records[-1])
     if as_json:
-        show_json(record)
+        show_json(records if len(records) > 1 else records[0])
+
+
+def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Benchmark, str]]":
+    """What is to be measured, read or drawn before a model is loaded for nothing."""
+    from abc_embed.bench import frozen
+    from abc_embed.bench.schema import read_benchmark
+
+    if data is not None:
+        own = read_benchmark(data)
+        return [(own, name) for name in tiers or own.tiers]
+    found = []
+    for name in tiers or ("G", "B"):
+        with progress(f"drawing tier {name}") as count:
+            found.append((frozen.load(name, count), name))
+    return found
+
+
+def _measured(
+    encoder: "Encoder",
+    benchmark: "Benchmark",
+    tier: str,
+    folder: Path,
+    area: int | None,
+    limit: int | None,
+    again: bool,
+) -> dict[str, Any]:
+    from abc_embed.bench.run import measured
+
+    with progress(f"tier {tier}, images") as count:
+        record, path = measured(
+            encoder,
+            benchmark,
+            tier,
+            folder,
+            max_pixels=area,
+            limit=limit,
+            again=again,
+            progress=count,
+        )
+    if path is None:
+        say(f"measured on {record['time'][:10]}, answered from the record; --again measures anew")
     else:
-        show_table(("R@1", "value (95 %)", "target"), summary(record))
-    if out is not None:
-        say(f"the record is {write_record(record, out)}")
+        say(f"the record is {path}")
+    return record
+
+
+def _show(record: dict[str, Any]) -> None:
+    from abc_embed.bench import tables
+
+    title = f"{record['benchmark']}, {record['model']['name']}"
+    if area := record["settings"]["max_pixels"]:
+        title += f", at most {area:,} pixels"
+    show_table(("", "value (95 %)", "target"), tables.summary(record), title=title)
+    show(tables.standing(record))
+
+
+@app.command(epilog=EXAMPLES)
+def build(
+    tier: Annotated[str, typer.Option("--tier", help=f"{', '.join(DRAWN)}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the benchmark in.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw a frozen tier into a folder: the same bytes everywhere, or an error."""
+    from abc_embed.bench import frozen
+    from abc_embed.bench.gate import gate
+
+    with progress(f"drawing tier {tier}") as count:
+        benchmark = frozen.build(tier, out, count)
+    told = {**benchmark.card["counts"], **gate(benchmark, tier)}
+    if as_json:
+        show_json({"out": str(out), **told, "content_hash": benchmark.content_hash()})
+        return
+    show_table((f"tier {tier}", ""), list(told.items()))
+    show(f"the benchmark is in {out}")
+
+
+@app.command(epilog=EXAMPLES)
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A record.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, of the same questions.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare two records query by query, with a paired permutation test."""
+    from abc_embed.bench.diff import diff as compare
+    from abc_embed.bench.report import read_record
+    from abc_embed.bench.tables import WAYS
+
+    one, other = read_record(a), read_record(b)
+    rows = compare(one, other)
+    if as_json:
+        show_json(rows)
+        return
+    names = [record["model"]["name"] for record in (one, other)]
+    lines = []
+    for row in rows:
+        low, high = row["interval"]
+        change = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        lines.append((WAYS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
+    show_table(("R@1", *names, "difference (95 %)", "p"), lines, title=one["benchmark"])
+
+
+@app.command(epilog=EXAMPLES)
+def report(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of records.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="A CtrlBench folder that was measured; again for more."),
+    ] = None,
+) -> None:
+    """Make report.md, report.csv, a picture of all scores, and one of each record's answers."""
+    from abc_embed.bench import pictures, tables
+    from abc_embed.bench.report import read_records
+    from abc_embed.bench.schema import read_benchmark
+    from abc_embed.data.files import make_folder, written_aside
+
+    records = read_records(results)
+    if not records:
+        raise UsageError(f"{results} holds no records; measure a model with --out {results}")
+    folders = {b.content_hash(): b for b in map(read_benchmark, data or ())}
+    make_folder(out)
+    for name, text in (
+        ("report.md", tables.markdown(records)),
+        ("report.csv", tables.as_csv(records)),
+    ):
+        with written_aside(out / name) as file:
+            file.write(text.encode())
+    ours = [record for record in records if tables.is_ctrlbench(record)]
+    if ours:
+        pictures.draw_bars(ours, out / "report.png")
+    for number, record in enumerate(ours):
+        benchmark = folders.get(record["benchmark_hash"]) or _drawn(record)
+        if benchmark is not None and record.get("top"):
+            path = out / f"answers-{number:02}-{record['benchmark']}.png"
+            pictures.draw_examples(record, benchmark, path)
+    show(f"the report is in {out}")
+
+
+def _drawn(record: dict[str, Any]) -> "Benchmark | None":
+    """The frozen tier that a record is of, if it is of one."""
+    from abc_embed.bench import frozen
+
+    for tier, its in frozen.TIERS.items():
+        if its.content_hash == record["benchmark_hash"]:
+            with progress(f"drawing tier {tier}") as count:
+                return frozen.load(tier, count)
+    say(f"the pictures of {record['benchmark']} are not at hand; name their folder with --data")
+    return None

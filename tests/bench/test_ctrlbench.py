@@ -1,0 +1,285 @@
+"""CtrlBench: solvable, not to be fooled, and every number what it says."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from abc_embed.bench import ctrlbench, scores
+from abc_embed.bench.ctrlbench import GENERIC, WAYS, measure, plan
+from abc_embed.bench.held_out import HeldOut
+from abc_embed.bench.packed import unpack
+from abc_embed.bench.schema import Benchmark, Query, read_benchmark
+from abc_embed.errors import DataError, NotFiniteError, UsageError
+from abc_embed.inputs import Kind
+
+Folders = dict[str, Benchmark]
+Measure = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(fake: Any, folders: Folders) -> Measure:
+    """Findings of a fake on a small tier, by their names."""
+    return lambda name, tier, **how: measure(
+        fake(name), folders[tier], tier, **{"draws": 100, **how}
+    )
+
+
+def r1(found: dict[str, Any]) -> dict[str, float]:
+    return {way: score["r1"] for way, score in found["scores"].items()}
+
+
+@pytest.mark.parametrize("tier", ["G", "B", "S"])
+def test_who_understands_everything_is_right_everywhere(run: Measure, tier: str) -> None:
+    found = run("Oracle", tier)
+    joint = found["scores"]["joint"]
+    assert (joint["r1"], joint["r1_interval"], joint["mrr"]) == (1.0, (1.0, 1.0), 1.0)
+    said = {name: figure["value"] for name, figure in found["joint"].items()}
+    if tier == "G":
+        assert said.pop("mirror_accuracy") is None  # it has no mirrors
+    assert set(said.values()) == {1.0}
+    assert r1(found)["image"] <= found["bounds"]["image"] + 1e-9
+    assert r1(found)["shuffled"] == 0.0  # right for the other question, so never for this
+    assert found["composition_gap"]["value"] > 0.5
+    assert all(check["reached"] for check in found["checks"])
+    assert bool(found["checks"]) is (tier == "S")
+    for split in ("by_aspect", "by_group"):
+        assert {part["value"] for part in found[split].values()} == {1.0}
+        assert sum(part["of"] for part in found[split].values()) == found["sizes"]["queries"]
+
+
+@pytest.mark.parametrize("tier", ["G", "B", "S"])
+def test_adding_two_vectors_has_no_composition_gap(run: Measure, tier: str) -> None:
+    found = run("LateFusion", tier)
+    # its joint vector *is* the sum, so it cannot be better than the control
+    assert r1(found)["joint"] == pytest.approx(r1(found)["late"], abs=0.02)
+    assert found["composition_gap"]["value"] <= 0.02
+    assert found["composition_gap"]["interval"][0] <= 0
+
+
+def test_late_fusion_gains_nothing_on_tier_b(run: Measure) -> None:
+    """Its captions name things of one kind, so the words of a question point to none of them."""
+    found = run("LateFusion", "B")
+    assert r1(found)["late"] <= found["bounds"]["image"] + 0.05
+    assert found["joint"]["mirror_accuracy"]["value"] < 0.2
+
+
+@pytest.mark.parametrize("tier", ["G", "B", "S"])
+def test_who_ignores_the_instruction_stays_below_the_bound(run: Measure, tier: str) -> None:
+    found = run("Blind", tier)
+    rates = r1(found)
+    assert rates["joint"] == rates["image"] == rates["generic"] <= found["bounds"]["image"] + 1e-9
+    assert found["joint"]["flip_rate"]["value"] == 0
+    assert found["joint"]["group_accuracy"]["value"] == 0
+    assert not found["joint"]["mirror_accuracy"]["value"]
+    assert found["composition_gap"]["value"] <= 0
+
+
+def test_a_constant_is_always_wrong(run: Measure, folders: Folders) -> None:
+    found = run("Constant", "G")
+    assert {value for way, value in r1(found).items() if way != "random"} == {0.0}
+    assert found["scores"]["joint"]["mrr"] == pytest.approx(1 / len(folders["G"].corpus))
+    assert found["joint"]["aspect_accuracy"]["value"] == 0
+    assert found["joint"]["image_accuracy"]["value"] == 0
+
+
+def test_a_vector_that_is_not_finite_is_an_error(run: Measure) -> None:
+    with pytest.raises(NotFiniteError, match="not a finite number"):
+        run("Broken", "B")
+
+
+@pytest.mark.parametrize("tier", ["B", "S"])
+def test_each_number_by_brute_force(fake: Any, folders: Folders, tier: str) -> None:
+    model, folder = fake("LateFusion"), folders[tier]
+    found = measure(model, folder, tier, draws=50)
+    texts = {c.cap_id: model.text(c.text) for c in folder.corpus}
+    scenes = {p.image_id: model.scenes[p.sha256] for p in folder.images}
+    queries = [q for q in folder.queries if q.tier == tier]
+
+    def rank(vector: np.ndarray, query: Query) -> int:
+        (gold,) = query.positives
+        own = texts[gold] @ vector
+        return 1 + sum(texts[cap] @ vector >= own for cap in texts if cap != gold)
+
+    asked = {q.query_id: model.shown(scenes[q.image_id], q.instruction) for q in queries}
+    firsts = {
+        name: max(texts, key=lambda cap: float(texts[cap] @ vector))
+        for name, vector in asked.items()
+    }
+
+    def joint(query: Query) -> np.ndarray:
+        return np.asarray(asked[query.query_id])
+
+    def first(query: Query) -> str:
+        return firsts[query.query_id]
+
+    ways: dict[str, list[int]] = defaultdict(list)
+    by_image: dict[str, list[Query]] = defaultdict(list)
+    for q in queries:
+        image, words = model.shown(scenes[q.image_id], None), model.text(q.instruction)
+        ways["joint"].append(rank(joint(q), q))
+        ways["image"].append(rank(image, q))
+        ways["generic"].append(rank(model.shown(scenes[q.image_id], GENERIC), q))
+        ways["text"].append(rank(words, q))
+        ways["late"].append(rank(image + words, q))
+        by_image[q.image_id].append(q)
+    for way, ranks in ways.items():
+        assert unpack(found["ranks"][way]).tolist() == ranks, way
+        score = found["scores"][way]
+        for k, name in ((1, "r1"), (5, "r5"), (10, "r10")):
+            assert score[name] == pytest.approx(np.mean([rank <= k for rank in ranks]))
+        assert score["mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+        assert score["r1_interval"][0] <= score["r1"] <= score["r1_interval"][1]
+    own = [
+        max(q.same_image, key=lambda c: float(texts[c] @ joint(q))) in q.positives for q in queries
+    ]
+    assert found["joint"]["aspect_accuracy"]["value"] == pytest.approx(np.mean(own))
+    home = [first(q) in q.same_image for q in queries]
+    assert found["joint"]["image_accuracy"]["value"] == pytest.approx(np.mean(home))
+    several = [its for its in by_image.values() if len(its) > 1]
+    flips = [len({first(q) for q in its}) > 1 for its in several]
+    assert found["joint"]["flip_rate"]["value"] == pytest.approx(np.mean(flips))
+    whole = [all(rank(joint(q), q) == 1 for q in its) for its in several]
+    assert found["joint"]["group_accuracy"]["value"] == pytest.approx(np.mean(whole))
+    best = max(np.mean(np.array(ways[way]) == 1) for way in ("image", "text", "late"))
+    gap = np.mean(np.array(ways["joint"]) == 1) - best
+    assert found["composition_gap"]["value"] == pytest.approx(gap)
+    tops = unpack(found["top"])
+    assert [folder.corpus[row[0]].cap_id for row in tops] == [first(q) for q in queries]
+
+
+def test_mirrored_pairs_by_brute_force(fake: Any, folders: Folders) -> None:
+    model, folder = fake("LateFusion"), folders["B"]
+    mirrors = {p.image_id: p.mirror for p in folder.images}
+    pairs = [
+        (one, other)
+        for one in folder.queries
+        for other in folder.queries
+        if mirrors[one.image_id] == other.image_id
+        and one.instruction == other.instruction
+        and one.positives != other.positives
+        and one.image_id < other.image_id
+    ]
+    asked = plan(folder, "B")
+    found = scores.pair_numbers(asked)
+    assert {(asked.queries[a].query_id, asked.queries[b].query_id) for a, b in found} == {
+        (a.query_id, b.query_id) for a, b in pairs
+    }
+    assert measure(model, folder, "B", draws=20)["sizes"]["mirrored_pairs"] == len(pairs) > 10
+    clusters = scores.cluster_numbers(asked)
+    for a, b in found:
+        assert clusters[a] == clusters[b]  # a picture and its mirror are drawn together
+
+
+def test_pairs_of_tier_s_count_in_no_other_score(run: Measure, held: HeldOut) -> None:
+    found = run("Oracle", "S")
+    assert found["sizes"]["queries"] == len(held.queries)
+    assert found["sizes"]["mirrored_pairs"] == len(held.pairs) == 10
+    assert found["sizes"]["images"] == len(held.scenes)
+    assert found["sizes"]["candidates"] == len(held.candidates)
+    assert found["bounds"]["image"] == pytest.approx(held.image_bound)
+
+
+@pytest.mark.parametrize("tier", ["G", "B"])
+def test_controls_ask_what_they_say(folders: Folders, tier: str) -> None:
+    asked = plan(folders[tier], tier)
+    by_words: dict[str, list[Query]] = defaultdict(list)
+    mirrors = {p.image_id: p.mirror for p in folders[tier].images}
+    for query in asked.kept:
+        by_words[query.instruction].append(query)
+    for query, shuffled, other in zip(
+        asked.kept, ctrlbench._keys(asked, "shuffled"), ctrlbench._keys(asked, "other"), strict=True
+    ):
+        assert shuffled is not None and shuffled[0] == query.image_id
+        (twin,) = [q for q in by_words[str(shuffled[1])] if q.image_id == query.image_id]
+        assert twin.positives != query.positives
+        assert other is not None and other[1] == query.instruction
+        assert other[0] not in (query.image_id, mirrors[query.image_id])
+
+
+def test_no_more_than_so_many_are_embedded_to_show_another_image(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctrlbench, "OTHERS", 3)
+    asked = plan(folders["B"], "B")
+    joint = set(ctrlbench._keys(asked, "joint"))
+    others = [key for key in ctrlbench._keys(asked, "other") if key is not None]
+    assert len([key for key in others if key not in joint]) == 3
+    assert len(others) < asked.scored
+
+
+@pytest.mark.parametrize("tier", ["G", "B", "S"])
+def test_nothing_is_embedded_twice_and_a_picture_is_in_one_call(
+    fake: Any, folders: Folders, tier: str
+) -> None:
+    model = fake("Oracle")
+    found = measure(model, folders[tier], tier, draws=20)
+    items = [(str(i.image), i.instruction, i.text) for call in model.calls for i in call]
+    captions = {c.text for c in folders[tier].corpus}
+    seen = [item for item in items if item[2] not in captions]
+    assert len(set(seen)) == len(seen)
+    assert len(items) == found["cost"]["items"] > found["cost"]["items_of_joint_alone"]
+    shown: dict[str, set[int]] = defaultdict(set)
+    for number, call in enumerate(model.calls):
+        for item in call:
+            if item.image is not None:
+                shown[str(item.image)].add(number)
+    assert len(shown) == len(folders[tier].images)
+    assert all(len(calls) == 1 for calls in shown.values())
+
+
+def test_who_takes_no_instruction_is_measured_with_what_it_takes(run: Measure) -> None:
+    found = run("Reader", "B")
+    assert set(found["scores"]) == {"image", "text", "late", "random"}
+    assert found["composition_gap"] is None and found["joint"] is None
+    assert found["settings"]["ways"] == list(found["scores"])
+
+
+def test_who_takes_no_text_cannot_be_measured(fake: Any, folders: Folders) -> None:
+    model = fake("Oracle")
+    model.takes = frozenset({Kind.IMAGE})
+    with pytest.raises(UsageError, match="Oracle takes no texts"):
+        measure(model, folders["G"], "G")
+
+
+def test_missing_pictures_are_named_and_the_score_says_what_it_stands_on(
+    fake: Any, folders: Folders, tmp_path: Path
+) -> None:
+    folder = tmp_path / "partly"
+    shutil.copytree(folders["B"].folder, folder)
+    (folder / "images" / "00003.bmp").unlink()
+    found = measure(fake("Oracle"), read_benchmark(folder), "B", draws=20)
+    assert found["missing"] == ["images/00003.bmp"]
+    whole = len(folders["B"].queries)
+    assert found["sizes"]["queries"] == whole - 6 == found["scores"]["joint"]["of"]
+    assert found["sizes"]["queries_left_out"] == 6
+    shutil.rmtree(folder / "images")
+    with pytest.raises(DataError, match=r"no picture of tier B is there, images/00000\.bmp"):
+        measure(fake("Oracle"), read_benchmark(folder), "B")
+
+
+def test_a_limit_is_of_images_and_candidates_stay_all(run: Measure, folders: Folders) -> None:
+    found = run("Oracle", "B", limit=4)
+    assert (found["sizes"]["images"], found["sizes"]["queries"]) == (4, 24)
+    assert found["sizes"]["candidates"] == len(folders["B"].corpus)
+    assert found["settings"]["limit"] == 4
+    assert run("Oracle", "S", limit=5)["sizes"]["images"] == 5
+
+
+def test_progress_json_and_fewer_ways(run: Measure) -> None:
+    seen: list[tuple[int, int]] = []
+    found = run("Oracle", "G", progress=lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (12, 12)
+    assert json.loads(json.dumps(found, allow_nan=False))["benchmark"] == "ctrlbench-G"
+    assert list(found["scores"]) == list(WAYS)
+    assert list(run("Oracle", "G", ways=("joint",))["scores"]) == ["joint"]
+
+
+def test_a_tier_that_is_not_there(fake: Any, folders: Folders) -> None:
+    with pytest.raises(DataError, match="no question of tier 'R'; its tiers are G"):
+        measure(fake("Oracle"), folders["G"], "R")

@@ -1,0 +1,35 @@
+"""What do all controls of CtrlBench cost, compared with image + instruction alone?
+
+    python tools/bench_ctrlbench.py [G B S]
+
+Processor seconds of one process, bundled model, every vector embedded anew; a Markdown table.
+"""
+
+import sys
+import time
+
+from abc_embed.bench import frozen
+from abc_embed.bench.ctrlbench import WAYS, measure
+from abc_embed.bench.encoder import CachedEncoder, load_encoder
+
+
+def main(tiers: list[str]) -> None:
+    encoder = load_encoder("bundled", device="cpu")
+    encoder.embed(["warm"])
+    print("| tier | items, joint alone | items, all | joint alone, s | all controls, s | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for tier in tiers:
+        benchmark = frozen.load(tier)
+        seconds, items = [], []
+        for ways in (("joint",), WAYS):
+            began = time.process_time()
+            found = measure(CachedEncoder(encoder), benchmark, tier, ways=ways, draws=200)
+            seconds.append(time.process_time() - began)
+            items.append(found["cost"]["items"])
+        ratio = seconds[1] / seconds[0]
+        print(f"| {tier} | {items[0]:,} | {items[1]:,} ", end="")
+        print(f"| {seconds[0]:.1f} | {seconds[1]:.1f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["G", "B"])
