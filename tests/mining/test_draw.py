@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.draw import How, draw, texts_of_rows
+from abc_embed.errors import UsageError
+from abc_embed.mining.draw import How, draw
 
 
 @given(size=st.integers(0, 120), count=st.integers(0, 9), row=st.integers(0, 10**7))
@@ -41,12 +41,3 @@ def test_rows_and_seeds_differ() -> None:
 def test_refused() -> None:
     with pytest.raises(UsageError, match="draw is -1"):
         draw(3, -1, How.UNIFORM, seed=0, row=0)
-
-
-def test_the_published_column() -> None:
-    captions = ["a", "b", "c"]
-    assert texts_of_rows([2, 0], captions) == ("c", "a")
-    assert texts_of_rows(np.array([1]), captions) == ("b",)  # type: ignore[arg-type]
-    for wrong, says in ((3, "no row; there are 3"), (-1, "no row"), (True, "no row number")):
-        with pytest.raises(DataError, match=says):
-            texts_of_rows([wrong], captions)

@@ -1,153 +1,202 @@
-"""From records to records: resumed, atomic, true in its counts, and read by training as it is."""
+"""From a data set to negatives: resumed, true in its counts, and read by training as it is."""
 
-import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from mining_parts import (
+    Hashing,
+    drawn,
+    load,
+    load_and_die,
+    load_nothing,
+    make,
+    run,
+)
 from PIL import Image
 
 from abc_embed import Item
-from abc_embed.bulk import Skipped
 from abc_embed.data.records import Record, read_records, write_records
-from abc_embed.errors import DataError, InputError
-from abc_embed.index.cache import VectorCache
-from abc_embed.inputs import open_image
-from abc_embed.mining import vectors
-from abc_embed.mining.mine import Mined, mine, write_mined
-from abc_embed.mining.plan import Settings, plan, read_rows
+from abc_embed.errors import DataError, InputError, OutOfMemoryError, UsageError
+from abc_embed.mining import embed, engines, search, shards
+from abc_embed.mining.embed import Model
+from abc_embed.mining.mine import mine
+from abc_embed.mining.output import write_mined, write_rejects
+from abc_embed.mining.plan import Settings, plan
+from abc_embed.mining.report import draw_report
+from abc_embed.mining.rows import read_rows
+from abc_embed.mining.search import How, Method
 from abc_embed.mining.sheet import draw_sheet
 from abc_embed.train.config import DataConfig
 from abc_embed.train.sources import RecordSource
 
 
-class Hashing:
-    """Stands for an embedder: positive unit vectors that follow from the content alone."""
-
-    dim = 8
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.embedded = 0
-        self._stop_after = stop_after
-
-    def embed(self, items: Sequence[Item], **_: Any) -> tuple[np.ndarray, list[Skipped]]:
-        made, skipped = [], []
-        for index, item in enumerate(items):
-            if self.embedded == self._stop_after:
-                raise KeyboardInterrupt
-            try:
-                made.append(self._one(item))
-                self.embedded += 1
-            except InputError as error:
-                skipped.append(Skipped(index, item, error))
-        return np.array(made, dtype=np.float32).reshape(-1, self.dim), skipped
-
-    def _one(self, item: Item) -> np.ndarray:
-        if item.text == "too long":
-            raise InputError("the text is too long")
-        data = item.text.encode() if item.text else open_image(item.image).tobytes()
-        seed = int.from_bytes(hashlib.sha256(data).digest()[:4], "big")
-        vector = np.random.default_rng(seed).random(self.dim)
-        return (vector / np.linalg.norm(vector)).astype(np.float32)
-
-
-def make(folder: Path, count: int = 20, **changes: dict[str, Any]) -> Path:
-    """`count` records with images; `changes` by id."""
-    (folder / "images").mkdir()
-    records = []
-    for i in range(count):
-        name = f"images/{i}.png"
-        Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(folder / name)
-        values: dict[str, Any] = {"caption": f"caption {i}", "negatives": ("old",)}
-        values |= {"id": f"r{i}", "image": name, "width": 8, "height": 8}
-        records.append(Record(**{**values, **changes.get(f"r{i}", {})}))
-    write_records(folder / "records.jsonl", records)
-    return folder
-
-
-def run(
-    folder: Path, cache: Path | None = None, stand_in: Hashing | None = None, **s: Any
-) -> Mined:
-    embedder: Any = stand_in or Hashing()
-    found = None if cache is None else VectorCache(cache, "model", None)
-    try:
-        rows = read_rows(folder)
-        return mine(rows, embedder, Settings(**s), found, scratch=folder)
-    finally:
-        if found is not None:
-            found.close()
-
-
-def test_training_reads_them_as_they_are(tmp_path: Path) -> None:
+def test_training_reads_the_records_as_they_are(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    mined = run(folder, epsilon=1.0)
     out = folder / "mined.jsonl"
-    write_mined(read_rows(folder), mined, out)
+    write_mined(run(folder, epsilon=1.0), out)
     before, after = list(read_records(folder)), list(read_records(out))
     assert [r.id for r in before] == [r.id for r in after]
-    drawn = {r.caption: r.negatives for r in after}
-    assert any(drawn.values())
+    negatives = {r.caption: r.negatives for r in after}
+    assert any(negatives.values())
     for old, new in zip(before, after, strict=True):
         assert new.caption not in new.negatives
         assert set(new.negatives) <= {r.caption for r in before}
         assert len(set(new.negatives)) == len(new.negatives) <= 7
         assert (new.image, new.width) == (old.image, old.width)
     for group in RecordSource(out, "pretrain", DataConfig(negatives=7)).groups(0, 20, seed=0):
-        assert set(group.negatives) == set(drawn[group.asks[0][1]])
+        assert set(group.negatives) == set(negatives[group.asks[0][1]])
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four items in a shard, five queries in a block."""
+    monkeypatch.setattr(shards, "SHARD", 4)
+    cut = engines.Blocks(5, 7, 3, near_bytes=10**6, taken_bytes=10**6, pair_bytes=10**6)
+    monkeypatch.setattr(search, "blocks", lambda *_: cut)
 
 
 @pytest.mark.parametrize("stop_after", [0, 3, 7, 23, 38])
-def test_a_killed_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
-    monkeypatch.setattr(vectors, "AT_ONCE", 4)
+def test_a_stopped_run_goes_on(tmp_path: Path, small: None, stop_after: int) -> None:
     folder = make(tmp_path)
-    expected = run(folder)
-    cache = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
-        run(folder, cache, Hashing(stop_after))
+        run(folder, Hashing(stop_after))
     second, third = Hashing(), Hashing()
-    mined = run(folder, cache, second)
+    mined = run(folder, second)
     assert second.embedded == 40 - stop_after // 4 * 4
-    assert mined.negatives == expected.negatives
     assert mined.report.remembered == stop_after // 4 * 4
-    assert run(folder, cache, third).negatives == expected.negatives
+    assert drawn(run(folder, third)) == drawn(mined)
     assert third.embedded == 0
-    assert {p.name for p in folder.iterdir()} == {"records.jsonl", "images", "cache"}
+    shutil.rmtree(folder / "work")
+    assert drawn(run(folder)) == drawn(mined)
 
 
-def test_bad_rows_are_named_and_stay_what_they_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_a_stopped_search_goes_on_by_block(
+    tmp_path: Path, small: None, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path)
+    expected = drawn(run(folder))
+    shutil.rmtree(folder / "work")
+    done = 0
+    add = search.QueryBlock.pools
+
+    def stop(self: search.QueryBlock, *args: object) -> object:
+        nonlocal done
+        if done == stop_at:
+            raise KeyboardInterrupt
+        done += 1
+        return add(self, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.QueryBlock, "pools", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    # Another method and another memory: the pools are the same, so those of before are used.
+    mined = run(folder, search=How(method=Method.PLAIN))
+    assert mined.report.searched_before == 5 * stop_at
+    assert mined.report.mined == 20
+    assert drawn(mined) == expected
+    again = run(folder, draw=3, seed=1)
+    assert again.report.searched_before == 20
+    assert run(folder, epsilon=0.5).report.searched_before == 0
+
+
+def test_only_new_rows_are_embedded(tmp_path: Path, small: None) -> None:
+    folder = make(tmp_path)
+    run(folder)
+    records = list(read_records(folder))
+    more = Record(id="x", image="images/0.png", width=8, height=8, caption="another")
+    write_records(folder / "records.jsonl", [*records, more])
+    model = Hashing()
+    assert run(folder, model).report.mined == 21
+    assert model.embedded == 2  # a caption and an image, each in a new last shard
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "images/5.png")
+    run(folder, model)
+    assert model.embedded == 2 + 4  # one shard of images
+
+
+def test_several_processes(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "POLL_S", 0.01)
+    folder = make(tmp_path, r3={"caption": "too long"})
+    expected = run(folder)
+    shutil.rmtree(folder / "work")
+    local = Hashing()
+    mined = run(folder, local, processes=2)
+    assert local.embedded == 0
+    assert drawn(mined) == drawn(expected)
+    assert mined.report.bad == expected.report.bad
+
+
+@pytest.mark.parametrize(
+    ("loading", "error", "says"),
+    [
+        (load_and_die, OutOfMemoryError, "exit code -9.*fewer --processes"),
+        (load_nothing, InputError, "the model is gone"),
+    ],
+)
+def test_a_process_that_fails(
+    tmp_path: Path, small: None, loading: object, error: type[Exception], says: str
+) -> None:
+    rows = read_rows(make(tmp_path))
+    model = Model(Hashing(), loading)  # type: ignore[arg-type]
+    with pytest.raises(error, match=says):
+        mine(rows, model, Settings(), work=tmp_path / "work", processes=2)
+    with pytest.raises(UsageError, match="processes is 2"):
+        mine(rows, Model(Hashing()), Settings(), work=tmp_path / "work", processes=2)
+    assert mine(rows, Model(Hashing(), load), Settings(), work=tmp_path / "work").report.mined == 20
+
+
+def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
     bad = {"r1": {"caption": None}, "r3": {"caption": "too long"}}
     folder = make(tmp_path, **bad)
     (folder / "images/5.png").write_bytes(b"no picture")
     (folder / "images/7.png").unlink()
+    with (folder / "records.jsonl").open("a") as file:
+        file.write('{"id": "r20"}\n')
+        file.write((folder / "records.jsonl").read_text().splitlines()[0] + "\n")
     mined = run(folder, epsilon=1.0)
     report = mined.report
-    assert [name for name, _ in report.bad] == ["r3", "r5", "r7"]
-    assert (report.rows, report.without_caption, report.mined) == (20, 1, 16)
-    assert set(mined.own) == set(range(20)) - {1, 3, 5, 7}
-    write_mined(read_rows(folder), mined, folder / "mined.jsonl")
-    after = list(read_records(folder / "mined.jsonl"))
+    assert [row for row, *_ in report.bad] == [3, 5, 7, 20, 21]
+    assert (report.rows, report.without_caption, report.mined) == (22, 1, 16)
+    assert set(drawn(mined)) == set(range(20)) - {1, 3, 5, 7}
+    out = folder / "mined.jsonl"
+    write_mined(mined, out)
+    after = list(read_records(out))
+    assert [r.id for r in after] == [f"r{i}" for i in range(20)]
     assert all(after[i].negatives == ("old",) for i in (1, 3, 5, 7))
     assert not any("too long" in record.negatives for record in after)
-    # The vectors moved up into the place of bad ones: scores are still those of the right pairs.
+    rejects = write_rejects(mined, out)
+    assert rejects == folder / "mined.rejects.jsonl"
+    lines = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert [line["row"] for line in lines] == [3, 5, 7, 20, 21]
+    assert lines[3]["place"].endswith("records.jsonl:21")
+    assert "comes twice" in lines[4]["why"]
+    # Bad ones are out of the way of the others: scores are still those of the right pairs.
     stand_in = Hashing()
-    for row, own in mined.own.items():
-        image = stand_in._one(Item(image=folder / f"images/{row}.png"))
-        assert own == pytest.approx(float(image @ stand_in._one(Item(text=f"caption {row}"))))
+    for one in mined.drawn():
+        image = stand_in.one(Item(image=folder / f"images/{one.row}.png"))
+        expected = float(image @ stand_in.one(Item(text=f"caption {one.row}")))
+        assert one.own == pytest.approx(expected)
+    shutil.rmtree(folder / "work")
+    (folder / "records.jsonl").unlink()
+    shutil.rmtree(folder / "images")
+    assert write_rejects(run(make(folder)), out) is None
+    assert not rejects.exists()
 
 
 def test_equal_images_and_captions(tmp_path: Path) -> None:
     folder = make(tmp_path, 6, r4={"caption": "caption 0"})
     shutil.copy(folder / "images/0.png", folder / "images/3.png")
     mined = run(folder, epsilon=1.0, draw=100)
-    texts = read_rows(folder).captions
+    texts = mined.rows.captions
     assert len(texts) == 5
-    for row, others in ((0, {"caption 0", "caption 3"}), (3, {"caption 0", "caption 3"})):
-        assert not others & {texts[caption] for caption, _ in mined.negatives[row]}
+    for row in (0, 3):
+        found = {texts[caption] for caption in drawn(mined)[row]}
+        assert not found & {"caption 0", "caption 3"}
     assert mined.report.dropped["same image"] == 2
     assert mined.report.dropped["own caption"] == 6
 
@@ -158,44 +207,104 @@ def test_the_report_adds_up(tmp_path: Path) -> None:
     assert report.dropped["beyond the pool"] > 0
     assert report.drawn <= report.pooled <= 100
     assert report.short_draws == 20  # five are fewer than seven
-    planned = plan(read_rows(tmp_path), 8, Settings(pool=5))
-    assert (planned.rows, planned.captions, planned.scores) == (20, 20, 400)
-    assert planned.disk_bytes == 40 * 8 * 4
+    assert sum(report.own_scores.counts) == sum(report.own_ranks) == 20
+    assert sum(report.pool_scores.counts) == report.pooled
+    told = report.as_json()
+    assert json.loads(json.dumps(told)) == told
+    draw_report(report, tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as page:
+        colours = {colour for _, colour in page.getcolors(10**6) or ()}
+    assert {(0x1A, 0x7F, 0x37), (0xB4, 0x23, 0x18), (0x2F, 0x6C, 0xA8)} <= colours
+
+
+def test_the_rank_of_the_own_caption(tmp_path: Path) -> None:
+    mined = run(make(tmp_path))
+    model = Hashing()
+    texts = np.stack([model.one(Item(text=f"caption {i}")) for i in range(20)])
+    images = np.stack([model.one(Item(image=tmp_path / f"images/{i}.png")) for i in range(20)])
+    scores = images @ texts.T
+    ranks = 1 + (scores > scores.diagonal()[:, None]).sum(axis=1)
+    expected = [((ranks >= a) & (ranks < b)).sum() for a, b in ((1, 2), (2, 3), (3, 6), (6, 11))]
+    assert mined.report.own_ranks[:4] == expected
 
 
 def test_one_row_has_no_negatives(tmp_path: Path) -> None:
     report = run(make(tmp_path, 1)).report
-    assert (report.mined, report.empty, report.drawn, report.median_drawn) == (1, 1, 0, None)
+    assert (report.mined, report.empty, report.drawn) == (1, 1, 0)
+    assert report.drawn_scores.median is None
 
 
-@pytest.mark.parametrize("change", ["caption", "more", "fewer"])
+def test_float16_takes_half_and_moves_scores_little(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    whole, half = run(folder, draw=100), run(folder, draw=100, store="float16")
+    for one, other in zip(whole.drawn(), half.drawn(), strict=True):
+        assert one.own == pytest.approx(other.own, abs=1e-3)
+        assert one.own != other.own
+    sizes = {path.parent.name[-7:]: path.stat().st_size for path in folder.rglob("*.npy")}
+    assert sizes["float16"] - 128 == (sizes["float32"] - 128) / 2
+    with pytest.raises(UsageError, match="the store is 'int8'"):
+        Settings(store="int8")
+
+
+def test_vectors_that_were_damaged(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    run(folder)
+    shutil.rmtree(folder / "work/pools")
+    (path, *_) = (folder / "work").rglob("*.npy")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"\.npy cannot be read \(.*\); delete the file"):
+        run(folder)
+    vectors = np.load(shutil.copy(next(p for p in folder.rglob("*.npy") if p != path), path))
+    vectors[2, 1] = np.nan
+    np.save(path, vectors)
+    with pytest.raises(DataError, match="2 is not finite"):
+        run(folder)
+
+
+@pytest.mark.parametrize("change", ["caption", "fewer"])
 def test_records_that_change_meanwhile(tmp_path: Path, change: str) -> None:
     folder = make(tmp_path)
-    rows, mined = read_rows(folder), run(folder)
+    mined = run(folder)
     records = list(read_records(folder))
     if change == "caption":
         records[4] = Record(id="r4", image="images/4.png", width=8, height=8, caption="another")
-    else:
-        records = [*records, Record(id="x", image="x.png", width=8, height=8)]
-        records = records if change == "more" else records[:10]
-    write_records(folder / "records.jsonl", records)
+    write_records(folder / "records.jsonl", records if change == "caption" else records[:10])
     with pytest.raises(DataError, match="was changed while it was mined"):
-        write_mined(rows, mined, folder / "mined.jsonl")
-    assert {p.name for p in folder.iterdir()} == {"records.jsonl", "images"}
+        write_mined(mined, folder / "mined.jsonl")
+    assert not (folder / "mined.jsonl").exists()
 
 
 def test_nothing_to_mine(tmp_path: Path) -> None:
     folder = make(tmp_path, 2, r0={"caption": None}, r1={"caption": "too long"})
     with pytest.raises(DataError, match=r"no row .* can be embedded \(the first: the text is too"):
         run(folder)
+    write_records(folder / "records.jsonl", list(read_records(folder))[:1])
+    with pytest.raises(DataError, match="has a caption"):
+        run(folder)
 
 
 def test_the_page_of_examples(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    rows, mined = read_rows(folder), run(folder)
-    assert draw_sheet(rows, mined, tmp_path / "page.png", 3) == 3
+    mined = run(make(tmp_path))
+    assert draw_sheet(mined, tmp_path / "page.png", 3) == 3
     with Image.open(tmp_path / "page.png") as page:
         colours = {colour for _, colour in page.convert("RGB").getcolors(10**6) or ()}
     assert {(0x1A, 0x7F, 0x37), (0xB4, 0x23, 0x18)} <= colours
-    assert {(10 * i, 0, 0) for i in (0, 6, 13)} <= colours
-    assert draw_sheet(rows, mined, tmp_path / "page.png", 100) == 20
+    assert {(10 * i, 0, i) for i in (0, 6, 13)} <= colours
+    assert draw_sheet(mined, tmp_path / "page.png", 100) == 20
+
+
+def test_the_plan_of_the_published_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abc_embed.mining.plan.PROBE_S", 0.0)
+    settings = Settings(store="float16", search=How(memory_bytes=4 * 10**9))
+    planned = plan(2_250_000, 2_250_000, 3584, settings)
+    assert planned.vector_bytes == 2 * 2_250_000 * 3584 * 2
+    assert planned.scores == 2_250_000**2
+    assert planned.candidates_at_once * 3584 * 4 < 2 * 10**9
+    assert planned.passes == -(-2_250_000 // planned.queries_at_once)
+    assert planned.search_s > 3600
+    for method in (Method.PLAIN, Method.IVF):
+        other = replace(settings, search=replace(settings.search, method=method))
+        found = plan(100_000, 100_000, 64, other)
+        assert found.method == method.value and 0 < found.search_s < planned.search_s
+    small = plan(20, 20, 8, Settings(pool=5))
+    assert (small.rows, small.scores, small.vector_bytes, small.passes) == (20, 400, 1280, 1)

@@ -1,73 +1,109 @@
-"""`abc-embed mine`: hard negatives for a records file, with a plan before and a report after.
+"""`abc-embed mine`: hard negatives for a data set, with a plan before and a report after.
 
 Does: check the options before anything is loaded, and show plan and report. Does not: score
 (mining/ does).
 """
 
 import dataclasses
+import json
 import re
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import check_writable, progress, say, show, show_json, show_table
-from abc_embed.errors import OutputError, UsageError
+from abc_embed.cli.mine_report import say_bad, say_plan, show_report
+from abc_embed.cli.output import check_writable, progress, show_json
+from abc_embed.errors import UsageError
 from abc_embed.mining.draw import DRAW, How
+from abc_embed.mining.engines import Method
 
 if TYPE_CHECKING:
+    from abc_embed.embedder import Embedder
+    from abc_embed.mining.embed import Model
     from abc_embed.mining.mine import Mined
-    from abc_embed.mining.plan import Plan, Report, Rows, Settings
+    from abc_embed.mining.plan import Plan, Settings
+    from abc_embed.mining.rows import Rows
 
 EXAMPLES = """\
 Examples:
 
 \b
   abc-embed mine scenes --out scenes/mined.jsonl
-  abc-embed mine scenes --out scenes/mined.jsonl --how bins --memory "512 MB"
+  abc-embed mine scenes --out scenes/mined.parquet --how bins --memory "512 MB"
 """
 
-Cache = Annotated[
+UNITS = {"MB": 10**6, "GB": 10**9}
+WORK = "mining-work"
+
+
+Records = Annotated[
+    str,
+    typer.Argument(help="A data set: records, Parquet, tars, a folder, or abc-pretrain:FOLDER."),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="A .parquet of row numbers, or records next to the others."),
+]
+Epsilon = Annotated[
+    float, typer.Option("--epsilon", help="Keep what scores at most this times the own caption.")
+]
+Pool = Annotated[int, typer.Option("--pool", min=1, help="The best so many below that.")]
+Draw = Annotated[int, typer.Option("--draw", min=1, help="Negatives of each image.")]
+HowOption = Annotated[
+    How, typer.Option("--how", help="Any of the pool, or one of each five, from the best on.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Another seed, another draw.")]
+Search = Annotated[
+    Method,
+    typer.Option("--search", help="flat and plain are exact; auto is flat if faiss is there."),
+]
+Cells = Annotated[
+    int, typer.Option("--cells", min=0, help="ivf: cells; 0 for 4 times the root of all.")
+]
+Probes = Annotated[int, typer.Option("--probes", min=1, help="ivf: cells to look into.")]
+Memory = Annotated[
+    str, typer.Option("--memory", help="Ceiling of the search, like 512 MB or 2 GB.")
+]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="That embed; each loads the model.")
+]
+Work = Annotated[
     Path | None,
     typer.Option(
-        "--cache",
-        help="Folder in which vectors are remembered.",
-        show_default="ABC_EMBED_CACHE, or abc-embed in the user's cache folder",
+        "--work",
+        help="Folder for vectors and pools, which stay.",
+        show_default=f"{WORK} next to --out",
     ),
 ]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Remember nothing; a killed run starts anew.")
+Store = Annotated[
+    str, typer.Option("--store", help="Vectors on disk: float32, or float16 for half of it.")
 ]
-
-BAD_SHOWN = 10
-UNITS = {"MB": 10**6, "GB": 10**9}
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Show the plan, and stop.")]
+Examples = Annotated[
+    int, typer.Option("--examples", min=0, help="Rows on the page of examples; 0 for none.")
+]
 
 
 def mine(
-    records: Annotated[Path, typer.Argument(help="A records file, or the folder that holds it.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Records to write, in the folder of the others.")
-    ],
-    epsilon: Annotated[
-        float,
-        typer.Option("--epsilon", help="Keep what scores at most this times the own caption."),
-    ] = 0.95,
-    pool: Annotated[int, typer.Option("--pool", min=1, help="The best so many below that.")] = 100,
-    draw: Annotated[int, typer.Option("--draw", min=1, help="Negatives of each image.")] = DRAW,
-    how: Annotated[
-        How, typer.Option("--how", help="Any of the pool, or one of each five, from the best on.")
-    ] = How.UNIFORM,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another draw.")] = 0,
-    memory: Annotated[
-        str, typer.Option("--memory", help="Ceiling of the search, like 512 MB or 2 GB.")
-    ] = "1 GB",
-    examples: Annotated[
-        int, typer.Option("--examples", min=0, help="Rows on the page of examples; 0 for none.")
-    ] = 12,
-    cache: Cache = None,
-    no_cache: NoCache = False,
+    records: Records,
+    out: Out,
+    epsilon: Epsilon = 0.95,
+    pool: Pool = 100,
+    draw: Draw = DRAW,
+    how: HowOption = How.UNIFORM,
+    seed: Seed = 0,
+    search: Search = Method.AUTO,
+    cells: Cells = 0,
+    probes: Probes = 16,
+    memory: Memory = "1 GB",
+    processes: Processes = 1,
+    work: Work = None,
+    store: Store = "float32",
+    plan_only: PlanOnly = False,
+    examples: Examples = 12,
     model: options.Model = options.MODEL,
     max_pixels: options.MaxPixels = None,
     batch_size: options.BatchSize = 32,
@@ -76,68 +112,106 @@ def mine(
     dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Give each image captions of other images that nearly fit, and write the records anew.
+    """Give each image captions of other images that nearly fit.
 
-    Vectors are remembered: a second run, or one after a kill, embeds only what is missing.
+    What is embedded and searched stays in --work: a run that was stopped goes on when the same
+    command is given again, and one with another draw needs seconds.
     """
-    from abc_embed.mining.mine import write_mined
-    from abc_embed.mining.plan import Settings, plan, read_rows
+    from abc_embed.mining import plan as plans
+    from abc_embed.mining.rows import read_rows
+    from abc_embed.mining.search import How as SearchHow
 
-    settings = Settings(
-        epsilon=epsilon, pool=pool, draw=draw, how=how, seed=seed, memory_bytes=_bytes(memory)
+    settings = plans.Settings(
+        epsilon=epsilon,
+        pool=pool,
+        draw=draw,
+        how=how,
+        seed=seed,
+        store=store,
+        search=SearchHow(search, _bytes(memory), cells, probes, seed),
     )
-    rows = read_rows(records)
-    _check_out(rows, out)
-    loaded = options.load(
-        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
-    )
-    planned = plan(rows, loaded.embedder.dim, settings)
-    _say_plan(planned, out)
-    place = None if no_cache else _place(cache)
-    mined = _mine(rows, loaded, settings, place, out.parent, batch_size)
-    write_mined(rows, mined, out)
-    sheet = _sheet(rows, mined, out, examples)
-    _say_bad(mined.report)
+    _check_out(records, out, settings)
+    place = out.parent / WORK if work is None else work
+    loaded = _model(model, device, dtype, max_pixels, decode_limit, batch_size)
+    with progress("reading") as count:
+        rows = read_rows(records, count)
+    planned = _plan(rows, loaded, settings, place, processes)
+    say_plan(planned, place, settings, whole=not plan_only)
+    if plan_only:
+        if as_json:
+            show_json(dataclasses.asdict(planned))
+        return
+    mined = _mine(rows, loaded, settings, place, processes)
+    told = _write(mined, out, {"model": model, "fingerprint": loaded.embedder.fingerprint})
+    told |= {"settings": dataclasses.asdict(settings), "plan": dataclasses.asdict(planned)}
+    pictures = _pictures(mined, out, examples, told)
+    say_bad(mined.report, told["rejects"])
     if as_json:
-        used = {**dataclasses.asdict(settings), "fingerprint": loaded.embedder.fingerprint}
-        show_json(_for_programs(model, out, sheet, used, planned, mined.report))
+        show_json(told)
     else:
-        _show(mined.report, settings, out, sheet)
-
-
-def _place(cache: Path | None) -> Path:
-    from abc_embed.index.cache import default_folder
-
-    return default_folder() if cache is None else cache
+        show_report(mined.report, settings, out, pictures)
 
 
 def _mine(
-    rows: "Rows",
-    loaded: options.Loaded,
-    settings: "Settings",
-    place: Path | None,
-    scratch: Path,
-    batch_size: int,
+    rows: "Rows", model: "Model", settings: "Settings", place: Path, processes: int
 ) -> "Mined":
-    from abc_embed.index.cache import VectorCache
     from abc_embed.mining.mine import mine as run
 
-    with ExitStack() as stack:
-        cache = None
-        if place is not None:
-            key = (loaded.embedder.fingerprint, loaded.max_pixels)
-            cache = stack.enter_context(VectorCache(place, *key))
-        count = stack.enter_context(progress("mining"))
+    with progress("mining") as count:
         return run(
             rows,
-            loaded.embedder,
+            model,
             settings,
-            cache,
-            scratch=scratch,
-            max_pixels=loaded.max_pixels,
-            batch_size=batch_size,
+            work=place,
+            processes=processes,
             counted=lambda what, done, of: count(done, of),
         )
+
+
+def _write(mined: "Mined", out: Path, told: dict[str, object]) -> dict[str, object]:
+    """The result and what was left out; what to tell of both."""
+    from abc_embed.mining.output import write_mined, write_rejects
+
+    write_mined(mined, out)
+    rejects = write_rejects(mined, out)
+    found = {"out": str(out), "rejects": None if rejects is None else str(rejects)}
+    return {**found, **told, "report": mined.report.as_json()}
+
+
+def _model(
+    model: str,
+    device: str,
+    dtype: str,
+    max_pixels: str | None,
+    decode_limit: int | None,
+    batch_size: int,
+) -> "Model":
+    loaded = options.load(
+        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
+    )
+    from abc_embed.mining.embed import Model
+
+    loading = partial(_embedder, model, device, dtype, max_pixels, decode_limit)
+    return Model(loaded.embedder, loading, loaded.max_pixels, batch_size)
+
+
+def _embedder(
+    model: str,
+    device: str,
+    dtype: str,
+    max_pixels: str | None,
+    decode_limit: int | None,
+    number: int,
+) -> "Embedder":
+    """The model in process `number`; with several GPUs and no choice, each has its own."""
+    if device == "auto":
+        import torch
+
+        if torch.cuda.device_count() > 1:
+            device = f"cuda:{number % torch.cuda.device_count()}"
+    return options.load(
+        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
+    ).embedder
 
 
 def _bytes(text: str) -> int:
@@ -147,91 +221,55 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def _check_out(rows: "Rows", out: Path) -> None:
-    """Before the work: the place can be written, and images will be found from there."""
+def _check_out(records: str, out: Path, settings: "Settings") -> None:
+    """Before the work: method and memory will do, the place can be written, and images will be
+    found from there."""
+    from abc_embed.mining.engines import blocks, resolve_method
+    from abc_embed.mining.output import PARQUET, check_can_write
+    from abc_embed.mining.rows import check_can_hold_texts, open_set
+
+    blocks(settings.search.memory_bytes, 1, settings.pool, resolve_method(settings.search.method))
     check_writable(out)
-    if out.parent.resolve() != rows.path.parent.resolve():
-        raise UsageError(
-            f"--out is in another folder than {rows.path}; give a file next to it, since the paths "
-            "of images start there"
-        )
-    if out.resolve() == rows.path.resolve():
-        raise UsageError("--out is the records file itself; give another name next to it")
+    path, opened = open_set(records)
+    if out.suffix == PARQUET:
+        check_can_write(out, path)
+    else:
+        check_can_hold_texts(path, opened, out)
 
 
-def _say_plan(planned: "Plan", out: Path) -> None:
-    """Raises `OutputError` when the disk has not enough room for the vectors."""
-    import shutil
+def _plan(
+    rows: "Rows", model: "Model", settings: "Settings", place: Path, processes: int
+) -> "Plan":
+    """The plan, and how long embedding what is missing would take."""
+    from abc_embed.inputs import Item
+    from abc_embed.mining.mine import vectors_of
+    from abc_embed.mining.plan import embed_seconds, plan
 
-    say(
-        f"plan: {planned.with_caption:,} of {planned.rows:,} rows × {planned.captions:,} different "
-        f"captions = {planned.scores:,} scores, {planned.block:,} × {planned.block:,} at a time"
-    )
-    free = shutil.disk_usage(out.parent).free
-    say(
-        f"plan: {planned.disk_bytes / 1e6:,.1f} MB of disk for vectors ({free / 1e6:,.0f} MB free),"
-        f" as much again for the cache; at most {planned.memory_bytes / 1e6:,.0f} MB of memory for"
-        " the search"
-    )
-    if planned.disk_bytes > free:
-        raise OutputError(f"{out.parent} has too little room for the vectors; make room")
+    planned = plan(len(rows.minable), len(rows.captions), model.embedder.dim, settings)
+    captions, images = vectors_of(rows, model, settings, place)
+    left = [
+        [n for shard in one.missing() for n in range(*one.span(shard).indices(one.shape[0]))]
+        for one in (captions, images)
+    ]
+    texts = [Item(text=rows.captions[n]) for n in left[0][:64]]
+    pictures = [Item(image=rows.image(int(rows.minable[n]))) for n in left[1][:64]]
+    of_image, of_text = embed_seconds(model, pictures, texts)
+    whole = of_text * len(left[0]) + of_image * len(left[1])
+    return dataclasses.replace(planned, embed_s=whole / processes)
 
 
-def _sheet(rows: "Rows", mined: "Mined", out: Path, examples: int) -> Path | None:
-    if not examples:
-        return None
+def _pictures(mined: "Mined", out: Path, examples: int, told: dict[str, object]) -> list[Path]:
+    """The page of examples, the histograms, and all numbers as JSON, next to the result."""
+    from abc_embed.data.files import written_aside
+    from abc_embed.mining.report import draw_report
     from abc_embed.mining.sheet import draw_sheet
 
-    path = out.with_suffix(".png")
-    draw_sheet(rows, mined, path, examples)
-    return path
-
-
-def _say_bad(report: "Report") -> None:
-    if report.bad:
-        say(f"{len(report.bad)} of {report.rows} rows keep what they had:")
-    for name, why in report.bad[:BAD_SHOWN]:
-        say(f"  {name}: {why}")
-    if len(report.bad) > BAD_SHOWN:
-        say(f"  and {len(report.bad) - BAD_SHOWN} more; --json names them all")
-
-
-def _show(report: "Report", settings: "Settings", out: Path, sheet: Path | None) -> None:
-    rows = [
-        ("rows", report.rows),
-        ("without caption", report.without_caption),
-        ("that cannot be embedded", len(report.bad)),
-        ("mined", report.mined),
-        ("with a pool that is not full", report.short_pools),
-        (f"with fewer than {settings.draw} negatives", report.short_draws),
-        ("without any negative", report.empty),
-        ("whose own caption scores 0 or less", report.own_not_positive),
-        ("vectors remembered", report.remembered),
-    ]
-    show_table(("rows", ""), rows)
-    pairs: list[tuple[str, int]] = [("scored", report.scored)]
-    pairs += [(f"dropped: {rule}", count) for rule, count in report.dropped.items()]
-    pairs += [("in the pools", report.pooled), ("drawn", report.drawn)]
-    show_table(("candidates, over all rows", ""), pairs)
-    medians = (("own captions", report.median_own), ("drawn negatives", report.median_drawn))
-    show_table(("median score", ""), [(n, "-" if v is None else v) for n, v in medians])
-    show(f"the records are in {out}" + ("" if sheet is None else f"; {sheet} shows examples"))
-
-
-def _for_programs(
-    model: str,
-    out: Path,
-    sheet: Path | None,
-    settings: dict[str, Any],
-    planned: "Plan",
-    report: "Report",
-) -> dict[str, Any]:
-    bad = [{"id": name, "error": why} for name, why in report.bad]
-    return {
-        "out": str(out),
-        "examples": None if sheet is None else str(sheet),
-        "model": model,
-        "settings": settings,
-        "plan": dataclasses.asdict(planned),
-        "report": {**dataclasses.asdict(report), "bad": bad},
-    }
+    written = []
+    if examples:
+        draw_sheet(mined, out.with_suffix(".png"), examples)
+        written.append(out.with_suffix(".png"))
+    page = out.with_name(f"{out.stem}.report.png")
+    draw_report(mined.report, page)
+    with written_aside(page.with_suffix(".json")) as file:
+        file.write(json.dumps(told, indent=1).encode() + b"\n")
+    return [*written, page, page.with_suffix(".json")]

@@ -1,14 +1,13 @@
-"""From a pool to the few negatives that are trained on; and negatives that others have stored.
+"""From a pool to the few negatives that are trained on.
 
 Does: draw by number, the same for the same seed and row. Does not: score or read files.
 """
 
-from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
 
-from abc_embed.errors import DataError, UsageError
+from abc_embed.errors import UsageError
 
 DRAW = 7
 """Negatives of one image (paper, section 3.2)."""
@@ -40,19 +39,3 @@ def draw(size: int, count: int, how: How, *, seed: int, row: int) -> list[int]:
         return sorted(random.permutation(size)[:count].tolist())
     starts = range(0, min(size, count * BIN), BIN)
     return [int(random.integers(start, min(start + BIN, size))) for start in starts]
-
-
-def texts_of_rows(rows: Sequence[int], captions: Sequence[str]) -> tuple[str, ...]:
-    """Negatives as texts, from the numbers of rows that the published `negatives` column holds.
-
-    The result is what `Record.negatives` takes. `captions` are those of all rows, in their order.
-
-    Raises:
-        DataError: a number is no row.
-    """
-    for row in rows:
-        if isinstance(row, bool) or not isinstance(row, int | np.integer):
-            raise DataError(f"the negative {row!r} is no row number; give whole numbers")
-        if not 0 <= row < len(captions):
-            raise DataError(f"the negative {row} is no row; there are {len(captions)}, from 0")
-    return tuple(captions[row] for row in rows)

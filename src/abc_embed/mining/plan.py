@@ -1,16 +1,28 @@
-"""What mining is asked to do, what it will take, and what came of it.
+"""What mining is asked to do, and what it will take: known before it starts.
 
-Does: check settings, number the rows and distinct captions of a records file, say the work's size.
-Does not: embed or search.
+Does: check settings, say how much disk and memory the work needs, and guess its time from a probe
+of about two seconds. Does not: embed or search more than that.
 """
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from abc_embed.data.records import RECORDS_FILE, read_records
-from abc_embed.errors import DataError, UsageError
+import numpy as np
+
+from abc_embed.errors import UsageError
+from abc_embed.inputs import Item
 from abc_embed.mining.draw import DRAW, How
-from abc_embed.mining.search import EPSILON, MEMORY, POOL, RULES, block_side
+from abc_embed.mining.embed import Model
+from abc_embed.mining.engines import Flat, Floats, Method, blocks, resolve_method
+from abc_embed.mining.search import EPSILON, POOL, exact, search
+from abc_embed.mining.search import How as Search
+from abc_embed.mining.shards import STORES
+
+PROBE_S = 2.0
+"""How long the work is tried, to guess how long all of it takes."""
+_PROBED = 16  # items at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +34,9 @@ class Settings:
     draw: int = DRAW
     how: How = How.UNIFORM
     seed: int = 0
-    memory_bytes: int = MEMORY
-    """Ceiling of the search; it changes no result."""
+    store: str = "float32"
+    """Number format of vectors on disk."""
+    search: Search = field(default_factory=Search)
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1:
@@ -31,44 +44,8 @@ class Settings:
         for name, least in (("pool", 1), ("draw", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; give at least {least}")
-
-
-@dataclass(slots=True)
-class Rows:
-    """A records file by number, without what mining does not need."""
-
-    path: Path
-    ids: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    caption_of: list[int] = field(default_factory=list)
-    """The distinct caption of each row; -1 for none."""
-    captions: list[str] = field(default_factory=list)
-    """The distinct captions, in the order in which they come first."""
-
-    @property
-    def with_caption(self) -> list[int]:
-        """Numbers of the rows that can be mined."""
-        return [row for row, caption in enumerate(self.caption_of) if caption >= 0]
-
-
-def read_rows(path: Path) -> Rows:
-    """The rows of a records file, or of the folder that holds it.
-
-    Raises:
-        DataError: a line is no record, or no record has a caption.
-    """
-    path = path / RECORDS_FILE if path.is_dir() else path
-    rows = Rows(path)
-    numbers: dict[str, int] = {}
-    for record in read_records(path):
-        rows.ids.append(record.id)
-        rows.images.append(record.image)
-        caption = record.caption
-        rows.caption_of.append(-1 if caption is None else numbers.setdefault(caption, len(numbers)))
-    if not numbers:
-        raise DataError(f"{path} has no record with a caption; captions are what is mined")
-    rows.captions = list(numbers)
-    return rows
+        if self.store not in STORES:
+            raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,52 +53,130 @@ class Plan:
     """What the work takes, known before it starts."""
 
     rows: int
-    with_caption: int
+    """That are mined."""
     captions: int
     scores: int
-    disk_bytes: int
-    """Of vectors, while the work goes on; the cache takes about as much again, and stays."""
+    width: int
+    method: str
+    vector_bytes: int
+    """Of all vectors on disk."""
+    pool_bytes: int
+    """Of the pools on disk."""
     memory_bytes: int
-    block: int
-    """Rows and captions that are scored together under that ceiling."""
+    """Ceiling of the search."""
+    queries_at_once: int
+    candidates_at_once: int
+    passes: int
+    """How often all captions are read."""
+    search_s: float
+    embed_s: float = 0.0
+    """For what is not embedded yet."""
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.vector_bytes + self.pool_bytes
 
 
-def plan(rows: Rows, width: int, settings: Settings) -> Plan:
-    """Raises `UsageError` if the memory is too little."""
-    mined = len(rows.with_caption)
+def plan(rows: int, captions: int, width: int, settings: Settings) -> Plan:
+    """The plan without embedding: `rows` images by `captions` texts of this width.
+
+    Raises:
+        UsageError: the memory is too little.
+    """
+    search_with = settings.search
+    method = resolve_method(search_with.method)
+    shares = blocks(search_with.memory_bytes, width, settings.pool, method)
+    whole = shares.candidates >= captions
+    scores = rows * captions
     return Plan(
-        rows=len(rows.ids),
-        with_caption=mined,
-        captions=len(rows.captions),
-        scores=mined * len(rows.captions),
-        disk_bytes=(mined + len(rows.captions)) * width * 4,
-        memory_bytes=settings.memory_bytes,
-        block=block_side(settings.memory_bytes, width, settings.pool),
+        rows=rows,
+        captions=captions,
+        scores=scores,
+        width=width,
+        method=method.value,
+        vector_bytes=(rows + captions) * width * (2 if settings.store == "float16" else 4),
+        pool_bytes=rows * (8 * settings.pool + 44),
+        memory_bytes=search_with.memory_bytes,
+        queries_at_once=min(shares.queries, rows),
+        candidates_at_once=min(shares.candidates, captions),
+        passes=1 if whole else -(-rows // shares.queries),
+        search_s=search_seconds(rows, captions, width, settings),
     )
 
 
-@dataclass(slots=True)
-class Report:
-    """What came of it. Counts of candidates are summed over all mined rows."""
+def search_seconds(rows: int, captions: int, width: int, settings: Settings) -> float:
+    """About how long a search takes, from a probe among random vectors for some `PROBE_S`."""
+    told = settings.search
+    method = resolve_method(told.method)
+    ask = settings.pool + max(settings.pool // 4, 8)
+    random = np.random.default_rng(0)
+    most = min(captions, max(1024, (64 << 20) // (4 * width)))
+    others = random.standard_normal((most, width), dtype=np.float32)
+    images = random.standard_normal((256 if method is Method.PLAIN else 2048, width), np.float32)
+    size, spent, score = min(1024, most), 0.0, 0.0
+    while True:
+        took = _once(method, images, others[:size], min(ask, size), settings)
+        spent, score = spent + took, took / (len(images) * size)
+        if size == most or spent + 4 * took > PROBE_S:
+            break
+        size = min(4 * size, most)
+    begun = time.perf_counter()
+    exact(images[:64], images[64:128])
+    pair = (time.perf_counter() - begun) / 64
+    if method is Method.PLAIN:
+        return score * rows * captions
+    if method is Method.IVF:
+        cells = told.cells or int(4 * captions**0.5)
+        score *= min(1.0, told.probes / cells + cells / captions)
+    shares = blocks(told.memory_bytes, width, settings.pool, method)
+    passes = -(-captions // shares.candidates)
+    again = ask + settings.pool * np.log(passes)  # later blocks hold fewer that matter
+    return float(rows * (captions * score + again * pair))
 
-    rows: int = 0
-    mined: int = 0
-    without_caption: int = 0
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    """(id, why) of rows with an image or a caption that cannot be embedded."""
-    remembered: int = 0
-    """Vectors that the cache had."""
-    scored: int = 0
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RULES, 0))
-    pooled: int = 0
-    short_pools: int = 0
-    """Rows with fewer candidates below the line than the pool holds."""
-    short_draws: int = 0
-    """Rows with fewer negatives than were to be drawn."""
-    empty: int = 0
-    """Rows without any negative."""
-    own_not_positive: int = 0
-    """Rows whose own caption scores 0 or less; for them ε times it lies above it, or on it."""
-    drawn: int = 0
-    median_own: float | None = None
-    median_drawn: float | None = None
+
+def _once(method: Method, images: Floats, others: Floats, k: int, settings: Settings) -> float:
+    """Seconds of scoring these images with these texts."""
+    engine = Flat()
+    engine.load(others, 0)
+    begun = time.perf_counter()
+    if method is Method.PLAIN:
+        for _ in search(
+            images, others, np.zeros(len(images), np.int64), pool=settings.pool, how=settings.search
+        ):
+            pass
+    else:
+        engine.nearest(images, k)
+    return time.perf_counter() - begun
+
+
+def embed_seconds(
+    model: Model, pictures: Sequence[Item], texts: Sequence[Item]
+) -> tuple[float, float]:
+    """Seconds of one image and of one text; each is tried for half of `PROBE_S`."""
+    return (
+        _seconds(model, pictures, PROBE_S / 2),
+        _seconds(model, texts, PROBE_S / 2),
+    )
+
+
+def _seconds(model: Model, items: Sequence[Item], probe_s: float) -> float:
+    if not items:
+        return 0.0
+    done, begun = 0, time.perf_counter()
+    while done == 0 or (done < len(items) and time.perf_counter() - begun < probe_s):
+        some = list(items[done : done + _PROBED])
+        for _ in model.embedder.stream(
+            some, max_pixels=model.max_pixels, batch_size=model.batch_size, on_error="skip"
+        ):
+            pass
+        done += len(some)
+    return (time.perf_counter() - begun) / done
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, or of the one above it that is there."""
+    import shutil
+
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

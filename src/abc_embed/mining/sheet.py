@@ -12,24 +12,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 from abc_embed.data.files import written_aside
 from abc_embed.inputs import open_image
-from abc_embed.mining.mine import Mined
-from abc_embed.mining.plan import Rows
+from abc_embed.mining.mine import Drawn, Mined
+from abc_embed.mining.rows import Rows
 
 _SIDE, _GAP, _TEXT, _LINE, _COLUMNS = 200, 16, 460, 15, 2
 _CHARACTERS, _LINES = 74, 2
 _GREEN, _RED = "#1a7f37", "#b42318"
 
 
-def draw_sheet(rows: Rows, mined: Mined, out: Path, count: int = 12) -> int:
+def draw_sheet(mined: Mined, out: Path, count: int = 12) -> int:
     """Draw `count` of the mined rows, spread evenly over the file; returns how many there were.
 
     Raises:
         OutputError: the page cannot be written.
     """
-    every = sorted(mined.own)
-    count = min(count, len(every))
-    shown = [every[place * len(every) // count] for place in range(count)]
-    cells = [_cell(rows, mined, row) for row in shown]
+    every = len(mined.good)
+    count = min(count, every)
+    shown = {int(mined.good[place * every // count]) for place in range(count)}
+    cells = [_cell(mined.rows, one) for one in mined.drawn() if one.row in shown]
     columns = min(_COLUMNS, len(cells))
     lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in line) for line in lines]
@@ -45,11 +45,13 @@ def draw_sheet(rows: Rows, mined: Mined, out: Path, count: int = 12) -> int:
     return count
 
 
-def _cell(rows: Rows, mined: Mined, row: int) -> Image.Image:
+def _cell(rows: Rows, one: Drawn) -> Image.Image:
     """One row: the image, and its captions beside it."""
-    texts = [(rows.captions[rows.caption_of[row]], mined.own[row], _GREEN)]
-    texts += [(rows.captions[c], score, _RED) for c, score in mined.negatives[row]]
-    lines = [(rows.ids[row], "#777777")]
+    texts = [(rows.captions[rows.caption_of[one.row]], one.own, _GREEN)]
+    found = zip(one.captions, one.scores, strict=True)
+    texts += [(rows.captions[caption], score, _RED) for caption, score in found]
+    row = rows.records.row(one.row)
+    lines = [(row.record.id, "#777777")]
     for text, score, colour in texts:
         wrapped = textwrap.wrap(
             f"{score:.3f}  {_plain(text)}",
@@ -61,7 +63,7 @@ def _cell(rows: Rows, mined: Mined, row: int) -> Image.Image:
         lines += [(line, colour) for line in wrapped]
     height = max(_SIDE, len(lines) * _LINE + 4)
     cell = Image.new("RGB", (_SIDE + _TEXT + _GAP, height), "white")
-    picture = open_image(rows.path.parent / rows.images[row])
+    picture = open_image(row.image)
     scale = _SIDE / max(picture.size)
     cell.paste(picture.resize([max(1, round(side * scale)) for side in picture.size]))
     pen = ImageDraw.Draw(cell)

@@ -1,0 +1,227 @@
+"""Mined negatives as files, and back: Parquet by row number, or the records with texts.
+
+Does: write both, read Parquet as this module and as the published data set have it, keep what was
+left out in a file of its own. Does not: decide what is written.
+
+    row int64 · negatives list<int64> (rows, best first) · scores list<float32> · ranks list<int32>
+
+Rows count from 0 in the order of the data set. A rank is the place in the pool, from 0. A row that
+was not mined is absent.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abc_embed.data.files import written_aside
+from abc_embed.data.records import Record, write_records
+from abc_embed.errors import DataError, MissingExtraError, UsageError
+from abc_embed.mining.engines import Ints
+from abc_embed.mining.mine import Drawn, Mined
+
+PARQUET = ".parquet"
+_GROUP = 65536
+"""Rows of a row group."""
+
+
+def write_mined(mined: Mined, out: Path) -> None:
+    """Write Parquet or records, as the end of the name says.
+
+    Raises:
+        DataError: the records were changed since they were read.
+        OutputError: `out` cannot be written.
+        MissingExtraError: pyarrow is needed and not installed.
+    """
+    if out.suffix == PARQUET:
+        _write_parquet(mined, out)
+    else:
+        write_records(out, _with_texts(mined))
+
+
+def check_can_write(out: Path, data: Path) -> None:
+    """Whether Parquet can be written to `out`, found out before the work.
+
+    Raises:
+        UsageError: it would lie among the files of the data set itself.
+        MissingExtraError: pyarrow is not installed.
+    """
+    _pyarrow("writing Parquet")
+    inside = data.is_dir() and any(data.glob(f"*{PARQUET}"))
+    if out.resolve() == data.resolve() or (inside and out.parent.resolve() == data.resolve()):
+        raise UsageError(f"{out} would be a part of the data set {data}; give another folder")
+
+
+def _write_parquet(mined: Mined, out: Path) -> None:
+    arrow = _pyarrow("writing Parquet")
+    schema = arrow.schema(
+        [
+            ("row", arrow.int64()),
+            ("negatives", arrow.list_(arrow.int64())),
+            ("scores", arrow.list_(arrow.float32())),
+            ("ranks", arrow.list_(arrow.int32())),
+        ]
+    )
+    rows_of = mined.rows.first_row
+    with (
+        written_aside(out) as file,
+        arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        drawn = mined.drawn()
+        while some := list(islice(drawn, _GROUP)):
+            columns = {
+                "row": [one.row for one in some],
+                "negatives": [[rows_of[caption] for caption in one.captions] for one in some],
+                "scores": [one.scores for one in some],
+                "ranks": [one.ranks for one in some],
+            }
+            writer.write_table(arrow.table(columns, schema=schema))
+
+
+def _with_texts(mined: Mined) -> Iterator[Record]:
+    """The records again, with the mined negatives in the place of those they had; rows that could
+    not be mined keep theirs, and those that are no records are left out."""
+    rows = mined.rows
+    drawn = mined.drawn()
+    coming: Drawn | None = next(drawn, None)
+    for row in range(len(rows)):
+        try:
+            record = rows.records.row(row).record
+        except DataError:
+            if row in rows.rejected:
+                continue
+            raise _changed(rows.path) from None
+        if coming is not None and coming.row == row:
+            if record.caption != rows.captions[rows.caption_of[row]]:
+                raise _changed(rows.path)
+            texts = tuple(rows.captions[caption] for caption in coming.captions)
+            record = replace(record, negatives=texts)
+            coming = next(drawn, None)
+        elif row in rows.rejected and "comes twice" in rows.rejected[row]:
+            continue
+        yield record
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path} was changed while it was mined; run it again")
+
+
+def write_rejects(mined: Mined, out: Path) -> Path | None:
+    """Every row that was left out, a line of JSON each, next to `out`; None when there is none.
+
+    A file of an earlier run is removed then.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = out.with_name(f"{out.stem}.rejects.jsonl")
+    if not mined.report.bad:
+        path.unlink(missing_ok=True)
+        return None
+    with written_aside(path) as file:
+        for row, place, why in mined.report.bad:
+            told = {"row": row, "place": place, "why": why}
+            file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+    return path
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Negatives:
+    """Negatives by row number, 8 bytes each. It survives pickling."""
+
+    ends: Ints
+    """`(rows,)`: where those of each row end."""
+    values: Ints
+    """Rows of negatives, all lists one after the other."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def of(self, row: int) -> Ints:
+        """Rows whose captions are negatives of this one, best first; none if it was not mined."""
+        if not 0 <= row < len(self.ends):
+            return self.values[:0]
+        return self.values[self.ends[row - 1] if row else 0 : self.ends[row]]
+
+
+def read_mined(path: Path, rows: int | None = None) -> Negatives:
+    """What `abc-embed mine` wrote, or the `negatives` column of the published data set.
+
+    Without a column `row`, lines are rows, as in the published files. A folder is read file by
+    file, in the order of their names. `rows` is how many the data set has, if that is known.
+
+    Raises:
+        DataError: there is no such file, it has no such column, or it names rows that are not.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow = _pyarrow("reading mined negatives")
+    files = sorted(path.glob(f"*{PARQUET}")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path} holds no {PARQUET} file; give what abc-embed mine wrote")
+    numbers: list[Ints] = []
+    counts: list[Ints] = []
+    values: list[Ints] = []
+    seen = 0
+    for file in files:
+        try:
+            table = arrow.parquet.ParquetFile(file)
+            names = table.schema_arrow.names
+            if "negatives" not in names:
+                raise DataError(f"{file} has no column 'negatives'; give what abc-embed mine wrote")
+            kind = table.schema_arrow.field("negatives").type
+            listed = arrow.types.is_list(kind) or arrow.types.is_large_list(kind)
+            if not listed or not arrow.types.is_integer(kind.value_type):
+                raise DataError(f"{file}: negatives must be lists of row numbers, not {kind}")
+            wanted = [name for name in ("row", "negatives") if name in names]
+            for batch in table.iter_batches(columns=wanted):
+                lists = batch.column("negatives")
+                counts.append(
+                    _array(arrow.compute.fill_null(arrow.compute.list_value_length(lists), 0))
+                )
+                values.append(_array(lists.flatten()))
+                own = batch.column("row") if "row" in wanted else np.arange(seen, seen + len(lists))
+                numbers.append(_array(own))
+                seen += len(lists)
+        except (arrow.ArrowException, OSError) as problem:
+            raise DataError(f"{file} is no whole Parquet file ({problem}); make it again") from None
+    return _joined(path, numbers, counts, values, rows)
+
+
+def _array(column: Any) -> Ints:
+    return np.asarray(column).astype(np.int64)
+
+
+def _joined(
+    path: Path, numbers: list[Ints], counts: list[Ints], values: list[Ints], rows: int | None
+) -> Negatives:
+    none = [np.zeros(0, dtype=np.int64)]
+    number, count, value = (np.concatenate(part or none) for part in (numbers, counts, values))
+    if number.size and ((number[1:] <= number[:-1]).any() or number[0] < 0):
+        raise DataError(f"{path}: rows do not ascend; write it again in the order of the rows")
+    total = rows if rows is not None else max(number.max(initial=-1), value.max(initial=-1)) + 1
+    outside = [int(part.max(initial=-1)) for part in (number, value)]
+    if max(outside) >= total or value.min(initial=0) < 0:
+        bad = max(outside) if max(outside) >= total else int(value.min())
+        raise DataError(
+            f"{path} names row {bad} but there are {total} rows, from 0; mine these records again"
+        )
+    per_row = np.zeros(total, dtype=np.int64)
+    per_row[number] = count
+    return Negatives(np.cumsum(per_row), value)
+
+
+def _pyarrow(purpose: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise MissingExtraError.of("mine", purpose) from None
+    return pyarrow

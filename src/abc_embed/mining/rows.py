@@ -1,0 +1,201 @@
+"""The rows that are mined: captions, numbered, and what each image is.
+
+Does: open any data set that `abc_embed.data` reads, go through it once, keep the different captions
+and a hash of each image, and say which rows cannot be used. Does not: hold images or records.
+
+Shapes: `N` rows of the data set, `M` different captions.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abc_embed.data.formats import Row, open_records
+from abc_embed.data.published import SOURCES
+from abc_embed.data.records import Record
+from abc_embed.data.sources import PublishedSource, open_source
+from abc_embed.errors import DataError, InputError, UsageError
+from abc_embed.inputs import ImageInput
+from abc_embed.mining.engines import Ints
+
+_SAY_EVERY = 256
+
+
+class Pictured(Protocol):
+    """A data set by row number; survives pickling. `data.formats.RecordSet` is one."""
+
+    form: str
+    folder: Path
+
+    def __len__(self) -> int: ...
+
+    def place(self, number: int) -> str:
+        """Where a row stands, for messages."""
+
+    def row(self, number: int) -> Row:
+        """One row. Raises `DataError` when it cannot be used."""
+
+
+class _Published:
+    """A published data set as one of rows with their images."""
+
+    form = "published"
+
+    def __init__(self, source: PublishedSource) -> None:
+        self.source, self.folder = source, source.folder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def place(self, number: int) -> str:
+        return f"{self.folder}, row {number}"
+
+    def row(self, number: int) -> Row:
+        told = self.source.row(number)
+        # The size of the image is of no use here, and opening it only for that would cost hours.
+        record = Record(id=told.id, image=told.image, width=1, height=1, caption=told.caption)
+        return Row(self.place(number), record, self.source.image(number))
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """A data set by number, without what mining does not need."""
+
+    path: Path
+    """As it was named: a file, or a folder."""
+    records: Pictured
+    caption_of: Ints
+    """`(N,)` the different caption of each row; -1 for none."""
+    digests: NDArray[np.uint8]
+    """`(N, 32)` SHA-256 of each image file; zeros where there is none."""
+    captions: list[str] = field(default_factory=list)
+    """The `M` different captions, in the order in which they come first."""
+    first_row: list[int] = field(default_factory=list)
+    """The first row of each of them."""
+    rejected: dict[int, str] = field(default_factory=dict)
+    """Rows that cannot be used, and why."""
+
+    def __len__(self) -> int:
+        return len(self.caption_of)
+
+    @property
+    def without_caption(self) -> int:
+        """Rows that are good but have nothing to mine."""
+        return int((self.caption_of < 0).sum()) - len(self.rejected)
+
+    @property
+    def minable(self) -> Ints:
+        """Numbers of the rows that have an image and a caption, ascending."""
+        return np.flatnonzero(self.caption_of >= 0)
+
+    def image(self, number: int) -> ImageInput:
+        """The image of a row, not yet opened."""
+        return self.records.row(number).image
+
+
+def open_set(name: str | Path) -> tuple[Path, Pictured]:
+    """The data set of a name: `"abc-pretrain:FOLDER"`, or a path that `open_records` takes.
+
+    Raises:
+        DataError: there is none, or it is not indexed.
+    """
+    known, colon, folder = str(name).partition(":")
+    if colon and known in SOURCES:
+        return Path(folder), _Published(open_source(str(name)))
+    records = open_records(name)
+    path = Path(name)
+    return getattr(records, "path", path), records
+
+
+def read_rows(
+    name: str | Path, counted: Callable[[int, int], None] = lambda done, of: None
+) -> Rows:
+    """Read a data set once, images included, to know which are equal.
+
+    Rows that cannot be used are in `Rows.rejected`, and stop nothing.
+
+    Raises:
+        DataError: there is no data set, or no row of it can be mined.
+    """
+    path, records = open_set(name)
+    count = len(records)
+    rows = Rows(path, records, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
+    numbers: dict[str, int] = {}
+    ids: set[str] = set()
+    for number in range(count):
+        try:
+            row = records.row(number)
+            if row.record.id in ids:
+                raise DataError(f"the id {row.record.id!r} comes twice; give each its own")
+            ids.add(row.record.id)
+            if row.record.caption is not None:
+                rows.digests[number] = np.frombuffer(_digest(row.image), dtype=np.uint8)
+                caption = numbers.setdefault(row.record.caption, len(numbers))
+                if caption == len(rows.first_row):
+                    rows.first_row.append(number)
+                rows.caption_of[number] = caption
+        except (DataError, InputError) as wrong:
+            rows.rejected[number] = str(wrong)
+        if number % _SAY_EVERY == 0 or number == count - 1:
+            counted(number + 1, count)
+    rows.captions = list(numbers)
+    if not numbers:
+        first = next(iter(rows.rejected.values()), None)
+        if first is None:
+            raise DataError(f"no row of {name} has a caption; captions are what is mined")
+        raise DataError(f"no row of {name} can be used; the first: {first}")
+    return rows
+
+
+def _digest(image: Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    try:
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except FileNotFoundError:
+        raise DataError(f"there is no file {str(image)!r}; put it there") from None
+    except OSError as problem:
+        raise DataError(f"{str(image)!r} cannot be read ({problem.strerror})") from problem
+
+
+def image_keys(rows: Rows, numbers: Ints) -> list[str]:
+    """What tells images from each other, for these rows."""
+    return [f"image {digest.tobytes().hex()}" for digest in rows.digests[numbers]]
+
+
+def text_keys(texts: Sequence[str]) -> list[str]:
+    """What tells texts from each other; no image has such a key."""
+    return ["text " + hashlib.sha256(text.encode("utf-8")).hexdigest() for text in texts]
+
+
+def equal_images(rows: Rows, numbers: Ints) -> Ints:
+    """`(n,)`: equal numbers for equal images."""
+    whole = np.ascontiguousarray(rows.digests[numbers]).view("V32")[:, 0]
+    _, same = np.unique(whole, return_inverse=True)
+    return same.astype(np.int64)
+
+
+def check_can_hold_texts(path: Path, records: Pictured, out: Path) -> None:
+    """Whether records with texts can be written to `out`: images are found from its folder.
+
+    Raises:
+        UsageError: they cannot, and what can.
+    """
+    if records.form != "jsonl":
+        raise UsageError(
+            f"{path} is no records file, which alone can be written anew with texts; give --out a "
+            "name that ends in .parquet"
+        )
+    if out.parent.resolve() != path.parent.resolve():
+        raise UsageError(
+            f"--out is in another folder than {path}; give a file next to it, since the paths of "
+            "images start there"
+        )
+    if out.resolve() == path.resolve():
+        raise UsageError("--out is the records file itself; give another name next to it")

@@ -1,0 +1,193 @@
+"""Vectors on disk in shards: whole files, named by what decides them, read in parts.
+
+Does: cut items into shards of `SHARD`, name each by model, resolution and the content of its items,
+say which are missing, read rows from them. Does not: embed (embed.py does).
+Why named so: a shard is right wherever it is found. A run that was killed, a second run with other
+settings, or one after rows were added embeds only shards that are not there.
+
+    WORK/vectors/MODEL/SHARD.npy     (n, D) float16 or float32; zeros for an item that failed
+    WORK/vectors/MODEL/SHARD.json    why items failed, by number; only where some did
+    WORK/vectors/MODEL/KIND-ID.json  manifest of a whole list: model, width, count, its shards
+
+Shapes: `N` items, `D` width.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abc_embed.data.files import make_folder, written_aside
+from abc_embed.errors import DataError, UsageError
+from abc_embed.mining.engines import Floats, Ints
+
+SHARD = 1024
+"""Items of a file; a kill loses no more than these, for each process."""
+STORES = ("float32", "float16")
+"""Number formats of vectors on disk; float16 takes half the room, and moves a score by less than
+0.001."""
+_AT_ONCE = 1 << 20  # bytes that are read together, on the way to their place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What decides a vector besides its item, and where such vectors lie."""
+
+    folder: Path
+    model: str
+    """`Embedder.fingerprint`."""
+    width: int
+    max_pixels: int | None = None
+    store: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.store not in STORES:
+            raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
+
+    @property
+    def place(self) -> Path:
+        """The folder of all shards of this model."""
+        return self.folder / f"{self.model[:16]}-{self.max_pixels or 0}-{self.store}"
+
+
+class Shards:
+    """The vectors of a list of items, `(N, D)` float32 when read."""
+
+    def __init__(self, space: Space, keys: Sequence[str]) -> None:
+        """`keys` say what each item is: equal ones mean equal items."""
+        self.space = space
+        self.shape = (len(keys), space.width)
+        make_folder(space.place)
+        self.paths = [
+            space.place / f"{self._name(keys[start : start + SHARD])}.npy"
+            for start in range(0, len(keys), SHARD)
+        ]
+        whole = hashlib.sha256("\n".join(path.stem for path in self.paths).encode())
+        self.id = hashlib.sha256(f"{space} {whole.hexdigest()}".encode()).hexdigest()[:32]
+        """Names model, resolution, number format and all items."""
+
+    def _name(self, keys: Sequence[str]) -> str:
+        told = (self.space.model, self.space.max_pixels or 0, self.space.store, *keys)
+        return hashlib.sha256("\n".join(map(str, told)).encode()).hexdigest()[:32]
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not there yet."""
+        return [number for number, path in enumerate(self.paths) if not path.exists()]
+
+    def span(self, number: int) -> slice:
+        """The items of a shard."""
+        return slice(number * SHARD, min((number + 1) * SHARD, self.shape[0]))
+
+    def errors(self) -> dict[int, str]:
+        """Items that could not be embedded, and why."""
+        found: dict[int, str] = {}
+        for number, path in enumerate(self.paths):
+            told = path.with_suffix(".json")
+            if told.exists():
+                for place, why in json.loads(told.read_text(encoding="utf-8")).items():
+                    found[number * SHARD + int(place)] = why
+        return found
+
+    def write_manifest(self, kind: str) -> Path:
+        """Say what all shards together are, for people and for other programs."""
+        told = {
+            "kind": kind,
+            "model": self.space.model,
+            "max_pixels": self.space.max_pixels,
+            "dtype": self.space.store,
+            "count": self.shape[0],
+            "width": self.shape[1],
+            "items_in_a_shard": SHARD,
+            "shards": [path.name for path in self.paths],
+        }
+        path = self.space.place / f"{kind}-{self.id}.json"
+        with written_aside(path) as file:
+            file.write(json.dumps(told, indent=1).encode() + b"\n")
+        return path
+
+    def __getitem__(self, numbers: slice | Ints) -> Floats:
+        """These rows, in this order. Only their part of the files is read."""
+        if isinstance(numbers, slice):
+            start, stop, _ = numbers.indices(self.shape[0])
+            return self._span(start, stop)
+        out = np.empty((len(numbers), self.shape[1]), dtype=np.float32)
+        order = np.argsort(numbers, kind="stable")
+        ascending = numbers[order]
+        step = max(1, _AT_ONCE // (4 * self.shape[1]))
+        at = 0
+        while at < len(order):  # a stretch of the files at a time, however many rows are wanted
+            first = int(ascending[at])
+            end = int(np.searchsorted(ascending, first + step))
+            part = self._span(first, int(ascending[end - 1]) + 1)
+            out[order[at:end]] = part[ascending[at:end] - first]
+            at = end
+        return out
+
+    def _span(self, start: int, stop: int) -> Floats:
+        out = np.empty((max(stop - start, 0), self.shape[1]), dtype=np.float32)
+        at = start
+        while at < stop:
+            number, place = divmod(at, SHARD)
+            count = min(SHARD - place, stop - at)
+            self._read(number, place, out[at - start : at - start + count])
+            at += count
+        return out
+
+    def _read(self, number: int, place: int, out: Floats) -> None:
+        """Rows of a shard from `place` on. Read, not mapped: mapped pages count as memory."""
+        path = self.paths[number]
+        span = self.span(number)
+        try:
+            with path.open("rb") as file:
+                shape, dtype = _header(file)
+                if shape != (span.stop - span.start, self.shape[1]):
+                    raise ValueError(f"its shape is {shape}")
+                file.seek(place * self.shape[1] * dtype.itemsize, 1)
+                if dtype == out.dtype:  # no copy
+                    if file.readinto(out.view(np.uint8).data) != out.nbytes:
+                        raise ValueError("it is cut off")
+                    return
+                step = max(1, _AT_ONCE // (self.shape[1] * dtype.itemsize))
+                for at in range(0, len(out), step):
+                    some = out[at : at + step]
+                    read = np.fromfile(file, dtype=dtype, count=some.size)
+                    some[:] = read.reshape(some.shape)
+        except (OSError, ValueError) as problem:
+            raise DataError(
+                f"the vectors in {path} cannot be read ({problem}); delete the file and run again"
+            ) from problem
+
+
+def _header(file: object) -> tuple[tuple[int, ...], np.dtype[np.float32]]:
+    np.lib.format.read_magic(file)  # type: ignore[arg-type]
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[arg-type]
+    return shape, dtype
+
+
+class Kept:
+    """Some rows of others, in ascending order: what is left when bad items are out."""
+
+    def __init__(self, vectors: Shards, numbers: Ints) -> None:
+        self._vectors, self._numbers = vectors, numbers
+        self.shape = (len(numbers), vectors.shape[1])
+        self._all = len(numbers) == vectors.shape[0]
+
+    def __getitem__(self, numbers: slice | Ints) -> Floats:
+        return self._vectors[numbers if self._all else self._numbers[numbers]]
+
+
+def write_shard(path: Path, vectors: NDArray[np.float32], errors: dict[int, str]) -> None:
+    """A whole shard; its errors first, so that a shard that is there says all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if errors:
+        with written_aside(path.with_suffix(".json")) as file:
+            file.write(json.dumps(errors, ensure_ascii=False, indent=1).encode() + b"\n")
+    with written_aside(path) as file:
+        np.save(file, vectors, allow_pickle=False)

@@ -1,0 +1,102 @@
+"""A stand-in for an embedder, and small data sets, for tests of mining."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from abc_embed import Item
+from abc_embed.data.records import Record, write_records
+from abc_embed.errors import InputError
+from abc_embed.inputs import open_image
+from abc_embed.mining.embed import Model
+from abc_embed.mining.mine import Mined, mine
+from abc_embed.mining.plan import Settings
+from abc_embed.mining.rows import read_rows
+
+
+@dataclass(frozen=True)
+class Left:
+    """As `bulk.Skipped`, which comes with torch: a new process takes seconds to import that."""
+
+    index: int
+    item: Item
+    error: InputError
+
+
+class Hashing:
+    """Positive unit vectors that follow from the content alone."""
+
+    dim = 8
+    fingerprint = "f" * 64
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.embedded = 0
+        self._stop_after = stop_after
+
+    def stream(self, items: Iterable[str | Item], **_: Any) -> Iterator[Any]:
+        for index, item in enumerate(items):
+            assert isinstance(item, Item)
+            if self.embedded == self._stop_after:
+                raise KeyboardInterrupt
+            try:
+                yield self.one(item)
+                self.embedded += 1
+            except InputError as error:
+                yield Left(index, item, error)
+
+    def one(self, item: Item) -> np.ndarray:
+        if item.text == "too long":
+            raise InputError("the text is too long")
+        data = item.text.encode() if item.text else open_image(item.image).tobytes()
+        seed = int.from_bytes(hashlib.sha256(data).digest()[:4], "big")
+        vector = np.random.default_rng(seed).random(self.dim)
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def load(number: int) -> Hashing:
+    """In another process."""
+    return Hashing()
+
+
+def load_and_die(number: int) -> Hashing:
+    """As a process that the system kills."""
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Hashing()
+
+
+def load_nothing(number: int) -> Hashing:
+    raise InputError("the model is gone")
+
+
+def make(folder: Path, count: int = 20, **changes: dict[str, Any]) -> Path:
+    """`count` records with images; `changes` by id."""
+    (folder / "images").mkdir()
+    records = []
+    for i in range(count):
+        name = f"images/{i}.png"
+        Image.new("RGB", (8, 8), (10 * i % 256, 0, i)).save(folder / name)
+        values: dict[str, Any] = {"caption": f"caption {i}", "negatives": ("old",)}
+        values |= {"id": f"r{i}", "image": name, "width": 8, "height": 8}
+        records.append(Record(**{**values, **changes.get(f"r{i}", {})}))
+    write_records(folder / "records.jsonl", records)
+    return folder
+
+
+def run(folder: Path, model: Hashing | None = None, processes: int = 1, **told: Any) -> Mined:
+    """Mine a folder, with `folder/work` to remember."""
+    embedder = Model(model or Hashing(), load)
+    settings = Settings(**told)
+    return mine(read_rows(folder), embedder, settings, work=folder / "work", processes=processes)
+
+
+def drawn(mined: Mined) -> dict[int, list[int]]:
+    """Row -> captions drawn."""
+    return {one.row: one.captions for one in mined.drawn()}
