@@ -34,7 +34,6 @@ NEGATIVES = 3
 """Of an image in each step, as in the recipe; 7 are kept to draw from."""
 UNSEEN = 7001
 """A world that no training sees."""
-COLUMNS = ("both", "image", "mirrored", "novel")
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> None:
@@ -122,8 +121,8 @@ def measure(out: Path) -> dict[str, Any]:
     """What a finished arm can do."""
     path = out / "measured.json"
     if not path.exists():
-        words = ("bench", "scenes", "--model", out / "stage2" / "model", "--device", "cpu")
-        record = json.loads(command(*words, "--json"))
+        words = ("bench", "ctrlbench", "--tier", "S", "--model", out / "stage2" / "model")
+        record = json.loads(command(*words, "--device", "cpu", "--json"))
         found = {**captions_found(out / "stage1" / "model"), "record": record}
         path.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(path.read_text())

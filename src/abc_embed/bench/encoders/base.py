@@ -78,6 +78,37 @@ class Encoder(Protocol):
         ...
 
 
+class WrappedEncoder:
+    """Another encoder, the same but for `embed`, which those that derive from this one write."""
+
+    def __init__(self, inner: Encoder) -> None:
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        """That of the other encoder."""
+        return self.inner.name
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the other encoder."""
+        return self.inner.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """That of the other encoder."""
+        return self.inner.dim
+
+    @property
+    def takes(self) -> frozenset[Kind]:
+        """That of the other encoder."""
+        return self.inner.takes
+
+    def describe(self) -> dict[str, Any]:
+        """That of the other encoder."""
+        return self.inner.describe()
+
+
 def checked(items: Sequence[str | Item], takes: frozenset[Kind], name: str) -> list[Item]:
     """The items as `Item`s.
 

@@ -13,21 +13,27 @@ Shapes: `N` items, `D` width.
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from abc_embed.batching import grouped
-from abc_embed.bench.encoders.base import Encoder, Vectors, checked, content_keys
+from abc_embed.bench.encoders.base import (
+    Encoder,
+    Vectors,
+    WrappedEncoder,
+    checked,
+    content_keys,
+)
 from abc_embed.bulk import image_source
 from abc_embed.index.cache import VectorCache
-from abc_embed.inputs import Item, Kind
+from abc_embed.inputs import Item
 
 AT_ONCE = 512
 """New items between two writes to the disk; a kill loses no more than these."""
 
 
-class CachedEncoder:
+class CachedEncoder(WrappedEncoder):
     """Any encoder, with its vectors kept in memory, and in `folder` if one is given.
 
     What is kept is found again by model fingerprint (which covers the prompts), ``max_pixels`` and
@@ -35,7 +41,7 @@ class CachedEncoder:
     """
 
     def __init__(self, inner: Encoder, folder: Path | None = None) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.folder = folder
         self.hits = 0
         """Items so far whose vectors were remembered, those repeated within a call too."""
@@ -43,30 +49,6 @@ class CachedEncoder:
         """Items so far that the other encoder embedded."""
         self._memory: dict[tuple[int | None, str], Vectors] = {}
         self._disk: dict[int | None, VectorCache] = {}
-
-    @property
-    def name(self) -> str:
-        """That of the other encoder, as is all but `embed`."""
-        return self.inner.name
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the other encoder."""
-        return self.inner.fingerprint
-
-    @property
-    def dim(self) -> int:
-        """That of the other encoder."""
-        return self.inner.dim
-
-    @property
-    def takes(self) -> frozenset[Kind]:
-        """That of the other encoder."""
-        return self.inner.takes
-
-    def describe(self) -> dict[str, Any]:
-        """That of the other encoder."""
-        return self.inner.describe()
 
     def __enter__(self) -> Self:
         return self

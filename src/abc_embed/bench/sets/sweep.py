@@ -9,45 +9,20 @@ Shapes: `R` resolutions.
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from abc_embed.bench.encoders.base import Encoder, Vectors
+from abc_embed.bench.encoders.base import Encoder, Vectors, WrappedEncoder
 from abc_embed.bench.sets.found import Findings
 from abc_embed.data.files import written_aside
 from abc_embed.errors import DataError, MissingExtraError
-from abc_embed.inputs import Item, Kind, as_item
+from abc_embed.inputs import Item, as_item
 
 
-class TimedEncoder:
+class TimedEncoder(WrappedEncoder):
     """Any encoder, with the seconds that images take."""
 
     def __init__(self, inner: Encoder) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.images, self.seconds = 0, 0.0
-
-    @property
-    def name(self) -> str:
-        """That of the other encoder, as is all but `embed`."""
-        return self.inner.name
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the other encoder."""
-        return self.inner.fingerprint
-
-    @property
-    def dim(self) -> int:
-        """That of the other encoder."""
-        return self.inner.dim
-
-    @property
-    def takes(self) -> frozenset[Kind]:
-        """That of the other encoder."""
-        return self.inner.takes
-
-    def describe(self) -> dict[str, Any]:
-        """That of the other encoder."""
-        return self.inner.describe()
 
     def embed(
         self,
