@@ -1,8 +1,9 @@
 """Regions with captions, from the files that have them -> records without instructions.
 
-Does: read Visual Genome's own files, COCO-style boxes with captions, and our records, in bounded
-memory: one image at a time, from files of any size. Rows that cannot be used are handed to `bad`
-and the others go on. Does not: choose among regions (regions.py), or open images.
+Does: read Visual Genome's own files, those of ADE20K, COCO-style boxes with captions, and our
+records, in bounded memory: one image at a time, from files of any size. Rows that cannot be used
+are handed to `bad` and the others go on. Does not: choose among regions (regions.py), or open
+images.
 
     Visual Genome  region_descriptions.json  [{"id", "regions": [{"region_id", "phrase", "x", "y",
                                                "width", "height"}, …]}, …]
@@ -10,8 +11,12 @@ and the others go on. Does not: choose among regions (regions.py), or open image
     COCO style     {"images": [{"id", "file_name", "width", "height"}, …],
                     "annotations": [{"id", "image_id", "bbox": [x, y, w, h], "caption"}, …]}
                    instead of `caption`, `phrase` or `description` will do
+    ADE20K         ADE_train_00000001.json beside ADE_train_00000001.jpg, in folders of any depth:
+                   {"annotation": {"imsize": [height, width, 3], "object": [{"id", "name",
+                    "raw_name", "parts": {"part_level"}, "polygon": {"x": […], "y": […]}}, …]}}
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +31,7 @@ from abc_embed.errors import DataError, UsageError
 
 VG_REGIONS = "region_descriptions.json"
 VG_IMAGES = "image_data.json"
+ADE_FILES = "ADE_*_*.json"
 _PHRASES = ("caption", "phrase", "description")
 _SMALLEST = 1.0  # pixels that a cut box must keep
 
@@ -48,7 +54,7 @@ Bad = Callable[[Reject], None]
 def are_records(source: Path) -> bool:
     """Whether `read_regions` takes it for our own records."""
     if source.is_dir():
-        return not (source / VG_REGIONS).is_file()
+        return not (source / VG_REGIONS).is_file() and not _is_ade20k(source)
     return source.suffix == ".jsonl"
 
 
@@ -60,9 +66,10 @@ def read_regions(
 ) -> Iterator[Record]:
     """Records with regions from `source`, whose images are named from the folder `root`.
 
-    `source` is a folder with Visual Genome's two files (or the first of them), a JSON file in COCO
-    style, or a records file or its folder. `images` is where the images of the first two lie; by
-    default, next to the file. Nothing is read before the first record is asked for.
+    `source` is a folder with Visual Genome's two files (or the first of them), a folder of ADE20K,
+    a JSON file in COCO style, or a records file or its folder. `images` is where the images of
+    Visual Genome and of COCO style lie; by default, next to the file. Nothing is read before the
+    first record is asked for.
 
     Raises:
         UsageError: `root` is not above the images.
@@ -72,6 +79,8 @@ def read_regions(
     if are_records(source):
         path = source / RECORDS_FILE if source.is_dir() else source
         return _own(path, _below(root, path.parent), bad)
+    if _is_ade20k(source):
+        return _ade20k(source, _below(root, source), bad)
     if source.is_dir():
         source = source / VG_REGIONS
     if not source.is_file():
@@ -176,6 +185,58 @@ def _vg_file(folder: Path, key: int, url: str) -> str | None:
     named = ["/".join(parts[-2:])] if len(parts) > 2 and ".." not in parts else []
     simple = (f"{place}{key}.jpg" for place in ("", "VG_100K/", "VG_100K_2/"))
     return next((name for name in [*named, *simple] if (folder / name).is_file()), None)
+
+
+# -- ADE20K ----------------------------------------------------------------------------------------
+
+
+def _is_ade20k(folder: Path) -> bool:
+    if not folder.is_dir() or (folder / RECORDS_FILE).is_file():
+        return False
+    return next(folder.rglob(ADE_FILES), None) is not None
+
+
+def _ade20k(folder: Path, prefix: PurePosixPath, bad: Bad) -> Iterator[Record]:
+    """Whole objects with their names; parts of objects are left out, as no region of their own."""
+    for path in sorted(folder.rglob(ADE_FILES)):
+        image = path.with_suffix(".jpg")
+        where, name = str(path), image.relative_to(folder).as_posix()
+        if not image.is_file():
+            bad(Reject(where=where, reason=Reason.IMAGE, detail="no file for it", image=name))
+            continue
+        try:
+            # Some of the files are not UTF-8; names of objects are plain ASCII in all of them.
+            found = json.loads(path.read_bytes().decode("utf-8", errors="replace"))["annotation"]
+            height, width = found["imsize"][:2]
+            objects = list(found["object"])
+        except (OSError, ValueError, LookupError, TypeError) as problem:
+            detail = f"it is no annotation of ADE20K ({problem!r})"
+            bad(Reject(where=where, reason=Reason.ROW, detail=detail, image=name))
+            continue
+        boxes = [
+            (_get(row, "id", "?"), _ade_name(row), _ade_box(row))
+            for row in objects
+            if not _get(_get(row, "parts"), "part_level", 0)
+        ]
+        about = {"source": "ADE20K", "meta": {"image_id": path.stem}}
+        yield from _record(path.stem, str(prefix / name), (width, height), boxes, about, bad)
+
+
+def _ade_name(row: object) -> object:
+    """What the annotator wrote, or the first of the synonyms."""
+    name = _get(row, "raw_name") or _get(row, "name")
+    return name.split(",")[0] if isinstance(name, str) else name
+
+
+def _ade_box(row: object) -> tuple[object, ...]:
+    """The box around a polygon; nothing where it has no corners."""
+    corners = _get(row, "polygon")
+    x, y = _get(corners, "x"), _get(corners, "y")
+    try:
+        left, top, right, bottom = min(x), min(y), max(x), max(y)  # type: ignore[call-overload]
+        return (left, top, right - left, bottom - top)
+    except (TypeError, ValueError):
+        return ()
 
 
 # -- COCO style ------------------------------------------------------------------------------------
