@@ -6,6 +6,7 @@ test process and its children only.
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 _scratch = Path(tempfile.mkdtemp(prefix="abc-embed-tests-"))
+
+# A shell starts what it puts in the background with Ctrl-C ignored; tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.update(
     {
