@@ -6,8 +6,12 @@ Each figure is taken in a process of its own: one small step first, so that weig
 the libraries' own buffers are there, then the most memory that one step adds to what is held with
 its batch already loaded (the kernel's high-water mark, reset before). The model is the bundled one
 on pictures of 168 px; on a GPU the same activations lie on the device, and inputs are moved there
-chunk by chunk. `growth` is what the larger batch adds, as a share of the smaller one's; the smaller
-one is a chunk per process.
+chunk by chunk.
+
+`step_mib` is what one step adds, gradients included; `held_mib` are the weights and AdamW's means,
+which are there before it and which a GPU's count of its peak has in it too; the libraries are in
+neither. `step_growth` is what the larger batch adds as a share of the step alone, `peak_growth` as
+a share of both; the smaller batch is a chunk per process.
 """
 
 import argparse
@@ -71,11 +75,13 @@ def main() -> None:
         # Without chunks eight times the batch is gigabytes; twice shows how it grows.
         factor = FACTOR if case.chunk_size else 2
         batch = SMALL * case.processes
-        small, large = (_in_processes(case, batch * f) for f in (1, factor))
+        (held, small), (_, large) = (_in_processes(case, batch * f) for f in (1, factor))
         rows.append(
             asdict(case)
-            | {"batch": batch, "factor": factor, "mib": small, "mib_of_larger": large}
-            | {"growth": round(large / small - 1, 4)}
+            | {"batch": batch, "factor": factor, "held_mib": held}
+            | {"step_mib": small, "step_mib_of_larger": large}
+            | {"step_growth": round(large / small - 1, 4)}
+            | {"peak_growth": round((held + large) / (held + small) - 1, 4)}
         )
         print(rows[-1], flush=True)
     if options.out:
@@ -86,7 +92,7 @@ def _record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     from abc_embed.runtime import versions
 
     return {
-        "what": "most memory that one training step adds, MiB, on a CPU in float32",
+        "what": "most memory of a training step, MiB, on a CPU in float32",
         "model": "bundled",
         "side_px": SIDE,
         "rows": rows,
@@ -94,8 +100,8 @@ def _record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _in_processes(case: Case, batch: int) -> float:
-    """The figure of the process that needs most."""
+def _in_processes(case: Case, batch: int) -> tuple[float, float]:
+    """The figures of the process that needs most."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,7 +117,7 @@ def _in_processes(case: Case, batch: int) -> float:
         process.join()
     if any(process.exitcode for process in started):
         sys.exit(f"a measurement failed: {case}")
-    return max(float(found.get()) for _ in started)
+    return max((found.get() for _ in started), key=sum)
 
 
 def _measure_as(rank: int, port: int, case: Case, batch: int, found: Any) -> None:
@@ -123,8 +129,8 @@ def _measure_as(rank: int, port: int, case: Case, batch: int, found: Any) -> Non
     found.put(measure(case, batch))
 
 
-def measure(case: Case, batch_size: int) -> float:
-    """MiB that one step on `batch_size` images of all processes adds."""
+def measure(case: Case, batch_size: int) -> tuple[float, float]:
+    """MiB held between steps, and what one on `batch_size` images of all processes adds."""
     import torch
     from accelerate import Accelerator
 
@@ -166,7 +172,9 @@ def measure(case: Case, batch_size: int) -> float:
         return (most - held) / 1024
 
     step(case.processes * 2)
-    return round(step(batch_size), 1)
+    means = [m for kept in optimizer.state.values() for m in kept.values()]
+    held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *means])
+    return round(held / 2**20, 1), round(step(batch_size), 1)
 
 
 def groups(stage: str, count: int, rank: int) -> list[Any]:

@@ -72,12 +72,14 @@ def cached_backward(
         for chunk in chunks:
             states.append(RandomState())
             vectors.append(encode(chunk))
+    lengths = [len(vector) for vector in vectors]
     leaves = torch.cat(vectors).requires_grad_()  # (N, D)
+    vectors.clear()
     loss, accuracy = loss_of(leaves)
     backward(loss)
     if leaves.grad is None:
         raise ValueError("the loss does not depend on the vectors")
-    gradients = leaves.grad.split([len(vector) for vector in vectors])
+    gradients = leaves.grad.split(lengths)
     for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
         state.restore()
         # A scalar whose derivative by each vector is the kept gradient: unlike

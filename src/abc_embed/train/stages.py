@@ -14,7 +14,6 @@ Shapes: `Q` queries, `C` candidates, `D` width, `V` visual tokens of one image.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -107,8 +106,8 @@ class Stage(ABC):
         if memory:
             raise TrainingError("the checkpoint holds cached vectors, but this stage keeps none")
 
-    def _batch(self, features: Sequence[Features]) -> Batch:
-        return self._processor.collate(features).to(self._accelerator.device)
+    def _batch(self, features: Sequence[Features], *, pixels: bool = True) -> Batch:
+        return self._processor.collate(features, pixels=pixels).to(self._accelerator.device)
 
     def _loss(
         self, query: Tensor, candidates: Tensor, batch: TrainBatch, shares: Shares
@@ -221,17 +220,18 @@ class Instruct(Stage):
         )
 
     @torch.no_grad()
-    def _see(self, features: Sequence[Features]) -> tuple[Batch, Tensor | None]:
+    def _see(self, features: Sequence[Features]) -> tuple[Sequence[Features], Tensor | None]:
         """A chunk and the visual tokens `(sum V, D)` of its images."""
         batch = self._batch(features)
         with self._accelerator.autocast():
-            seen = self.model.encode_images(batch)
-        # The pixels are done with, and those of every chunk would wait here for the last one.
-        return replace(batch, pixel_values=None), seen
+            return features, self.model.encode_images(batch)
 
-    def _encode(self, chunk: tuple[Batch, Tensor | None]) -> Tensor:
+    def _encode(self, chunk: tuple[Sequence[Features], Tensor | None]) -> Tensor:
+        # Collated again, without pixels: the batches of all chunks would wait for the last one.
+        features, seen = chunk
+        batch = self._batch(features, pixels=False)
         with self._accelerator.autocast():
-            return self.model.embed(*chunk)
+            return self.model.embed(batch, seen)
 
     @torch.no_grad()
     def _candidates(self, batch: TrainBatch, shares: Shares) -> Tensor:
