@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli, leftovers
 from golden_parts import BASE
+from team_parts import command, run_team
 
 RECIPE = """\
 stage = "pretrain"
@@ -56,6 +57,12 @@ def test_train_log_and_draw(cli: Cli, here: Path, recipe: Path) -> None:
     assert drawn.code == 0 and (here / "runs.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_of_two_processes_one_says_where_the_model_is(recipe: Path, here: Path) -> None:
+    words = ["train", "mining-model", "--config", str(recipe)]
+    told = [one.value for one in run_team(2, command, here, words)]
+    assert told == [(0, "the model is in run/model\n"), (0, "")]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -77,6 +84,6 @@ def test_a_word_that_no_log_has(cli: Cli, recipe: Path) -> None:
 
 
 def test_every_help_shows_an_example(cli: Cli) -> None:
-    for command in ("pretrain", "instruct", "mining-model", "plot", "bundled"):
-        done = cli("train", command, "--help")
-        assert done.code == 0 and f"abc-embed train {command}" in done.out
+    for name in ("pretrain", "instruct", "mining-model", "plot", "bundled"):
+        done = cli("train", name, "--help")
+        assert done.code == 0 and f"abc-embed train {name}" in done.out

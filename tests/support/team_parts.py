@@ -4,6 +4,8 @@ gives it, joined by gloo over loopback, and ended if they hang.
 What they do must be importable by name in a new process, so it lives in this file.
 """
 
+import contextlib
+import io
 import multiprocessing
 import os
 import socket
@@ -85,6 +87,15 @@ def _member(place: dict[str, str], mouth: Connection, work: Any, args: Sequence[
     except BaseException as error:  # noqa: BLE001  (the test looks at it)
         told = Told(error=f"{type(error).__name__}: {error}")
     mouth.send(told)
+
+
+def command(folder: Path, words: Sequence[str]) -> tuple[int, str]:
+    """`abc-embed` with words, run in `folder`: exit code and what it printed."""
+    from abc_embed.cli import run
+
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        return run(words), printed.getvalue()
 
 
 # -- data and models -------------------------------------------------------------------------------

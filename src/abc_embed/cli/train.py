@@ -158,10 +158,14 @@ def _stage(
     gpu: str,
     as_json: bool,
 ) -> None:
+    from accelerate import PartialState
+
     from abc_embed.train.recipe import read_recipe, train_from_config
 
     if not dry:
-        show(f"the model is in {train_from_config(path, overrides, resume=resume)}")
+        folder = train_from_config(path, overrides, resume=resume)
+        if PartialState().is_main_process:  # of several, one speaks
+            show(f"the model is in {folder}")
         return
     from abc_embed.train.dry_run import dry_run
 
