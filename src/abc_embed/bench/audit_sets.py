@@ -24,13 +24,8 @@ from typing import Any
 from abc_embed.bench.encoders.base import image_hash
 from abc_embed.bench.held_out import SEED, build
 from abc_embed.bench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
-from abc_embed.data.records import (
-    RECORDS_FILE,
-    _check_text,
-    _fields,
-    _parse_json,
-    read_records,
-)
+from abc_embed.data.fields import check_text, fields_of, parse_json
+from abc_embed.data.records import RECORDS_FILE, read_records
 from abc_embed.errors import DataError
 from abc_embed.inputs import ImageInput
 from abc_embed.scenes.render import render
@@ -207,7 +202,7 @@ def _holds_records(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            first = _parse_json(next((line for line in file if line.strip()), b"{}"))
+            first = parse_json(next((line for line in file if line.strip()), b"{}"))
     except (OSError, DataError):
         return False  # whoever reads it in earnest says what is wrong
     return isinstance(first, Mapping) and {"width", "height"} <= set(first)
@@ -232,7 +227,7 @@ def _plain(path: Path) -> _Making:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     try:
-                        _add(made, _Row(**_fields(_Row, _parse_json(line))))
+                        _add(made, _Row(**fields_of(_Row, parse_json(line))))
                     except DataError as wrong:
                         raise DataError(f"{path}:{number}: {wrong}") from None
     except OSError as problem:
@@ -244,11 +239,11 @@ def _plain(path: Path) -> _Making:
 
 
 def _add(made: _Making, row: _Row) -> None:
-    _check_text("image", row.image)
-    _check_text("instruction", row.instruction)
+    check_text("image", row.image)
+    check_text("instruction", row.instruction)
     right = row.answer if isinstance(row.answer, list) else [row.answer]
     for text in right:
-        _check_text("answer", text)
+        check_text("answer", text)
     if not right:
         raise DataError("answer is an empty list; give the right answer")
     if row.candidates is None:
@@ -257,7 +252,7 @@ def _add(made: _Making, row: _Row) -> None:
     if not isinstance(row.candidates, list):
         raise DataError("candidates is no list; give the texts to choose from")
     for text in row.candidates:
-        _check_text("candidates", text)
+        check_text("candidates", text)
     strange = [text for text in right if text not in row.candidates]
     if strange:
         raise DataError(f"the answer {strange[0]!r} is none of the candidates; put it there too")

@@ -25,9 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from abc_embed.data.fields import (
+    check_image,
+    check_text,
+    check_texts,
+    fields_of,
+    list_of,
+    parse_json,
+)
 from abc_embed.data.files import make_folder, written_aside
-from abc_embed.data.records import _check_image, _check_text, _check_texts, _fields, _list
-from abc_embed.data.records import _parse_json as parse_json
 from abc_embed.errors import DataError
 
 IMAGES_FILE = "images.jsonl"
@@ -55,15 +61,15 @@ class Picture:
     """Any word that sorts pictures; scores are also given by it."""
 
     def __post_init__(self) -> None:
-        _check_text("image_id", self.image_id)
-        _check_image(self.file)
+        check_text("image_id", self.image_id)
+        check_image(self.file)
         if not re.fullmatch("[0-9a-f]{64}", str(self.sha256)):
             raise DataError("sha256 is no SHA-256 in hex; give the 64 digits of the file's bytes")
         for name in ("source", "license", "group"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"{name} is no text; give a text, or leave it out")
         if self.mirror is not None:
-            _check_text("mirror", self.mirror)
+            check_text("mirror", self.mirror)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +80,8 @@ class Caption:
     text: str
 
     def __post_init__(self) -> None:
-        _check_text("cap_id", self.cap_id)
-        _check_text("text", self.text)
+        check_text("cap_id", self.cap_id)
+        check_text("text", self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +100,9 @@ class Query:
 
     def __post_init__(self) -> None:
         for name in ("query_id", "image_id", "tier", "aspect", "instruction"):
-            _check_text(name, getattr(self, name))
+            check_text(name, getattr(self, name))
         for name in ("paraphrases", "positives", "same_image"):
-            _check_texts(name, getattr(self, name))
+            check_texts(name, getattr(self, name))
         if not self.positives:
             raise DataError("positives is empty; name the caption that answers the question")
         if len(set(self.same_image)) != len(self.same_image):
@@ -224,10 +230,10 @@ def _read(path: Path, kind: type[T], id_of: Callable[[T], str]) -> dict[int, T]:
 
 
 def _row(kind: type[T], row: object) -> T:
-    values = _fields(kind, row)
+    values = fields_of(kind, row)
     for name in ("paraphrases", "positives", "same_image"):
         if name in values:
-            values[name] = tuple(_list(name, values[name]))
+            values[name] = tuple(list_of(name, values[name]))
     return kind(**values)
 
 

@@ -20,14 +20,23 @@ A data set is a folder: `records.jsonl` and the images, whose paths in it are re
 import dataclasses
 import json
 import os
-import re
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from abc_embed.data.fields import (
+    are_numbers,
+    check_image,
+    check_text,
+    check_texts,
+    fields_of,
+    is_count,
+    list_of,
+    parse_json,
+    short,
+)
 from abc_embed.data.files import written_aside
 from abc_embed.errors import DataError
 
@@ -35,9 +44,6 @@ RECORDS_FILE = "records.jsonl"
 """Name of the records file in a data set's folder."""
 
 T = TypeVar("T")
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_FAR = 1e9  # no picture has so many pixels; also false for what is not a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +54,11 @@ class Region:
     box: tuple[float, float, float, float]
 
     def __post_init__(self) -> None:
-        _check_text("phrase", self.phrase)
-        if not _are_numbers(self.box, count=4):
-            raise DataError(f"box is {_short(self.box)}; give x, y, width and height as numbers")
+        check_text("phrase", self.phrase)
+        if not are_numbers(self.box, count=4):
+            raise DataError(f"box is {short(self.box)}; give x, y, width and height as numbers")
         if min(self.box[2:]) <= 0:
-            raise DataError(f"box is {_short(self.box)}; its width and height must be above 0")
+            raise DataError(f"box is {short(self.box)}; its width and height must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +76,12 @@ class Instruction:
     region: int | None = None
 
     def __post_init__(self) -> None:
-        _check_text("instruction", self.instruction)
-        _check_text("answer", self.answer)
-        _check_text("kind", self.kind)
-        _check_texts("paraphrases", self.paraphrases)
-        if self.region is not None and not _is_count(self.region, least=0):
-            raise DataError(f"region is {_short(self.region)}; give a region's number or null")
+        check_text("instruction", self.instruction)
+        check_text("answer", self.answer)
+        check_text("kind", self.kind)
+        check_texts("paraphrases", self.paraphrases)
+        if self.region is not None and not is_count(self.region, least=0):
+            raise DataError(f"region is {short(self.region)}; give a region's number or null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,20 +112,20 @@ class Record:
     """Anything else, as JSON values."""
 
     def __post_init__(self) -> None:
-        _check_text("id", self.id)
-        _check_image(self.image)
+        check_text("id", self.id)
+        check_image(self.image)
         for name in ("width", "height"):
-            if not _is_count(getattr(self, name), least=1):
-                value = _short(getattr(self, name))
+            if not is_count(getattr(self, name), least=1):
+                value = short(getattr(self, name))
                 raise DataError(f"{name} is {value}; give the image's {name} in whole pixels")
         if self.caption is not None:
-            _check_text("caption", self.caption)
-        _check_texts("negatives", self.negatives)
+            check_text("caption", self.caption)
+        check_texts("negatives", self.negatives)
         for name in ("source", "license"):
             if not isinstance(getattr(self, name), str):
-                raise DataError(f"{name} is {_short(getattr(self, name))}; give a text")
+                raise DataError(f"{name} is {short(getattr(self, name))}; give a text")
         if not isinstance(self.meta, Mapping):
-            raise DataError(f"meta is {_short(self.meta)}; give an object")
+            raise DataError(f"meta is {short(self.meta)}; give an object")
         self._check_regions()
 
     def _check_regions(self) -> None:
@@ -127,7 +133,7 @@ class Record:
             x, y, width, height = region.box
             if x < 0 or y < 0 or x + width > self.width or y + height > self.height:
                 raise DataError(
-                    f"regions[{number}]: box is {_short(region.box)}, which reaches out of the "
+                    f"regions[{number}]: box is {short(region.box)}, which reaches out of the "
                     f"{self.width} x {self.height} image; cut it off at the edge"
                 )
         for number, ask in enumerate(self.instructions):
@@ -203,7 +209,7 @@ def parse_line(line: bytes) -> Record:
     Raises:
         DataError: the line is no JSON, or no record.
     """
-    return parse_record(_parse_json(line))
+    return parse_record(parse_json(line))
 
 
 def parse_record(row: object) -> Record:
@@ -212,22 +218,22 @@ def parse_record(row: object) -> Record:
     Raises:
         DataError: names the field that is wrong, missing or unknown.
     """
-    values = _fields(Record, row)
+    values = fields_of(Record, row)
     for name, kind in (("regions", Region), ("instructions", Instruction)):
         if name in values:
-            rows = _list(name, values[name])
+            rows = list_of(name, values[name])
             values[name] = tuple(_each(name, rows, partial(_part, kind)))
     if "negatives" in values:
-        values["negatives"] = tuple(_list("negatives", values["negatives"]))
+        values["negatives"] = tuple(list_of("negatives", values["negatives"]))
     return Record(**values)
 
 
 def _part(kind: type[T], row: object) -> T:
     """A region or an instruction from its JSON object."""
-    values = _fields(kind, row)
+    values = fields_of(kind, row)
     for name in ("box", "paraphrases"):
         if name in values:
-            values[name] = tuple(_list(name, values[name]))
+            values[name] = tuple(list_of(name, values[name]))
     return kind(**values)
 
 
@@ -237,79 +243,3 @@ def _each(name: str, rows: list[Any], parse: Callable[[object], T]) -> Iterator[
             yield parse(row)
         except DataError as wrong:
             raise DataError(f"{name}[{number}]: {wrong}") from None
-
-
-def _fields(kind: type, row: object) -> dict[str, Any]:
-    """The row as keyword arguments of `kind`: every name known, every needed one there."""
-    if not isinstance(row, dict):
-        raise DataError(f"found {_short(row)} where an object {{…}} is meant")
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name in row:
-        if name not in known:
-            raise DataError(f"there is no field {name!r}; the fields are {', '.join(known)}")
-    for name, its in known.items():
-        optional = (
-            its.default is not dataclasses.MISSING or its.default_factory is not dataclasses.MISSING
-        )
-        if not optional and name not in row:
-            raise DataError(f"{name} is missing; give it")
-    return dict(row)
-
-
-def _parse_json(line: bytes) -> object:
-    try:
-        parsed: object = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise DataError("the line is not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as problem:
-        place = problem.pos + 1 if isinstance(problem, json.JSONDecodeError) else None
-        where = f" (character {place})" if place else ""
-        mend = "write one object per line" if line.endswith(b"\n") else "the file may be cut off"
-        raise DataError(f"the line is not JSON{where}; {mend}") from None
-    return parsed
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _list(name: str, value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{name} is {_short(value)}; give a list […]")
-    return value
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} is {_short(value)}; give a text that is not empty")
-    if not value.isascii() and _SURROGATE.search(value):
-        raise DataError(f"{name} is {_short(value)}, with half a character; mend its escapes")
-
-
-def _check_texts(name: str, values: tuple[str, ...]) -> None:
-    for number, value in enumerate(values):
-        _check_text(f"{name}[{number}]", value)
-
-
-def _check_image(image: object) -> None:
-    _check_text("image", image)
-    parts = str(image).replace("\\", "/").split("/")
-    if ".." in parts or not parts[0] or parts[0].endswith(":") or "\0" in str(image):
-        raise DataError(
-            f"image is {_short(image)}; give a path inside the folder of the records file"
-        )
-
-
-def _are_numbers(values: Sequence[object], *, count: int) -> bool:
-    return len(values) == count and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _FAR for v in values
-    )
-
-
-def _is_count(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _short(value: object) -> str:
-    """The value for a message, cut if it is long."""
-    return reprlib.repr(value) if not isinstance(value, str) else repr(value[:60])
