@@ -6,7 +6,6 @@ Does: check the options before anything is loaded, and show plan and report. Doe
 
 import dataclasses
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,6 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.mine_report import say_bad, say_plan, show_report
 from abc_embed.cli.output import check_writable, progress, show_json
-from abc_embed.errors import UsageError
 from abc_embed.mining.draw import DRAW, How
 from abc_embed.mining.engines import Method
 
@@ -35,7 +33,6 @@ Examples:
   abc-embed mine scenes --out scenes/mined.parquet --how bins --memory "512 MB"
 """
 
-UNITS = {"MB": 10**6, "GB": 10**9}
 WORK = "mining-work"
 
 
@@ -128,7 +125,7 @@ def mine(
         how=how,
         seed=seed,
         store=store,
-        search=SearchHow(search, _bytes(memory), cells, probes, seed),
+        search=SearchHow(search, options.size_in_bytes(memory, "--memory"), cells, probes, seed),
     )
     _check_out(records, out, settings)
     place = out.parent / WORK if work is None else work
@@ -212,13 +209,6 @@ def _embedder(
     return options.load(
         model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
     ).embedder
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(MB|GB)\s*", text, re.IGNORECASE)
-    if not found:
-        raise UsageError(f"--memory is {text!r}; give a size like '512 MB' or '2 GB'")
-    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def _check_out(records: str, out: Path, settings: "Settings") -> None:
