@@ -101,10 +101,19 @@ def counted(stage: Stage, batch: TrainBatch) -> int:
     return live.peak
 
 
+class Half(Accelerator):
+    """In bfloat16: accelerate itself takes one number format per process."""
+
+    def autocast(self, autocast_handler: Any = None) -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
 @pytest.mark.parametrize("chunk_size", [0, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("stage", "dropout"), [("pretrain", 0.0), ("instruct", 0.05)])
+@pytest.mark.parametrize("number_bytes", [4, 2])
 def test_the_estimate_is_a_little_above_what_was_counted(
+    number_bytes: int,
     stage: str,
     dropout: float,
     checkpointing: bool,
@@ -114,15 +123,18 @@ def test_the_estimate_is_a_little_above_what_was_counted(
     golden: Path,
 ) -> None:
     torch.manual_seed(0)
-    model = AbcModel(build_backbone(parse_config(copy.deepcopy(values))), head_width=96)
+    dtype = torch.float32 if number_bytes == 4 else torch.bfloat16
+    backbone = build_backbone(parse_config(copy.deepcopy(values))).to(dtype)
+    model = AbcModel(backbone, head_width=96)
     processor = Processor.from_folder(golden / "base", min_pixels=784, max_pixels=784 * 64)
     settings: TrainConfig = config(
         stage, dropout=dropout, gradient_checkpointing=checkpointing, chunk_size=chunk_size
     )
     kind = Pretrain if stage == "pretrain" else Instruct
-    made = kind(settings, model, processor, Accelerator(cpu=True))
+    accelerator = Accelerator if number_bytes == 4 else Half
+    made = kind(settings, model, processor, accelerator(cpu=True))
     batch = small_batch(stage, processor)
-    setting = _setting(settings, model, processor, 4, on_gpu=False)
+    setting = _setting(settings, model, processor, number_bytes, on_gpu=False)
     found = _estimate(settings, setting, batch, chunk_size, on_gpu=False)
     share = (found.activations + found.vectors) / counted(made, batch)
     assert 1.0 <= share <= ABOVE, share

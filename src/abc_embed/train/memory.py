@@ -134,7 +134,7 @@ def _pass(setting: Setting, chunk: Chunk) -> _Pass:
     b, tokens, patches = setting.number_bytes, chunk.tokens, chunk.patches
     language, vision = setting.language, setting.vision
     pixels = patches * setting.patch_values
-    reading, looking = tokens * _work(language, b), patches * _work(vision, b)
+    reading, looking = tokens * _work(setting, language), patches * _work(setting, vision)
     # As they came, in the vision encoder's order, and in b.
     opening = pixels * _FLOAT + max(pixels * (_FLOAT + b), looking)
     if not chunk.gradient:
@@ -179,9 +179,12 @@ def _vision_layer(setting: Setting) -> int:
     return kept + 2 * e.width * _FLOAT + masks
 
 
-def _work(encoder: Encoder, b: int) -> int:
+def _work(setting: Setting, encoder: Encoder) -> int:
     """Bytes per token that come and go while one layer computes, at its widest place: attention,
-    whose rotation is in float32, or the end of the MLP, where LoRA holds its input in float32."""
+    whose rotation is in float32, or the end of the MLP, where LoRA holds its input in float32, and
+    with dropout what is left of it too."""
+    b = setting.number_bytes
     attention = 5 * b * encoder.heads + 6 * _FLOAT * encoder.heads
-    mlp = (3 * b + _FLOAT) * encoder.inner
+    dropped = _FLOAT if setting.dropout and b < _FLOAT else 0
+    mlp = (3 * b + _FLOAT + dropped) * encoder.inner
     return max(attention, mlp) + 2 * b * encoder.width
