@@ -26,6 +26,7 @@ DISTRIBUTION = {
 }
 PROMISED_EXTRAS = {
     *("mine", "data", "instruct", "log", "bench", "open-clip", "index", "serve", "scale"),
+    "deepspeed",
     "dev",
 }
 

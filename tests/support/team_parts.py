@@ -187,6 +187,24 @@ def split_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
     return train_run(config, source, out) | {"held": kept[0]}
 
 
+def zero_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
+    """`train_run` under ZeRO, the share of AdamW's means that this process holds at the end, and
+    what DeepSpeed left on the weights."""
+    from abc_embed.train.zero import ZeroAdamW
+
+    found: dict[str, Any] = {}
+    close = ZeroAdamW.close
+
+    def spy(self: Any) -> None:
+        parts = [values["exp_avg"].numel() for values in self._adamw.state.values()]
+        found["held"] = sum(parts) / sum(p.numel() for p in self._before)
+        close(self)
+        found["left"] = sorted({name for p in self._before for name in vars(p)})
+
+    ZeroAdamW.close = spy  # type: ignore[method-assign]
+    return train_run(config, source, out) | found
+
+
 def gathered_step(
     how: Any, parts: Sequence[tuple[Any, Any, Any, list[str]]], tau: float, smoothing: float
 ) -> dict[str, Any]:
@@ -237,3 +255,33 @@ def train_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
     trained = run(config, source, model, processor, out)
     weights = {name: value.numpy() for name, value in trained.state_dict().items()}
     return {"tau": trained.temperature.value, "weights": weights}
+
+
+# -- what a run left behind ------------------------------------------------------------------------
+
+EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")
+
+
+def values(told: list[Told]) -> list[Any]:
+    assert [t.error for t in told] == [""] * len(told)
+    return [t.value for t in told]
+
+
+def curve(out: Path) -> list[list[float]]:
+    from abc_embed.train.logbook import read_metrics
+
+    return [[row[name] for name in EXACT] for row in read_metrics(out / "metrics.jsonl")]
+
+
+def assert_same_run(team: Path, alone: Path, found: Any, wanted: Any) -> None:
+    """Loss within 1e-5 at each of 5 steps, and so each weight and τ after them."""
+    import pytest
+
+    assert len(curve(team)) == len(curve(alone)) == 5
+    for a, b in zip(curve(team), curve(alone), strict=True):
+        assert a[1] == pytest.approx(b[1], abs=1e-5)
+        assert a[0] == b[0] and a[2] == pytest.approx(b[2], abs=1e-6) and a[5:] == b[5:]
+        assert a[4] == pytest.approx(b[4], rel=1e-4)  # norm of the gradients
+    assert found["weights"].keys() == wanted["weights"].keys()
+    for name, weight in wanted["weights"].items():
+        np.testing.assert_allclose(found["weights"][name], weight, rtol=0, atol=1e-5, err_msg=name)

@@ -3,41 +3,26 @@ same global batch, go on after a kill to the last bit, and end together when one
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from team_parts import Told, Uneven, run_team, small_config, split_run, train_run
+from team_parts import (
+    Uneven,
+    assert_same_run,
+    curve,
+    run_team,
+    small_config,
+    split_run,
+    train_run,
+    values,
+)
 
 from abc_embed.errors import ConfigError
-from abc_embed.train.logbook import read_metrics
 from abc_embed.train.sharding import wants_sharding
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What accelerate's launcher says for configs/accelerate/fsdp2.yaml."""
-EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")
-
-
-def values(told: list[Told]) -> list[Any]:
-    assert [t.error for t in told] == [""] * len(told)
-    return [t.value for t in told]
-
-
-def curve(out: Path) -> list[list[float]]:
-    return [[row[name] for name in EXACT] for row in read_metrics(out / "metrics.jsonl")]
-
-
-def assert_same_run(team: Path, alone: Path, found: Any, wanted: Any) -> None:
-    """Loss within 1e-5 at each of 5 steps, and so each weight and τ after them."""
-    assert len(curve(team)) == len(curve(alone)) == 5
-    for a, b in zip(curve(team), curve(alone), strict=True):
-        assert a[1] == pytest.approx(b[1], abs=1e-5)
-        assert a[0] == b[0] and a[2] == pytest.approx(b[2], abs=1e-6) and a[5:] == b[5:]
-        assert a[4] == pytest.approx(b[4], rel=1e-4)  # norm of the gradients
-    assert found["weights"].keys() == wanted["weights"].keys()
-    for name, weight in wanted["weights"].items():
-        np.testing.assert_allclose(found["weights"][name], weight, rtol=0, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
@@ -142,13 +127,16 @@ def test_the_shipped_configurations_are_read_by_accelerate() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     kinds = {p.name: load_config_from_file(str(p)).distributed_type for p in CONFIGS}
-    assert kinds == {"ddp.yaml": "MULTI_GPU", "fsdp2.yaml": "FSDP"}
+    assert kinds == {
+        "ddp.yaml": "MULTI_GPU",
+        "deepspeed.yaml": "DEEPSPEED",
+        "fsdp2.yaml": "FSDP",
+    }
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed cannot be used"),
         ({"FSDP_VERSION": "1"}, "fsdp_version .* set it to 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params .* set it to false"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, r"train\.gradient_checkpointing to true"),

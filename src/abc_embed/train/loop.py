@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from abc_embed import checkpoint
 from abc_embed.errors import ConfigError, OutputError, TrainingError
@@ -32,11 +31,13 @@ from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
 from abc_embed.train.gather import meet
 from abc_embed.train.loader import batches
 from abc_embed.train.logbook import Logbook, StepRecord
+from abc_embed.train.optimizer import AdamW, Optimizer
 from abc_embed.train.processes import Team, check_share
 from abc_embed.train.resume import Checkpoints, Progress
-from abc_embed.train.sharding import is_sharded, wants_sharding, whole
+from abc_embed.train.sharding import wants_sharding
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 from abc_embed.train.trackers import open_tracker
+from abc_embed.train.zero import ZeroAdamW, hidden_from_accelerate, wants_zero
 
 
 def run_stage1(
@@ -90,8 +91,7 @@ class _Run:
     config: TrainConfig
     stage: Stage
     team: Team
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
+    optimizer: Optimizer
     checkpoints: Checkpoints
     out_dir: Path
 
@@ -118,8 +118,7 @@ def _run(
             config=config,
             stage=stage,
             team=team,
-            optimizer=_optimizer(stage, config.optim),
-            accelerator=accelerator,
+            optimizer=_optimizer(stage, config.optim, accelerator),
             checkpoints=checkpoints,
             out_dir=out_dir,
         )
@@ -130,6 +129,7 @@ def _run(
                 stage.remember(memory)
         share = (team.rank, team.count)
         _loop(run, batches(source, processor, config, progress.step, share), progress)
+        run.optimizer.close()
         stage.finish()
         with team.together():
             if team.main:
@@ -188,19 +188,17 @@ def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
     shares = meet(run.team, batch, train.chunk_size)
     seed_everything(_step_seed(train.seed, step, run.team.rank))
     rate = optim.learning_rate * learning_rate_share(step, run.config)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    run.optimizer.set_rate(rate)
     tau = stage.model.temperature.value
-    loss, accuracy = stage.backward(batch, shares)
-    norm = run.accelerator.clip_grad_norm_(
-        list(stage.parameters.values()), optim.clip_norm or math.inf
-    )
+    with run.optimizer.gathering():
+        loss, accuracy = stage.backward(batch, shares)
+    norm = run.optimizer.clip(optim.clip_norm)
     record = StepRecord(
         step=step + 1,
         loss=loss.item(),
         accuracy=accuracy.item(),
         tau=tau,
-        grad_norm=float(whole(norm)),
+        grad_norm=norm,
         learning_rate=rate,
         queries=shares.queries,
         candidates=len(shares.numbers()),
@@ -208,7 +206,6 @@ def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
     with run.team.together():
         _check_finite(record)  # before the step: the weights stay those of the last good one
     run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
     stage.after_update()
     return record
 
@@ -253,24 +250,11 @@ def _watch(run: _Run, record: StepRecord, progress: Progress) -> Progress:
     return progress
 
 
-def _optimizer(stage: Stage, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only.
-
-    Where weights are split, those that are not (τ) are a group of their own: torch steps through a
-    group at once, and cannot mix the two kinds.
-    """
-    parameters = list(stage.parameters.values())
-    matrices = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    split = [p for p in others if is_sharded(p)]
-    groups: list[dict[str, list[Tensor] | float]] = [
-        {"params": list(matrices), "weight_decay": optim.weight_decay},
-        {"params": list(split), "weight_decay": 0.0},
-        {"params": [p for p in others if not is_sharded(p)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=optim.learning_rate, betas=optim.betas
-    )
+def _optimizer(stage: Stage, config: OptimConfig, accelerator: Accelerator) -> Optimizer:
+    zero = wants_zero()
+    if zero and stage.team.count > 1:
+        return ZeroAdamW(stage.parameters, config, stage.team, accelerator, zero)
+    return AdamW(list(stage.parameters.values()), config, accelerator)
 
 
 def autocast_type(config: ModelConfig) -> torch.dtype | None:
@@ -283,12 +267,14 @@ def autocast_type(config: ModelConfig) -> torch.dtype | None:
 
 def _accelerator(config: ModelConfig) -> Accelerator:
     """Where and in which numbers this process trains, and with which others."""
-    wants_sharding()  # refuses what is not built before accelerate begins it
+    wants_sharding()  # both refuse what is not built before accelerate begins it
+    wants_zero()
     try:
-        accelerator = Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision="bf16" if autocast_type(config) else "no",
-        )
+        with hidden_from_accelerate():
+            accelerator = Accelerator(
+                cpu=config.device == "cpu",
+                mixed_precision="bf16" if autocast_type(config) else "no",
+            )
     except ValueError as error:  # accelerate fixes device and precision once per process
         raise TrainingError(
             "this process has trained at another precision or on another device already; "

@@ -2,7 +2,8 @@
 
 Does: tell this process its place, make an error of one an error of all, average gradients and
 numbers, take every process's word where they must agree. Does not: gather candidates (``gather``),
-split weights (``sharding``), or start processes (accelerate's launcher, torchrun or Slurm do).
+split weights (``sharding``) or AdamW's means (``zero``), or start processes (accelerate's launcher,
+torchrun or Slurm do).
 
 Why no DistributedDataParallel wrapper: it hooks one forward call per step, and a step here is many
 (GradCache, two kinds of rows, the vision encoder apart). What it does is one average of the
@@ -39,6 +40,7 @@ class Team:
         self.sharded = self.count > 1 and wants_sharding()
         """Whether weights are split, so that every process must make the same passes."""
         self._device = accelerator.device
+        self._in_zero: set[nn.Parameter] = set()
         if self.count > 1:
             atexit.register(_leave)
 
@@ -129,11 +131,12 @@ class Team:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Put the mean over the processes into every gradient, in one message.
 
-        Those of split weights are left: they have been averaged on the way.
+        Those of split weights are left: they have been averaged on the way; and those of ZeRO,
+        which does both at once.
         """
         if self.count == 1:
             return
-        whole = [p for p in parameters if not is_sharded(p)]
+        whole = [p for p in parameters if not is_sharded(p) and p not in self._in_zero]
         if not whole:
             return
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in whole]
@@ -141,6 +144,10 @@ class Team:
         parts = mean.split([p.numel() for p in whole])
         for parameter, part in zip(whole, parts, strict=True):
             parameter.grad = part.view_as(parameter)
+
+    def leave_to_zero(self, parameters: Iterable[nn.Parameter]) -> None:
+        """From now on something else averages and splits the gradients of these."""
+        self._in_zero.update(parameters)
 
     @torch.no_grad()
     def start_equal(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -11,8 +11,8 @@ step number and the seed. What is not stored cannot be stored wrongly.
 A folder is filled under another name, flushed to the disk, and renamed: a crash at any moment
 leaves the last good one intact and no half one to load.
 
-With several processes the main one writes, whole tensors also where weights are split, and all of
-them read: a run may go on with another number of processes, or split where it was not.
+With several processes the main one writes, whole tensors also where weights or means are split, and
+all of them read: a run may go on with another number of processes, or split where it was not.
 """
 
 import json
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from abc_embed.errors import OutputError, TrainingError
 from abc_embed.train.config import TrainConfig
+from abc_embed.train.optimizer import Optimizer
 from abc_embed.train.processes import Team
 from abc_embed.train.sharding import like, whole
 
@@ -75,7 +76,7 @@ class Checkpoints:
         self,
         progress: Progress,
         parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         memory: Mapping[str, Tensor],
     ) -> None:
         """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
@@ -85,7 +86,7 @@ class Checkpoints:
         """
         # Whole tensors: where weights are split, all processes bring their parts together here.
         trained = {k: whole(v.detach()).cpu().contiguous() for k, v in parameters.items()}
-        means = _optimizer_tensors(optimizer)
+        means = optimizer.means()
         with self._team.together():
             if self._team.main:
                 self._write(progress, trained, means, memory)
@@ -125,7 +126,7 @@ class Checkpoints:
         self,
         path: Path,
         parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
     ) -> tuple[Progress, dict[str, Tensor]]:
         """Put a checkpoint back into parameters and optimizer; progress and cached vectors.
 
@@ -141,7 +142,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _unreadable(path, error) from error
         _fill(parameters, trained, path)
-        _fill_optimizer(optimizer, means)
+        optimizer.restore(means)
         return Progress(step=state["step"], at_floor=state["at_floor"]), memory
 
 
@@ -193,26 +194,6 @@ def _fill(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(like(trained[name], parameter))
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's running means and step counts as `number.name`, the parameters counted in order."""
-    return {
-        f"{number}.{name}": whole(value).cpu().contiguous()
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The way back. Rates and decays are not stored: they follow from the configuration."""
-    state: dict[int, dict[str, Tensor]] = {}
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        split = like(value, trained[int(number)]) if name != "step" else value
-        state.setdefault(int(number), {})[name] = split
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

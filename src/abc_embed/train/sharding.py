@@ -1,7 +1,8 @@
 """Weights split over the processes, for models that do not fit one device: FSDP2.
 
 Does: read from accelerate whether and how to split, split a model with torch's `fully_shard`, put
-it together again. Does not: gather candidates or average other gradients.
+it together again. Does not: gather candidates, average other gradients, or split what AdamW keeps
+of whole weights (``zero`` does).
 
 Each block of both encoders is one unit, the rest another; a unit is brought together for its pass
 and let go after it. τ is left whole: the loss uses it outside the model. Accelerate's own `prepare`
@@ -28,11 +29,6 @@ def wants_sharding() -> bool:
 
     Raises `ConfigError` for ways of splitting that are not built, or not needed.
     """
-    if _says("ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(
-            "DeepSpeed cannot be used: training is not built for it; start with "
-            "configs/accelerate/fsdp2.yaml, which splits the weights as its stage 3 does"
-        )
     # Read here, not from accelerate's state: on CPUs it knows nothing of FSDP.
     if not _says("ACCELERATE_USE_FSDP"):
         return False

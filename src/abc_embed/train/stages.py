@@ -77,7 +77,8 @@ class Stage(ABC):
         """Add the gradients of a step to the parameters; loss and accuracy, both scalars.
 
         `batch` is what this process brings, `shares` what all do; None: there is no other. The
-        gradients, the loss and the accuracy are those of all processes.
+        gradients, the loss and the accuracy are those of all processes; under ZeRO the gradients
+        are so once the optimizer has gathered them.
         """
 
     def after_update(self) -> None:  # noqa: B027  (most stages have nothing to do here)
