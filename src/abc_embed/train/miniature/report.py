@@ -91,9 +91,9 @@ def _limits(lines: Sequence[Line]) -> str:
     short = f" With fewer than {len(Sizes().seeds)} seeds: {', '.join(few)}." if few else ""
     minutes = sum(line["seconds"] for line in lines) / 60
     return (
-        f"{len(lines)} runs, {minutes:.0f} minutes of one core in all, what they share not counted."
-        f"{short} The curves of loss, accuracy and τ, the versions and the machine are in "
-        "`results/miniature.jsonl`.\n\n"
+        f"{len(lines)} runs. Their times add up to {minutes:.0f} minutes by the clock, longer on a "
+        f"busy machine; several go on at a time.{short} The curves of loss, accuracy and τ, the "
+        "versions and the machine are in `results/miniature.jsonl`.\n\n"
         "What agrees here agrees at this size; what does not may need the paper's: its batches are "
         "64 times as large and its runs 40 times as long. The paper's figures are of photos and of "
         "other benchmarks: compare directions, not heights."
