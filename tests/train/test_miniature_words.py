@@ -18,6 +18,7 @@ def line(condition: str, seed: int, score: float, tau: float = 0.05) -> dict[str
         "key": f"{condition} {seed}",
         "condition": condition,
         "seed": seed,
+        "weights": "0123456789abcdef",
         "scores": dict.fromkeys(SCORES, score),
         "tau": tau,
         "curve": [{"step": 1, "loss": 2.0, "accuracy": 0.5, "tau": tau}],

@@ -49,14 +49,15 @@ def _how(lines: Sequence[Line]) -> str:
     sizes = Sizes()
     captions = told(values(lines, START.name, "image_to_text"))
     answers = told(values(lines, START.name, "instructed"))
+    weights = ", ".join(dict.fromkeys(f"`{line['weights'][:8]}`" for line in lines))
     return f"""\
 The paper's findings, tried on generated scenes with a small model: the same base, the same
 pictures and the same training code (`run_stage1`, `run_stage2`) throughout, one thing changed at
 a time.
 
-* **Base.** The bundled model before its stage 2, with {len(sizes.layers)} of its 4 language
-  layers and a fresh head. It sees and hardly embeds: R@1 {captions} image → caption,
-  {answers} image + instruction → answer.
+* **Base.** The bundled model before its stage 2 (SHA-256 of its weights: {weights}), with
+  {len(sizes.layers)} of its 4 language layers and a fresh head. It sees and hardly embeds: R@1
+  {captions} image → caption, {answers} image + instruction → answer.
 * **Stage 1.** {sizes.steps} steps of {sizes.batch} images, LoRA {sizes.rank}, learning rate
   {sizes.rate:g}, label smoothing 0.1, {sizes.images:,} pictures of {sizes.side} px. Negatives were
   mined once, by a model of {sizes.mining_steps} steps with in-batch negatives only (ε 0.95, pool

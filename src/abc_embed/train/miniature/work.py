@@ -39,6 +39,7 @@ def do(job: Job, out: Path, ground: Ground) -> dict[str, Any]:
         "key": key(job, ground.sizes, ground.bundled),
         "condition": job.condition.name,
         "seed": job.seed,
+        "weights": ground.bundled,
         "scores": measure(Embedder(model, processor), ground.sizes),
         "tau": model.temperature.value,
         "curve": curve,
