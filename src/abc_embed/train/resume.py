@@ -33,6 +33,7 @@ from abc_embed.train.config import TrainConfig
 from abc_embed.train.optimizer import Optimizer
 from abc_embed.train.processes import Team
 from abc_embed.train.sharding import like, whole
+from abc_embed.train.tables import flat
 
 FREE_FIELDS = frozenset(
     {
@@ -159,11 +160,11 @@ def check(path: Path, config: TrainConfig) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        then = _flat(state["config"])
+        then = flat(state["config"])
         _ = state["step"], state["at_floor"], state["texts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error
-    now = _flat(json.loads(json.dumps(asdict(config))))
+    now = flat(json.loads(json.dumps(asdict(config))))
     for name in sorted(now.keys() | then.keys()):
         if name not in FREE_FIELDS and now.get(name) != then.get(name):
             raise TrainingError(
@@ -194,15 +195,6 @@ def _fill(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(like(trained[name], parameter))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
 
 
 def _flush(path: Path) -> None:

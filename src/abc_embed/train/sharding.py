@@ -30,14 +30,14 @@ def wants_sharding() -> bool:
     Raises `ConfigError` for ways of splitting that are not built, or not needed.
     """
     # Read here, not from accelerate's state: on CPUs it knows nothing of FSDP.
-    if not _says("ACCELERATE_USE_FSDP"):
+    if not launcher_says("ACCELERATE_USE_FSDP"):
         return False
     for name, wrong, mend in (
         ("fsdp_version", os.environ.get("FSDP_VERSION") != "2", "set it to 2"),
-        ("fsdp_offload_params", _says("FSDP_OFFLOAD_PARAMS"), "set it to false"),
+        ("fsdp_offload_params", launcher_says("FSDP_OFFLOAD_PARAMS"), "set it to false"),
         (
             "fsdp_activation_checkpointing",
-            _says("FSDP_ACTIVATION_CHECKPOINTING"),
+            launcher_says("FSDP_ACTIVATION_CHECKPOINTING"),
             "set it to false and train.gradient_checkpointing to true",
         ),
     ):
@@ -46,15 +46,15 @@ def wants_sharding() -> bool:
     return True
 
 
-def _says(name: str, otherwise: str = "false") -> bool:
-    """What accelerate's launcher put into the environment."""
+def launcher_says(name: str, otherwise: str = "false") -> bool:
+    """Whether accelerate's launcher put a yes under this name into the environment."""
     return os.environ.get(name, otherwise).lower() in ("1", "true", "yes")
 
 
 def shard(model: AbcModel, device: torch.device) -> None:
     """Split the weights of `model` over the devices of all processes, in place."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    again = _says("FSDP_RESHARD_AFTER_FORWARD", "true")
+    again = launcher_says("FSDP_RESHARD_AFTER_FORWARD", "true")
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=again)
     fully_shard(model, mesh=mesh, ignored_params={model.temperature.temp})

@@ -55,6 +55,15 @@ def read_toml(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{error} ({where})") from error
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
 def _override(values: dict[str, Any], assignment: str) -> str:
     """Write one `section.field=value` into nested tables; returns the dotted name."""
     name, equals, raw = assignment.partition("=")

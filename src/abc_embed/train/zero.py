@@ -33,6 +33,8 @@ from abc_embed.errors import ConfigError, MissingExtraError
 from abc_embed.train.config import OptimConfig
 from abc_embed.train.optimizer import AdamW, torch_adamw
 from abc_embed.train.processes import Team
+from abc_embed.train.sharding import launcher_says
+from abc_embed.train.tables import flat
 
 _SWITCH = "ACCELERATE_USE_DEEPSPEED"
 _MEANS = ("exp_avg", "exp_avg_sq")
@@ -66,7 +68,7 @@ def wants_zero() -> dict[str, Any] | None:
     Raises `ConfigError` for what is not built, or not needed, `MissingExtraError` without
     DeepSpeed.
     """
-    if os.environ.get(_SWITCH, "false").lower() not in ("1", "true", "yes"):
+    if not launcher_says(_SWITCH):
         return None
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError.of("deepspeed", "DeepSpeed ZeRO")
@@ -80,7 +82,7 @@ def wants_zero() -> dict[str, Any] | None:
             f"zero_stage {stage} of DeepSpeed's configuration cannot be used; set it to 1 or 2, or "
             "start with configs/accelerate/fsdp2.yaml, which splits the weights as stage 3 does"
         )
-    for name, value in _flat(read):
+    for name, value in flat(read).items():
         if name in _READ | _UNUSED or _is_off(name, value):
             continue
         parent = next((known for known in _MENDS if f"{name}.".startswith(f"{known}.")), name)
@@ -94,15 +96,6 @@ def wants_zero() -> dict[str, Any] | None:
         if f"zero_optimization.{name}" in _READ and not _is_off(name, value)
     }
     return {"reduce_bucket_size": _BUCKET} | said
-
-
-def _flat(read: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as dotted names."""
-    for key, value in read.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _is_off(name: str, value: Any) -> bool:
