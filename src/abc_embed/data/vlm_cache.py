@@ -4,26 +4,25 @@ Does: keep both in one SQLite file, each reply committed as it comes, so that a 
 only what was under way. Does not: know what a reply means.
 """
 
-import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
 
-from abc_embed.errors import OutputError
-
-_WAIT_S = 30.0  # for another process that writes
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, prompt TEXT,"
-    " image TEXT, reply TEXT) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS charges (number INTEGER PRIMARY KEY, input_tokens INTEGER,"
-    " output_tokens INTEGER)",
-)
+from abc_embed.index.store import Store
 
 
-class ReplyCache:
+class ReplyCache(Store):
     """Replies by key; for several threads and processes at once. Without a path, in memory."""
+
+    TABLES = (
+        "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, prompt TEXT,"
+        " image TEXT, reply TEXT) WITHOUT ROWID",
+        "CREATE TABLE IF NOT EXISTS charges (number INTEGER PRIMARY KEY, input_tokens INTEGER,"
+        " output_tokens INTEGER)",
+    )
+    TROUBLE = (
+        "the replies in {path} cannot be used ({error}); make room or choose another place; "
+        "deleting the file means asking and paying again"
+    )
 
     def __init__(self, path: Path | None = None) -> None:
         """Opens the file, which is made if absent.
@@ -31,30 +30,8 @@ class ReplyCache:
         Raises:
             OutputError: it cannot be made, or is no cache of replies.
         """
-        self.path = path
         self._lock = threading.Lock()
-        with self._reported():
-            self._database = sqlite3.connect(
-                path or ":memory:", timeout=_WAIT_S, check_same_thread=False
-            )
-        try:
-            with self._reported(), self._database:
-                for table in _TABLES:
-                    self._database.execute(table)
-        except OutputError:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        with suppress(sqlite3.Error):
-            self._database.close()
+        super().__init__(path, any_thread=True)
 
     def get(self, key: str) -> str | None:
         """The reply of that key, as JSON text."""
@@ -95,13 +72,3 @@ class ReplyCache:
                 "SELECT TOTAL(input_tokens), TOTAL(output_tokens) FROM charges"
             ).fetchone()
         return int(row[0]), int(row[1])
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise OutputError(
-                f"the replies in {str(self.path)!r} cannot be used ({error}); make room or choose "
-                "another place; deleting the file means asking and paying again"
-            ) from error

@@ -6,22 +6,18 @@ copied is found again, one that is changed is not.
 """
 
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.errors import OutputError
+from abc_embed.index.store import Store
 
 VARIABLE = "ABC_EMBED_CACHE"
 """Environment variable that names another folder for the cache."""
 
 _AT_ONCE = 500  # SQLite takes about a thousand values in one statement
-_WAIT_S = 30.0  # for another process that writes
 
 
 def default_folder() -> Path:
@@ -32,12 +28,21 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "abc-embed"
 
 
-class VectorCache:
+class VectorCache(Store):
     """The vectors of one model at one resolution.
 
     `model` is `Embedder.fingerprint`, `max_pixels` that of the call (None: as the model says);
     contents are hashes of files.
     """
+
+    TABLES = (
+        "CREATE TABLE IF NOT EXISTS vectors (model TEXT, content TEXT, vector BLOB,"
+        " PRIMARY KEY (model, content)) WITHOUT ROWID",
+    )
+    TROUBLE = (
+        "the cache {path} cannot be used ({error}); delete it, choose another place with --cache, "
+        "or do without it with --no-cache"
+    )
 
     def __init__(self, folder: Path, model: str, max_pixels: int | None) -> None:
         """Opens the cache in `folder`, which is made if absent.
@@ -45,31 +50,11 @@ class VectorCache:
         Raises:
             OutputError: it cannot be made or opened.
         """
-        self._path = folder / "vectors.sqlite"
         self._key = f"{model} {max_pixels or 0}"
+        self.path = folder / "vectors.sqlite"
         with self._reported():
             folder.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self._path, timeout=_WAIT_S)
-        try:
-            with self._reported(), self._database:
-                self._database.execute(
-                    "CREATE TABLE IF NOT EXISTS vectors (model TEXT, content TEXT, vector BLOB,"
-                    " PRIMARY KEY (model, content)) WITHOUT ROWID"
-                )
-        except OutputError:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        with suppress(sqlite3.Error):
-            self._database.close()
+        super().__init__(self.path)
 
     def get(self, contents: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors that are known, by content."""
@@ -90,16 +75,6 @@ class VectorCache:
         rows = [(self._key, c, v.astype("<f4").tobytes()) for c, v in vectors.items()]
         with self._reported(), self._database:
             self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise OutputError(
-                f"the cache {str(self._path)!r} cannot be used ({error}); delete it, choose another"
-                " place with --cache, or do without it with --no-cache"
-            ) from error
 
 
 def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
