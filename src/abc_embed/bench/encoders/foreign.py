@@ -1,4 +1,4 @@
-"""The loop that models of other libraries share: pictures opened as ours are, one kind at a time.
+"""What models of other libraries share: pictures opened as ours are, one kind at a time.
 
 Does: cut the items into pieces that fit into memory, open pictures (upright, RGB, as
 `inputs.open_image`), shrink them to ``max_pixels``, call the library's model, restore the order.
@@ -9,17 +9,19 @@ read is the same plain error for all.
 Shapes: `N` items, `D` width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from abc_embed.batching import grouped
-from abc_embed.bench.encoders.base import Vectors, kept_area, unit
+from abc_embed.bench.encoders.base import Vectors, checked, kept_area, takes_in_words, unit
 from abc_embed.bulk import image_source
 from abc_embed.embedder import with_bar
 from abc_embed.inputs import Item, Kind, open_image
+from abc_embed.weights import fingerprint
 
 BATCHES = 4
 """Batches whose pictures are in memory together."""
@@ -27,6 +29,80 @@ BATCHES = 4
 Embed = Callable[[Kind, list[str], list[Image.Image]], Vectors]
 """One kind, `N` texts or instructions (none for images alone), `N` pictures (none for texts) ->
 `(N, D)`."""
+
+
+class ForeignEncoder(ABC):
+    """`Encoder` of a torch model that another library loaded."""
+
+    LIBRARY: ClassVar[str]
+    """What records call it."""
+
+    def __init__(
+        self, model: Any, name: str, takes: frozenset[Kind], *, dim: int | None, batch_size: int
+    ) -> None:
+        """`dim` is None of a model that does not say it."""
+        self.model = model
+        self.name = name
+        self.takes = takes
+        self.batch_size = batch_size
+        self._fingerprint: str | None = None
+        self._dim = dim
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights and over what decides a vector besides; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._config(), self.model.state_dict())
+        return self._fingerprint
+
+    @property
+    def dim(self) -> int:
+        """`D`; of a model that does not say it, found by embedding a word."""
+        if self._dim is None:
+            self._dim = int(self._embed(Kind.TEXT, ["a"], []).shape[1])
+        return self._dim
+
+    def embed(
+        self,
+        items: Sequence[str | Item],
+        *,
+        max_pixels: int | None = None,
+        progress: bool = False,
+    ) -> Vectors:
+        """As `Encoder.embed`; with `max_pixels` pictures are shrunk before the model has them."""
+        return embed_by_kind(
+            checked(items, self.takes, self.name),
+            self._embed,
+            name=self.name,
+            dim=self.dim,
+            batch_size=self.batch_size,
+            max_pixels=max_pixels,
+            progress=progress,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """As `Encoder.describe`."""
+        dtype, device = self._place()
+        return {
+            "kind": self.LIBRARY,
+            "takes": takes_in_words(self.takes),
+            "dtype": dtype,
+            "device": device,
+            "prompt_hash": None,
+            "config": self._config(),
+        }
+
+    @abstractmethod
+    def _embed(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
+        """As `Embed`."""
+
+    @abstractmethod
+    def _config(self) -> dict[str, Any]:
+        """What decides a vector besides the weights, as JSON values."""
+
+    @abstractmethod
+    def _place(self) -> tuple[str, str]:
+        """Number format and kind of device."""
 
 
 def embed_by_kind(

@@ -6,7 +6,7 @@ The library needs torchvision, so it is an extra of its own: ``open-clip``.
 """
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,21 +14,23 @@ import torch
 from PIL import Image
 
 from abc_embed import runtime
-from abc_embed.bench.encoders.base import Vectors, checked, no_path, takes_in_words
-from abc_embed.bench.encoders.foreign import embed_by_kind
+from abc_embed.bench.encoders.base import Vectors, no_path
+from abc_embed.bench.encoders.foreign import ForeignEncoder
 from abc_embed.errors import CheckpointError, MissingExtraError, UsageError
-from abc_embed.inputs import Item, Kind
-from abc_embed.weights import fingerprint
+from abc_embed.inputs import Kind
 
 T = TypeVar("T")
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-class OpenClipEncoder:
-    """A model of open_clip with its own preparation of pictures and its own tokenizer."""
+class OpenClipEncoder(ForeignEncoder):
+    """A model of open_clip with its own preparation of pictures and its own tokenizer.
 
-    takes = frozenset({Kind.TEXT, Kind.IMAGE})
+    The model sees every picture at its one size, cut or stretched as it was trained.
+    """
+
+    LIBRARY = "open_clip"
 
     def __init__(
         self,
@@ -39,49 +41,14 @@ class OpenClipEncoder:
         *,
         batch_size: int = 32,
     ) -> None:
-        self.model = model.eval()
-        self.name = f"open_clip:{name}"
-        self.batch_size = batch_size
+        takes = frozenset({Kind.TEXT, Kind.IMAGE})
+        super().__init__(model.eval(), f"open_clip:{name}", takes, dim=None, batch_size=batch_size)
         self._prepare = prepare
         self._tokenize = tokenize
         self._parameter = next(model.parameters())
-        self._fingerprint: str | None = None
-        self._dim: int | None = None
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the weights and the preparation of pictures; computed once."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._config(), self.model.state_dict())
-        return self._fingerprint
-
-    @property
-    def dim(self) -> int:
-        """`D`, found by embedding a word."""
-        if self._dim is None:
-            self._dim = int(self._texts(["a"]).shape[1])
-        return self._dim
-
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> Vectors:
-        """As `Encoder.embed`; with `max_pixels` pictures are shrunk before the model has them.
-
-        The model itself sees every picture at its one size, cut or stretched as it was trained.
-        """
-        return embed_by_kind(
-            checked(items, self.takes, self.name),
-            lambda kind, words, pictures: self._texts(words) if words else self._images(pictures),
-            name=self.name,
-            dim=self.dim,
-            batch_size=self.batch_size,
-            max_pixels=max_pixels,
-            progress=progress,
-        )
+    def _embed(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
+        return self._texts(words) if kind is Kind.TEXT else self._images(pictures)
 
     @torch.no_grad()
     def _texts(self, words: list[str]) -> Vectors:
@@ -103,16 +70,9 @@ class OpenClipEncoder:
     def _config(self) -> dict[str, Any]:
         return {"preparation": str(self._prepare), "name": self.name}
 
-    def describe(self) -> dict[str, Any]:
-        """As `Encoder.describe`."""
-        return {
-            "kind": "open_clip",
-            "takes": takes_in_words(self.takes),
-            "dtype": str(self._parameter.dtype).removeprefix("torch."),
-            "device": self._parameter.device.type,
-            "prompt_hash": None,
-            "config": self._config(),
-        }
+    def _place(self) -> tuple[str, str]:
+        parameter = self._parameter
+        return str(parameter.dtype).removeprefix("torch."), parameter.device.type
 
 
 def _numpy(parts: Iterable[torch.Tensor]) -> Vectors:

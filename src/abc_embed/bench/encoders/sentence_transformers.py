@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image
 
 from abc_embed import hub, runtime
-from abc_embed.bench.encoders.base import Vectors, checked, no_path, takes_in_words
-from abc_embed.bench.encoders.foreign import embed_by_kind
+from abc_embed.bench.encoders.base import Vectors, no_path
+from abc_embed.bench.encoders.foreign import ForeignEncoder
 from abc_embed.errors import CheckpointError, MissingExtraError
-from abc_embed.inputs import Item, Kind
-from abc_embed.weights import fingerprint
+from abc_embed.inputs import Kind
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,53 +31,20 @@ FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 """What is fetched of a named repository: no code, and no weights in Python's pickle format."""
 
 
-class SentenceTransformerEncoder:
+class SentenceTransformerEncoder(ForeignEncoder):
     """Any `SentenceTransformer`; `takes` is what it says of itself."""
 
+    LIBRARY = "sentence-transformers"
+
     def __init__(self, model: "SentenceTransformer", name: str, *, batch_size: int = 32) -> None:
-        self.model = model
-        self.name = f"st:{no_path(name)}"
-        self.batch_size = batch_size
         supported = {
             Kind.TEXT: model.supports("text"),
             Kind.IMAGE: model.supports("image"),
             Kind.INSTRUCTED: model.supports(("image", "text")),
         }
-        self.takes = frozenset(kind for kind, has in supported.items() if has)
-        self._fingerprint: str | None = None
-        self._dim: int | None = model.get_embedding_dimension()
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the weights and over what the model says of itself; computed once."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._config(), self.model.state_dict())
-        return self._fingerprint
-
-    @property
-    def dim(self) -> int:
-        """`D`; of a model that does not say it, found by embedding a word."""
-        if self._dim is None:
-            self._dim = int(self._encode(["a"]).shape[1])
-        return self._dim
-
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> Vectors:
-        """As `Encoder.embed`; with `max_pixels` pictures are shrunk before the model has them."""
-        return embed_by_kind(
-            checked(items, self.takes, self.name),
-            self._embed,
-            name=self.name,
-            dim=self.dim,
-            batch_size=self.batch_size,
-            max_pixels=max_pixels,
-            progress=progress,
-        )
+        takes = frozenset(kind for kind, has in supported.items() if has)
+        dim = model.get_embedding_dimension()
+        super().__init__(model, f"st:{no_path(name)}", takes, dim=dim, batch_size=batch_size)
 
     def _embed(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
         if kind is Kind.INSTRUCTED:
@@ -117,16 +83,9 @@ class SentenceTransformerEncoder:
             "model_type": None if transformer is None else transformer.config.model_type,
         }
 
-    def describe(self) -> dict[str, Any]:
-        """As `Encoder.describe`."""
-        return {
-            "kind": "sentence-transformers",
-            "takes": takes_in_words(self.takes),
-            "dtype": str(self.model.dtype or "float32").removeprefix("torch."),
-            "device": self.model.device.type,
-            "prompt_hash": None,
-            "config": self._config(),
-        }
+    def _place(self) -> tuple[str, str]:
+        dtype = str(self.model.dtype or "float32").removeprefix("torch.")
+        return dtype, self.model.device.type
 
 
 def load_sentence_transformer(
