@@ -78,57 +78,44 @@ Gpu = Annotated[
 ]
 
 
-@app.command(epilog=STAGES_EXAMPLES.format(stage="pretrain"))
-def pretrain(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Resume = True,
-    log_to: LogTo = None,
-    dry_run: DryRun = False,
-    gpu: Gpu = "",
-    as_json: AsJson = False,
-) -> None:
-    """Stage 1: from an image to its caption."""
-    _check_options(dry_run, gpu, as_json)
-    told = _recipe(config, _all(overrides, log_to), "pretrain")
-    _stage(config, _all(overrides, log_to), told, resume, dry_run, gpu, as_json)
+MINING_MODEL = "mining-model"
 
 
-@app.command(epilog=STAGES_EXAMPLES.format(stage="instruct"))
-def instruct(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Resume = True,
-    log_to: LogTo = None,
-    dry_run: DryRun = False,
-    gpu: Gpu = "",
-    as_json: AsJson = False,
-) -> None:
-    """Stage 2: from an image and an instruction to the answer."""
-    _check_options(dry_run, gpu, as_json)
-    told = _recipe(config, _all(overrides, log_to), "instruct")
-    _stage(config, _all(overrides, log_to), told, resume, dry_run, gpu, as_json)
+def _add_stage(name: str, stage: str, help: str, epilog: str) -> None:
+    """One command for each: they differ in nothing but what they accept and say."""
+
+    @app.command(name, help=help, epilog=epilog)
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        resume: Resume = True,
+        log_to: LogTo = None,
+        dry_run: DryRun = False,
+        gpu: Gpu = "",
+        as_json: AsJson = False,
+    ) -> None:
+        _check_options(dry_run, gpu, as_json)
+        assignments = _all(overrides, log_to)
+        told = _recipe(config, assignments, stage)
+        if name == MINING_MODEL and told.data.negatives:
+            raise UsageError(
+                f"{config} has data.negatives {told.data.negatives}, but the mining model learns "
+                "from the batch alone; add --set data.negatives=0"
+            )
+        _stage(config, assignments, told, resume, dry_run, gpu, as_json)
 
 
-@app.command("mining-model", epilog=MINING_EXAMPLES)
-def mining_model(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Resume = True,
-    log_to: LogTo = None,
-    dry_run: DryRun = False,
-    gpu: Gpu = "",
-    as_json: AsJson = False,
-) -> None:
-    """Stage 0: the model that finds hard negatives; stage 1 with in-batch negatives alone."""
-    _check_options(dry_run, gpu, as_json)
-    told = _recipe(config, _all(overrides, log_to), "pretrain")
-    if told.data.negatives:
-        raise UsageError(
-            f"{config} has data.negatives {told.data.negatives}, but the mining model learns from "
-            "the batch alone; add --set data.negatives=0"
-        )
-    _stage(config, _all(overrides, log_to), told, resume, dry_run, gpu, as_json)
+for _name, _help in (
+    ("pretrain", "Stage 1: from an image to its caption."),
+    ("instruct", "Stage 2: from an image and an instruction to the answer."),
+):
+    _add_stage(_name, _name, _help, STAGES_EXAMPLES.format(stage=_name))
+_add_stage(
+    MINING_MODEL,
+    "pretrain",
+    "Stage 0: the model that finds hard negatives; stage 1 with in-batch negatives alone.",
+    MINING_EXAMPLES,
+)
 
 
 def _all(overrides: list[str] | None, log_to: str | None) -> list[str]:
