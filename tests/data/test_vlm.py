@@ -3,7 +3,6 @@
 import email.utils
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 from vlm_parts import Frozen, Waits, client, picture, set_environment
@@ -23,12 +22,6 @@ pytest.importorskip("openai")
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[VlmServer]:
-    with VlmServer() as running:
-        yield running
 
 
 def test_what_is_sent_and_what_comes_back(server: VlmServer) -> None:

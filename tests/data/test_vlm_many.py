@@ -28,12 +28,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch)
 
 
-@pytest.fixture
-def server() -> Iterator[VlmServer]:
-    with VlmServer() as running:
-        yield running
-
-
 # -- the key ---------------------------------------------------------------------------------------
 
 
