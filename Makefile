@@ -40,7 +40,7 @@ check: $(VENV)/.installed-dev
 	@VENV="$(VENV)" scripts/check
 
 miniature: $(VENV)/.installed-dev
-	@$(BIN)/python -m abc_embed.train.miniature --out runs/miniature --into . $(ARGS)
+	@$(BIN)/python -m experiments.miniature --out runs/miniature --into . $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist

@@ -82,7 +82,8 @@ def with_outputs(text: str, run: Callable[[str], str] = run_python) -> str:
 
 def with_results(text: str, *, full: bool = False) -> str:
     """The text with the results table as the records have it."""
-    from abc_embed.bench import report, tables
+    from abc_embed.bench import records as report
+    from abc_embed.bench import tables
 
     records = report.read_records(ROOT / "results")
     block = tables.markdown(records) if full else tables.brief(records)

@@ -8,9 +8,9 @@ Processor seconds of one process, bundled model, every vector embedded anew; a M
 import sys
 import time
 
-from abc_embed.bench import frozen
-from abc_embed.bench.ctrlbench import WAYS, measure
-from abc_embed.bench.encoder import CachedEncoder, load_encoder
+from abc_embed.bench.ctrlbench import tiers as frozen
+from abc_embed.bench.ctrlbench.measure import WAYS, measure
+from abc_embed.bench.encoders.registry import CachedEncoder, load_encoder
 
 
 def main(tiers: list[str]) -> None:

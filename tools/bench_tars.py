@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from abc_embed.data.gzip_points import SPACING
-from abc_embed.data.published import SOURCES, captioned
-from abc_embed.data.rows import Rows, build_rows
-from abc_embed.data.tar_index import build_index
-from abc_embed.data.tar_parts import find_archives
-from abc_embed.data.tars import TarImages
+from abc_embed.data.published.arrow_rows import Rows, build_rows
+from abc_embed.data.published.gzip_points import SPACING
+from abc_embed.data.published.layouts import SOURCES, captioned
+from abc_embed.data.published.tar_index import build_index
+from abc_embed.data.published.tar_parts import find_archives
+from abc_embed.data.published.tars import TarImages
 
 PARTS = 9
 READS = 300

@@ -24,10 +24,10 @@ from abc_embed.data.records import Record, write_records
 from abc_embed.scenes import caption, make_scene, render
 from abc_embed.scenes.questions import same_meaning
 from abc_embed.train.config import DataConfig
-from abc_embed.train.curriculum.run import Lengths, instruct_config, pretrain_config
-from abc_embed.train.curriculum.source import SceneSource
 from abc_embed.train.loop import run_stage1, run_stage2
 from abc_embed.train.sources import RecordSource
+from experiments.curriculum.run import Lengths, instruct_config, pretrain_config
+from experiments.curriculum.source import SceneSource
 
 ARMS = ("none", "scenes", "mined")
 NEGATIVES = 3

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from abc_embed.errors import CheckpointError, TrainingError
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
+from abc_embed.storage.json_files import read_json, write_json
 from abc_embed.weights import (
     HEAD_KEYS,
     PEFT_PREFIX,
     fill_slots,
     open_weights,
     published_name,
-    read_json,
-    write_json,
     write_tensors,
 )
 

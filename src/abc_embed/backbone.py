@@ -1,13 +1,13 @@
 """A vision-language model without its output layer, with attention both ways.
 
 Does: define what the rest needs of a VLM (`Backbone`), and say it for Qwen2-VL. A further family
-is one file in families/ and one line in `FURTHER`; that file is imported when it is asked for.
+is one file in families/ and one line in `LAZY_REGISTRY`, imported when it is asked for.
 Does not: load weights (weights.py), know prompts or positions (processor.py has both), pool, or
 touch a class of transformers. The VLM is held as a member and set up by its configuration and the
 public flags of its modules.
 Why a class of ours at all: three silent traps live here. Attention must be told twice to look both
-ways (see `look_both_ways`); positions must be explicit; and transformers' vision attention loops
-over images one by one unless flash attention is installed, which on a CPU costs most of the time.
+ways (see `make_bidirectional`); positions must be explicit; and transformers' vision attention
+loops over images one by one unless flash attention is installed, most of a CPU's time.
 
 Shapes: B items, T tokens, D width, P patches, C numbers per patch, U images, V merged visual tokens
 of one image, W width of a visual token (D unless the family says otherwise), H heads, L patches of
@@ -59,7 +59,7 @@ class Backbone(nn.Module, ABC):
     """The same for the vision encoder, stage 1 only."""
     own_prefixes: ClassVar[tuple[str, ...]]
     """Beginnings of all names in `vlm`; files may have them bare or behind `model.`."""
-    old_layout: ClassVar[tuple[tuple[str, str], ...]]
+    key_renames: ClassVar[tuple[tuple[str, str], ...]]
     """(prefix in published files, prefix in `vlm`): pinned strings, so that no release of
     transformers can move them."""
     ignored_weights: ClassVar[frozenset[str]]
@@ -132,10 +132,10 @@ class Backbone(nn.Module, ABC):
             self.vlm.activation_checkpointing_disable()
 
 
-FAMILIES: dict[str, type[Backbone]] = {}
+REGISTRY: dict[str, type[Backbone]] = {}
 """Families at hand by the `model_type` of their config.json."""
 
-FURTHER: dict[str, str] = {
+LAZY_REGISTRY: dict[str, str] = {
     "internvl": "abc_embed.families.internvl",
     "qwen2_5_vl": "abc_embed.families.qwen2_5_vl",
     "qwen3_vl": "abc_embed.families.qwen3_vl",
@@ -147,7 +147,7 @@ def register(model_type: str) -> Callable[[type[Backbone]], type[Backbone]]:
     """Class decorator: this backbone serves checkpoints whose config says `model_type`."""
 
     def keep(family: type[Backbone]) -> type[Backbone]:
-        FAMILIES[model_type] = family
+        REGISTRY[model_type] = family
         return family
 
     return keep
@@ -158,14 +158,14 @@ def family_of(model_type: str) -> type[Backbone]:
 
     Raises: CheckpointError for a family that is not known.
     """
-    if model_type not in FAMILIES and model_type in FURTHER:
-        import_module(FURTHER[model_type])
-    if model_type not in FAMILIES:
-        known = ", ".join(sorted({*FAMILIES, *FURTHER}))
+    if model_type not in REGISTRY and model_type in LAZY_REGISTRY:
+        import_module(LAZY_REGISTRY[model_type])
+    if model_type not in REGISTRY:
+        known = ", ".join(sorted({*REGISTRY, *LAZY_REGISTRY}))
         raise CheckpointError(
             f"the model family {model_type!r} is not known; use a checkpoint of: {known}"
         )
-    return FAMILIES[model_type]
+    return REGISTRY[model_type]
 
 
 def parse_config(values: dict[str, Any]) -> PretrainedConfig:
@@ -213,7 +213,7 @@ class Qwen2VLBackbone(Backbone):
     )
     vision_sites = r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
     own_prefixes = ("language_model.", "visual.")
-    old_layout: ClassVar[tuple[tuple[str, str], ...]] = (
+    key_renames: ClassVar[tuple[tuple[str, str], ...]] = (
         ("model.embed_tokens.", "language_model.embed_tokens."),
         ("model.layers.", "language_model.layers."),
         ("model.norm.", "language_model.norm."),
@@ -230,7 +230,7 @@ class Qwen2VLBackbone(Backbone):
         vision_attn = GROUPED_SDPA if attn == "sdpa" else attn
         config._attn_implementation = {"": attn, "text_config": attn, "vision_config": vision_attn}
         self.vlm = self.vlm_class(config)
-        look_both_ways(self.vlm.language_model)
+        make_bidirectional(self.vlm.language_model)
         self.hidden_size = int(text.hidden_size)
         self._merge = int(vision.spatial_merge_size)
 
@@ -288,7 +288,7 @@ class Qwen2VLBackbone(Backbone):
         return output.pooler_output  # type: ignore[no-any-return]
 
 
-def look_both_ways(language_model: nn.Module) -> None:
+def make_bidirectional(language_model: nn.Module) -> None:
     """Turn off causality in the attention modules themselves.
 
     `text_config.is_causal = False` shapes the *mask*, but for a batch without padding transformers

@@ -7,9 +7,8 @@ class per model family, so a release of transformers cannot change the ids.
 """
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
 from abc_embed.prompts import messages
+from abc_embed.storage.json_files import read_json
 
 IMAGE_TOKEN: Final = "<|image_pad|>"
 """What a chat template of Qwen writes for one picture; another family's files name the id."""
@@ -123,24 +123,3 @@ def read_chat_template(folder: str | Path) -> str:
         if isinstance(template, str):
             return template
     raise CheckpointError(f"there is no chat template in {folder}; get the model's files again")
-
-
-def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """A JSON object from a file; empty if the file is absent and not ``required``.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise CheckpointError(f"there is no file {path}; get the model's files again") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # no JSON, or no text at all
-        raise CheckpointError(f"{path} is damaged ({error}); get the file again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; get the file again")
-    return content

@@ -14,7 +14,6 @@ A folder of ours:
     README.md                        model card
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,14 +37,14 @@ from abc_embed.head import HIDDEN_WIDTH
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
+from abc_embed.storage.files import partial_path, replace_folder
+from abc_embed.storage.json_files import read_json, write_json
 from abc_embed.weights import (
     HEAD_KEYS,
     PEFT_PREFIX,
     fill_slots,
     load_backbone,
     open_weights,
-    read_json,
-    write_json,
     write_tensors,
 )
 
@@ -210,33 +209,18 @@ def save(
         raise CheckpointError("the stage-1 adapter is not merged; call merge_stage1 before saving")
     if folder.exists() and not _replaceable(folder):
         raise OutputError(f"{folder} exists and is no model of ours; choose another folder")
-    aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    partial = partial_path(folder)
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
-        aside.mkdir(parents=True)
-        _write(model, processor, aside, dtype)
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+        partial.mkdir(parents=True)
+        _write(model, processor, partial, dtype)
         for name, content in (extra or {}).items():
-            (aside / name).write_text(content, encoding="utf-8")
-        _swap_in(aside, folder)
+            (partial / name).write_text(content, encoding="utf-8")
+        replace_folder(partial, folder)
     except (OSError, SafetensorError) as problem:  # which of the two a full disk is, varies
         raise OutputError(f"the model cannot be saved to {folder}: {problem}") from problem
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _swap_in(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what was there is deleted after, or put back if that fails."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    old = new.with_suffix(".old")
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:

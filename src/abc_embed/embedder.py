@@ -1,7 +1,7 @@
 """START HERE. Texts, images and images with an instruction -> vectors of one space.
 
 Does: the public face. Load a model (checkpoint.py), embed one item, a list, or an endless stream
-(bulk.py), compare vectors, save. Does not: anything else; each step of the way has its own file:
+(pipeline.py), compare vectors, save. Each step of the way has its own file:
 inputs -> prompts -> chat, pixels -> processor -> backbone -> pooling -> head -> model -> here.
 
 Shapes: `D` width of an embedding, `N` and `M` numbers of items.
@@ -18,11 +18,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from abc_embed import checkpoint, runtime
-from abc_embed.batching import grouped
-from abc_embed.bulk import Bulk, OnError, Skipped, Vector, image_source
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, as_item
 from abc_embed.model import AbcModel
+from abc_embed.pipeline import EmbeddingPipeline, OnError, Skipped, Vector, grouped, image_key
 from abc_embed.processor import Processor
 from abc_embed.weights import fingerprint
 
@@ -159,18 +158,18 @@ class Embedder:
             UsageError: an argument is out of range.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
-        bulk = self._bulk(max_pixels, batch_size, on_error)
+        pipeline = self._pipeline(max_pixels, batch_size, on_error)
         if isinstance(items, str | Item) or _is_one_value(items):
             if on_error == "skip":
                 raise UsageError("on_error='skip' is for lists; a single item is embedded or fails")
-            return bulk.one(as_item(items))
+            return pipeline.embed_one(as_item(items))
         values: list[object] = list(items)
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
-        order = grouped([image_source(value) for value in values])
-        results = bulk.run((index, values[index]) for index in order)
+        order = grouped([image_key(value) for value in values])
+        results = pipeline.run((index, values[index]) for index in order)
         with closing(results):
-            for index, result in with_bar(results, len(values), progress):
+            for index, result in progress_bar(results, len(values), progress):
                 if isinstance(result, Skipped):
                     skipped.append(result)
                 else:
@@ -227,13 +226,15 @@ class Embedder:
         """
         if isinstance(items, str | Item) or _is_one_value(items):
             raise UsageError("stream takes an iterable of items; for a single one use embed")
-        bulk = self._bulk(max_pixels, batch_size, on_error)
+        pipeline = self._pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
-        results = bulk.run(enumerate(items))
-        return (result for _, result in with_bar(results, total, progress))
+        results = pipeline.run(enumerate(items))
+        return (result for _, result in progress_bar(results, total, progress))
 
-    def _bulk(self, max_pixels: int | None, batch_size: int, on_error: OnError) -> Bulk:
-        return Bulk(
+    def _pipeline(
+        self, max_pixels: int | None, batch_size: int, on_error: OnError
+    ) -> EmbeddingPipeline:
+        return EmbeddingPipeline(
             self.model,
             self.processor,
             max_pixels=max_pixels,
@@ -313,7 +314,7 @@ def _unit(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
     return unit
 
 
-def with_bar(
+def progress_bar(
     results: Iterator[tuple[int, T]], total: int | None, progress: bool
 ) -> Iterator[tuple[int, T]]:
     """The results as they are; with ``progress`` a bar on stderr counts them."""

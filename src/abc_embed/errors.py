@@ -61,7 +61,7 @@ class NotFiniteError(AbcError):
 
 
 class InputError(AbcError):
-    """One item cannot be embedded. Bulk work may skip it and go on."""
+    """One item cannot be embedded. EmbeddingPipeline work may skip it and go on."""
 
 
 class ImageError(InputError):
@@ -129,7 +129,7 @@ class EndpointError(AbcError):
 
 
 class AskError(EndpointError):
-    """One request to a VLM failed for good. Bulk work may go on with the others."""
+    """One request to a VLM failed for good. EmbeddingPipeline work may go on with the others."""
 
 
 class CostLimitError(EndpointError):

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from abc_embed.chat import Chat, read_chat_template, read_json, read_tokenizer
+from abc_embed.chat import Chat, read_chat_template, read_tokenizer
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
 from abc_embed.inputs import DECODE_LIMIT, ImageInput, Item, Kind, describe_image, open_image
 from abc_embed.pixels import ImageBudget, Patches, to_patches
-from abc_embed.tiles import TileBudget, framed, has_published_tiles, read_budget
+from abc_embed.storage.json_files import read_json
+from abc_embed.tiles import TileBudget, has_published_tiles, read_budget, with_image_tags
 
 __all__ = ["Batch", "Features", "ImageBudget", "Patches", "Positions", "Processor"]
 
@@ -316,7 +317,7 @@ class Processor:
             ) from None
         template = read_chat_template(folder)
         if has_published_tiles(found, model):
-            template = framed(template)
+            template = with_image_tags(template)
         return cls(
             read_tokenizer(folder),
             template,

@@ -128,7 +128,7 @@ def _read_internvl(found: dict[str, Any], model: dict[str, Any]) -> TileBudget:
     )
 
 
-def framed(template: str) -> str:
+def with_image_tags(template: str) -> str:
     """InternVL's chat template with the marks around a picture, which its processor would add.
 
     Raises:

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from abc_embed.backbone import Backbone, build_backbone
-from abc_embed.chat import read_json as read_json
 from abc_embed.errors import CheckpointError
+from abc_embed.storage.json_files import read_json
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT writes in front of every name in an adapter file."""
@@ -108,7 +108,7 @@ def our_name(family: type[Backbone], key: str) -> str | None:
         for known in (prefix, f"model.{prefix}"):
             if key.startswith(known):
                 return prefix + key.removeprefix(known)
-    for old, new in family.old_layout:
+    for old, new in family.key_renames:
         if key.startswith(old):
             return new + key.removeprefix(old)
     return None
@@ -116,7 +116,7 @@ def our_name(family: type[Backbone], key: str) -> str | None:
 
 def published_name(family: type[Backbone], name: str) -> str:
     """Name in `vlm` -> name in the old layout; unchanged where the old layout has no rule."""
-    for old, new in family.old_layout:
+    for old, new in family.key_renames:
         if name.startswith(new):
             return old + name.removeprefix(new)
     return name
@@ -210,11 +210,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
     save_file(ready, str(path), metadata={"format": "pt"})
     # safetensors writes for the owner's eyes only; a model is a file like any other.
     path.chmod(path.stat().st_mode | 0o444)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, keys sorted, so that equal content makes equal files."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, object]) -> str:

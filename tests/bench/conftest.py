@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abc_embed.bench import binding, grid, held_out
-from abc_embed.bench.drafts import Draft, write_draft
-from abc_embed.bench.held_out import HeldOut, build
-from abc_embed.bench.schema import Benchmark
+from abc_embed.bench.ctrlbench import binding, grid, held_out
+from abc_embed.bench.ctrlbench.drafts import Draft, write_draft
+from abc_embed.bench.ctrlbench.held_out import HeldOut, build
+from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.inputs import Item, Kind, as_item
 from abc_embed.scenes import BACKGROUNDS, make_scene, questions
 from abc_embed.scenes.layout import Scene

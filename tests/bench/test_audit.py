@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from abc_embed import Item
-from abc_embed.bench import audit, audit_table
-from abc_embed.bench.audit_sets import AuditSet, read_set
-from abc_embed.bench.encoder import RandomEncoder
-from abc_embed.bench.held_out import build
+from abc_embed.bench.audit import measure as audit
+from abc_embed.bench.audit import tables as audit_table
+from abc_embed.bench.audit.questions import AuditSet, read_set
+from abc_embed.bench.ctrlbench.held_out import build
+from abc_embed.bench.encoders.registry import RandomEncoder
 from abc_embed.data.records import Instruction, Record, write_records
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abc_embed.bench import ctrlbench, scores
-from abc_embed.bench.ctrlbench import GENERIC, WAYS, measure, plan
-from abc_embed.bench.held_out import HeldOut
+from abc_embed.bench.ctrlbench import measure as ctrlbench
+from abc_embed.bench.ctrlbench import scores
+from abc_embed.bench.ctrlbench.held_out import HeldOut
+from abc_embed.bench.ctrlbench.measure import GENERIC, WAYS, measure, plan
+from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark
 from abc_embed.bench.packed import unpack
-from abc_embed.bench.schema import Benchmark, Query, read_benchmark
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
 

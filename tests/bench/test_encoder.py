@@ -11,20 +11,20 @@ from golden_parts import BASE, INSTRUCT, PRETRAIN
 from PIL import Image
 
 from abc_embed import Embedder, Item
-from abc_embed.bench.encoder import (
+from abc_embed.bench.encoders import cached
+from abc_embed.bench.encoders.base import content_keys, kept_area
+from abc_embed.bench.encoders.registry import (
     CachedEncoder,
     Encoder,
     LateFusion,
-    OursEncoder,
+    NativeEncoder,
     RandomEncoder,
     load_encoder,
 )
-from abc_embed.bench.encoders import cached
-from abc_embed.bench.encoders.base import content_keys, kept_area
 from abc_embed.errors import ImageNotFoundError, InputError, NotFiniteError, UsageError
-from abc_embed.index.cache import VectorCache
-from abc_embed.index.folder import index_pictures
 from abc_embed.inputs import Kind
+from abc_embed.search.folder import index_pictures
+from abc_embed.storage.vector_cache import VectorCache
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ class Counting:
 
 
 def test_ours_is_the_embedder(embedder: Embedder, photos: list[Path]) -> None:
-    ours: Encoder = OursEncoder(embedder, "bundled", batch_size=3)
+    ours: Encoder = NativeEncoder(embedder, "bundled", batch_size=3)
     items = mixed(photos)
     assert np.allclose(ours.embed(items), embedder.embed(items), atol=1e-6)
     small = embedder.embed(items, max_pixels=4 * 28 * 28)
@@ -127,7 +127,7 @@ def test_chance_by_name(name: str, dim: int) -> None:
 
 
 def test_late_fusion_adds_unit_vectors(embedder: Embedder, photos: list[Path]) -> None:
-    late = LateFusion(OursEncoder(embedder, "tiny"))
+    late = LateFusion(NativeEncoder(embedder, "tiny"))
     items = mixed(photos)
     found = late.embed(items)
     for row, item in enumerate(items):
@@ -177,7 +177,7 @@ def test_opposite_vectors_have_no_sum(photos: list[Path]) -> None:
 
 
 def test_cached_vectors_are_the_same(embedder: Embedder, photos: list[Path]) -> None:
-    ours = OursEncoder(embedder, "tiny")
+    ours = NativeEncoder(embedder, "tiny")
     remembering = CachedEncoder(ours)
     items = mixed(photos)
     first = remembering.embed(items)
@@ -202,7 +202,7 @@ def test_a_picture_of_one_call_is_encoded_once(
         return encode(pixels, grid)
 
     monkeypatch.setattr(embedder.model.backbone, "encode_images", counted)
-    CachedEncoder(OursEncoder(embedder, "tiny", batch_size=2)).embed(mixed(photos))
+    CachedEncoder(NativeEncoder(embedder, "tiny", batch_size=2)).embed(mixed(photos))
     assert sum(seen) == 2
 
 
@@ -268,7 +268,7 @@ def test_search_and_benchmarks_share_their_vectors(
 ) -> None:
     with VectorCache(tmp_path / "kept", embedder.fingerprint, None) as cache:
         index_pictures(photos, embedder, cache)
-    with CachedEncoder(OursEncoder(embedder, "tiny"), tmp_path / "kept") as remembering:
+    with CachedEncoder(NativeEncoder(embedder, "tiny"), tmp_path / "kept") as remembering:
         remembering.embed([Item(image=path) for path in photos])
     assert remembering.embedded == 0
 

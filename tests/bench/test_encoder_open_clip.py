@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from abc_embed import Item
-from abc_embed.bench.encoder import Encoder, LateFusion, load_encoder
+from abc_embed.bench.encoders.registry import Encoder, LateFusion, load_encoder
 from abc_embed.errors import CheckpointError, MissingExtraError, UsageError
 from abc_embed.inputs import Kind
 

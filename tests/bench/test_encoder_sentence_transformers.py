@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from abc_embed import Embedder, Item
-from abc_embed.bench.encoder import Encoder, LateFusion, load_encoder
+from abc_embed.bench.encoders.registry import Encoder, LateFusion, load_encoder
 from abc_embed.bench.encoders.sentence_transformers import SentenceTransformerEncoder
 from abc_embed.errors import CheckpointError, OfflineError, UnknownModelError, UsageError
 from abc_embed.inputs import Kind

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from abc_embed.bench.held_out import SEED, HeldOut, build
+from abc_embed.bench.ctrlbench.held_out import SEED, HeldOut, build
 from abc_embed.errors import UsageError
 from abc_embed.scenes import make_scene, questions
 from abc_embed.scenes.layout import TRAINING_WORLDS

@@ -12,8 +12,7 @@ from PIL import Image
 from vlm_parts import set_environment
 from vlm_server import Fault, Request, VlmServer
 
-from abc_embed.bench.gate import gate
-from abc_embed.bench.replica import (
+from abc_embed.bench.ctrlbench.replica import (
     KEYS,
     MAX_TOKENS,
     PROMPT_SHA256,
@@ -27,18 +26,19 @@ from abc_embed.bench.replica import (
     planned,
     sample,
 )
-from abc_embed.bench.schema import Benchmark, read_benchmark
-from abc_embed.data.instruct import Job, Rejects, run
-from abc_embed.data.instructions import OwnWriter
+from abc_embed.bench.ctrlbench.schema import Benchmark, read_benchmark
+from abc_embed.bench.ctrlbench.validate import gate
 from abc_embed.data.records import Instruction, Record, read_records
-from abc_embed.data.region_files import read_regions
-from abc_embed.data.regions import Choice
-from abc_embed.data.vlm import VlmClient
-from abc_embed.data.vlm_cache import ReplyCache
-from abc_embed.data.vlm_limits import Limits
-from abc_embed.data.vlm_wire import Reply
 from abc_embed.errors import CostLimitError, DataError, ImageNotFoundError, OutputError
 from abc_embed.scenes.dataset import write_dataset
+from abc_embed.vlm.client import VlmClient
+from abc_embed.vlm.instruct import Job, Rejects, run
+from abc_embed.vlm.instructions import OwnWriter
+from abc_embed.vlm.limits import Limits
+from abc_embed.vlm.region_files import read_regions
+from abc_embed.vlm.regions import Choice
+from abc_embed.vlm.reply_cache import ReplyCache
+from abc_embed.vlm.wire import Reply
 
 WORDS = ("apple", "bottle", "candle", "drum", "engine")
 

@@ -13,38 +13,40 @@ import pytest
 from PIL import Image
 
 from abc_embed import Embedder
-from abc_embed.bench import pictures, report, tables
-from abc_embed.bench.ctrlbench import measure
+from abc_embed.bench import figures as pictures
+from abc_embed.bench import records as report
+from abc_embed.bench import tables
+from abc_embed.bench.ctrlbench.measure import measure
+from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.bench.diff import diff
-from abc_embed.bench.encoder import OursEncoder
+from abc_embed.bench.encoders.registry import NativeEncoder
 from abc_embed.bench.packed import pack, unpack
 from abc_embed.bench.run import measured
-from abc_embed.bench.schema import Benchmark
 from abc_embed.errors import DataError, OutputError, UsageError
 
 Folders = dict[str, Benchmark]
 
 
 @pytest.fixture(scope="module")
-def encoder() -> OursEncoder:
-    return OursEncoder(Embedder(*golden_parts.shared()), "bundled")
+def encoder() -> NativeEncoder:
+    return NativeEncoder(Embedder(*golden_parts.shared()), "bundled")
 
 
 @pytest.fixture
-def record(encoder: OursEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
+def record(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     """What a model that adds its vectors would have, under the golden model's name."""
     findings = measure(fake("LateFusion"), folders["S"], "S", draws=50)
     return report.make_record(encoder, findings, "bundled")
 
 
 @pytest.fixture
-def oracle(encoder: OursEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
+def oracle(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     findings = measure(fake("Oracle"), folders["S"], "S", draws=50)
     return report.make_record(encoder, findings, "other")
 
 
 def test_a_record_names_all_that_its_numbers_hang_on(
-    encoder: OursEncoder, record: dict[str, Any]
+    encoder: NativeEncoder, record: dict[str, Any]
 ) -> None:
     by = record["model"]
     assert (by["name"], by["fingerprint"]) == ("bundled", encoder.fingerprint)
@@ -75,7 +77,7 @@ def test_no_host_and_no_path_is_in_it(record: dict[str, Any], folders: Folders) 
         ("~/mine", "mine"),
     ],
 )
-def test_a_name_that_is_a_path_is_cut(encoder: OursEncoder, name: str, kept: str) -> None:
+def test_a_name_that_is_a_path_is_cut(encoder: NativeEncoder, name: str, kept: str) -> None:
     assert report.make_record(encoder, {}, name)["model"]["name"] == kept
 
 
@@ -177,7 +179,7 @@ def test_what_is_left_out_is_said(record: dict[str, Any]) -> None:
 
 
 def test_a_model_that_takes_no_instruction_has_dashes(
-    encoder: OursEncoder, fake: Any, folders: Folders
+    encoder: NativeEncoder, fake: Any, folders: Folders
 ) -> None:
     findings = measure(fake("Reader"), folders["B"], "B", draws=20)
     reader = report.make_record(encoder, findings, "reader")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from abc_embed.bench.schema import (
+from abc_embed.bench.ctrlbench.schema import (
     Benchmark,
     Caption,
     Picture,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from abc_embed.bench import binding, frozen, grid
-from abc_embed.bench.drafts import KNOWN, NOVEL, Asked, Draft, write_draft
-from abc_embed.bench.gate import content_words, gate, image_bound, leaks, text_bound
-from abc_embed.bench.schema import Benchmark, Query
+from abc_embed.bench.ctrlbench import binding, grid
+from abc_embed.bench.ctrlbench import tiers as frozen
+from abc_embed.bench.ctrlbench.drafts import KNOWN, NOVEL, Asked, Draft, write_draft
+from abc_embed.bench.ctrlbench.schema import Benchmark, Query
+from abc_embed.bench.ctrlbench.validate import content_words, gate, image_bound, leaks, text_bound
 from abc_embed.errors import DataError, UsageError
 from abc_embed.scenes import questions
 from abc_embed.scenes.layout import TRAINING_WORLDS

@@ -11,8 +11,9 @@ import pytest
 from cli_parts import Cli
 from PIL import Image
 
-from abc_embed.bench import binding, frozen, grid
-from abc_embed.bench.drafts import write_draft
+from abc_embed.bench.ctrlbench import binding, grid
+from abc_embed.bench.ctrlbench import tiers as frozen
+from abc_embed.bench.ctrlbench.drafts import write_draft
 from abc_embed.cli import bench
 
 

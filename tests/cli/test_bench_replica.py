@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 from vlm_parts import set_environment
 from vlm_server import KEY, VlmServer
 
-from abc_embed.bench.replica import KEYS
-from abc_embed.bench.schema import read_benchmark
+from abc_embed.bench.ctrlbench.replica import KEYS
+from abc_embed.bench.ctrlbench.schema import read_benchmark
 from abc_embed.cli.bench_replica import register
 from abc_embed.errors import AbcError, CostLimitError, UsageError
 from abc_embed.scenes.dataset import write_dataset

@@ -11,7 +11,7 @@ from published_sets import make_pretrain, make_vg
 from small_hub import COMMIT, SmallHub, serving
 
 from abc_embed.cli import data
-from abc_embed.data import fetch
+from abc_embed.data.published import fetch
 
 
 @pytest.fixture

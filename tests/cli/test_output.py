@@ -7,6 +7,7 @@ import pytest
 from abc_embed.cli import output
 from abc_embed.cli.options import parse_area
 from abc_embed.errors import OutputError, UsageError
+from abc_embed.storage.files import check_writable
 
 
 def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,10 +53,10 @@ def test_progress_is_silent_when_it_is_quick(capsys: pytest.CaptureFixture[str])
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
-    output.check_writable(tmp_path / "x.npy")
+    check_writable(tmp_path / "x.npy")
     assert not list(tmp_path.iterdir())
     with pytest.raises(OutputError, match="make it first"):
-        output.check_writable(tmp_path / "gone" / "x.npy")
+        check_writable(tmp_path / "gone" / "x.npy")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_train_refuses(cli: Cli, config: Path, words: tuple[str, ...], says: str
 
 
 def test_train_bundled_hands_over(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from abc_embed.train.curriculum.run import Lengths
+    from experiments.curriculum.run import Lengths
 
     calls: list[Any] = []
 
@@ -109,7 +109,7 @@ def test_train_bundled_hands_over(cli: Cli, here: Path, monkeypatch: pytest.Monk
         calls.append((out, lengths))
         return out / "model"
 
-    monkeypatch.setattr("abc_embed.train.curriculum.run.run", run)
+    monkeypatch.setattr("experiments.curriculum.run.run", run)
     done = cli("train", "bundled", "--out", "run", "--scale", "0.5")
     assert done.out == "the model is in run/model\n"
     assert calls == [(Path("run"), Lengths().scaled(0.5))]

@@ -11,7 +11,7 @@ from torch import nn
 
 from abc_embed import backbone as backbone_module
 from abc_embed.backbone import (
-    FAMILIES,
+    REGISTRY,
     Backbone,
     build_backbone,
     parse_config,
@@ -239,7 +239,7 @@ def test_a_configuration_of_the_real_base_is_read() -> None:
 
 
 def test_a_family_is_added_by_one_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone_module, "FAMILIES", dict(FAMILIES))
-    register("glm4v")(FAMILIES["qwen2_vl"])
-    assert backbone_module.FAMILIES["glm4v"] is FAMILIES["qwen2_vl"]
+    monkeypatch.setattr(backbone_module, "REGISTRY", dict(REGISTRY))
+    register("glm4v")(REGISTRY["qwen2_vl"])
+    assert backbone_module.REGISTRY["glm4v"] is REGISTRY["qwen2_vl"]
     assert parse_config({"model_type": "glm4v"}).model_type == "glm4v"

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_embed.batching import grouped, plan, windows
 from abc_embed.inputs import Kind
+from abc_embed.pipeline import grouped, plan, windows
 from abc_embed.processor import Features
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from abc_embed import backbone as backbone_module
 from abc_embed import checkpoint, weights
 from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
-from abc_embed.backbone import FURTHER, parse_config
+from abc_embed.backbone import LAZY_REGISTRY, parse_config
 from abc_embed.checkpoint import Loaded
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
@@ -27,8 +27,8 @@ from abc_embed.train.batches import captioned, instructed, make_batch
 from abc_embed.train.config import AdapterConfig, RunConfig, StageName, TrainConfig
 from abc_embed.train.stages import Instruct, Pretrain
 
-FAMILIES = tiny_families.ALL
-each_family = pytest.mark.parametrize("family", FAMILIES)
+REGISTRY = tiny_families.ALL
+each_family = pytest.mark.parametrize("family", REGISTRY)
 each_attention = pytest.mark.parametrize("attn", ["sdpa", "eager"])
 
 ITEMS = [
@@ -61,15 +61,15 @@ def with_instruct_adapter(family: str, attn: str = "sdpa") -> Loaded:
 
 
 def test_every_family_has_a_tiny_configuration_here() -> None:
-    assert set(tiny_families.CONFIGS) == set(FAMILIES) >= {"qwen2_vl", *FURTHER}
+    assert set(tiny_families.CONFIGS) == set(REGISTRY) >= {"qwen2_vl", *LAZY_REGISTRY}
 
 
 def test_a_family_is_imported_when_it_is_asked_for() -> None:
     code = (
         "import sys\n"
-        "from abc_embed.backbone import FURTHER, family_of\n"
-        "assert not sys.modules.keys() & set(FURTHER.values())\n"
-        "for model_type, module in FURTHER.items():\n"
+        "from abc_embed.backbone import LAZY_REGISTRY, family_of\n"
+        "assert not sys.modules.keys() & set(LAZY_REGISTRY.values())\n"
+        "for model_type, module in LAZY_REGISTRY.items():\n"
         "    assert family_of(model_type).config_class.model_type == model_type\n"
         "    assert module in sys.modules\n"
     )
@@ -77,7 +77,7 @@ def test_a_family_is_imported_when_it_is_asked_for() -> None:
 
 
 def test_an_unknown_family_is_named_with_those_not_yet_imported() -> None:
-    with pytest.raises(CheckpointError, match=", ".join(FAMILIES)):
+    with pytest.raises(CheckpointError, match=", ".join(REGISTRY)):
         parse_config({"model_type": "llava"})
 
 

@@ -22,7 +22,7 @@ from abc_embed.errors import AspectError, CheckpointError, ConfigError, UsageErr
 from abc_embed.inputs import Item
 from abc_embed.pixels import to_patches
 from abc_embed.processor import Processor
-from abc_embed.tiles import TileBudget, framed
+from abc_embed.tiles import TileBudget, with_image_tags
 
 TILE = 56
 TEMPLATE = (
@@ -81,7 +81,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(AspectError, match="crop it"):
         budget().grid_for(1000, 1)
     with pytest.raises(CheckpointError, match="has no <IMG_CONTEXT>"):
-        framed("no picture here")
+        with_image_tags("no picture here")
     with pytest.raises(ConfigError, match="counts in one line"):
         tiny_families.loaded("internvl", positions="mrope")
 

@@ -11,9 +11,9 @@ from published_sets import make_pretrain
 
 from abc_embed.data.card import write_card
 from abc_embed.data.card_text import card_text
-from abc_embed.data.complete import check_complete
+from abc_embed.data.published.source import make_ready
+from abc_embed.data.published.verify import check_complete
 from abc_embed.data.records import Record, read_records, write_records
-from abc_embed.data.sources import make_ready
 from abc_embed.errors import DataError
 from abc_embed.scenes.dataset import write_dataset
 

@@ -14,10 +14,10 @@ import pytest
 from published_sets import make_vg, noise
 from small_hub import COMMIT, SmallHub, serving
 
-from abc_embed.data import fetch as fetching
-from abc_embed.data.complete import check_complete
-from abc_embed.data.fetch import fetch, plan, read_manifest
-from abc_embed.data.sources import make_ready, open_source, own_file
+from abc_embed.data.published import fetch as fetching
+from abc_embed.data.published.fetch import fetch, plan, read_manifest
+from abc_embed.data.published.source import make_ready, open_source, own_file
+from abc_embed.data.published.verify import check_complete
 from abc_embed.errors import DataError, OutputError, UsageError
 
 BIG = "big.bin"
@@ -106,7 +106,7 @@ def test_given_up_and_begun_again(hub: SmallHub, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from abc_embed.data.fetch import fetch, plan
+from abc_embed.data.published.fetch import fetch, plan
 out = Path(sys.argv[1])
 def counted(done, of):
     if done > of // 2:

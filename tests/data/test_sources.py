@@ -18,10 +18,16 @@ from published_sets import (
     write_parquet,
 )
 
-from abc_embed.data.complete import check_complete
+from abc_embed.data.published.source import (
+    is_inside,
+    make_ready,
+    open_images,
+    open_source,
+    own_file,
+)
+from abc_embed.data.published.unpack import unpack
+from abc_embed.data.published.verify import check_complete
 from abc_embed.data.records import Record
-from abc_embed.data.sources import is_inside, make_ready, open_images, open_source, own_file
-from abc_embed.data.unpack import unpack
 from abc_embed.errors import DataError, OutputError
 
 

@@ -12,11 +12,11 @@ import pytest
 from published_sets import noise, split, tar_bytes
 from tar_layouts import FILES, dump, indexed, members_of_gzip, nine_archives, one_stream, plain
 
-from abc_embed.data import tar_index
-from abc_embed.data.gzip_points import LEAST_SPACING
-from abc_embed.data.tar_index import build_index
-from abc_embed.data.tar_parts import find_archives
-from abc_embed.data.tars import TarImages
+from abc_embed.data.published import tar_index
+from abc_embed.data.published.gzip_points import LEAST_SPACING
+from abc_embed.data.published.tar_index import build_index
+from abc_embed.data.published.tar_parts import find_archives
+from abc_embed.data.published.tars import TarImages
 from abc_embed.errors import DataError, OutputError
 
 
@@ -59,8 +59,8 @@ def test_stopped_anywhere_the_index_is_the_same(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from abc_embed.data import tar_index
-from abc_embed.data.tar_parts import find_archives
+from abc_embed.data.published import tar_index
+from abc_embed.data.published.tar_parts import find_archives
 tar_index.COMMIT_EVERY, tar_index.REACH = 150_000, 200_000
 folder = Path(sys.argv[1])
 def counted(done, of):

@@ -24,11 +24,11 @@ from tar_layouts import (
     plain,
 )
 
-from abc_embed.data import gzip_points, tar_index
-from abc_embed.data.gzip_points import LEAST_SPACING
-from abc_embed.data.tar_index import build_index
-from abc_embed.data.tar_parts import find_archives
-from abc_embed.data.tars import TarImages
+from abc_embed.data.published import gzip_points, tar_index
+from abc_embed.data.published.gzip_points import LEAST_SPACING
+from abc_embed.data.published.tar_index import build_index
+from abc_embed.data.published.tar_parts import find_archives
+from abc_embed.data.published.tars import TarImages
 from abc_embed.errors import AbcError, DataError, MissingExtraError, OutputError, UsageError
 
 LAYOUTS = [one_stream, nine_archives, numbered, plain, members_of_gzip]

@@ -85,7 +85,7 @@ def third_party() -> dict[str, set[str]]:
     for path in sources.python_files("src"):
         for _, name in sources.imports(path):
             top = name.split(".")[0]
-            if top not in {*sys.stdlib_module_names, "abc_embed", "_typeshed"}:
+            if top not in {*sys.stdlib_module_names, "abc_embed", "experiments", "_typeshed"}:
                 found.setdefault(name_of(DISTRIBUTION.get(top, top)), set()).add(path.name)
     return found
 
@@ -106,10 +106,10 @@ def modules_imported_at_the_top(path: Path) -> set[str]:
     return {name_of(DISTRIBUTION.get(top, top)) for top in tops}
 
 
-@pytest.mark.parametrize("path", sources.python_files("src"), ids=sources.module_name)
-def test_extras_are_imported_only_where_they_are_used(path: Path) -> None:
+def test_extras_are_imported_only_where_they_are_used() -> None:
     optional = {name_of(r) for r in OPTIONAL} - {name_of(r) for r in CORE}
-    assert not modules_imported_at_the_top(path) & optional
+    early = {p: modules_imported_at_the_top(p) & optional for p in sources.python_files("src")}
+    assert not {path.name: names for path, names in early.items() if names}
 
 
 def test_licences_are_there() -> None:

@@ -18,9 +18,9 @@ from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.bench import metrics
-from abc_embed.bench.encoder import Encoder, LateFusion, OursEncoder, RandomEncoder
-from abc_embed.bench.schema import Benchmark, Caption, Picture, Query, read_benchmark
-from abc_embed.bench.schema import write_benchmark as write
+from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, read_benchmark
+from abc_embed.bench.ctrlbench.schema import write_benchmark as write
+from abc_embed.bench.encoders.registry import Encoder, LateFusion, NativeEncoder, RandomEncoder
 from abc_embed.errors import DataError
 from abc_embed.inputs import Kind
 from abc_embed.interop.mteb import MtebEncoder, batch_items, ctrlbench_task
@@ -138,7 +138,7 @@ def test_the_task_scores_as_we_do(bench: Benchmark, tiers: tuple[str, ...] | Non
 
 
 def test_a_real_model_scores_as_we_score_it(bench: Benchmark, embedder: Embedder) -> None:
-    for encoder in (OursEncoder(embedder, "tiny"), LateFusion(OursEncoder(embedder, "tiny"))):
+    for encoder in (NativeEncoder(embedder, "tiny"), LateFusion(NativeEncoder(embedder, "tiny"))):
         task = ctrlbench_task(bench.folder)
         found = scores(encoder, task)
         ranks = our_ranks(encoder, bench, ("G", "B"))
@@ -184,7 +184,7 @@ def metadata(category: str) -> TaskMetadata:
 
 def test_batches_arrive_whole(embedder: Embedder, photos: list[Path]) -> None:
     """Through mteb's own loader: grey pictures, instructions in a column of their own, titles."""
-    encoder = MtebEncoder(OursEncoder(embedder, "tiny"))
+    encoder = MtebEncoder(NativeEncoder(embedder, "tiny"))
     assert isinstance(encoder, EncoderProtocol)
     asked = Dataset.from_dict(
         {
@@ -228,17 +228,17 @@ def test_equal_pictures_are_encoded_once(
         return encode(pixels, grid)
 
     monkeypatch.setattr(embedder.model.backbone, "encode_images", counted)
-    scores(OursEncoder(embedder, "tiny"), ctrlbench_task(bench.folder))
+    scores(NativeEncoder(embedder, "tiny"), ctrlbench_task(bench.folder))
     assert sum(seen) == len(bench.images)
 
 
 def test_resolution_and_weights_are_in_mteb_s_record(embedder: Embedder) -> None:
-    plain = MtebEncoder(OursEncoder(embedder, "tiny")).mteb_model_meta
-    small = MtebEncoder(OursEncoder(embedder, "tiny"), max_pixels=784).mteb_model_meta
+    plain = MtebEncoder(NativeEncoder(embedder, "tiny")).mteb_model_meta
+    small = MtebEncoder(NativeEncoder(embedder, "tiny"), max_pixels=784).mteb_model_meta
     assert plain.revision == embedder.fingerprint and plain.name == "abc-embed/tiny"
     assert plain.modalities == ["text", "image"] and plain.embed_dim == embedder.dim
     assert plain != small
-    hub = MtebEncoder(OursEncoder(embedder, "TIGER-Lab/ABC-Qwen2VL-Instruct")).mteb_model_meta
+    hub = MtebEncoder(NativeEncoder(embedder, "TIGER-Lab/ABC-Qwen2VL-Instruct")).mteb_model_meta
     assert hub.name == "TIGER-Lab/ABC-Qwen2VL-Instruct"
     assert (
         MtebEncoder(LateFusion(RandomEncoder(4))).mteb_model_meta.name == "abc-embed/late_random_4"

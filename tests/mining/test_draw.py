@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abc_embed.errors import UsageError
-from abc_embed.mining.draw import How, draw
+from abc_embed.mining.sample import How, draw
 
 
 @given(size=st.integers(0, 120), count=st.integers(0, 9), row=st.integers(0, 10**7))

@@ -213,15 +213,15 @@ def gathered_step(
     import torch
     from accelerate import Accelerator
 
-    from abc_embed.train.gather import Shares, gather_candidates
+    from abc_embed.train.gather import GlobalBatch, gather_candidates
     from abc_embed.train.losses import contrastive_loss
-    from abc_embed.train.processes import Team
+    from abc_embed.train.processes import ProcessGroup
 
-    team = Team(Accelerator(cpu=True))
+    team = ProcessGroup(Accelerator(cpu=True))
     query, names_of_positives, own, _ = parts[team.rank]
     query, own = torch.tensor(query).requires_grad_(), torch.tensor(own).requires_grad_()
     temperature = torch.nn.Parameter(torch.tensor(tau))
-    shares = Shares(
+    shares = GlobalBatch(
         rank=team.rank,
         texts=tuple(tuple(names) for *_, names in parts),
         sizes=tuple((len(queries),) for queries, *_ in parts),
@@ -268,7 +268,7 @@ def values(told: list[Told]) -> list[Any]:
 
 
 def curve(out: Path) -> list[list[float]]:
-    from abc_embed.train.logbook import read_metrics
+    from abc_embed.train.metrics_logger import read_metrics
 
     return [[row[name] for name in EXACT] for row in read_metrics(out / "metrics.jsonl")]
 

@@ -12,14 +12,14 @@ import golden_parts
 import torch
 from torch import nn
 
-from abc_embed.backbone import FAMILIES, FURTHER, Backbone, build_backbone, parse_config
+from abc_embed.backbone import LAZY_REGISTRY, REGISTRY, Backbone, build_backbone, parse_config
 from abc_embed.checkpoint import Loaded
 from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
 from abc_embed.tiles import TileBudget
 
-ALL = sorted({"qwen2_vl", *FAMILIES, *FURTHER})
+ALL = sorted({"qwen2_vl", *REGISTRY, *LAZY_REGISTRY})
 
 TILED = ("internvl",)
 """Families that see tiles of one size, and whose positions are a plain line."""

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from vlm_server import KEY, VlmServer
 
-from abc_embed.data.vlm import VlmClient
-from abc_embed.data.vlm_limits import Clock, Limits
+from abc_embed.vlm.client import VlmClient
+from abc_embed.vlm.limits import Clock, Limits
 
 
 def picture(colour: str = "red", form: str = "PNG") -> bytes:

@@ -12,7 +12,7 @@ from team_parts import gathered_step, run_team, small_config, small_model
 
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.train.batches import captioned, make_batch
-from abc_embed.train.gather import Shares
+from abc_embed.train.gather import GlobalBatch
 from abc_embed.train.loader import batches
 from abc_embed.train.processes import check_share
 
@@ -82,7 +82,7 @@ def test_two_processes_give_the_published_loss_and_the_gradients_of_the_formula(
 
 
 def test_what_the_processes_bring_is_numbered_alike() -> None:
-    shares = Shares(1, (("a", "b"), ("c", "a"), ("d", "c")), ((1, 2), (3,), (1,)), (1, 1, 1))
+    shares = GlobalBatch(1, (("a", "b"), ("c", "a"), ("d", "c")), ((1, 2), (3,), (1,)), (1, 1, 1))
     assert shares.queries == 7
     assert shares.numbers() == {"a": 0, "b": 1, "c": 2, "d": 3}
     assert shares.new_texts({"b"}) == [["a"], ["c"], ["d"]]
@@ -130,6 +130,6 @@ def test_fewer_images_than_processes_is_one_sentence() -> None:
 def test_one_batch_alone_is_its_own_share() -> None:
     _, processor = small_model()
     batch = make_batch(Named(0, 1).groups(0, 2, 0), processor)
-    shares = Shares.of_one(batch)
+    shares = GlobalBatch.of_one(batch)
     assert shares.positives(batch) is batch.positives
     assert list(shares.numbers()) == list(batch.texts)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from team_parts import Uneven, small_config, train_run
 
-from abc_embed.train.logbook import read_metrics
+from abc_embed.train.metrics_logger import read_metrics
 
 CURVES = Path(__file__).parent / "golden_curve.json"
 WATCHED = ("loss", "grad_norm", "tau")

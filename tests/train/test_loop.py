@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from abc_embed import checkpoint
 from abc_embed.errors import ConfigError, OutputError, TrainingError
 from abc_embed.model import AbcModel
-from abc_embed.train import resume
+from abc_embed.train import checkpoints as resume
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.logbook import read_metrics
 from abc_embed.train.loop import learning_rate_share, run_stage1, run_stage2
+from abc_embed.train.metrics_logger import read_metrics
 
 RUNS = {"pretrain": run_stage1, "instruct": run_stage2}
 EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")

@@ -12,7 +12,7 @@ import pytest
 from abc_embed import checkpoint
 from abc_embed.errors import ConfigError, OutputError, TrainingError, UnknownModelError
 from abc_embed.train.batches import Group
-from abc_embed.train.logbook import read_metrics
+from abc_embed.train.metrics_logger import read_metrics
 from abc_embed.train.recipe import train_from_config
 
 RECIPE = """\

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from abc_embed.errors import MissingExtraError, OutputError, TrainingError
-from abc_embed.train.logbook import Logbook, StepRecord
+from abc_embed.train.metrics_logger import MetricsLogger, StepRecord
 from abc_embed.train.trackers import check_tracker, open_tracker
 
 
 def lines(config: Any, out: Path, to: str, first: int, last: int) -> None:
     """Log steps `first + 1` to `last` as a run does."""
     settings = config("pretrain", steps=9, log_to=to)
-    logbook = Logbook(
+    logbook = MetricsLogger(
         out / "metrics.jsonl",
         first_step=first,
         steps=9,

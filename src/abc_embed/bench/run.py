@@ -7,10 +7,10 @@ write. Does not: measure (ctrlbench.py) or print.
 from pathlib import Path
 from typing import Any
 
-from abc_embed.bench.ctrlbench import GENERIC, WAYS, Progress, measure, record_name, ways_of
-from abc_embed.bench.encoder import Encoder
-from abc_embed.bench.report import key_of, make_record, read_records, write_record
-from abc_embed.bench.schema import Benchmark
+from abc_embed.bench.ctrlbench.measure import GENERIC, WAYS, Progress, measure, record_name, ways_of
+from abc_embed.bench.ctrlbench.schema import Benchmark
+from abc_embed.bench.encoders.registry import Encoder
+from abc_embed.bench.records import key_of, make_record, read_records, write_record
 
 
 def measured(

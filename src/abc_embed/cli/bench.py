@@ -18,8 +18,8 @@ from abc_embed.cli.output import progress, say, show, show_json, show_table
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
-    from abc_embed.bench.encoder import Encoder
-    from abc_embed.bench.schema import Benchmark
+    from abc_embed.bench.ctrlbench.schema import Benchmark
+    from abc_embed.bench.encoders.registry import Encoder
 
 EXAMPLES = """\
 Examples:
@@ -90,9 +90,9 @@ def ctrlbench(
     answered from its record.
     """
     areas = parse_areas(max_pixels)
-    from abc_embed.bench.encoder import CachedEncoder, load_encoder
-    from abc_embed.data.files import make_folder
-    from abc_embed.index.cache import default_folder
+    from abc_embed.bench.encoders.registry import CachedEncoder, load_encoder
+    from abc_embed.storage.files import make_folder
+    from abc_embed.storage.vector_cache import default_folder
 
     folder = make_folder(default_folder() / "results" if out is None else out)
     chosen = _benchmarks(tier, data)
@@ -110,8 +110,8 @@ def ctrlbench(
 
 def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Benchmark, str]]":
     """What is to be measured, read or drawn before a model is loaded for nothing."""
-    from abc_embed.bench import frozen
-    from abc_embed.bench.schema import read_benchmark
+    from abc_embed.bench.ctrlbench import tiers as frozen
+    from abc_embed.bench.ctrlbench.schema import read_benchmark
 
     if data is not None:
         own = read_benchmark(data)
@@ -169,8 +169,8 @@ def build(
     as_json: options.AsJson = False,
 ) -> None:
     """Draw a frozen tier into a folder: the same bytes everywhere, or an error."""
-    from abc_embed.bench import frozen
-    from abc_embed.bench.gate import gate
+    from abc_embed.bench.ctrlbench import tiers as frozen
+    from abc_embed.bench.ctrlbench.validate import gate
 
     with progress(f"drawing tier {tier}") as count:
         benchmark = frozen.build(tier, out, count)
@@ -190,7 +190,7 @@ def diff(
 ) -> None:
     """Compare two records query by query, with a paired permutation test."""
     from abc_embed.bench.diff import diff as compare
-    from abc_embed.bench.report import read_record
+    from abc_embed.bench.records import read_record
     from abc_embed.bench.tables import WAYS
 
     one, other = read_record(a), read_record(b)
@@ -217,10 +217,11 @@ def report(
     ] = None,
 ) -> None:
     """Make report.md, report.csv, a picture of all scores, and one of each record's answers."""
-    from abc_embed.bench import pictures, tables
-    from abc_embed.bench.report import read_records
-    from abc_embed.bench.schema import read_benchmark
-    from abc_embed.data.files import make_folder, written_aside
+    from abc_embed.bench import figures as pictures
+    from abc_embed.bench import tables
+    from abc_embed.bench.ctrlbench.schema import read_benchmark
+    from abc_embed.bench.records import read_records
+    from abc_embed.storage.files import atomic_write, make_folder
 
     records = read_records(results)
     if not records:
@@ -231,7 +232,7 @@ def report(
         ("report.md", tables.markdown(records)),
         ("report.csv", tables.as_csv(records)),
     ):
-        with written_aside(out / name) as file:
+        with atomic_write(out / name) as file:
             file.write(text.encode())
     ours = [record for record in records if tables.is_ctrlbench(record)]
     if ours:
@@ -246,7 +247,7 @@ def report(
 
 def _drawn(record: dict[str, Any]) -> "Benchmark | None":
     """The frozen tier that a record is of, if it is of one."""
-    from abc_embed.bench import frozen
+    from abc_embed.bench.ctrlbench import tiers as frozen
 
     for tier, its in frozen.TIERS.items():
         if its.content_hash == record["benchmark_hash"]:

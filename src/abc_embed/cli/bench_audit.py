@@ -60,11 +60,11 @@ def audit(
     What is left over needs a model that reads the picture and the words together.
     """
     area = _area(max_pixels)
-    from abc_embed.bench import audit_table
-    from abc_embed.bench.audit import run
-    from abc_embed.bench.audit_sets import read_set
-    from abc_embed.bench.encoder import load_encoder
-    from abc_embed.data.files import make_folder
+    from abc_embed.bench.audit import tables as audit_table
+    from abc_embed.bench.audit.measure import run
+    from abc_embed.bench.audit.questions import read_set
+    from abc_embed.bench.encoders.registry import load_encoder
+    from abc_embed.storage.files import make_folder
 
     if out is not None:
         make_folder(out)
@@ -93,11 +93,11 @@ def _area(max_pixels: str | None) -> int | None:
 
 
 def _write(findings: dict[str, Any], out: Path) -> None:
-    from abc_embed.bench import audit_table
-    from abc_embed.data.files import written_aside
+    from abc_embed.bench.audit import tables as audit_table
+    from abc_embed.storage.files import atomic_write
 
-    with written_aside(out / "audit.json") as file:
+    with atomic_write(out / "audit.json") as file:
         file.write((json.dumps(findings, indent=1, allow_nan=False) + "\n").encode())
-    with written_aside(out / "audit.md") as file:
+    with atomic_write(out / "audit.md") as file:
         file.write(audit_table.markdown(findings).encode())
     audit_table.write_plot(findings, out / "audit.png")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_embed.cli import options
-from abc_embed.cli.output import check_writable, say, show_json, show_table
+from abc_embed.cli.output import say, show_json, show_table
 from abc_embed.errors import UsageError
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
-    from abc_embed.bench.encoder import Encoder
-    from abc_embed.bench.sets.found import Findings
+    from abc_embed.bench.encoders.registry import Encoder
+    from abc_embed.bench.sets.findings import Findings
 
     Measure = Callable[[Encoder, int | None], Findings]
 
@@ -71,7 +72,7 @@ def checked(
     if figure is not None:
         check_writable(figure)
     if out is not None:
-        from abc_embed.data.files import make_folder
+        from abc_embed.storage.files import make_folder
 
         make_folder(out)
     return Common(model, areas, device, dtype, batch_size, cache, out, figure, as_json)
@@ -79,7 +80,7 @@ def checked(
 
 def load(common: Common, stack: ExitStack) -> "Encoder":
     """The model; its vectors are remembered, unless speed is to be measured."""
-    from abc_embed.bench.encoder import CachedEncoder, load_encoder
+    from abc_embed.bench.encoders.registry import CachedEncoder, load_encoder
 
     encoder = load_encoder(
         common.model, device=common.device, dtype=common.dtype, batch_size=common.batch_size
@@ -108,8 +109,8 @@ def run(common: Common, score: str, measure: "Measure") -> None:
 
 def show_found(common: Common, encoder: "Encoder", found: "list[Findings]", score: str) -> None:
     """What was found, for people or programs; records and figure, where they were asked for."""
-    from abc_embed.bench.report import make_record, write_record
-    from abc_embed.bench.sets.found import say_missing
+    from abc_embed.bench.records import make_record, write_record
+    from abc_embed.bench.sets.findings import say_missing
     from abc_embed.bench.sets.sweep import draw
 
     records = [make_record(encoder, findings, encoder.name) for findings in found]

@@ -14,7 +14,7 @@ from abc_embed.cli.output import progress, show, show_json, show_table
 from abc_embed.errors import CostLimitError, UsageError
 
 if TYPE_CHECKING:
-    from abc_embed.bench.schema import Benchmark
+    from abc_embed.bench.ctrlbench.schema import Benchmark
 
 EXAMPLES = """\
 Examples:
@@ -91,7 +91,7 @@ def build_replica(
             raise UsageError("without --vlm nobody is asked; leave --dry-run out")
         _show(*_from_records(source, out, leaks), as_json)
         return
-    from abc_embed.bench import replica
+    from abc_embed.bench.ctrlbench import replica
 
     files = replica.sample(source, count, seed)
     with ExitStack() as stack:
@@ -116,7 +116,7 @@ def build_replica(
 
 
 def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dict[str, int]]":
-    from abc_embed.bench import replica
+    from abc_embed.bench.ctrlbench import replica
     from abc_embed.data.records import read_records
 
     folder = source if source.is_dir() else source.parent
@@ -128,7 +128,7 @@ def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dic
 
 
 def _show(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:
-    from abc_embed.bench.gate import gate
+    from abc_embed.bench.ctrlbench.validate import gate
 
     bounds = gate(benchmark, "R")
     counts = {

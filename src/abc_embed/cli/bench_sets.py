@@ -17,8 +17,8 @@ from abc_embed.cli.output import say, show_table
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
-    from abc_embed.bench.encoder import Encoder
-    from abc_embed.bench.sets.found import Findings
+    from abc_embed.bench.encoders.registry import Encoder
+    from abc_embed.bench.sets.findings import Findings
 
 EXAMPLES = """\
 Examples:

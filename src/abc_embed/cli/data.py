@@ -14,7 +14,7 @@ from abc_embed.cli import options
 from abc_embed.cli.output import progress, say, show, show_json, show_table
 
 if TYPE_CHECKING:
-    from abc_embed.data.complete import Completeness
+    from abc_embed.data.published.verify import Completeness
 
 PARTS: tuple[str, ...] = ("data_records", "data_instruct")
 """Sibling files with more subcommands, like "data_records"; each has `register(app)` and imports
@@ -64,8 +64,8 @@ def fetch(
 
     Each file's size and hash are checked, and free disk before anything is fetched.
     """
-    from abc_embed.data.fetch import fetch as run
-    from abc_embed.data.fetch import plan
+    from abc_embed.data.published.fetch import fetch as run
+    from abc_embed.data.published.fetch import plan
 
     planned = plan(name, out)
     say(
@@ -99,7 +99,7 @@ def index(
 
     Goes on where it was stopped. Makes the captions quick to reach as well.
     """
-    from abc_embed.data.sources import make_ready
+    from abc_embed.data.published.source import make_ready
 
     with progress("indexing MB") as count:
         made = make_ready(
@@ -121,7 +121,7 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
 
     Ends with exit code 1 when something is.
     """
-    from abc_embed.data.complete import check_complete
+    from abc_embed.data.published.verify import check_complete
 
     with progress("rows") as count:
         found = check_complete(folder, counted=lambda done, of: count(done, of))
@@ -157,8 +157,8 @@ def unpack(
 
     Links, devices and names that lead out of the folder are left out and named.
     """
-    from abc_embed.data.sources import open_images
-    from abc_embed.data.unpack import unpack as run
+    from abc_embed.data.published.source import open_images
+    from abc_embed.data.published.unpack import unpack as run
 
     most = None if limit is None else options.size_in_bytes(limit, "--limit")
     with progress("unpacking MB") as count:

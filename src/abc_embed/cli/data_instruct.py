@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import check_writable, progress, say, show, show_json, show_table
+from abc_embed.cli.output import progress, say, show, show_json, show_table
 from abc_embed.errors import CostLimitError, UsageError
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from abc_embed.data.instruct import Job, Rejects, Report
     from abc_embed.data.records import Record
-    from abc_embed.data.regions import Similarity
-    from abc_embed.data.vlm import VlmClient
+    from abc_embed.vlm.client import VlmClient
+    from abc_embed.vlm.instruct import Job, Rejects, Report
+    from abc_embed.vlm.regions import Similarity
 
 EXAMPLES = """\
 Examples:
@@ -131,8 +132,8 @@ def instruct(
             asking = {name: told[name] for name in vlm_options.NAMES}
             client = vlm_options.vlm_client(stack, vlm, replies, **asking)
         if client is not None and dry_run:
-            from abc_embed.data.instruct import planned
-            from abc_embed.data.instructions import AGAIN_TOKENS
+            from abc_embed.vlm.instruct import planned
+            from abc_embed.vlm.instructions import AGAIN_TOKENS
 
             requests = planned(records, job, rejects)
             vlm_options.show_estimate(client, requests, tries, AGAIN_TOKENS, as_json)
@@ -153,9 +154,9 @@ def _check_out(source: Path, out: Path) -> None:
 
 
 def _prepare(told: dict[str, Any]) -> "tuple[Job, Rejects, Iterable[Record]]":
-    from abc_embed.data.instruct import Job, Rejects
-    from abc_embed.data.region_files import are_records, read_regions
-    from abc_embed.data.regions import Choice
+    from abc_embed.vlm.instruct import Job, Rejects
+    from abc_embed.vlm.region_files import are_records, read_regions
+    from abc_embed.vlm.regions import Choice
 
     names = ("drop_largest", "choose", "max_iou", "max_similarity", "seed")
     choice = Choice(**{name: told[name] for name in names})
@@ -176,7 +177,7 @@ def _prepare(told: dict[str, Any]) -> "tuple[Job, Rejects, Iterable[Record]]":
 def _similarity(model: str | None) -> "Similarity | None":
     if model is None:
         return None
-    from abc_embed.data.regions import vectors_alike
+    from abc_embed.vlm.regions import vectors_alike
 
     return vectors_alike(options.load(model).embedder)
 
@@ -190,8 +191,8 @@ def _run(
     tries: int,
     count: Any,
 ) -> "Report":
-    from abc_embed.data.instruct import run
-    from abc_embed.data.instructions import OwnWriter, VlmWriter
+    from abc_embed.vlm.instruct import run
+    from abc_embed.vlm.instructions import OwnWriter, VlmWriter
 
     if client is None:
         writer = OwnWriter(job.choice.seed)
@@ -209,8 +210,8 @@ def _run(
 
 
 def _show(report: "Report", out: Path, max_cost: float | None, as_json: bool) -> None:
-    from abc_embed.data.instruct import beside
-    from abc_embed.data.replies import Reason
+    from abc_embed.vlm.instruct import beside
+    from abc_embed.vlm.replies import Reason
 
     place = out if report.complete else beside(out, "partial.jsonl")
     if as_json:

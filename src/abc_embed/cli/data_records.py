@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import check_writable, progress, say, show, show_json, show_table
+from abc_embed.cli.output import progress, say, show, show_json, show_table
 from abc_embed.errors import UsageError
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
     from abc_embed.data.formats.rows import RecordSet, Rejected
@@ -137,8 +138,8 @@ def show_rows(
     """Draw a contact sheet: images with boxes, captions, instructions and negatives."""
     import numpy as np
 
+    from abc_embed.data.contact_sheet import write_rows
     from abc_embed.data.formats.rows import Row, each_row
-    from abc_embed.data.sheet import write_rows
 
     check_writable(out)
     records = _open(data, columns)

@@ -16,13 +16,13 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import progress, say, show, show_json
-from abc_embed.cli.writers import Writer, open_writer
 from abc_embed.errors import AbcError, InputError, UsageError
+from abc_embed.vectors import Writer, open_writer
 
 if TYPE_CHECKING:
-    from abc_embed.bulk import Vector
     from abc_embed.cli.items import Named
     from abc_embed.inputs import Item
+    from abc_embed.pipeline import Vector
 
 EXAMPLES = """\
 Examples:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abc_embed.cli.output import say, shown
+from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, ImageNotFoundError, InputError
-from abc_embed.index.pictures import find_pictures
 from abc_embed.inputs import Item
 
 FIELDS = ("id", "text", "image", "instruction")
@@ -55,7 +55,7 @@ def from_arguments(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    pictures = find_pictures(folder)
+    pictures = find_images(folder)
     if not pictures.files:
         raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
     if pictures.others:

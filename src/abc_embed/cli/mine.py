@@ -14,9 +14,10 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.mine_report import say_bad, say_plan, show_report
-from abc_embed.cli.output import check_writable, progress, show_json
-from abc_embed.mining.draw import DRAW, How
+from abc_embed.cli.output import progress, show_json
 from abc_embed.mining.engines import Method
+from abc_embed.mining.sample import DRAW, How
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
@@ -250,9 +251,9 @@ def _plan(
 
 def _pictures(mined: "Mined", out: Path, examples: int, told: dict[str, object]) -> list[Path]:
     """The page of examples, the histograms, and all numbers as JSON, next to the result."""
-    from abc_embed.data.files import written_aside
     from abc_embed.mining.report import draw_report
     from abc_embed.mining.sheet import draw_sheet
+    from abc_embed.storage.files import atomic_write
 
     written = []
     if examples:
@@ -260,6 +261,6 @@ def _pictures(mined: "Mined", out: Path, examples: int, told: dict[str, object])
         written.append(out.with_suffix(".png"))
     page = out.with_name(f"{out.stem}.report.png")
     draw_report(mined.report, page)
-    with written_aside(page.with_suffix(".json")) as file:
+    with atomic_write(page.with_suffix(".json")) as file:
         file.write(json.dumps(told, indent=1).encode() + b"\n")
     return [*written, page, page.with_suffix(".json")]

@@ -6,15 +6,11 @@ rich is imported where it is used, so that `--help` does not pay for it.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
-
-from abc_embed.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,39 +122,3 @@ def progress(what: str, total: int | None = None) -> Iterator[Count]:
 
     with bar:
         yield count
-
-
-def check_writable(path: Path) -> None:
-    """Find out now, before an hour of work, that a file could be written there.
-
-    Raises:
-        OutputError: there is no such folder, or it may not be written, or `path` is a folder.
-    """
-    if path.is_dir():
-        raise OutputError(f"{str(path)!r} is a folder; give the name of a file to write")
-    if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {str(path.parent)!r} to write to; make it first")
-    try:
-        aside_of(path).touch()
-        aside_of(path).unlink()
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: Path, error: OSError) -> OutputError:
-    """The sentence for a file that the system does not let us write."""
-    return OutputError(
-        f"{str(path)!r} cannot be written ({error.strerror or error}); "
-        "choose another place, or make room"
-    )
-
-
-def aside_of(path: Path) -> Path:
-    """Where a file lies while it is being written: next to its place, hidden."""
-    return path.parent / f".{path.name}.{os.getpid()}.part"
-
-
-def flush_to_disk(path: Path) -> None:
-    """Make sure of a file's content before its name says that it is whole."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

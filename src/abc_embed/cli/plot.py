@@ -10,10 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_embed.cli.output import check_writable
 from abc_embed.cli.rankings import Ranking
-from abc_embed.data.files import written_aside
 from abc_embed.errors import UsageError
+from abc_embed.storage.files import atomic_write, check_writable
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """End of a file's name -> what Pillow calls the format."""
@@ -53,7 +52,7 @@ def write_plot(path: Path, photo: Image.Image, rankings: Sequence[Ranking]) -> N
         OutputError: the file cannot be written.
     """
     picture = draw(photo, rankings)
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         picture.save(file, FORMATS[path.suffix.lower()])
 
 

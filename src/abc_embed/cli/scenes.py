@@ -36,8 +36,8 @@ def scenes(
     Every second image is the one before it with left and right swapped. All of it follows from the
     seed; a set that was broken off goes on when the same command is given again.
     """
+    from abc_embed.data.contact_sheet import write_rows
     from abc_embed.data.formats import open_records
-    from abc_embed.data.sheet import write_rows
     from abc_embed.scenes.dataset import write_dataset
 
     with progress("drawing", count) as counted:

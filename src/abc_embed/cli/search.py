@@ -16,9 +16,9 @@ from abc_embed.cli.output import progress, say, show_json, show_table
 from abc_embed.errors import ImageNotFoundError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from abc_embed.index.cache import VectorCache
-    from abc_embed.index.folder import FolderIndex
     from abc_embed.inputs import Item
+    from abc_embed.search.folder import FolderIndex
+    from abc_embed.storage.vector_cache import VectorCache
 
 EXAMPLES = """\
 Examples:
@@ -99,11 +99,11 @@ def _query(text: str | None, image: str | None, instruction: str | None) -> "Ite
 
 
 def _files(folder: Path) -> list[Path]:
-    from abc_embed.index.pictures import find_pictures
+    from abc_embed.data.image_files import find_images
 
     if folder.is_file():
         raise ImageNotFoundError(f"{str(folder)!r} is a file; give the folder that it lies in")
-    pictures = find_pictures(folder)
+    pictures = find_images(folder)
     if not pictures.files:
         raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
     return pictures.files
@@ -112,7 +112,7 @@ def _files(folder: Path) -> list[Path]:
 def _index(
     files: list[Path], loaded: options.Loaded, cache: "VectorCache | None", batch_size: int
 ) -> "FolderIndex":
-    from abc_embed.index.folder import index_pictures
+    from abc_embed.search.folder import index_pictures
 
     with progress("embedding", len(files)) as count:
         return index_pictures(
@@ -127,7 +127,7 @@ def _index(
 
 def _open_cache(folder: Path | None, loaded: options.Loaded) -> "VectorCache | None":
     """The cache; where none was asked for and the usual place cannot be written, none."""
-    from abc_embed.index.cache import VectorCache, default_folder
+    from abc_embed.storage.vector_cache import VectorCache, default_folder
 
     key = (loaded.embedder.fingerprint, loaded.max_pixels)
     if folder is not None:

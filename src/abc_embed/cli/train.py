@@ -244,6 +244,6 @@ def bundled(
 
     A run that was broken off goes on when the same command is given again.
     """
-    from abc_embed.train.curriculum.run import Lengths, run
+    from experiments.curriculum.run import Lengths, run
 
     show(f"the model is in {run(out, lengths=Lengths().scaled(scale))}")

@@ -17,8 +17,8 @@ from abc_embed.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from abc_embed.data.vlm import VlmClient
-    from abc_embed.data.vlm_plan import Planned
+    from abc_embed.vlm.client import VlmClient
+    from abc_embed.vlm.plan import Planned
 
 Vlm = Annotated[
     str | None, typer.Option("--vlm", help="The model that writes, as the endpoint names it.")
@@ -94,9 +94,9 @@ def vlm_client(
         UsageError: an option that cannot be, or no key.
         MissingExtraError: `openai` is not installed.
     """
-    from abc_embed.data.vlm import VlmClient
-    from abc_embed.data.vlm_cache import ReplyCache
-    from abc_embed.data.vlm_limits import Limits
+    from abc_embed.vlm.client import VlmClient
+    from abc_embed.vlm.limits import Limits
+    from abc_embed.vlm.reply_cache import ReplyCache
 
     if not vlm.strip():
         raise UsageError("--vlm is empty; give the model's name as the endpoint knows it")
@@ -137,7 +137,7 @@ def show_estimate(
     as_json: bool,
 ) -> None:
     """What a dry run says: the result on stdout, the first prompt on stderr."""
-    from abc_embed.data.vlm_plan import estimate
+    from abc_embed.vlm.plan import estimate
 
     found = estimate(client, requests, tries, again_tokens)
     if as_json:

@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.card_text import card_text
-from abc_embed.data.fetch import MANIFEST_FILE, read_manifest
-from abc_embed.data.files import written_aside
-from abc_embed.data.published import SOURCES
+from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
+from abc_embed.data.published.layouts import SOURCES
+from abc_embed.data.published.source import (
+    COMPLETE_FILE,
+    INDEX_FILE,
+    open_images,
+    open_source,
+    own_file,
+)
 from abc_embed.data.records import Record, read_records
-from abc_embed.data.sources import COMPLETE_FILE, INDEX_FILE, open_images, open_source, own_file
 from abc_embed.errors import DataError
+from abc_embed.storage.files import atomic_write
+from abc_embed.storage.hashing import sha256_file
 
 CARD_FILE = "DATASET_CARD.md"
 FACTS_FILE = "card.json"
@@ -41,9 +48,9 @@ def write_card(
         OutputError: the card cannot be written.
     """
     facts = describe(folder, counted=counted)
-    with written_aside(folder / FACTS_FILE) as file:
+    with atomic_write(folder / FACTS_FILE) as file:
         file.write((json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
-    with written_aside(folder / CARD_FILE) as file:
+    with atomic_write(folder / CARD_FILE) as file:
         file.write(card_text(facts).encode())
     return facts, folder / CARD_FILE
 
@@ -142,7 +149,7 @@ def _image_hashes(
     for number, record in enumerate(records):
         if record.image not in known:
             try:
-                known[record.image] = _sha256(folder / record.image)
+                known[record.image] = sha256_file(folder / record.image)
             except OSError as problem:
                 raise DataError(
                     f"record {record.id!r}: the image {record.image} cannot be read "
@@ -157,11 +164,6 @@ def _together(hashes: dict[str, str]) -> str:
     """One hash for named hashes, whatever their order."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mined(folder: Path) -> Iterator[dict[str, Any]]:
@@ -263,4 +265,4 @@ def _files(folder: Path) -> Iterator[dict[str, Any]]:
         named |= {file.name for file in read_manifest(folder).files}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in named and not path.name.startswith("."):
-            yield {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+            yield {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}

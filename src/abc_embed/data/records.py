@@ -37,8 +37,8 @@ from abc_embed.data.fields import (
     parse_json,
     short,
 )
-from abc_embed.data.files import written_aside
 from abc_embed.errors import DataError
+from abc_embed.storage.files import atomic_write
 
 RECORDS_FILE = "records.jsonl"
 """Name of the records file in a data set's folder."""
@@ -189,7 +189,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> in
         OutputError: the file cannot be written.
     """
     ids: set[str] = set()
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         for record in records:
             if record.id in ids:
                 raise DataError(f"the id {record.id!r} comes twice; give each record its own")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import InternVLConfig, InternVLModel, PretrainedConfig
 
-from abc_embed.backbone import Backbone, look_both_ways, register
+from abc_embed.backbone import Backbone, make_bidirectional, register
 from abc_embed.errors import CheckpointError
 
 
@@ -34,7 +34,7 @@ class InternVLBackbone(Backbone):
         *("vision_tower.", "multi_modal_projector."),
     )
     # Before transformers 4.52 the language model lay one level deeper, next to its output layer.
-    old_layout = (("language_model.model.", "language_model."),)
+    key_renames = (("language_model.model.", "language_model."),)
     ignored_weights = frozenset({"lm_head.weight", "language_model.lm_head.weight"})
 
     def __init__(self, given: PretrainedConfig, attn: str = "sdpa") -> None:
@@ -44,7 +44,7 @@ class InternVLBackbone(Backbone):
         config.text_config.use_cache = False
         config._attn_implementation = dict.fromkeys(("", "text_config", "vision_config"), attn)
         self.vlm = InternVLModel(config)
-        look_both_ways(self.vlm.language_model)
+        make_bidirectional(self.vlm.language_model)
         self.hidden_size = int(config.text_config.hidden_size)
         self._merge = round(1 / config.downsample_ratio)
 

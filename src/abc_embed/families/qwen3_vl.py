@@ -24,7 +24,7 @@ class Qwen3VLBackbone(Qwen2VLBackbone):
     config_class = Qwen3VLConfig
     vlm_class = Qwen3VLModel
     vision_sites = r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"
-    old_layout = (
+    key_renames = (
         ("model.language_model.", "language_model."),
         ("model.visual.", "visual."),
     )

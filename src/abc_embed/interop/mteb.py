@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from abc_embed.bench.encoder import Encoder
+from abc_embed.bench.ctrlbench.schema import PAIR_TIER, Benchmark, read_benchmark
 from abc_embed.bench.encoders.base import Vectors, image_hash
-from abc_embed.bench.schema import PAIR_TIER, Benchmark, read_benchmark
+from abc_embed.bench.encoders.registry import Encoder
 from abc_embed.errors import DataError, MissingExtraError
 from abc_embed.inputs import ImageInput, Item, Kind
 

@@ -21,7 +21,7 @@ from abc_embed.mining.rows import Pictured
 from abc_embed.mining.shards import Shards, write_shard
 
 if TYPE_CHECKING:
-    from abc_embed.bulk import Skipped  # torch comes with it
+    from abc_embed.pipeline import Skipped  # torch comes with it
 
 POLL_S = 0.2
 

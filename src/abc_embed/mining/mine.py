@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from abc_embed.errors import DataError
-from abc_embed.mining.draw import draw
 from abc_embed.mining.embed import Model, embed_missing
 from abc_embed.mining.engines import Ints, resolve_method
-from abc_embed.mining.parts import Parts
 from abc_embed.mining.plan import Settings
+from abc_embed.mining.pool_store import PoolStore
 from abc_embed.mining.pools import Pools
 from abc_embed.mining.report import Report
 from abc_embed.mining.rows import Rows, equal_images, image_keys, text_keys
+from abc_embed.mining.sample import draw
 from abc_embed.mining.search import search
 from abc_embed.mining.shards import Kept, Shards, Space
 
@@ -57,7 +57,7 @@ class Mined:
     rows: Rows
     settings: Settings
     report: Report
-    parts: Parts
+    parts: PoolStore
     good: Ints
     """`(N,)` rows that were mined, ascending."""
     texts: Ints
@@ -148,7 +148,7 @@ def mine(
     own = np.searchsorted(texts, rows.caption_of[good])
     told = (captions.id, images.id, settings.epsilon, settings.pool)
     same = equal_images(rows, good)
-    parts = Parts(work / "pools", told, [good, texts], settings.search)
+    parts = PoolStore(work / "pools", told, [good, texts], settings.search)
     report.searched_before = parts.done
     report.method = resolve_method(settings.search.method).value
     for pools in search(

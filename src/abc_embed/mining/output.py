@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from abc_embed.data.files import written_aside
 from abc_embed.data.records import Record, write_records
 from abc_embed.errors import DataError, MissingExtraError, UsageError
 from abc_embed.mining.engines import Ints
 from abc_embed.mining.mine import Drawn, Mined
+from abc_embed.storage.files import atomic_write
 
 PARQUET = ".parquet"
 _GROUP = 65536
@@ -68,7 +68,7 @@ def _write_parquet(mined: Mined, out: Path) -> None:
     )
     rows_of = mined.rows.first_row
     with (
-        written_aside(out) as file,
+        atomic_write(out) as file,
         arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         drawn = mined.drawn()
@@ -122,7 +122,7 @@ def write_rejects(mined: Mined, out: Path) -> Path | None:
     if not mined.report.bad:
         path.unlink(missing_ok=True)
         return None
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         for row, place, why in mined.report.bad:
             told = {"row": row, "place": place, "why": why}
             file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")

@@ -13,9 +13,9 @@ import numpy as np
 
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item
-from abc_embed.mining.draw import DRAW, How
 from abc_embed.mining.embed import Model
 from abc_embed.mining.engines import Flat, Floats, Method, blocks, resolve_method
+from abc_embed.mining.sample import DRAW, How
 from abc_embed.mining.search import EPSILON, POOL, exact, search
 from abc_embed.mining.search import How as Search
 from abc_embed.mining.shards import STORES

@@ -47,7 +47,7 @@ class Pools:
         return sizes
 
 
-class Kinds:
+class PositiveIndex:
     """Which texts are true of each image: the own captions of all queries with that image."""
 
     def __init__(self, own: Ints, images: Ints | None) -> None:

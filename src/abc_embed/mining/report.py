@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_embed.data.files import written_aside
 from abc_embed.mining.pools import RULES, Pools
+from abc_embed.storage.files import atomic_write
 
 BINS = 200
 """Of scores from -1 to 1, each 0.01 wide."""
@@ -154,7 +154,7 @@ def draw_report(report: Report, out: Path) -> None:
     top = _LINE + 2 * (_HEIGHT + 2 * _LINE)
     title = "rank of the own caption among those of other images"
     _panel(pen, top, title, report.own_ranks, labels, _BLUE)
-    with written_aside(out) as file:
+    with atomic_write(out) as file:
         page.save(file, format="PNG")
 
 

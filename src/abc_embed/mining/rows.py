@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.formats import Row, open_records
-from abc_embed.data.published import SOURCES
+from abc_embed.data.published.layouts import SOURCES
+from abc_embed.data.published.source import PublishedSource, open_source
 from abc_embed.data.records import Record
-from abc_embed.data.sources import PublishedSource, open_source
 from abc_embed.errors import DataError, InputError, UsageError
 from abc_embed.inputs import ImageInput
 from abc_embed.mining.engines import Ints

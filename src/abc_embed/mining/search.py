@@ -32,7 +32,7 @@ from abc_embed.mining.engines import (
     blocks,
     resolve_method,
 )
-from abc_embed.mining.pools import Kinds, Pools, QueryBlock
+from abc_embed.mining.pools import Pools, PositiveIndex, QueryBlock
 
 EPSILON = 0.95
 """A caption that scores more than this part of the own one may be true too (paper, section 3.2)."""
@@ -116,7 +116,7 @@ def search(
     how = replace(how, method=resolve_method(how.method))
     _check(queries, candidates, own, epsilon, pool)
     shares = blocks(how.memory_bytes, queries.shape[1], pool, how.method)
-    kinds = Kinds(own, images)
+    kinds = PositiveIndex(own, images)
     worker = _Search(queries, candidates, own, kinds, epsilon, pool, how, shares)
     return worker.run(start, counted)
 
@@ -147,7 +147,7 @@ class _Search:
         queries: Vectors,
         candidates: Vectors,
         own: Ints,
-        kinds: Kinds,
+        kinds: PositiveIndex,
         epsilon: float,
         pool: int,
         how: How,

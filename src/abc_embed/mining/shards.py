@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.files import make_folder, written_aside
 from abc_embed.errors import DataError, UsageError
 from abc_embed.mining.engines import Floats, Ints
+from abc_embed.storage.files import atomic_write, make_folder
 
 SHARD = 1024
 """Items of a file; a kill loses no more than these, for each process."""
@@ -105,7 +105,7 @@ class Shards:
             "shards": [path.name for path in self.paths],
         }
         path = self.space.place / f"{kind}-{self.id}.json"
-        with written_aside(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps(told, indent=1).encode() + b"\n")
         return path
 
@@ -187,7 +187,7 @@ def write_shard(path: Path, vectors: NDArray[np.float32], errors: dict[int, str]
         OutputError: it cannot be written.
     """
     if errors:
-        with written_aside(path.with_suffix(".json")) as file:
+        with atomic_write(path.with_suffix(".json")) as file:
             file.write(json.dumps(errors, ensure_ascii=False, indent=1).encode() + b"\n")
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         np.save(file, vectors, allow_pickle=False)

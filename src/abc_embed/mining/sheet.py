@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from abc_embed.data.sheet import GREEN, RED, draw_cell, write_sheet
+from abc_embed.data.contact_sheet import GREEN, RED, draw_cell, write_sheet
 from abc_embed.inputs import open_image
 from abc_embed.mining.mine import Drawn, Mined
 from abc_embed.mining.rows import Rows

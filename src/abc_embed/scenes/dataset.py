@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from abc_embed.data.files import make_folder, written_aside
 from abc_embed.data.records import (
     RECORDS_FILE,
     Instruction,
@@ -27,6 +26,7 @@ from abc_embed.errors import OutputError, UsageError
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import caption, hard_captions, questions, same_meaning
 from abc_embed.scenes.render import box, render
+from abc_embed.storage.files import atomic_write, make_folder
 
 PLAN_FILE = "scenes.json"
 """Says which scenes a folder is to hold; written first."""
@@ -111,7 +111,7 @@ def _begin(folder: Path, plan: Plan) -> None:
             raise OutputError(f"{folder} holds other files; give a new or an empty folder")
     except OSError as problem:
         raise OutputError(f"{folder} cannot be used: {problem.strerror}") from problem
-    with written_aside(there) as file:
+    with atomic_write(there) as file:
         file.write(text.encode())
 
 
@@ -121,7 +121,7 @@ def _write(folder: Path, plan: Plan, progress: Progress) -> Path:
             record = make_record(plan, number)
             path = folder / record.image
             if not path.exists():  # whole if it is there, since it was renamed into place
-                with written_aside(path) as file:
+                with atomic_write(path) as file:
                     render(plan.scene(number), plan.side).save(file, format="PNG")
             progress(number + 1, plan.count)
             yield record

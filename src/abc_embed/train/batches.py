@@ -99,7 +99,7 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Portion:
+class BatchShard:
     """Some groups of a step as features, not yet merged with the others."""
 
     queries: tuple[tuple[Features, ...], ...]
@@ -121,14 +121,14 @@ def make_batch(groups: Sequence[Group], processor: Processor, max_pixels: int = 
     return merge([prepare(groups, processor, max_pixels)])
 
 
-def prepare(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> Portion:
+def prepare(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> BatchShard:
     """The costly part of `make_batch`, which may be done apart for parts of a step."""
     if not groups or any(not group.asks for group in groups):
         raise DataError("the source gave a step without groups, or a group without a query")
     answers = tuple(tuple(answer for _, answer in group.asks) for group in groups)
     others = tuple(text for group in groups for text in group.negatives)
     wanted = dict.fromkeys([*(text for texts in answers for text in texts), *others])
-    return Portion(
+    return BatchShard(
         queries=tuple(_queries(group, processor, max_pixels or None) for group in groups),
         answers=answers,
         others=others,
@@ -136,7 +136,7 @@ def prepare(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) 
     )
 
 
-def merge(portions: Sequence[Portion]) -> TrainBatch:
+def merge(portions: Sequence[BatchShard]) -> TrainBatch:
     """The portions of one step, in their order, as the batch that `make_batch` makes of it all."""
     queries = [group for portion in portions for group in portion.queries]
     answers = [group for portion in portions for group in portion.answers]
@@ -156,7 +156,7 @@ def merge(portions: Sequence[Portion]) -> TrainBatch:
     )
 
 
-def _others(portions: Sequence[Portion]) -> list[str]:
+def _others(portions: Sequence[BatchShard]) -> list[str]:
     return [text for portion in portions for text in portion.others]
 
 

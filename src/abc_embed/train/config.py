@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from abc_embed.errors import ConfigError
-from abc_embed.train.tables import read_toml
+from abc_embed.train.toml_config import read_toml
 
 StageName = Literal["pretrain", "instruct"]
 GatherName = Literal["gradient", "published"]

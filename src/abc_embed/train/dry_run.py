@@ -23,12 +23,12 @@ from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Features, Processor
 from abc_embed.runtime import hardware
+from abc_embed.storage.json_files import read_json
 from abc_embed.train import memory
 from abc_embed.train.batches import Source, TrainBatch, make_batch, split_queries, split_texts
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.recipe import is_embedder
 from abc_embed.train.sources import RecordSource
-from abc_embed.weights import read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

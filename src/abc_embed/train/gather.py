@@ -1,7 +1,7 @@
 """Candidates of all processes: each embeds its own, every query is scored against all of them.
 
-Does: say what every process brings to a step (`Shares`), bring its vectors to the others with or
-without gradient, merge equal texts. Does not: embed, or know of the loss.
+Does: say what every process brings to a step (`GlobalBatch`), bring its vectors to the others with
+or without gradient, merge equal texts. Does not: embed, or know of the loss.
 
     "gradient"    what another process's queries say about my candidates comes back to me: the loss
                   and the gradients are those of one process with the whole batch
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from abc_embed.train.batches import TrainBatch, split_queries
 from abc_embed.train.config import GatherName
-from abc_embed.train.processes import Team
+from abc_embed.train.processes import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class GlobalBatch:
     """What each process brings to one step; the same on all of them but for `rank`."""
 
     rank: int
@@ -41,7 +41,7 @@ class Shares:
     """In how many chunks each process passes its queries through the model."""
 
     @classmethod
-    def of_one(cls, batch: TrainBatch) -> "Shares":
+    def of_one(cls, batch: TrainBatch) -> "GlobalBatch":
         """Of a process that is alone."""
         return cls(0, (batch.texts,), (batch.group_sizes,), (1,))
 
@@ -72,11 +72,11 @@ class Shares:
         return new
 
 
-def meet(team: Team, batch: TrainBatch, chunk_size: int) -> Shares:
+def exchange_batch_info(team: ProcessGroup, batch: TrainBatch, chunk_size: int) -> GlobalBatch:
     """Tell the others what this process brings, and hear what they do."""
     chunks = len(split_queries(batch, chunk_size))
-    told = team.tell((batch.texts, batch.group_sizes, chunks))
-    return Shares(
+    told = team.all_gather_object((batch.texts, batch.group_sizes, chunks))
+    return GlobalBatch(
         rank=team.rank,
         texts=tuple(texts for texts, _, _ in told),
         sizes=tuple(sizes for _, sizes, _ in told),
@@ -84,7 +84,7 @@ def meet(team: Team, batch: TrainBatch, chunk_size: int) -> Shares:
     )
 
 
-def gather_candidates(own: Tensor, shares: Shares, how: GatherName) -> Tensor:
+def gather_candidates(own: Tensor, shares: GlobalBatch, how: GatherName) -> Tensor:
     """`own` `(c, D)`, in the order of this process's texts -> `(C, D)` in the order of `numbers`.
 
     A text that several processes embedded is taken from the first of them; without gradient through

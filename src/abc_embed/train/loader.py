@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from abc_embed.errors import AbcError, DataError, TrainingError
 from abc_embed.inputs import Kind
 from abc_embed.processor import Features, Processor
-from abc_embed.train.batches import Portion, Source, TrainBatch, merge, prepare
+from abc_embed.train.batches import BatchShard, Source, TrainBatch, merge, prepare
 from abc_embed.train.config import TrainConfig
 
 
@@ -46,7 +46,7 @@ def batches(
         # A generator of its own: starting the loader must not move the random state of training.
         generator=torch.Generator(),
     )
-    waiting: list[Portion] = []
+    waiting: list[BatchShard] = []
     for number, part in enumerate(_alive(iter(loader)), 1):
         if isinstance(part, AbcError):
             raise part
@@ -131,7 +131,7 @@ class Packed:
     blocks: tuple[int, ...]
     """P of each distinct picture."""
 
-    def unpack(self) -> Portion:
+    def unpack(self) -> BatchShard:
         """The portion; its tensors are views of the two."""
         ids = self.ids.split([length for _, length, *_ in self.rows])
         pixels = self.pixels.split(list(self.blocks)) if self.blocks else ()
@@ -143,7 +143,7 @@ class Packed:
         for size in self.sizes:
             queries.append(tuple(made[start : start + size]))
             start += size
-        return Portion(
+        return BatchShard(
             queries=tuple(queries),
             answers=self.answers,
             others=self.others,
@@ -151,7 +151,7 @@ class Packed:
         )
 
 
-def pack(portion: Portion) -> Packed:
+def pack(portion: BatchShard) -> Packed:
     """A portion for its way from one process to another."""
     features = [f for group in portion.queries for f in group] + list(portion.texts.values())
     blocks: dict[int, tuple[int, Tensor]] = {}  # by identity: the asks of a group share a tensor

@@ -27,13 +27,13 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.runtime import resolve_device, seed_everything
 from abc_embed.train.batches import Source, TrainBatch
+from abc_embed.train.checkpoints import CheckpointManager, Progress
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
-from abc_embed.train.gather import meet
+from abc_embed.train.gather import exchange_batch_info
 from abc_embed.train.loader import batches
-from abc_embed.train.logbook import Logbook, StepRecord
+from abc_embed.train.metrics_logger import MetricsLogger, StepRecord
 from abc_embed.train.optimizer import AdamW, Optimizer
-from abc_embed.train.processes import Team, check_share
-from abc_embed.train.resume import Checkpoints, Progress
+from abc_embed.train.processes import ProcessGroup, check_share
 from abc_embed.train.sharding import wants_sharding
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 from abc_embed.train.trackers import open_tracker
@@ -90,9 +90,9 @@ class _Run:
 
     config: TrainConfig
     stage: Stage
-    team: Team
+    team: ProcessGroup
     optimizer: Optimizer
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
     out_dir: Path
 
 
@@ -106,12 +106,12 @@ def _run(
     resume: bool,
 ) -> AbcModel:
     accelerator = _accelerator(config.model)
-    team = Team(accelerator)
+    team = ProcessGroup(accelerator)
     with team.in_contact():
-        with team.together():
+        with team.propagate_errors():
             check_share(team, config.train.batch_size)
-        checkpoints = Checkpoints(out_dir / "checkpoints", config, team)
-        last = team.decided(lambda: _last_checkpoint(checkpoints, out_dir, resume))
+        checkpoints = CheckpointManager(out_dir / "checkpoints", config, team)
+        last = team.broadcast_from_main(lambda: _last_checkpoint(checkpoints, out_dir, resume))
         seed_everything(config.train.seed)
         stage = kind(config, model, processor, accelerator)
         run = _Run(
@@ -123,7 +123,7 @@ def _run(
             out_dir=out_dir,
         )
         progress = Progress(step=0)
-        with team.together():
+        with team.propagate_errors():
             if last:
                 progress, memory = checkpoints.load(last, stage.parameters, run.optimizer)
                 stage.remember(memory)
@@ -131,13 +131,13 @@ def _run(
         _loop(run, batches(source, processor, config, progress.step, share), progress)
         run.optimizer.close()
         stage.finish()
-        with team.together():
+        with team.propagate_errors():
             if team.main:
                 checkpoint.save(stage.model, processor, out_dir / "model")
     return stage.model
 
 
-def _last_checkpoint(checkpoints: Checkpoints, out_dir: Path, resume: bool) -> Path | None:
+def _last_checkpoint(checkpoints: CheckpointManager, out_dir: Path, resume: bool) -> Path | None:
     """The newest checkpoint; makes the folder of the run if there is none."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -153,15 +153,15 @@ def _loop(run: _Run, feed: Iterator[TrainBatch], progress: Progress) -> None:
     """From `progress` to the last step."""
     train, team = run.config.train, run.team
     with ExitStack() as stack:
-        with team.together():
+        with team.propagate_errors():
             logbook = stack.enter_context(_logbook(run, progress)) if team.main else None
         for step in range(progress.step, train.steps):
             began = time.perf_counter()
-            with team.together():
+            with team.propagate_errors():
                 batch = next(feed)
             waited = time.perf_counter() - began
             record = _step(run, batch, step)
-            with team.together():
+            with team.propagate_errors():
                 if logbook:
                     logbook.waited(waited)
                     logbook.write(record)
@@ -171,9 +171,9 @@ def _loop(run: _Run, feed: Iterator[TrainBatch], progress: Progress) -> None:
                 run.checkpoints.save(progress, stage.parameters, run.optimizer, stage.memory)
 
 
-def _logbook(run: _Run, progress: Progress) -> Logbook:
+def _logbook(run: _Run, progress: Progress) -> MetricsLogger:
     train = run.config.train
-    return Logbook(
+    return MetricsLogger(
         run.out_dir / "metrics.jsonl",
         first_step=progress.step,
         steps=train.steps,
@@ -185,7 +185,7 @@ def _logbook(run: _Run, progress: Progress) -> Logbook:
 def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
     """One step of the optimizer; `step` counts from 0."""
     stage, optim, train = run.stage, run.config.optim, run.config.train
-    shares = meet(run.team, batch, train.chunk_size)
+    shares = exchange_batch_info(run.team, batch, train.chunk_size)
     seed_everything(_step_seed(train.seed, step, run.team.rank))
     rate = optim.learning_rate * learning_rate_share(step, run.config)
     run.optimizer.set_rate(rate)
@@ -203,7 +203,7 @@ def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
         queries=shares.queries,
         candidates=len(shares.numbers()),
     )
-    with run.team.together():
+    with run.team.propagate_errors():
         _check_finite(record)  # before the step: the weights stay those of the last good one
     run.optimizer.step()
     stage.after_update()

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.files import written_aside
 from abc_embed.errors import DataError, MissingExtraError, UsageError
-from abc_embed.train.logbook import read_metrics
+from abc_embed.storage.files import atomic_write
+from abc_embed.train.metrics_logger import read_metrics
 
 METRICS_FILE = "metrics.jsonl"
 FORMATS = (".png", ".svg", ".pdf")
@@ -41,7 +41,7 @@ def draw_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
         raise UsageError(f"--out is {str(out)!r}; give a name that ends in {', '.join(FORMATS)}")
     curves = {name: _rows(path) for name, path in _names([Path(run) for run in runs]).items()}
     figure = _figure(curves)
-    with written_aside(out) as file:
+    with atomic_write(out) as file:
         figure.savefig(file, format=out.suffix.lower()[1:], dpi=150)
     return out
 

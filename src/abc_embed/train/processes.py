@@ -29,7 +29,7 @@ _LOST = ("Connection closed", "Connection reset", "Connection refused", "Broken 
 """What a collective operation says when another process is gone."""
 
 
-class Team:
+class ProcessGroup:
     """The processes of a run, seen from one of them. All of them make the same calls in the same
     order; with one process each of these does nothing."""
 
@@ -52,7 +52,7 @@ class Team:
     # -- agreeing ----------------------------------------------------------------------------------
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def propagate_errors(self) -> Iterator[None]:
         """What fails inside on one process fails on all, and one of them says it.
 
         No process waits for one that has failed. Nothing inside may itself wait for the others.
@@ -69,7 +69,8 @@ class Team:
             raise failed
 
     def _fail_together(self, failed: Exception | None) -> None:
-        sentences = self.tell(None if failed is None else str(failed) or type(failed).__name__)
+        sentence = None if failed is None else str(failed) or type(failed).__name__
+        sentences = self.all_gather_object(sentence)
         first = next(rank for rank, sentence in enumerate(sentences) if sentence is not None)
         if failed is None:
             failed = TrainingError(f"process {first} of {self.count} stopped: {sentences[first]}")
@@ -91,7 +92,7 @@ class Team:
                 "start all of them again: the run goes on from its last checkpoint"
             ) from problem
 
-    def tell(self, mine: T) -> list[T]:
+    def all_gather_object(self, mine: T) -> list[T]:
         """Everyone's value, by process. Values must pickle."""
         told: list[T | None] = [None] * self.count
         if self.count == 1:
@@ -99,9 +100,9 @@ class Team:
         dist.all_gather_object(told, mine)
         return told  # type: ignore[return-value]  # filled by now
 
-    def decided(self, choose: Callable[[], T]) -> T:
+    def broadcast_from_main(self, choose: Callable[[], T]) -> T:
         """What the main process chooses, for all."""
-        with self.together():
+        with self.propagate_errors():
             chosen = [choose() if self.main else None]
         if self.count > 1:
             dist.broadcast_object_list(chosen, src=0)
@@ -150,14 +151,14 @@ class Team:
         self._in_zero.update(parameters)
 
     @torch.no_grad()
-    def start_equal(self, parameters: Iterable[nn.Parameter]) -> None:
+    def broadcast_parameters(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the first weights of the main one."""
         if self.count > 1 and not self.sharded:
             for parameter in parameters:
                 dist.broadcast(parameter, src=0)
 
 
-def check_share(team: Team, batch_size: int) -> None:
+def check_share(team: ProcessGroup, batch_size: int) -> None:
     """Raises `ConfigError` when there are fewer images in a step than processes."""
     if batch_size < team.count:
         raise ConfigError(

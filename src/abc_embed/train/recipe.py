@@ -18,9 +18,9 @@ from abc_embed.errors import ConfigError, OutputError, TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.train.batches import Source
+from abc_embed.train.checkpoints import check, latest
 from abc_embed.train.config import TrainConfig, load_config
 from abc_embed.train.loop import autocast_type, run_stage1, run_stage2
-from abc_embed.train.resume import check, latest
 from abc_embed.train.sources import RecordSource
 from abc_embed.train.trackers import check_tracker
 

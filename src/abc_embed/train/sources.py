@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.formats import open_records
-from abc_embed.data.published import SOURCES, SourceRow
+from abc_embed.data.published.layouts import SOURCES, SourceRow
+from abc_embed.data.published.source import open_source
 from abc_embed.data.records import Record
-from abc_embed.data.sources import open_source
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.inputs import ImageInput
 from abc_embed.mining.output import Negatives, read_mined

@@ -33,10 +33,10 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Batch, Features, Processor
 from abc_embed.train.batches import TrainBatch, split_queries, split_texts
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.gather import Shares, gather_candidates, gather_rows
+from abc_embed.train.gather import GlobalBatch, gather_candidates, gather_rows
 from abc_embed.train.gradcache import cached_backward, plain_backward
 from abc_embed.train.losses import contrastive_loss
-from abc_embed.train.processes import Team
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.sharding import outline, put_together, shard
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Stage(ABC):
         self._config = config
         self._processor = processor
         self._accelerator = accelerator
-        self.team = Team(accelerator)
+        self.team = ProcessGroup(accelerator)
         self._attach()
         model.backbone.set_gradient_checkpointing(config.train.gradient_checkpointing)
         model.train()
@@ -66,14 +66,16 @@ class Stage(ABC):
         self.parameters = {
             name: value for name, value in model.named_parameters() if value.requires_grad
         }
-        self.team.start_equal(self.parameters.values())
+        self.team.broadcast_parameters(self.parameters.values())
 
     @abstractmethod
     def _attach(self) -> None:
         """Put the stage's adapter on the model and freeze what the stage does not train."""
 
     @abstractmethod
-    def backward(self, batch: TrainBatch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+    def backward(
+        self, batch: TrainBatch, shares: GlobalBatch | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Add the gradients of a step to the parameters; loss and accuracy, both scalars.
 
         `batch` is what this process brings, `shares` what all do; None: there is no other. The
@@ -111,7 +113,7 @@ class Stage(ABC):
         return self._processor.collate(features, pixels=pixels).to(self._accelerator.device)
 
     def _loss(
-        self, query: Tensor, candidates: Tensor, batch: TrainBatch, shares: Shares
+        self, query: Tensor, candidates: Tensor, batch: TrainBatch, shares: GlobalBatch
     ) -> tuple[Tensor, Tensor]:
         """This process's part of the loss: its queries among the candidates of all `(C, D)`."""
         loss, accuracy = contrastive_loss(
@@ -162,10 +164,12 @@ class Pretrain(Stage):
         with torch.no_grad():
             self.model.temperature.temp.fill_(temperature.start)
 
-    def backward(self, batch: TrainBatch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+    def backward(
+        self, batch: TrainBatch, shares: GlobalBatch | None = None
+    ) -> tuple[Tensor, Tensor]:
         if any(features.kind is not Kind.IMAGE for features in batch.queries):
             raise DataError("stage 1 asks with the image alone; the source gave an instruction")
-        shares = shares or Shares.of_one(batch)
+        shares = shares or GlobalBatch.of_one(batch)
         size = self._config.train.chunk_size
         images = self._level(split_queries(batch, size), shares.query_chunks)
         texts = self._level(
@@ -208,10 +212,12 @@ class Instruct(Stage):
         set_trainable(self.model, "instruct")
         self._vectors: dict[str, Tensor] = {}
 
-    def backward(self, batch: TrainBatch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+    def backward(
+        self, batch: TrainBatch, shares: GlobalBatch | None = None
+    ) -> tuple[Tensor, Tensor]:
         if any(features.kind is not Kind.INSTRUCTED for features in batch.queries):
             raise DataError("stage 2 needs an instruction with every image; the source gave none")
-        known = shares or Shares.of_one(batch)
+        known = shares or GlobalBatch.of_one(batch)
         candidates = self._candidates(batch, known)
         parts = split_queries(batch, self._config.train.chunk_size)
         chunks = [self._see(part) for part in self._level(parts, known.query_chunks)]
@@ -235,7 +241,7 @@ class Instruct(Stage):
             return self.model.embed(batch, seen)
 
     @torch.no_grad()
-    def _candidates(self, batch: TrainBatch, shares: Shares) -> Tensor:
+    def _candidates(self, batch: TrainBatch, shares: GlobalBatch) -> Tensor:
         """`(C, D)` float32: from memory, after embedding what is new."""
         new = shares.new_texts(self._vectors)
         if any(new):

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from abc_embed.data.files import written_aside
 from abc_embed.errors import MissingExtraError, OutputError, TrainingError
+from abc_embed.storage.files import atomic_write
 from abc_embed.train.config import TrainConfig
 
 PROJECT = "abc-embed"
@@ -135,7 +135,7 @@ def _run_id(out_dir: Path, *, fresh: bool) -> str:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{path} is damaged; remove it to log a new W&B run") from error
     own = secrets.token_hex(8)
-    with written_aside(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps({"id": own}).encode() + b"\n")
     return own
 

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from abc_embed.errors import ConfigError, MissingExtraError
 from abc_embed.train.config import OptimConfig
 from abc_embed.train.optimizer import AdamW, torch_adamw
-from abc_embed.train.processes import Team
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.sharding import launcher_says
-from abc_embed.train.tables import flat
+from abc_embed.train.toml_config import flat
 
 _SWITCH = "ACCELERATE_USE_DEEPSPEED"
 _MEANS = ("exp_avg", "exp_avg_sq")
@@ -136,7 +136,7 @@ class ZeroAdamW:
         self,
         parameters: Mapping[str, nn.Parameter],
         optim: OptimConfig,
-        team: Team,
+        team: ProcessGroup,
         accelerator: Accelerator,
         zero: Mapping[str, Any],
     ) -> None:

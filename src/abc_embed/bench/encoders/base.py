@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from abc_embed.bulk import image_source
 from abc_embed.errors import ImageError, ImageNotFoundError, NotFiniteError, UsageError
 from abc_embed.inputs import ImageInput, Item, Kind, as_item, describe_image, open_image
+from abc_embed.pipeline import image_key
 
 Vectors = NDArray[np.float32]
 
@@ -183,7 +183,7 @@ def content_keys(items: Sequence[Item]) -> list[str]:
 def _key(item: Item, images: dict[Any, str]) -> str:
     if item.image is None:
         return "text " + hashlib.sha256(str(item.text).encode()).hexdigest()
-    source = image_source(item)
+    source = image_key(item)
     if source not in images:
         images[source] = image_hash(item.image)
     if item.instruction is None:

@@ -17,7 +17,6 @@ from typing import Self
 
 import numpy as np
 
-from abc_embed.batching import grouped
 from abc_embed.bench.encoders.base import (
     Encoder,
     Vectors,
@@ -25,9 +24,9 @@ from abc_embed.bench.encoders.base import (
     checked,
     content_keys,
 )
-from abc_embed.bulk import image_source
-from abc_embed.index.cache import VectorCache
 from abc_embed.inputs import Item
+from abc_embed.pipeline import grouped, image_key
+from abc_embed.storage.vector_cache import VectorCache
 
 AT_ONCE = 512
 """New items between two writes to the disk; a kill loses no more than these."""
@@ -106,7 +105,7 @@ class CachedEncoder(WrappedEncoder):
         """Embed what is new; all at once, or with a disk in pieces that are kept one by one."""
         cache = self._cache(max_pixels)
         keys, items = list(new), list(new.values())
-        order = grouped([image_source(item) for item in items])
+        order = grouped([image_key(item) for item in items])
         size = max(1, len(order) if cache is None else AT_ONCE)
         for start in range(0, len(order), size):
             part = order[start : start + size]

@@ -16,11 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from abc_embed.batching import grouped
 from abc_embed.bench.encoders.base import Vectors, checked, kept_area, takes_in_words, unit
-from abc_embed.bulk import image_source
-from abc_embed.embedder import with_bar
+from abc_embed.embedder import progress_bar
 from abc_embed.inputs import Item, Kind, open_image
+from abc_embed.pipeline import grouped, image_key
 from abc_embed.weights import fingerprint
 
 BATCHES = 4
@@ -125,7 +124,7 @@ def embed_by_kind(
     def results() -> Iterator[tuple[int, Vectors]]:
         for kind in Kind:
             rows = [row for row, item in enumerate(items) if item.kind is kind]
-            order = grouped([image_source(items[row]) for row in rows])
+            order = grouped([image_key(items[row]) for row in rows])
             size = batch_size * BATCHES
             for start in range(0, len(order), size):
                 part = [rows[place] for place in order[start : start + size]]
@@ -134,7 +133,7 @@ def embed_by_kind(
                 yield from zip(part, unit(vectors, name), strict=True)
 
     found = np.zeros((len(items), dim), dtype=np.float32)
-    for row, vector in with_bar(results(), len(items), progress):
+    for row, vector in progress_bar(results(), len(items), progress):
         found[row] = vector
     return found
 
@@ -150,7 +149,7 @@ def _pictures(items: Sequence[Item], max_pixels: int | None) -> list[Image.Image
     for item in items:
         if item.image is None:
             continue
-        source = image_source(item)
+        source = image_key(item)
         if source not in opened:
             opened[source] = kept_area(open_image(item.image), max_pixels)
         pictures.append(opened[source])

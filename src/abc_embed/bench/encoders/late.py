@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from abc_embed.bench.encoders.base import Encoder, Vectors, checked, takes_in_words, unit
-from abc_embed.bulk import image_source
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
+from abc_embed.pipeline import image_key
 
 
 class LateFusion:
@@ -66,7 +66,7 @@ class LateFusion:
         for item in values:
             row: list[int] = []
             if item.image is not None:
-                row.append(place(("image", image_source(item)), Item(image=item.image)))
+                row.append(place(("image", image_key(item)), Item(image=item.image)))
             text = item.text if item.image is None else item.instruction
             if text is not None:
                 row.append(place(("text", text), Item(text=text)))

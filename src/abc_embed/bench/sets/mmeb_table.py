@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from abc_embed.bench.sets.found import Findings
+from abc_embed.bench.sets.findings import Findings
 from abc_embed.bench.sets.mmeb import KINDS, PAPER
 
 Line = tuple[str, str, str, str]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from abc_embed.bench.encoders.base import Encoder, Vectors, WrappedEncoder
-from abc_embed.bench.sets.found import Findings
-from abc_embed.data.files import written_aside
+from abc_embed.bench.sets.findings import Findings
 from abc_embed.errors import DataError, MissingExtraError
 from abc_embed.inputs import Item, as_item
+from abc_embed.storage.files import atomic_write
 
 
 class TimedEncoder(WrappedEncoder):
@@ -90,5 +90,5 @@ def draw(found: Sequence[Findings], score: str, out: Path) -> None:
         axes.set_xlabel("largest area of a picture, pixels")
         axes.grid(alpha=0.3)
     figure.suptitle(found[0]["benchmark"])
-    with written_aside(out) as file:
+    with atomic_write(out) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -12,10 +12,10 @@ import numpy as np
 
 from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.sets.found import DRAWS, Findings, content_hash, share
+from abc_embed.bench.sets.findings import DRAWS, Findings, content_hash, share
 from abc_embed.bench.sets.mmeb import TEMPLATE
+from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, UsageError
-from abc_embed.index.pictures import find_pictures
 from abc_embed.inputs import Item
 
 
@@ -45,7 +45,7 @@ def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
     images: list[Path] = []
     label_of: list[int] = []
     for number, path in enumerate(classes):
-        found = find_pictures(path).files
+        found = find_images(path).files
         if not found:
             raise DataError(f"{path} has no image; add some, or take the folder away")
         images += found

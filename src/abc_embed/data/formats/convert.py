@@ -16,13 +16,13 @@ from typing import Literal
 
 from PIL import Image
 
-from abc_embed.data.files import make_folder, written_aside
 from abc_embed.data.formats.jsonl import line_of
 from abc_embed.data.formats.parquet import write_parquet
 from abc_embed.data.formats.rows import RecordSet, Rejected, Row, each_row
 from abc_embed.data.formats.webdataset import write_tar
 from abc_embed.data.records import RECORDS_FILE, Record
 from abc_embed.errors import DataError, OutputError
+from abc_embed.storage.files import atomic_write, make_folder
 
 Form = Literal["jsonl", "parquet", "webdataset", "folder"]
 
@@ -95,7 +95,7 @@ def _begin(records: RecordSet, out: Path, form: Form, part_size: int) -> Path:
     make_folder(parts)
     if form in ("jsonl", "folder"):
         make_folder(out / "images")
-    with written_aside(parts / _PLAN) as file:
+    with atomic_write(parts / _PLAN) as file:
         file.write(json.dumps(plan).encode())
     return parts
 
@@ -148,23 +148,23 @@ def _write_part(
     """One part; its `.json`, written last, says that it is whole."""
     parts = out / _PARTS
     if form == "parquet":
-        with written_aside(out / f"part-{name}.parquet") as file:
+        with atomic_write(out / f"part-{name}.parquet") as file:
             write_parquet(file, kept)
     elif form == "webdataset":
-        with written_aside(out / f"part-{name}.tar") as file:
+        with atomic_write(out / f"part-{name}.tar") as file:
             write_tar(file, kept, first)
     else:
         for record, image in kept:
-            with written_aside(out / record.image) as file:
+            with atomic_write(out / record.image) as file:
                 file.write(image)
-        with written_aside(parts / f"{name}.rows") as file:
+        with atomic_write(parts / f"{name}.rows") as file:
             line = line_of if form == "jsonl" else _csv_line
             file.writelines(line(record) for record, _ in kept)
-    with written_aside(parts / f"{name}.rejects") as file:
+    with atomic_write(parts / f"{name}.rejects") as file:
         for row in rejected:
             file.write(json.dumps({"place": row.place, "why": row.why}).encode() + b"\n")
     facts = {"written": len(kept), "rejected": len(rejected), "ids": [r.id for r, _ in kept]}
-    with written_aside(parts / f"{name}.json") as file:
+    with atomic_write(parts / f"{name}.json") as file:
         file.write(json.dumps(facts).encode())
 
 
@@ -191,7 +191,7 @@ def _finish(out: Path, form: Form, done: int) -> Converted:
 
 
 def _join(paths: list[Path], out: Path, head: bytes) -> None:
-    with written_aside(out) as file:
+    with atomic_write(out) as file:
         file.write(head)
         for path in paths:
             file.write(path.read_bytes())

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.formats.rows import ALIASES, Row, record_of
+from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError
-from abc_embed.index.pictures import find_pictures
 
 CAPTION_FILES = (
     *("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv"),
@@ -26,7 +26,7 @@ CAPTION_FILES = (
 
 def is_folder_of_images(path: Path) -> bool:
     """Whether there is any image below the folder."""
-    return path.is_dir() and bool(find_pictures(path).files)
+    return path.is_dir() and bool(find_images(path).files)
 
 
 class FolderSet:
@@ -40,7 +40,7 @@ class FolderSet:
     def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file of captions that cannot be read."""
         self.folder, self._columns = folder, dict(columns)
-        names = [str(path.relative_to(folder).as_posix()) for path in find_pictures(folder).files]
+        names = [str(path.relative_to(folder).as_posix()) for path in find_images(folder).files]
         self._said: dict[str, tuple[str, dict[str, Any]]] = {}
         found = next((name for name in CAPTION_FILES if (folder / name).is_file()), None)
         if found is not None:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.formats.rows import SAMPLE_KEY, Row, record_of
+from abc_embed.data.image_files import SUFFIXES
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError
-from abc_embed.index.pictures import SUFFIXES
 
 _BLOCK = 512
 

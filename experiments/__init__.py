@@ -1,0 +1,1 @@
+"""Experiments beside the package: how the bundled model was made, and the paper in miniature."""

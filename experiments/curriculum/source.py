@@ -1,0 +1,75 @@
+"""Generated scenes as training groups for stages 1 and 2: nothing on disk, all from a seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from abc_embed.scenes.layout import Scene, make_scene
+from abc_embed.scenes.questions import all_answers, caption, hard_captions, questions
+from abc_embed.scenes.render import render
+from abc_embed.scenes.things import KIND_WORDS, THINGS
+from abc_embed.train.batches import Group, LazyGroups, captioned, instructed
+from abc_embed.train.config import StageName
+from experiments.curriculum.language import choose, wording
+from experiments.curriculum.world import single
+
+SIDES = (112, 112, 168, 224)
+SINGLES = 0.3  # share of stage-1 pictures that show one thing, named by its phrase alone
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSource:
+    """Groups of a stage, numbered on without end.
+
+    Stage 1: a scene with its caption and `negatives` captions that are nearly right, or a single
+    thing with its name. Stage 2: a scene with `instructions` questions, and `negatives` further
+    answers as candidates.
+    """
+
+    stage: StageName
+    negatives: int
+    instructions: int = 4
+
+    def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
+        return LazyGroups(count, lambda i: self._group(step * count + i, seed))
+
+    def _group(self, index: int, seed: int) -> Group:
+        rng = np.random.default_rng((seed, index, 23))
+        if self.stage == "pretrain":
+            return self._captioned(rng, seed, index)
+        scene = make_scene(seed, index)
+        found, pairs = questions(scene), []
+        for _ in range(self.instructions):
+            question = choose(found, rng)
+            pairs.append((wording(question, rng), question.answer))
+        others = all_answers()
+        return instructed(
+            _picture(scene, rng),
+            pairs,
+            [others[int(i)] for i in rng.integers(len(others), size=self.negatives)],
+        )
+
+    def _captioned(self, rng: np.random.Generator, seed: int, index: int) -> Group:
+        if rng.random() < SINGLES:
+            scene = single(seed, index)
+            thing = scene.placed[0].thing
+            kin = [
+                t.phrase
+                for t in THINGS
+                if t is not thing and t.kind == thing.kind and t.kind in KIND_WORDS
+            ]
+            near = kin or [t.phrase for t in THINGS if t is not thing]
+            return captioned(
+                _picture(scene, rng),
+                thing.phrase,
+                [near[int(i)] for i in rng.integers(len(near), size=self.negatives)],
+            )
+        scene = make_scene(seed, index)
+        return captioned(
+            _picture(scene, rng), caption(scene), hard_captions(scene, rng, self.negatives)
+        )
+
+
+def _picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    return np.asarray(render(scene, int(SIDES[int(rng.integers(len(SIDES)))])))

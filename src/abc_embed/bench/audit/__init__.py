@@ -1,0 +1,1 @@
+"""Which questions of a set need both the picture and the words."""

@@ -1,0 +1,261 @@
+"""What an audit is run on: questions about pictures, each with its candidates, whatever the source.
+
+Does: read a CtrlBench folder, records (data/records.py), or a plain JSONL file; draw the questions
+of the scene benchmark. Does not: embed (audit.py).
+
+A line of a plain file:
+
+    {"image": "a.jpg", "instruction": "what is on the left?", "answer": "a dog",
+     "candidates": ["a dog", "a cat"]}
+
+`answer` may be a list, any of which is right. Without `candidates` every answer of the file is one
+(retrieval); with them the question chooses among its own (VQA, multiple choice). `image` is a path
+from the file's folder. `id` and `meta` are left alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from abc_embed.bench.ctrlbench.held_out import SEED, build
+from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
+from abc_embed.bench.encoders.base import image_hash
+from abc_embed.data.fields import check_text, fields_of, parse_json
+from abc_embed.data.records import RECORDS_FILE, read_records
+from abc_embed.errors import DataError
+from abc_embed.inputs import ImageInput
+from abc_embed.scenes.render import render
+
+SCENES = "scenes"
+"""The name of the scene benchmark, which is drawn and not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question. `right` and `candidates` are numbers of the set's texts."""
+
+    image: int
+    """Number of its picture."""
+    instruction: str
+    right: tuple[int, ...]
+    candidates: tuple[int, ...] | None = None
+    """None: all texts of the set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSet:
+    """Questions, pictures and texts."""
+
+    name: str
+    questions: tuple[Question, ...]
+    images: tuple[ImageInput, ...]
+    texts: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """Picture files that are not there; the questions about them are not among `questions`."""
+    left_out: int = 0
+    """Questions about missing pictures."""
+
+    def content_hash(self) -> str:
+        """SHA-256 of all that is asked, of whom, and of the pictures' content."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(image_hash(image).encode())
+        asked = [(q.image, q.instruction, q.right, q.candidates) for q in self.questions]
+        digest.update(json.dumps([self.texts, asked]).encode())
+        return digest.hexdigest()
+
+    def chance(self) -> float:
+        """What guessing solves: the mean share of right ones among the candidates."""
+        shares = [len(q.right) / len(q.candidates or self.texts) for q in self.questions]
+        return sum(shares) / len(shares)
+
+
+def read_set(source: "str | PathLike[str]", *, limit: int | None = None) -> AuditSet:
+    """The questions of a CtrlBench folder, of records, of a plain JSONL file, or of ``scenes``.
+
+    ``limit`` takes the first so many questions; the candidates stay those of the whole set.
+
+    Raises:
+        DataError: there is no such set, a line of it is wrong, or none of its pictures is there.
+    """
+    if str(source) == SCENES:
+        return _scenes(limit or 2000)
+    path = Path(source)
+    if (path / QUERIES_FILE).is_file():
+        made = _ctrlbench(path)
+    elif path.is_dir() or _holds_records(path):
+        made = _records(path)
+    else:
+        made = _plain(path)
+    return made.finished(path, limit)
+
+
+@dataclass(slots=True)
+class _Making:
+    """A set while it is read."""
+
+    texts: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    """Path from the set's folder -> its number."""
+    questions: list[Question] = field(default_factory=list)
+
+    def text(self, text: str) -> int:
+        return self.texts.setdefault(text, len(self.texts))
+
+    def ask(
+        self,
+        image: str,
+        instruction: str,
+        right: Sequence[str],
+        candidates: Sequence[str] | None = None,
+    ) -> None:
+        self.questions.append(
+            Question(
+                image=self.images.setdefault(image, len(self.images)),
+                instruction=instruction,
+                right=tuple(dict.fromkeys(map(self.text, right))),
+                candidates=None
+                if candidates is None
+                else tuple(dict.fromkeys(map(self.text, candidates))),
+            )
+        )
+
+    def finished(self, path: Path, limit: int | None) -> AuditSet:
+        """Without the questions whose pictures are not there, which are counted."""
+        folder = path if path.is_dir() else path.parent
+        missing = [name for name in self.images if not (folder / name).is_file()]
+        gone = {self.images[name] for name in missing}
+        asked = self.questions[:limit]
+        here = [q for q in asked if q.image not in gone]
+        if not here:
+            what = "no question" if not asked else f"no picture ({missing[0]} is the first)"
+            raise DataError(f"{path} has {what} to audit; check the file and its folder")
+        shown = list(dict.fromkeys(q.image for q in here))
+        names = list(self.images)
+        number = {old: new for new, old in enumerate(shown)}
+        return AuditSet(
+            name=path.resolve().stem,
+            questions=tuple(
+                Question(
+                    image=number[q.image],
+                    instruction=q.instruction,
+                    right=q.right,
+                    candidates=q.candidates,
+                )
+                for q in here
+            ),
+            images=tuple(folder / names[old] for old in shown),
+            texts=tuple(self.texts),
+            missing=tuple(missing),
+            left_out=len(asked) - len(here),
+        )
+
+
+# -- sources ---------------------------------------------------------------------------------------
+
+
+def _scenes(count: int) -> AuditSet:
+    """Unseen scenes with all their answers as candidates, as CtrlBench's tier S asks."""
+    held = build(count, 1, SEED)
+    texts = {text: number for number, text in enumerate(held.candidates)}
+    return AuditSet(
+        name=SCENES,
+        questions=tuple(
+            Question(image=q.image, instruction=q.instruction, right=(texts[q.answer],))
+            for q in held.queries
+        ),
+        images=tuple(render(scene, 112) for scene in held.scenes),
+        texts=held.candidates,
+    )
+
+
+def _ctrlbench(folder: Path) -> _Making:
+    bench = read_benchmark(folder)
+    texts = {caption.cap_id: caption.text for caption in bench.corpus}
+    files = {picture.image_id: picture.file for picture in bench.images}
+    made = _Making()
+    for text in texts.values():
+        made.text(text)
+    for query in bench.queries:
+        if query.tier != PAIR_TIER:
+            right = [texts[cap] for cap in query.positives]
+            made.ask(files[query.image_id], query.instruction, right)
+    return made
+
+
+def _records(path: Path) -> _Making:
+    """Every instruction of every record; all answers of the file are candidates."""
+    made = _Making()
+    for record in read_records(path):
+        for ask in record.instructions:
+            made.ask(record.image, ask.instruction, [ask.answer])
+    return made
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether a file's first line is a record of ours rather than a question."""
+    if path.name == RECORDS_FILE:
+        return True
+    try:
+        with path.open("rb") as file:
+            first = parse_json(next((line for line in file if line.strip()), b"{}"))
+    except (OSError, DataError):
+        return False  # whoever reads it in earnest says what is wrong
+    return isinstance(first, Mapping) and {"width", "height"} <= set(first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A line of a plain file."""
+
+    image: str
+    instruction: str
+    answer: Any
+    candidates: Any = None
+    id: Any = None
+    meta: Any = None
+
+
+def _plain(path: Path) -> _Making:
+    made = _Making()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        _add(made, _Row(**fields_of(_Row, parse_json(line))))
+                    except DataError as wrong:
+                        raise DataError(f"{path}:{number}: {wrong}") from None
+    except OSError as problem:
+        raise DataError(
+            f"{path} cannot be read ({problem.strerror}); give a JSONL file, a folder of records or"
+            f" of CtrlBench, or {SCENES}"
+        ) from None
+    return made
+
+
+def _add(made: _Making, row: _Row) -> None:
+    check_text("image", row.image)
+    check_text("instruction", row.instruction)
+    right = row.answer if isinstance(row.answer, list) else [row.answer]
+    for text in right:
+        check_text("answer", text)
+    if not right:
+        raise DataError("answer is an empty list; give the right answer")
+    if row.candidates is None:
+        made.ask(row.image, row.instruction, right)
+        return
+    if not isinstance(row.candidates, list):
+        raise DataError("candidates is no list; give the texts to choose from")
+    for text in row.candidates:
+        check_text("candidates", text)
+    strange = [text for text in right if text not in row.candidates]
+    if strange:
+        raise DataError(f"the answer {strange[0]!r} is none of the candidates; put it there too")
+    if len(set(row.candidates)) < 2:
+        raise DataError("candidates has only one text, so nothing is asked; give wrong ones too")
+    made.ask(row.image, row.instruction, right, row.candidates)

@@ -1,0 +1,1 @@
+"""CtrlBench: does the vector follow the instruction?"""

@@ -1,0 +1,348 @@
+"""A CtrlBench folder: pictures, captions, questions, and a card that says how it was made.
+
+Does: say what the four files hold, read a folder strictly (file, line, what is wrong, the mend),
+write one, and give its content one hash. Does not: make questions (the builders do), judge whether
+they are fair (gate.py), or open a picture.
+
+    images.jsonl   {"image_id", "file", "sha256", "source", "license"[, "mirror", "group"]}
+    corpus.jsonl   {"cap_id", "text"}; no text comes twice, not even in other letters or spacing
+    queries.jsonl  {"query_id", "image_id", "tier", "aspect", "instruction", "paraphrases",
+                    "positives", "same_image"}
+    card.json      any object: how it was made, seeds, counts; written last, with the content's hash
+
+`positives` are the captions that answer the question, `same_image` all captions that belong to its
+picture, the positives among them. `mirror` names the picture with left and right swapped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from abc_embed.data.fields import (
+    check_image,
+    check_text,
+    check_texts,
+    fields_of,
+    list_of,
+    parse_json,
+)
+from abc_embed.errors import DataError
+from abc_embed.storage.files import atomic_write, make_folder
+
+IMAGES_FILE = "images.jsonl"
+CORPUS_FILE = "corpus.jsonl"
+QUERIES_FILE = "queries.jsonl"
+CARD_FILE = "card.json"
+PAIR_TIER = "mirror"
+"""The tier of a question that is asked for its mirrored pair only, and counts in no other score."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One picture. `sha256` is that of the file's bytes, in hex; `file` is within the folder."""
+
+    image_id: str
+    file: str
+    sha256: str
+    source: str = ""
+    license: str = ""
+    mirror: str | None = None
+    """The picture that shows the same with left and right swapped; it names this one too."""
+    group: str = ""
+    """Any word that sorts pictures; scores are also given by it."""
+
+    def __post_init__(self) -> None:
+        check_text("image_id", self.image_id)
+        check_image(self.file)
+        if not re.fullmatch("[0-9a-f]{64}", str(self.sha256)):
+            raise DataError("sha256 is no SHA-256 in hex; give the 64 digits of the file's bytes")
+        for name in ("source", "license", "group"):
+            if not isinstance(getattr(self, name), str):
+                raise DataError(f"{name} is no text; give a text, or leave it out")
+        if self.mirror is not None:
+            check_text("mirror", self.mirror)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """One candidate answer."""
+
+    cap_id: str
+    text: str
+
+    def __post_init__(self) -> None:
+        check_text("cap_id", self.cap_id)
+        check_text("text", self.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One question about one picture. `tier` and `aspect` sort questions; `R`, `G` or `B` and what
+    is asked for. A colon in an aspect ends its general part: "place:left" is of "place"."""
+
+    query_id: str
+    image_id: str
+    tier: str
+    aspect: str
+    instruction: str
+    positives: tuple[str, ...]
+    same_image: tuple[str, ...]
+    paraphrases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("query_id", "image_id", "tier", "aspect", "instruction"):
+            check_text(name, getattr(self, name))
+        for name in ("paraphrases", "positives", "same_image"):
+            check_texts(name, getattr(self, name))
+        if not self.positives:
+            raise DataError("positives is empty; name the caption that answers the question")
+        if len(set(self.same_image)) != len(self.same_image):
+            raise DataError("same_image names a caption twice; name each once")
+        strange = [cap for cap in self.positives if cap not in self.same_image]
+        if strange:
+            raise DataError(f"the positive {strange[0]!r} is not in same_image; put it there too")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """A whole folder. `folder` is where `Picture.file` is relative to."""
+
+    folder: Path
+    images: tuple[Picture, ...]
+    corpus: tuple[Caption, ...]
+    queries: tuple[Query, ...]
+    card: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    """Files of `images` that are not there."""
+
+    @property
+    def name(self) -> str:
+        """What the card calls it, else the folder's name."""
+        name = self.card.get("name")
+        return name if isinstance(name, str) and name else self.folder.resolve().name
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The tiers of its questions, in their order."""
+        return tuple(dict.fromkeys(q.tier for q in self.queries if q.tier != PAIR_TIER))
+
+    def content_hash(self) -> str:
+        """SHA-256 of all rows; the pictures take part by their own hashes, the card does not."""
+        digest = hashlib.sha256()
+        for rows in (self.images, self.corpus, self.queries):
+            digest.update(_lines(rows))
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+
+def normalised(text: str) -> str:
+    """The text without what does not make it another one: case, spacing, a full stop at the end."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".").rstrip()
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_benchmark(folder: str | os.PathLike[str], *, check_pictures: bool = True) -> Benchmark:
+    """Read a folder, and check every row and every reference between rows.
+
+    A picture that is not there is no error: it is listed in `missing`, for the score to say so.
+    With `check_pictures` the bytes of those that are there must have the hash of their row.
+
+    Raises:
+        DataError: a file is not there, a row is wrong, or the card's hash is another; names the
+            file, the line and the mend.
+    """
+    folder = Path(folder)
+    images = _read(folder / IMAGES_FILE, Picture, lambda row: row.image_id)
+    corpus = _read(folder / CORPUS_FILE, Caption, lambda row: row.cap_id)
+    queries = _read(folder / QUERIES_FILE, Query, lambda row: row.query_id)
+    _check_corpus(folder, corpus)
+    _check_references(folder, images, corpus, queries)
+    missing = []
+    for number, picture in images.items():
+        try:
+            data = (folder / picture.file).read_bytes()
+        except OSError:
+            missing.append(picture.file)
+            continue
+        if check_pictures and hashlib.sha256(data).hexdigest() != picture.sha256:
+            raise DataError(
+                f"{folder / IMAGES_FILE}:{number}: {picture.file} has other bytes than its sha256 "
+                "says; copy the picture again, or build the folder anew"
+            )
+    benchmark = Benchmark(
+        folder=folder,
+        images=tuple(images.values()),
+        corpus=tuple(corpus.values()),
+        queries=tuple(queries.values()),
+        card=_read_card(folder / CARD_FILE),
+        missing=tuple(missing),
+    )
+    said = benchmark.card.get("content_hash")
+    if said is not None and said != benchmark.content_hash():
+        raise DataError(
+            f"{folder / CARD_FILE}: the rows are not those that its content_hash names; "
+            "copy the folder again, or build it anew"
+        )
+    return benchmark
+
+
+def _read(path: Path, kind: type[T], id_of: Callable[[T], str]) -> dict[int, T]:
+    """Line number -> row, each with an id of its own."""
+    rows: dict[int, T] = {}
+    lines: dict[str, int] = {}
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no {path}; give a folder that holds {IMAGES_FILE}, {CORPUS_FILE}, "
+            f"{QUERIES_FILE} and {CARD_FILE}"
+        ) from None
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read: {problem.strerror}; mend that") from problem
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _row(kind, parse_json(line))
+            name = id_of(row)
+            if name in lines:
+                raise DataError(
+                    f"the id {name!r} is that of line {lines[name]} too; give each row its own"
+                )
+        except DataError as wrong:
+            raise DataError(f"{path}:{number}: {wrong}") from None
+        lines[name] = number
+        rows[number] = row
+    if not rows:
+        raise DataError(f"{path} has no rows; build the folder anew")
+    return rows
+
+
+def _row(kind: type[T], row: object) -> T:
+    values = fields_of(kind, row)
+    for name in ("paraphrases", "positives", "same_image"):
+        if name in values:
+            values[name] = tuple(list_of(name, values[name]))
+    return kind(**values)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = parse_json(path.read_bytes())
+    except OSError:
+        raise DataError(
+            f"there is no {path}, so the folder may be half written; build it anew"
+        ) from None
+    except DataError:
+        raise DataError(f"{path} is not JSON; build the folder anew") from None
+    if not isinstance(card, dict):
+        raise DataError(f"{path} is no object {{…}}; build the folder anew")
+    return card
+
+
+def _check_corpus(folder: Path, corpus: Mapping[int, Caption]) -> None:
+    first: dict[str, int] = {}
+    for number, caption in corpus.items():
+        other = first.setdefault(normalised(caption.text), number)
+        if other != number:
+            raise DataError(
+                f"{folder / CORPUS_FILE}:{number}: the text {caption.text!r} is that of line "
+                f"{other} too; keep one of them, and name it in {QUERIES_FILE}"
+            )
+
+
+def _check_references(
+    folder: Path,
+    images: Mapping[int, Picture],
+    corpus: Mapping[int, Caption],
+    queries: Mapping[int, Query],
+) -> None:
+    pictures = {picture.image_id: picture for picture in images.values()}
+    captions = {caption.cap_id for caption in corpus.values()}
+    for number, picture in images.items():
+        if picture.mirror is None:
+            continue
+        other = pictures.get(picture.mirror)
+        if other is None or other.mirror != picture.image_id or other is picture:
+            raise DataError(
+                f"{folder / IMAGES_FILE}:{number}: mirror is {picture.mirror!r}, which is no "
+                "picture that names this one as its mirror; mend one of the two"
+            )
+    for number, query in queries.items():
+        where = f"{folder / QUERIES_FILE}:{number}"
+        if query.image_id not in pictures:
+            raise DataError(
+                f"{where}: the image_id {query.image_id!r} is not in {IMAGES_FILE}; mend one"
+            )
+        unknown = [cap for cap in query.same_image if cap not in captions]
+        if unknown:
+            raise DataError(f"{where}: the caption {unknown[0]!r} is not in {CORPUS_FILE}; mend it")
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_benchmark(
+    folder: str | os.PathLike[str],
+    *,
+    images: Sequence[Picture],
+    corpus: Sequence[Caption],
+    queries: Sequence[Query],
+    card: Mapping[str, Any],
+) -> Benchmark:
+    """Write the four files into a folder whose pictures are there already, and read it back.
+
+    The card gets `counts` and `content_hash`, and is written last: without it the folder is not
+    finished. Equal rows make equal bytes.
+
+    Raises:
+        DataError: the rows do not fit each other, as `read_benchmark` says.
+        OutputError: a file cannot be written.
+    """
+    folder = make_folder(folder)
+    made = Benchmark(
+        folder=folder, images=tuple(images), corpus=tuple(corpus), queries=tuple(queries)
+    )
+    full = {
+        **card,
+        "counts": {"images": len(images), "captions": len(corpus), "queries": len(queries)},
+        "content_hash": made.content_hash(),
+    }
+    for name, rows in (
+        (IMAGES_FILE, made.images),
+        (CORPUS_FILE, made.corpus),
+        (QUERIES_FILE, made.queries),
+    ):
+        with atomic_write(folder / name) as file:
+            file.write(_lines(rows))
+    with atomic_write(folder / CARD_FILE) as file:
+        file.write((json.dumps(full, indent=1, ensure_ascii=False) + "\n").encode())
+    return read_benchmark(folder)
+
+
+def _lines(rows: Iterable[Picture] | Iterable[Caption] | Iterable[Query]) -> bytes:
+    """The rows as JSON lines, fields in one order, those left out as they are understood."""
+    return b"".join(_line(row) for row in rows)
+
+
+def _line(row: Picture | Caption | Query) -> bytes:
+    return (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n").encode()
+
+
+def questions_by_image(queries: Iterable[Query]) -> Iterator[tuple[str, list[Query]]]:
+    """(image_id, its questions), in the order in which pictures first come."""
+    groups: dict[str, list[Query]] = {}
+    for query in queries:
+        groups.setdefault(query.image_id, []).append(query)
+    yield from groups.items()

@@ -1,0 +1,69 @@
+"""Any model behind one small face: what benchmarks measure, chosen by name.
+
+Does: turn a name into an `Encoder`. Does not: embed; each kind has its file in `encoders/`.
+
+    bundled, a folder, owner/name    a model of ours
+    st:NAME                          a model of sentence-transformers: a folder, or owner/name
+    open_clip:MODEL/PRETRAINED       a model of open_clip
+    late:NAME                        image vector + text vector of any of these
+    random, random:DIM               chance
+"""
+
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.bench.encoders.cached import CachedEncoder
+from abc_embed.bench.encoders.late import LateFusion
+from abc_embed.bench.encoders.native import NativeEncoder
+from abc_embed.bench.encoders.random import DIM, RandomEncoder
+from abc_embed.embedder import Embedder
+from abc_embed.errors import UsageError
+
+__all__ = [
+    "CachedEncoder",
+    "Encoder",
+    "LateFusion",
+    "NativeEncoder",
+    "RandomEncoder",
+    "load_encoder",
+]
+
+
+def load_encoder(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str = "sdpa",
+    batch_size: int = 32,
+) -> Encoder:
+    """The encoder of a name; see the head of this file for the names.
+
+    ``device``, ``dtype`` and ``attn`` are as in `Embedder.from_pretrained`; with ``dtype="auto"``
+    models of other libraries keep the number format of their files.
+
+    Raises:
+        UsageError: the name is not complete.
+        UnknownModelError, OfflineError, CheckpointError: the model cannot be had.
+        DeviceError: this machine has no such device or number format.
+        MissingExtraError: the library of the model is not installed.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind == "random":
+        if colon and not rest.isdecimal():
+            raise UsageError(f"{name!r} has no width; write random or random:{DIM}")
+        return RandomEncoder(int(rest)) if colon else RandomEncoder()
+    if not colon or kind not in ("late", "st", "open_clip"):
+        embedder = Embedder.from_pretrained(name, device=device, dtype=dtype, attn=attn)
+        return NativeEncoder(embedder, name, batch_size=batch_size)
+    if not rest:
+        raise UsageError(f"{name!r} names no model; write it behind the colon")
+    if kind == "late":
+        return LateFusion(
+            load_encoder(rest, device=device, dtype=dtype, attn=attn, batch_size=batch_size)
+        )
+    if kind == "st":
+        from abc_embed.bench.encoders.sentence_transformers import load_sentence_transformer
+
+        return load_sentence_transformer(rest, device=device, dtype=dtype, batch_size=batch_size)
+    from abc_embed.bench.encoders.open_clip import load_open_clip
+
+    return load_open_clip(rest, device=device, dtype=dtype, batch_size=batch_size)

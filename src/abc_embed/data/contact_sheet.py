@@ -1,0 +1,118 @@
+"""A contact sheet: some rows of a data set on one page, each image with what is said about it.
+
+Does: draw images, the boxes of their regions, captions, instructions and answers, with Pillow.
+Does not: choose rows (the caller gives them), or check anything.
+"""
+
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from abc_embed.data.formats.rows import Row
+from abc_embed.data.records import Record
+from abc_embed.inputs import open_image
+from abc_embed.storage.files import atomic_write
+
+Line = tuple[str, str]
+"""A text and its colour."""
+
+INK, FAINT, GREEN, RED = "#202226", "#777777", "#1a7f37", "#b42318"
+BOXES = ("#1f6fd0", "#b42318", "#1a7f37", "#a15c00", "#7a3fb0", "#00808a", "#c2187a", "#5b6b00")
+
+_SIDE, _GAP, _TEXT, _LINE = 200, 16, 460, 15
+_CHARACTERS, _LINES = 74, 2
+
+
+def write_rows(rows: Sequence[Row], out: Path) -> None:
+    """Rows of a data set as a PNG.
+
+    Raises:
+        ImageError: an image cannot be read.
+        OutputError: the page cannot be written.
+    """
+    write_sheet([draw_cell(_boxed(row), row.record.id, _said(row.record)) for row in rows], out)
+
+
+def write_sheet(cells: Sequence[Image.Image], out: Path, columns: int = 2) -> None:
+    """Cells of `draw_cell` in rows of `columns`, as a PNG.
+
+    Raises:
+        OutputError: the page cannot be written.
+    """
+    columns = max(1, min(columns, len(cells)))
+    lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in line) for line in lines]
+    width = columns * (_SIDE + _TEXT + 2 * _GAP) + _GAP
+    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(lines) + 1)), "white")
+    top = _GAP
+    for line, height in zip(lines, heights, strict=True):
+        for column, cell in enumerate(line):
+            sheet.paste(cell, (_GAP + column * (_SIDE + _TEXT + 2 * _GAP), top))
+        top += height + _GAP
+    with atomic_write(out) as file:
+        sheet.save(file, format="PNG")
+
+
+def draw_cell(picture: Image.Image, name: str, lines: Sequence[Line]) -> Image.Image:
+    """One image, its name, and lines of text beside it; a line is cut after two."""
+    wrapped = [(name, FAINT)]
+    for text, colour in lines:
+        wrapped += [
+            (part, colour)
+            for part in textwrap.wrap(
+                plain(text),
+                _CHARACTERS,
+                max_lines=_LINES,
+                placeholder=" …",
+                subsequent_indent="            ",
+            )
+        ]
+    cell = Image.new("RGB", (_SIDE + _TEXT + _GAP, max(_SIDE, len(wrapped) * _LINE + 4)), "white")
+    scale = _SIDE / max(picture.size)
+    cell.paste(picture.resize([max(1, round(side * scale)) for side in picture.size]))
+    pen = ImageDraw.Draw(cell)
+    for number, (line, colour) in enumerate(wrapped):
+        pen.text((_SIDE + _GAP, number * _LINE), line, fill=colour, font=_font())
+    return cell
+
+
+def _boxed(row: Row) -> Image.Image:
+    """The image with its regions outlined, in colours that their phrases have too."""
+    picture = open_image(row.image)
+    picture = picture.resize(
+        [round(side * _SIDE / max(picture.size)) or 1 for side in picture.size]
+    )
+    scale = picture.width / row.record.width
+    pen = ImageDraw.Draw(picture)
+    for number, region in enumerate(row.record.regions[: len(BOXES)]):
+        x, y, width, height = (value * scale for value in region.box)
+        pen.rectangle((x, y, x + width, y + height), outline=BOXES[number])
+    return picture
+
+
+def _said(record: Record) -> list[Line]:
+    lines = [(record.caption or "(no caption)", INK if record.caption else FAINT)]
+    lines += [
+        (f"[] {region.phrase}", BOXES[number])
+        for number, region in enumerate(record.regions[: len(BOXES)])
+    ]
+    lines += [(f"{ask.instruction} -> {ask.answer}", GREEN) for ask in record.instructions[:6]]
+    hidden = max(0, len(record.instructions) - 6)
+    lines += [(f"and {hidden} more instructions", FAINT)] if hidden else []
+    lines += [(f"not: {text}", RED) for text in record.negatives[:4]]
+    return lines
+
+
+def plain(text: str) -> str:
+    """Without accents, which Pillow's own font does not have."""
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(part for part in parts if not unicodedata.combining(part))
+
+
+@cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=12)

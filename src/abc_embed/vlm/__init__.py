@@ -1,0 +1,1 @@
+"""Instructions written by a vision-language model behind any OpenAI-compatible endpoint."""

@@ -1,0 +1,283 @@
+"""Many items: memory that stays flat, pictures encoded once, bad items, threads that end."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import golden_parts
+import numpy as np
+import pytest
+import torch
+
+from abc_embed import errors
+from abc_embed import pipeline as bulk_module
+from abc_embed.embedder import Embedder
+from abc_embed.inputs import Item
+from abc_embed.pipeline import EmbeddingPipeline, LRUCache, Skipped, image_key, is_stable_key
+
+FEW = 4 * 28 * 28
+
+
+@pytest.fixture(scope="module")
+def model() -> Embedder:
+    return Embedder(*golden_parts.shared())
+
+
+@pytest.fixture
+def encoded(model: Embedder) -> Iterator[list[int]]:
+    """How many pictures each call of the vision encoder was given."""
+    calls: list[int] = []
+    real = model.model.backbone.encode_images
+
+    def counting(pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+        calls.append(len(grid_thw))
+        return real(pixel_values, grid_thw)
+
+    with mock.patch.object(model.model.backbone, "encode_images", counting):
+        yield calls
+
+
+def pictures(count: int, size: int = 30) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (size, size, 3), np.uint8) for _ in range(count)]
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_a_stream_of_a_million_items_reads_and_holds_a_bounded_number(model: Embedder) -> None:
+    alive = read = most_alive = 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def items() -> Iterator[Item]:
+        nonlocal alive, read, most_alive
+        for number in range(1_000_000):
+            image = np.full((28, 28, 3), number % 251, np.uint8)
+            weakref.finalize(image, gone)
+            alive, read = alive + 1, read + 1
+            most_alive = max(most_alive, alive)
+            yield Item(image=image)
+
+    batch_size = 2
+    window = bulk_module.WINDOW_BATCHES * batch_size
+    stream = model.stream(items(), batch_size=batch_size, max_pixels=FEW)
+    for handed_out, _ in zip(range(1, 6 * window), stream, strict=False):
+        assert read - handed_out <= 2 * window
+    assert read <= 8 * window
+    assert most_alive <= 2 * window + 1
+    del stream
+    gc.collect()
+    assert alive <= 1  # the one in the generator's own frame
+
+
+def test_a_stream_reads_nothing_before_it_is_asked(model: Embedder) -> None:
+    read: list[int] = []
+    stream = model.stream((read.append(n) or "a dog" for n in range(10)), batch_size=1)
+    assert read == []
+    next(stream)
+    assert read
+
+
+def test_large_pictures_make_smaller_windows(model: Embedder) -> None:
+    parts = (model.model, model.processor)
+    assert EmbeddingPipeline(*parts).window_images == 16  # of 1024 visual tokens each
+    assert EmbeddingPipeline(*parts, max_pixels=FEW).window_images == 4096
+    assert EmbeddingPipeline(*parts, max_pixels=28 * 28 * 100_000).window_images == 1
+
+
+def test_what_was_used_last_is_kept() -> None:
+    recent: LRUCache[str, int] = LRUCache(10)
+    for key, weight in (("a", 4), ("b", 4)):
+        recent.put(key, 1, weight)
+    assert recent.get("a") == 1
+    recent.put("c", 1, 4)
+    assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 1)
+    recent.put("too large", 1, 99)
+    assert recent.get("too large") == 1
+    assert recent.get("a") is recent.get("c") is None
+
+
+def test_keys_of_pictures() -> None:
+    array = np.zeros((4, 4))
+    assert image_key("a dog") is image_key(Item("a dog")) is None
+    assert image_key(Item(image="a.png")) == image_key(Item(image=Path("a.png")))
+    assert image_key(Item(image=b"abc")) == image_key(Item(image=bytes(bytearray(b"abc"))))
+    assert image_key(Item(image=array)) == image_key(Item(image=array, instruction="b"))
+    assert image_key(Item(image=array)) != image_key(Item(image=array.copy()))
+    assert len(image_key(Item(image="data:," + "x" * 10_000))) == 16
+    assert not is_stable_key(image_key(Item(image=array)))
+    assert is_stable_key(image_key(Item(image="a.png")))
+
+
+# -- pictures once ---------------------------------------------------------------------------------
+
+
+def test_a_picture_with_many_instructions_is_opened_and_encoded_once(
+    model: Embedder, encoded: list[int]
+) -> None:
+    items = [golden_parts.picture("small.png", f"what is number {n}?") for n in range(40)]
+    items.insert(7, golden_parts.picture("small.png"))
+    with mock.patch("abc_embed.processor.open_image", wraps=_open()) as opened:
+        vectors = model.embed(items, batch_size=2, max_pixels=FEW)  # 3 windows, 21 batches
+    assert encoded == [1]
+    assert opened.call_count == 1
+    assert len(np.unique(vectors.round(6), axis=0)) == 41
+
+
+def _open() -> object:
+    from abc_embed.inputs import open_image
+
+    return open_image
+
+
+def test_so_it_is_in_a_stream(model: Embedder, encoded: list[int]) -> None:
+    array = pictures(1)[0]
+    items = (Item(image=array, instruction=f"what is number {n}?") for n in range(40))
+    assert len(list(model.stream(items, batch_size=2, max_pixels=FEW))) == 40
+    assert encoded == [1]
+
+
+def test_a_list_is_grouped_so_that_far_apart_is_near(
+    model: Embedder, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_module, "WINDOW_VISUAL_TOKENS", 8)  # two pictures per window
+    arrays = pictures(12)
+    items = [Item(image=array) for array in arrays]
+    items += [Item(image=array, instruction="left?") for array in arrays]
+    model.embed(items, batch_size=4, max_pixels=FEW)
+    assert sum(encoded) == 12
+
+
+def test_equal_pixels_under_two_names_are_encoded_once(model: Embedder, encoded: list[int]) -> None:
+    array = pictures(1)[0]
+    model.embed([Item(image=array), Item(image=array.copy(), instruction="left?")])
+    assert encoded == [1]
+
+
+def test_an_identity_that_passes_to_another_picture_is_no_trap(model: Embedder) -> None:
+    """Arrays are freed on the way, and new ones get their addresses."""
+    count = 5 * bulk_module.WINDOW_BATCHES
+    shades = (Item(image=np.full((28, 28, 3), 5 * n, np.uint8)) for n in range(count))
+    vectors = list(model.stream(shades, batch_size=1, max_pixels=FEW))
+    assert len(np.unique(np.round(vectors, 5), axis=0)) == count
+
+
+# -- bad items -------------------------------------------------------------------------------------
+
+BAD = [
+    ("", errors.EmptyTextError),
+    (Item(image="no such file.png"), errors.ImageNotFoundError),
+    (Item(image=b"no picture"), errors.NotAnImageError),
+    (Item(image=np.zeros((1, 5000, 3), np.uint8), instruction="left?"), errors.AspectError),
+    ("dog! " * 5000, errors.TextTooLongError),
+    (3, errors.InputError),
+]
+
+
+def test_skipping_costs_only_the_bad_items(model: Embedder) -> None:
+    good: list[object] = ["a dog", Item(image=pictures(1)[0]), "a cat", "!"]
+    items = list(good)
+    for place, (value, _) in enumerate(BAD):
+        items.insert(2 * place, value)
+    places = [n for n, value in enumerate(items) if not any(value is bad for bad, _ in BAD)]
+    vectors, skipped = model.embed(items, on_error="skip", batch_size=2)
+    assert [bad.index for bad in skipped] == [n for n in range(len(items)) if n not in places]
+    assert [type(bad.error) for bad in skipped] == [error for _, error in BAD]
+    assert all(bad.item is items[bad.index] for bad in skipped)
+    assert str(skipped[1]).startswith("item 2: there is no file 'no such file.png'")
+    np.testing.assert_allclose(vectors, model.embed(good), atol=1e-5)
+
+    results = list(model.stream(iter(items), on_error="skip", batch_size=2))
+    assert [n for n, result in enumerate(results) if not isinstance(result, Skipped)] == places
+    np.testing.assert_allclose([results[n] for n in places], vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize(("value", "error"), BAD)
+def test_raising_names_the_item_and_loses_nothing_before_it(
+    model: Embedder, value: object, error: type[Exception]
+) -> None:
+    items = ["a", "b", "c", value, "d"]
+    got: list[np.ndarray] = []
+    with pytest.raises(error, match=r"^item 3: "):
+        for vector in model.stream(items, batch_size=2):
+            got.append(vector)
+    np.testing.assert_allclose(got, model.embed(["a", "b", "c"]), atol=1e-5)
+    with pytest.raises(error, match=r"^item 3: "):
+        model.embed(items)
+
+
+def test_an_error_of_the_iterable_itself_passes_through(model: Embedder) -> None:
+    def items() -> Iterator[str]:
+        yield "a dog"
+        raise LookupError("the database went away")
+
+    with pytest.raises(LookupError, match="database"):
+        list(model.stream(items()))
+
+
+def test_numbers_that_overflow_are_an_error_and_no_vector(model: Embedder) -> None:
+    nowhere = torch.full((1, model.dim), torch.nan)
+    with (
+        mock.patch.object(model.model, "embed", return_value=nowhere),
+        pytest.raises(errors.NotFiniteError, match="overflowed in float32"),
+    ):
+        model.embed("a dog")
+
+
+def test_too_little_memory_is_said_plainly(model: Embedder) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    with (
+        mock.patch.object(model.model, "embed", side_effect=full),
+        pytest.raises(errors.OutOfMemoryError, match="3 items of up to 40 tokens; lower batch"),
+    ):
+        model.embed(["a dog", "a", "b"])
+
+
+# -- threads and modes -----------------------------------------------------------------------------
+
+
+def preparing() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("abc-embed")]
+
+
+def test_a_stream_that_is_left_early_ends_its_thread(model: Embedder) -> None:
+    stream = model.stream(f"photo {n}" for n in range(10**6))
+    next(stream)
+    assert preparing()
+    del stream
+    gc.collect()
+    assert not preparing()
+
+
+def test_a_model_in_training_stays_so_but_embeds_without_dropout() -> None:
+    model, processor = golden_parts.published()
+    model.train()
+    seen: list[bool] = []
+    model.head.register_forward_hook(lambda *_: seen.append(model.training))
+    Embedder(model, processor).embed("a dog")
+    assert seen == [False]
+    assert model.training
+
+
+def test_threads_take_turns(model: Embedder) -> None:
+    """The adapter is switched for a whole model: two calls at once would disturb each other."""
+    items = [golden_parts.small("left?"), golden_parts.small(), Item("a dog")]
+    alone = model.embed(items, max_pixels=FEW)
+    results: dict[int, np.ndarray] = {}
+
+    def work(number: int) -> None:
+        results[number] = np.stack(list(model.stream(items * 6, batch_size=1, max_pixels=FEW)))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(4):
+        np.testing.assert_allclose(results[n], np.tile(alone, (6, 1)), atol=1e-5)

@@ -1,0 +1,119 @@
+"""Files of vectors: whole or not there."""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abc_embed.errors import OutputError, UsageError
+from abc_embed.vectors import FORMATS, PARQUET_ROWS, open_writer
+
+resource = pytest.importorskip("resource")  # not on Windows
+
+VECTORS = np.random.default_rng(0).standard_normal((PARQUET_ROWS + 3, 5)).astype(np.float32)
+NAMES = [f"näme {number}\n" for number in range(len(VECTORS))]
+
+
+def write(path: Path, count: int) -> None:
+    with open_writer(path) as writer:
+        for name, vector in zip(NAMES[:count], VECTORS[:count], strict=True):
+            writer.add(name, vector)
+        writer.finish()
+
+
+def read(path: Path) -> tuple[list[str], np.ndarray]:
+    if path.suffix == ".npy":
+        return json.loads(path.with_suffix(".ids.json").read_text()), np.load(path)
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    return [row["id"] for row in rows], np.array([row["vector"] for row in rows], np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, len(VECTORS)])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_is_written_is_read_again(tmp_path: Path, suffix: str, count: int) -> None:
+    path = tmp_path / f"o.x{suffix}"
+    write(path, count)
+    names, vectors = read(path)
+    assert names == NAMES[:count]
+    assert np.array_equal(vectors, VECTORS[:count])
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_broken_off_means_nothing_there(tmp_path: Path, suffix: str) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_writer(tmp_path / f"o{suffix}") as writer,
+    ):
+        writer.add("a", VECTORS[0])
+        assert not (tmp_path / f"o{suffix}").exists()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"o{suffix}"
+    write(path, 2)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="cannot be written") as caught, full_disk(500):
+        write(path, len(VECTORS))
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError)
+    assert cause.errno == errno.EFBIG
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_vectors_never_lie_next_to_names_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two renames, the old vectors are gone and no new ones look finished."""
+    import os
+
+    path = tmp_path / "o.npy"
+    write(path, 3)
+    replaced: list[str] = []
+
+    def replace_once(source: Path, target: Path) -> None:
+        if replaced:
+            raise KeyboardInterrupt
+        replaced.append(target.name)
+        Path(source).rename(target)
+
+    monkeypatch.setattr(os, "replace", replace_once)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, 5)
+    assert replaced == ["o.ids.json"]
+    assert not path.exists()
+
+
+def test_an_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not end in \.npy, \.jsonl, \.parquet"):
+        open_writer(tmp_path / "o.csv")
+
+
+@pytest.mark.parametrize("name", ["o.npy", "o.ids.json"])
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match=f"{name}' is a folder"):
+        open_writer(tmp_path / "o.npy")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

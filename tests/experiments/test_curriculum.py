@@ -1,0 +1,200 @@
+"""The lessons of the bundled model: fast paths are the product's arithmetic, and all resumes."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from abc_embed import Embedder, Item
+from abc_embed.scenes import caption, make_scene, which_thing
+from abc_embed.scenes.things import THINGS
+from experiments.curriculum import run as curriculum
+from experiments.curriculum.assemble import assemble
+from experiments.curriculum.language import Asker, AskStream, Prompter
+from experiments.curriculum.lesson import learn
+from experiments.curriculum.source import SceneSource
+from experiments.curriculum.vision import GROUPED, encode, new_vision, token_loss
+from experiments.curriculum.words import SPECIAL, corpus
+from experiments.curriculum.world import (
+    CELL,
+    Codebook,
+    annotate,
+    patches,
+    see,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer of the same making: the first sentences of the corpus only."""
+    from tokenizers import models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(scenes=20), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def test_the_fast_paths_are_the_products_arithmetic(tokenizer_file: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    asker, vision = Asker(tokenizer).eval(), new_vision()
+    vision.config._attn_implementation = GROUPED
+    nn.init.normal_(vision.get_parameter("merger.mlp.2.weight"), std=0.1)  # or pictures say nothing
+    torch.save(asker.state_dict(), tmp_path / "language.pt")
+    torch.save(vision.state_dict(), tmp_path / "vision.pt")
+    base = assemble(
+        tmp_path / "base", tokenizer_file, tmp_path / "vision.pt", tmp_path / "language.pt"
+    )
+    model = Embedder.from_pretrained(str(base), device="cpu", dtype="float32")
+
+    seen = [see(make_scene(9, i), 4, 4) for i in range(3)]
+    prompter, ask = Prompter(tokenizer), "what is on the left?"
+    with torch.no_grad():
+        tokens = encode(vision, patches(np.stack([s.picture for s in seen])), 3, (4, 4))
+        ids = torch.from_numpy(prompter.asked([ask] * 3, 16))
+        query = asker.unit(*asker.hidden(ids, tokens)).numpy()
+        names = asker.unit(*asker.hidden(torch.from_numpy(prompter.texts(["a dog", "an egg"]))))
+
+    ours = model.embed([Item(image=s.picture, instruction=ask) for s in seen])
+    assert np.abs(query - ours).max() <= 1e-5
+    assert np.abs(names.numpy() - model.embed(["a dog", "an egg"])).max() <= 1e-5
+    assert np.abs(ours[0] - ours[1]).max() > 1e-4  # the pictures do matter
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 6), (5, 3)])
+def test_labels_say_what_each_cell_shows(grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    scene = make_scene(9, 4)
+    labels, places, shown = annotate(scene, rows, columns)
+    pixels = which_thing(scene, columns * CELL, rows * CELL)
+    for token in range(rows * columns):
+        y, x = divmod(token, columns)
+        cell = pixels[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL]
+        number = int(shown[token])
+        if number:
+            assert (cell == number).mean() >= 0.12
+            assert THINGS[labels[token]] is scene.placed[number - 1].thing
+            assert places[token, 2] == pytest.approx(scene.placed[number - 1].x * 2 - 1)
+        else:
+            assert all((cell == n).mean() < 0.12 for n in range(1, len(scene.placed) + 1))
+            assert labels[token] >= len(THINGS)
+        assert places[token, :2] == pytest.approx(
+            ((x + 0.5) / columns * 2 - 1, (y + 0.5) / rows * 2 - 1)
+        )
+
+
+def test_exact_tokens_have_the_least_loss() -> None:
+    book = Codebook(256)
+    labels, places, _ = annotate(make_scene(9, 5), 4, 4)
+    label, place = torch.as_tensor(labels)[None], torch.as_tensor(places)[None]
+    exact = book.tokens(label, place)
+    loss, right = token_loss(exact, label, place, book)
+    worse, _ = token_loss(exact + 0.1 * torch.randn(exact.shape), label, place, book)
+    assert right == 1.0
+    assert loss < worse
+
+
+def test_a_source_repeats_itself_and_no_negative_is_true() -> None:
+    for stage, asks in (("pretrain", 1), ("instruct", 4)):
+        source = SceneSource(stage, negatives=3)  # type: ignore[arg-type]
+        first, again = source.groups(2, 6, seed=1), source.groups(2, 6, seed=1)
+        for one, two in zip(first, again, strict=True):
+            assert one.asks == two.asks
+            assert np.array_equal(np.asarray(one.image), np.asarray(two.image))
+            assert len(one.asks) == asks
+            if stage == "pretrain":
+                assert one.asks[0][1] not in one.negatives
+        assert source.groups(3, 6, seed=1)[0].asks != first[0].asks
+
+
+def test_questions_of_a_batch_fit_their_scenes(tokenizer_file: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    batch = AskStream(tokenizer, seed=3, scenes=8).make(0)
+    assert len(batch.ids) == 16
+    visual = batch.grid[0] * batch.grid[1]
+    assert ((batch.ids == tokenizer.token_to_id("<|image_pad|>")).sum(1) == visual).all()
+    for row in range(16):
+        scene = batch.scene[row]
+        meant = batch.shown[scene] == batch.region[row]
+        if batch.region[row]:  # the answer is what the meant tokens show
+            assert (batch.labels[scene][meant] == batch.answer[row]).all()
+        else:
+            assert batch.answer[row] >= len(THINGS)
+
+
+class _Numbers:
+    """A stream of noise that follows from the step."""
+
+    def make(self, step: int) -> Tensor:
+        return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+
+
+def _lesson(model: nn.Module, out: Path, steps: int, stop_at: int | None = None) -> Path:
+    seen = iter(range(10_000))
+
+    def loss_of(batch: Tensor) -> tuple[Tensor, Tensor, int]:
+        if stop_at is not None and next(seen) == stop_at:
+            raise KeyboardInterrupt
+        loss = (model(batch) + 0.1 * torch.randn(4, 1)).pow(2).mean()
+        return loss, loss.detach(), 4
+
+    return learn(
+        model, out, steps=steps, stream=_Numbers(), loss_of=loss_of, rate_at=lambda step: 0.01
+    )
+
+
+@pytest.fixture
+def always_saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("experiments.curriculum.lesson.CHECKPOINT_EVERY_S", -1.0)
+    yield
+
+
+@pytest.mark.usefixtures("always_saved")
+def test_a_broken_lesson_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 1)
+
+    whole = torch.load(_lesson(fresh(), tmp_path / "whole.pt", 8))
+    with pytest.raises(KeyboardInterrupt):
+        _lesson(fresh(), tmp_path / "broken.pt", 8, stop_at=5)
+    assert not (tmp_path / "broken.pt").exists()
+    broken = torch.load(_lesson(fresh(), tmp_path / "broken.pt", 8))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert not (tmp_path / "broken.last").exists()
+
+
+def test_the_stages_turn_a_base_into_a_model(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the assembled base to the folder that ships, two steps a stage and small batches."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    torch.save(Asker(tokenizer).state_dict(), tmp_path / "language.pt")
+    torch.save(new_vision().state_dict(), tmp_path / "vision.pt")
+    assemble(tmp_path / "base", tokenizer_file, tmp_path / "vision.pt", tmp_path / "language.pt")
+    monkeypatch.setattr(curriculum, "BATCH_SIZES", (2, 2))
+    model = curriculum.stages(tmp_path, curriculum.Lengths(stage1=2, stage2=2))
+    loaded = Embedder.from_pretrained(str(model), device="cpu", dtype="float32")
+    picture = see(make_scene(9, 0), 4, 4).picture
+    left, plain = loaded.embed([Item(image=picture, instruction="the left"), Item(image=picture)])
+    assert left.shape == plain.shape == (256,)
+    assert not np.allclose(left, plain)
+    shutil.rmtree(model)
+
+
+def test_captions_name_everything() -> None:
+    scene = make_scene(9, 1)
+    assert all(p.thing.phrase in caption(scene) for p in scene.placed)

@@ -1,0 +1,252 @@
+"""A VLM is asked through the real client: right the first time, and right after every fault."""
+
+import email.utils
+import json
+import time
+
+import pytest
+from vlm_parts import Frozen, Waits, client, picture, set_environment
+from vlm_server import KEY, Fault, VlmServer
+
+from abc_embed.errors import (
+    AskError,
+    EndpointError,
+    ImageError,
+)
+from abc_embed.vlm.client import FAILED_IN_A_ROW
+from abc_embed.vlm.limits import Limits
+
+pytest.importorskip("openai")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch)
+
+
+def test_what_is_sent_and_what_comes_back(server: VlmServer) -> None:
+    with client(server, max_tokens=77) as vlm:
+        reply = vlm.ask(picture(), "What now?")
+    (request,) = server.requests
+    assert (request.prompt, request.image) == ("What now?", picture())
+    assert request.body["temperature"] == 0
+    assert request.body["max_tokens"] == 77
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert reply.text == "What is shown there?"
+    assert reply.model == "small-vlm-2026"
+    assert (reply.input_tokens, reply.output_tokens) == (102, 5)
+    assert not reply.cached
+    assert reply.refusal is None
+    assert not reply.cut_off
+
+
+def test_without_an_image(server: VlmServer) -> None:
+    with client(server) as vlm:
+        vlm.ask(None, "Say something.")
+    assert server.requests[0].image is None
+
+
+def test_formats_that_endpoints_do_not_know_are_sent_as_png(server: VlmServer) -> None:
+    with client(server) as vlm:
+        vlm.ask(picture(form="JPEG"), "one")
+        vlm.ask(picture(form="BMP"), "two")
+    as_it_is, changed = (request.image for request in server.requests)
+    assert as_it_is == picture(form="JPEG")
+    assert changed is not None
+    assert changed.startswith(b"\x89PNG")
+
+
+def test_a_broken_image_is_never_sent(server: VlmServer) -> None:
+    with client(server) as vlm, pytest.raises(ImageError):
+        vlm.ask(picture()[:-30], "What now?")
+    assert not server.requests
+
+
+# -- the form of a reply ---------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("schema", "json_schema"), ("object", "json_object"), ("none", None)]
+)
+def test_a_schema_is_asked_for(server: VlmServer, mode: str, form: str | None) -> None:
+    server.answer = lambda request: '```json\n{"a": "b"}\n```'
+    with client(server, json_mode=mode) as vlm:
+        reply = vlm.ask(picture(), "JSON please", schema=SCHEMA)
+    assert reply.json() == {"a": "b"}
+    sent = server.requests[0].body.get("response_format")
+    assert (sent and sent["type"]) == form
+    if form == "json_schema":
+        assert sent["json_schema"]["schema"] == SCHEMA
+        assert sent["json_schema"]["strict"] is True
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"a": "b"', "", "```"])
+def test_a_reply_that_is_no_json(server: VlmServer, text: str) -> None:
+    server.answer = lambda request: text
+    with client(server) as vlm:
+        assert vlm.ask(None, "JSON please", schema=SCHEMA).json() is None
+
+
+def test_refusals_are_told_and_remembered(server: VlmServer) -> None:
+    server.faults = [Fault("refuse"), Fault("filter"), Fault("cut_off")]
+    with client(server) as vlm:
+        refused, filtered, cut = (vlm.ask(None, prompt) for prompt in "abc")
+        assert vlm.ask(None, "a").refusal == refused.refusal == "I will not look at this."
+    assert filtered.refusal is not None
+    assert cut.cut_off
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_does_not_count_tokens(server: VlmServer) -> None:
+    server.faults = [Fault("no_usage")]
+    with client(server) as vlm:
+        assert vlm.ask(picture(), "What now?").input_tokens > 6
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+PASSING = [
+    Fault("status", 500),
+    Fault("status", 503, {"Retry-After": "2"}),
+    Fault("status", 429, {"Retry-After": "3"}),
+    Fault("status", 408),
+    Fault("cut"),
+    Fault("hang_up"),
+    Fault("malformed"),
+    Fault("page"),
+    Fault("no_choices"),
+    Fault("error_body"),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda f: f"{f.kind}-{f.status}")
+def test_a_fault_that_passes(server: VlmServer, fault: Fault) -> None:
+    server.faults = [fault, fault]
+    with client(server) as vlm:
+        assert vlm.ask(picture(), "What now?").text == "What is shown there?"
+        assert sum(vlm.tally().faults.values()) == 2
+    assert len(server.requests) == 3
+    assert len({json.dumps(request.body) for request in server.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "paid"),
+    [(Fault("cut"), True), (Fault("no_choices"), True), (Fault("status", 500), False)],
+    ids=["cut", "no_choices", "500"],
+)
+def test_what_may_have_been_paid_for_counts(server: VlmServer, fault: Fault, paid: bool) -> None:
+    """A reply that was lost on the way may be on the bill; one that was refused is not."""
+    server.faults = [fault]
+    with client(server) as vlm:
+        reply = vlm.ask(None, "What now?")
+        spent, _ = vlm.purse.spent()
+    assert (spent > reply.input_tokens) == paid
+    assert paid or spent == reply.input_tokens
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault("slow", seconds=3), Fault("drip", seconds=0.02)], ids=["slow", "drip"]
+)
+def test_a_reply_that_takes_too_long(server: VlmServer, fault: Fault) -> None:
+    server.faults = [fault]
+    with client(server, limits=Limits(timeout_s=0.25)) as vlm:
+        assert vlm.ask(picture(), "What now?").text == "What is shown there?"
+        assert vlm.tally().faults == {"timeout": 1}
+
+
+def test_a_reply_without_end(server: VlmServer) -> None:
+    server.faults = [Fault("endless")]
+    with client(server) as vlm, pytest.raises(AskError, match="does not end"):
+        vlm.ask(picture(), "What now?")
+
+
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        ({"Retry-After": "7"}, 7.0, 7.0),
+        ({"Retry-After": "2.5"}, 2.5, 2.5),
+        ({"retry-after-ms": "1500"}, 1.5, 1.5),
+        ({"Retry-After": "a date"}, 100.0, 300.0),
+        ({}, 0.5, 1.0),
+        ({"Retry-After": "soon"}, 0.5, 1.0),
+    ],
+    ids=["seconds", "fraction", "milliseconds", "date", "none", "nonsense"],
+)
+def test_the_endpoint_says_how_long_to_wait(
+    server: VlmServer, headers: dict[str, str], least: float, most: float
+) -> None:
+    if headers.get("Retry-After") == "a date":
+        headers = {"Retry-After": email.utils.formatdate(time.time() + 300, usegmt=True)}
+    server.faults = [Fault("status", 429, headers)]
+    clock = Frozen()
+    with client(server, clock=clock) as vlm:
+        vlm.ask(None, "What now?")
+    (waited,) = clock.waits
+    assert least <= waited <= most
+
+
+def test_waits_grow(server: VlmServer) -> None:
+    server.faults = [Fault("status")] * 5
+    clock = Waits()
+    with client(server, clock=clock) as vlm:
+        vlm.ask(None, "What now?")
+    assert all(2.0**i / 2 <= wait <= 2.0**i for i, wait in enumerate(clock.waits))
+    assert len(clock.waits) == 5
+
+
+def test_a_wait_of_hours_ends_the_run(server: VlmServer) -> None:
+    server.faults = [Fault("status", 429, {"Retry-After": "7200"})]
+    clock = Waits()
+    with client(server, clock=clock) as vlm, pytest.raises(EndpointError, match="7200 s; run"):
+        vlm.ask(None, "What now?")
+    assert not clock.waits
+
+
+def test_one_request_that_cannot_be_answered(server: VlmServer) -> None:
+    server.faults = [Fault("status", 400), Fault("status", 413)]
+    with client(server) as vlm:
+        for prompt in "ab":
+            with pytest.raises(AskError, match=r"HTTP 4.*told to fail"):
+                vlm.ask(None, prompt)
+        assert vlm.ask(None, "c").text
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault("status", 401), Fault("status", 404), Fault("status", 429, code="insufficient_quota")],
+    ids=["key", "model", "quota"],
+)
+def test_what_no_request_can_mend_ends_all(server: VlmServer, fault: Fault) -> None:
+    server.faults = [fault]
+    with client(server) as vlm:
+        with pytest.raises(EndpointError, match="check ") as caught:
+            vlm.ask(None, "a")
+        assert not isinstance(caught.value, AskError)
+        with pytest.raises(EndpointError, match="check "):
+            vlm.ask(None, "b")
+    assert len(server.requests) == 1
+
+
+def test_an_endpoint_that_is_down(server: VlmServer) -> None:
+    server.when = lambda request, number: Fault("status", 500)
+    with client(server, limits=Limits(retries=1, timeout_s=5)) as vlm:
+        for number in range(FAILED_IN_A_ROW - 1):
+            with pytest.raises(AskError, match="2 times"):
+                vlm.ask(None, str(number))
+        with pytest.raises(EndpointError, match="in a row") as caught:
+            vlm.ask(None, "last")
+    assert not isinstance(caught.value, AskError)
+    assert len(server.requests) == 2 * FAILED_IN_A_ROW
+
+
+def test_nobody_listens() -> None:
+    with VlmServer() as gone:
+        pass
+    with (
+        client(gone, limits=Limits(retries=0, timeout_s=5)) as vlm,
+        pytest.raises(AskError, match="connection failed"),
+    ):
+        vlm.ask(None, "What now?")
