@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from abc_embed.inputs import Item, as_item
 from abc_embed.model import AbcModel
 from abc_embed.pipeline import EmbeddingPipeline, OnError, Skipped, Vector, grouped, image_key
 from abc_embed.processor import Processor
+from abc_embed.progress import track
 from abc_embed.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "Skipped"]
 
-T = TypeVar("T")
 
 
 class Embedder:
@@ -169,7 +169,7 @@ class Embedder:
         order = grouped([image_key(value) for value in values])
         results = pipeline.run((index, values[index]) for index in order)
         with closing(results):
-            for index, result in progress_bar(results, len(values), progress):
+            for index, result in track(results, len(values), progress):
                 if isinstance(result, Skipped):
                     skipped.append(result)
                 else:
@@ -229,7 +229,7 @@ class Embedder:
         pipeline = self._pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
         results = pipeline.run(enumerate(items))
-        return (result for _, result in progress_bar(results, total, progress))
+        return (result for _, result in track(results, total, progress))
 
     def _pipeline(
         self, max_pixels: int | None, batch_size: int, on_error: OnError
@@ -312,29 +312,3 @@ def _unit(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
         raise UsageError(f"one of the {which} vectors is zero or not finite, so it has no cosine")
     unit: NDArray[np.float64] = array / norms
     return unit
-
-
-def progress_bar(
-    results: Iterator[tuple[int, T]], total: int | None, progress: bool
-) -> Iterator[tuple[int, T]]:
-    """The results as they are; with ``progress`` a bar on stderr counts them."""
-    if not progress:
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(TextColumn("embedding"), *columns, console=console) as bar:
-        task = bar.add_task("embedding", total=total)
-        for result in results:
-            bar.advance(task)
-            yield result

@@ -34,24 +34,6 @@ def test_what_can_be_printed(text: str, shown: str) -> None:
     assert output.shown(text) == shown
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(output, "PLAIN_LINE_EVERY_S", 0.0)
-    with output.progress("drawing") as count:
-        count(1)
-        count(1500, 2000)
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", "drawing 1\ndrawing 1,500 of 2,000\n")
-
-
-def test_progress_is_silent_when_it_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
-    with output.progress("drawing", 3) as count:
-        for done in range(3):
-            count(done)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "x.npy")
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,9 @@ import typer
 from abc_embed.cli import bench_audit, bench_replica, bench_sets, options
 from abc_embed.cli.bench_common import parse_areas
 from abc_embed.cli.bench_sets import Areas, Cache, Model
-from abc_embed.cli.output import progress, say, show, show_json, show_table
+from abc_embed.cli.output import say, show, show_json, show_table
 from abc_embed.errors import UsageError
+from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
@@ -118,8 +119,8 @@ def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Bench
         return [(own, name) for name in tiers or own.tiers]
     found = []
     for name in tiers or ("G", "B"):
-        with progress(f"drawing tier {name}") as count:
-            found.append((frozen.load(name, count), name))
+        with progress_bar(f"drawing tier {name}") as on_progress:
+            found.append((frozen.load(name, on_progress), name))
     return found
 
 
@@ -134,7 +135,7 @@ def _measured(
 ) -> dict[str, Any]:
     from abc_embed.bench.run import measured
 
-    with progress(f"tier {tier}, images") as count:
+    with progress_bar(f"tier {tier}, images") as on_progress:
         record, path = measured(
             encoder,
             benchmark,
@@ -143,7 +144,7 @@ def _measured(
             max_pixels=area,
             limit=limit,
             again=again,
-            progress=count,
+            progress=on_progress,
         )
     if path is None:
         say(f"measured on {record['time'][:10]}, answered from the record; --again measures anew")
@@ -172,8 +173,8 @@ def build(
     from abc_embed.bench.ctrlbench import tiers as frozen
     from abc_embed.bench.ctrlbench.validate import gate
 
-    with progress(f"drawing tier {tier}") as count:
-        benchmark = frozen.build(tier, out, count)
+    with progress_bar(f"drawing tier {tier}") as on_progress:
+        benchmark = frozen.build(tier, out, on_progress)
     told = {**benchmark.card["counts"], **gate(benchmark, tier)}
     if as_json:
         show_json({"out": str(out), **told, "content_hash": benchmark.content_hash()})
@@ -251,7 +252,7 @@ def _drawn(record: dict[str, Any]) -> "Benchmark | None":
 
     for tier, its in frozen.TIERS.items():
         if its.content_hash == record["benchmark_hash"]:
-            with progress(f"drawing tier {tier}") as count:
-                return frozen.load(tier, count)
+            with progress_bar(f"drawing tier {tier}") as on_progress:
+                return frozen.load(tier, on_progress)
     say(f"the pictures of {record['benchmark']} are not at hand; name their folder with --data")
     return None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import progress, show, show_json, show_table
+from abc_embed.cli.output import show, show_json, show_table
 from abc_embed.errors import CostLimitError, UsageError
+from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
@@ -108,8 +109,8 @@ def build_replica(
         )
         asked = replica.from_model(files, source, client, license=license, tries=tries)
         try:
-            with progress("images", len(files)) as counted:
-                found = replica.build(made, asked, counted)
+            with progress_bar("images", len(files)) as on_progress:
+                found = replica.build(made, asked, on_progress)
         except CostLimitError as reached:
             raise CostLimitError(f"{reached} (--max-cost)") from None
     _show(*found, as_json)
@@ -123,8 +124,8 @@ def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dic
     about = {"records": source.name}
     how = "records with instructions, such as human region captions"
     made = replica.Replica(out=out, name=out.name, how=how, leaks=leaks, about=about)
-    with progress("images") as counted:
-        return replica.build(made, replica.from_records(read_records(source), folder), counted)
+    with progress_bar("images") as on_progress:
+        return replica.build(made, replica.from_records(read_records(source), folder), on_progress)
 
 
 def _show(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import progress, say, show, show_json, show_table
+from abc_embed.cli.output import say, show, show_json, show_table
+from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.data.published.verify import Completeness
@@ -74,8 +75,8 @@ def fetch(
         f" ({planned.free / 1e6:,.0f} MB free)"
     )
     if not dry_run:
-        with progress("fetching MB") as count:
-            run(planned, out, said=say, counted=lambda done, of: count(done >> 20, of >> 20))
+        with progress_bar("fetching MB", unit=1 << 20) as on_progress:
+            run(planned, out, said=say, counted=on_progress)
     if as_json:
         show_json({**planned.as_json(), "out": str(out), "fetched": not dry_run})
     elif not dry_run:
@@ -101,13 +102,13 @@ def index(
     """
     from abc_embed.data.published.source import make_ready
 
-    with progress("indexing MB") as count:
+    with progress_bar("indexing MB", unit=1 << 20) as on_progress:
         made = make_ready(
             folder,
             spacing=options.size_in_bytes(spacing, "--spacing"),
             again=again,
             said=say,
-            counted=lambda done, of: count(done >> 20, of >> 20),
+            counted=on_progress,
         )
     if as_json:
         show_json({"folder": str(folder), **made})
@@ -123,8 +124,8 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
     """
     from abc_embed.data.published.verify import check_complete
 
-    with progress("rows") as count:
-        found = check_complete(folder, counted=lambda done, of: count(done, of))
+    with progress_bar("rows") as on_progress:
+        found = check_complete(folder, counted=on_progress)
     if as_json:
         show_json(found.as_json())
     else:
@@ -161,12 +162,12 @@ def unpack(
     from abc_embed.data.published.unpack import unpack as run
 
     most = None if limit is None else options.size_in_bytes(limit, "--limit")
-    with progress("unpacking MB") as count:
+    with progress_bar("unpacking MB", unit=1 << 20) as on_progress:
         done = run(
             open_images(folder),
             out,
             limit=most,
-            counted=lambda done, of: count(done >> 20, of >> 20),
+            counted=on_progress,
         )
     for name, why in done.left_out[:SHOWN]:
         say(f"left out: {name} ({why})")
@@ -184,8 +185,8 @@ def card(folder: Folder, as_json: options.AsJson = False) -> None:
     """Write DATASET_CARD.md and card.json: what it holds, how it was made, licences, hashes."""
     from abc_embed.data.card import write_card
 
-    with progress("files") as count:
-        facts, path = write_card(folder, counted=lambda done, of: count(done, of))
+    with progress_bar("files") as on_progress:
+        facts, path = write_card(folder, counted=on_progress)
     if as_json:
         show_json(facts)
     else:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import progress, say, show, show_json, show_table
+from abc_embed.cli.output import say, show, show_json, show_table
 from abc_embed.errors import CostLimitError, UsageError
+from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ def instruct(
             vlm_options.show_estimate(client, requests, tries, AGAIN_TOKENS, as_json)
             _show_rejected(dict(rejects.counts), as_json)
             return
-        with progress("regions") as count:
-            report = _run(records, out, client, job, rejects, tries, count)
+        with progress_bar("regions") as on_progress:
+            report = _run(records, out, client, job, rejects, tries, on_progress)
     _show(report, out, max_cost, as_json)
 
 

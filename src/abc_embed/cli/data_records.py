@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import progress, say, show, show_json, show_table
+from abc_embed.cli.output import say, show, show_json, show_table
 from abc_embed.errors import UsageError
+from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def check(
     from abc_embed.data.formats.check import check as run
 
     records = _open(data, columns)
-    with progress("checking rows") as count:
-        found = run(records, longest=longest, counted=lambda done, of: count(done, of))
+    with progress_bar("checking rows") as on_progress:
+        found = run(records, longest=longest, counted=on_progress)
     if as_json:
         show_json(found.as_json())
     else:
@@ -112,13 +113,13 @@ def convert(
     from abc_embed.data.formats.convert import convert as run
 
     records = _open(data, columns)
-    with progress("rows") as count:
+    with progress_bar("rows") as on_progress:
         done = run(
             records,
             out,
             to.value,
             part_size=part_size,
-            counted=lambda done, of: count(done, of),
+            counted=on_progress,
         )
     if done.rejected:
         say(f"{done.rejected:,} rows cannot be used; {out / REJECTS_FILE} names them")

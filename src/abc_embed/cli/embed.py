@@ -15,8 +15,9 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import progress, say, show, show_json
+from abc_embed.cli.output import say, show, show_json
 from abc_embed.errors import AbcError, InputError, UsageError
+from abc_embed.progress import progress_bar
 from abc_embed.vectors import Writer, open_writer
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ def embed(
         loaded = options.load(
             model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
         )
-        with progress("embedding", total) as count:
+        with progress_bar("embedding", total) as on_progress:
             for name, vector in reading.vectors(loaded, batch_size):
                 writer.add(name, vector)
-                count(reading.done)
+                on_progress(reading.done)
         reading.finish()
         writer.finish()
     reading.report()

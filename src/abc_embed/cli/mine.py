@@ -14,9 +14,10 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.mine_report import say_bad, say_plan, show_report
-from abc_embed.cli.output import progress, show_json
+from abc_embed.cli.output import show_json
 from abc_embed.mining.engines import Method
 from abc_embed.mining.sample import DRAW, How
+from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ def mine(
     _check_out(records, out, settings)
     place = out.parent / WORK if work is None else work
     loaded = _model(model, device, dtype, max_pixels, decode_limit, batch_size)
-    with progress("reading") as count:
-        rows = read_rows(records, count)
+    with progress_bar("reading") as on_progress:
+        rows = read_rows(records, on_progress)
     planned = _plan(rows, loaded, settings, place, processes)
     say_plan(planned, place, settings, whole=not plan_only)
     if plan_only:
@@ -155,14 +156,14 @@ def _mine(
 ) -> "Mined":
     from abc_embed.mining.mine import mine as run
 
-    with progress("mining") as count:
+    with progress_bar("mining") as on_progress:
         return run(
             rows,
             model,
             settings,
             work=place,
             processes=processes,
-            counted=lambda what, done, of: count(done, of),
+            counted=lambda what, done, of: on_progress(done, of),
         )
 
 

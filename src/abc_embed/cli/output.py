@@ -1,24 +1,18 @@
 """What a command shows: results on stdout (a table, or JSON for programs), the rest on stderr.
 
-Does: print, count progress, and find out whether a file can be written. Does not: know what it
-shows.
 rich is imported where it is used, so that `--help` does not pay for it.
 """
 
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
-PLAIN_LINE_EVERY_S = 30.0
-"""Without a terminal there is no bar; then a line this often says that the work goes on."""
 
 
 def say(message: str) -> None:
@@ -76,49 +70,3 @@ def _console(file: IO[str]) -> "Console":
     from rich.console import Console
 
     return Console(file=file, width=None if file.isatty() else PIPED_WIDTH, highlight=False)
-
-
-class Count(Protocol):
-    """What `progress` gives."""
-
-    def __call__(self, done: int, of: int | None = None) -> None:
-        """So many are done, of so many if that is known by now."""
-
-
-@contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Count]:
-    """Counts on stderr, as a bar on a terminal and as a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(file=sys.stderr)
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task(what, total=total)
-    said = time.monotonic()
-
-    def count(done: int, of: int | None = None) -> None:
-        nonlocal said
-        total_now = total if of is None else of
-        bar.update(task, completed=done, total=total_now)
-        if bar.disable and time.monotonic() - said >= PLAIN_LINE_EVERY_S:
-            said = time.monotonic()
-            say(f"{what} {done:,}" + ("" if total_now is None else f" of {total_now:,}"))
-
-    with bar:
-        yield count

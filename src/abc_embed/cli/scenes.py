@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import progress, show, show_json
+from abc_embed.cli.output import show, show_json
+from abc_embed.progress import progress_bar
 
 EXAMPLES = """\
 Examples:
@@ -40,8 +41,8 @@ def scenes(
     from abc_embed.data.formats import open_records
     from abc_embed.scenes.dataset import write_dataset
 
-    with progress("drawing", count) as counted:
-        write_dataset(out, count, seed, side, held_out=held_out, progress=counted)
+    with progress_bar("drawing", count) as on_progress:
+        write_dataset(out, count, seed, side, held_out=held_out, progress=on_progress)
     sheet = out / SHEET
     records = open_records(out)
     write_rows([records.row(number) for number in range(min(SHOWN, count))], sheet)

@@ -12,8 +12,9 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import progress, say, show_json, show_table
+from abc_embed.cli.output import say, show_json, show_table
 from abc_embed.errors import ImageNotFoundError, OutputError, UsageError
+from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.inputs import Item
@@ -114,14 +115,14 @@ def _index(
 ) -> "FolderIndex":
     from abc_embed.search.folder import index_pictures
 
-    with progress("embedding", len(files)) as count:
+    with progress_bar("embedding", len(files)) as on_progress:
         return index_pictures(
             files,
             loaded.embedder,
             cache,
             max_pixels=loaded.max_pixels,
             batch_size=batch_size,
-            counted=count,
+            counted=on_progress,
         )
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from abc_embed.bench.encoders.base import Vectors, checked, kept_area, takes_in_words, unit
-from abc_embed.embedder import progress_bar
 from abc_embed.inputs import Item, Kind, open_image
 from abc_embed.pipeline import grouped, image_key
+from abc_embed.progress import track
 from abc_embed.weights import fingerprint
 
 BATCHES = 4
@@ -133,7 +133,7 @@ def embed_by_kind(
                 yield from zip(part, unit(vectors, name), strict=True)
 
     found = np.zeros((len(items), dim), dtype=np.float32)
-    for row, vector in progress_bar(results(), len(items), progress):
+    for row, vector in track(results(), len(items), progress):
         found[row] = vector
     return found
 

@@ -1,0 +1,85 @@
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a line now and then.
+
+rich is imported where it is used, so that `abc-embed --help` does not pay for it.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+PLAIN_LINE_EVERY_S = 30.0
+"""Without a terminal there is no bar; then a line this often says that the work goes on."""
+
+
+class ProgressCallback(Protocol):
+    """What long work calls as it goes on."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """So many are done, of so many if that is known by now."""
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int | None = None, *, unit: int = 1, transient: bool = True
+) -> Iterator[ProgressCallback]:
+    """Shows on stderr what is reported to the callback that it gives.
+
+    Args:
+        description: what is being done, in a word or two.
+        total: how many there are, where that is known before the work.
+        unit: shows whole units of so many, like `2**20` for bytes in MB.
+        transient: leaves nothing behind; else the last state stays.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(file=sys.stderr)
+    bar = Progress(
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+        disable=not (console.is_terminal or console.is_jupyter),
+    )
+    task = bar.add_task(description, total=total and total // unit)
+    last_line = time.monotonic()
+    state = ""
+
+    def on_progress(done: int, total: int | None = total) -> None:
+        nonlocal last_line, state
+        bar.update(task, completed=done // unit, total=total and total // unit)
+        of = "" if total is None else f" of {total // unit:,}"
+        state = f"{description} {done // unit:,}{of}\n"
+        if bar.disable and time.monotonic() - last_line >= PLAIN_LINE_EVERY_S:
+            last_line = time.monotonic()
+            sys.stderr.write(state)
+
+    with bar:
+        yield on_progress
+    if bar.disable and not transient:
+        sys.stderr.write(state)
+
+
+def track(results: Iterable[T], total: int | None, shown: bool) -> Iterator[T]:
+    """The results of embedding as they come; with `shown` a progress bar counts them."""
+    if not shown:
+        yield from results
+        return
+    with progress_bar("embedding", total, transient=False) as on_progress:
+        for done, result in enumerate(results, 1):
+            on_progress(done)
+            yield result
