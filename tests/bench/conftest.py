@@ -39,7 +39,7 @@ class Fake:
     """Knows every scene by its file. Counts what it is asked. An `Encoder`."""
 
     dim = 512
-    takes = frozenset(Kind)
+    supported_kinds = frozenset(Kind)
 
     def __init__(self, scenes: dict[str, Scene]) -> None:
         self.scenes = scenes
@@ -58,7 +58,7 @@ class Fake:
         progress: bool = False,
     ) -> np.ndarray:
         self.calls.append([as_item(item) for item in items])
-        assert {item.kind for item in self.calls[-1]} <= self.takes
+        assert {item.kind for item in self.calls[-1]} <= self.supported_kinds
         return np.stack([self.vector(item) for item in self.calls[-1]]).astype(np.float32)
 
     def vector(self, item: Item) -> np.ndarray:
@@ -118,7 +118,7 @@ class Blind(Fake):
 class Reader(Oracle):
     """Takes texts and images, and no image with an instruction."""
 
-    takes = frozenset({Kind.TEXT, Kind.IMAGE})
+    supported_kinds = frozenset({Kind.TEXT, Kind.IMAGE})
 
 
 class Constant(Fake):

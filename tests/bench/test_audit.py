@@ -14,7 +14,7 @@ from abc_embed.bench.audit import measure as audit
 from abc_embed.bench.audit import tables as audit_table
 from abc_embed.bench.audit.questions import AuditSet, read_set
 from abc_embed.bench.ctrlbench.held_out import build
-from abc_embed.bench.encoders.registry import RandomEncoder
+from abc_embed.bench.encoders.baselines import RandomEncoder
 from abc_embed.data.records import Instruction, Record, write_records
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
@@ -32,9 +32,9 @@ class Told:
         self,
         texts: Sequence[str],
         near: Mapping[tuple[str | None, str | None], Mapping[str, float]],
-        takes: frozenset[Kind] = frozenset(Kind),
+        kinds: frozenset[Kind] = frozenset(Kind),
     ) -> None:
-        self.name, self.takes, self.dim = "told", takes, len(texts) + 1
+        self.name, self.supported_kinds, self.dim = "told", kinds, len(texts) + 1
         self.fingerprint = "f" * 64
         self._axis = {text: n for n, text in enumerate(texts)}
         self._near = near
@@ -63,7 +63,7 @@ class Told:
         return row
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "told", "takes": sorted(self.takes)}
+        return {"kind": "told", "takes": sorted(self.supported_kinds)}
 
 
 @pytest.fixture

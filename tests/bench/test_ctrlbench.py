@@ -243,7 +243,7 @@ def test_who_takes_no_instruction_is_measured_with_what_it_takes(run: Measure) -
 
 def test_who_takes_no_text_cannot_be_measured(fake: Any, folders: Folders) -> None:
     model = fake("Oracle")
-    model.takes = frozenset({Kind.IMAGE})
+    model.supported_kinds = frozenset({Kind.IMAGE})
     with pytest.raises(UsageError, match="Oracle takes no texts"):
         measure(model, folders["G"], "G")
 

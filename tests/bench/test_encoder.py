@@ -12,15 +12,11 @@ from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.bench.encoders import cached
-from abc_embed.bench.encoders.base import content_keys, kept_area
-from abc_embed.bench.encoders.registry import (
-    CachedEncoder,
-    Encoder,
-    LateFusion,
-    NativeEncoder,
-    RandomEncoder,
-    load_encoder,
-)
+from abc_embed.bench.encoders.base import Encoder, content_keys, shrink
+from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
+from abc_embed.bench.encoders.cached import CachedEncoder
+from abc_embed.bench.encoders.native import NativeEncoder
+from abc_embed.bench.encoders.registry import load_encoder
 from abc_embed.errors import ImageNotFoundError, InputError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
 from abc_embed.search.folder import index_pictures
@@ -50,9 +46,9 @@ def mixed(photos: Sequence[Path]) -> list[str | Item]:
 class Counting:
     """Chance that keeps what it was asked, and can be told to take less or to fail."""
 
-    def __init__(self, takes: frozenset[Kind] = frozenset(Kind), fail_after: int = 99) -> None:
+    def __init__(self, kinds: frozenset[Kind] = frozenset(Kind), fail_after: int = 99) -> None:
         self._inner = RandomEncoder(8)
-        self.name, self.dim, self.takes = "counting", 8, takes
+        self.name, self.dim, self.supported_kinds = "counting", 8, kinds
         self.fingerprint = self._inner.fingerprint
         self.calls: list[list[Any]] = []
         self._fail_after = fail_after
@@ -83,7 +79,7 @@ def test_ours_is_the_embedder(embedder: Embedder, photos: list[Path]) -> None:
     small = embedder.embed(items, max_pixels=4 * 28 * 28)
     assert np.allclose(ours.embed(items, max_pixels=4 * 28 * 28), small, atol=1e-6)
     assert ours.fingerprint == embedder.fingerprint
-    assert (ours.dim, ours.takes) == (embedder.dim, frozenset(Kind))
+    assert (ours.dim, ours.supported_kinds) == (embedder.dim, frozenset(Kind))
     assert ours.embed([]).shape == (0, embedder.dim)
 
 
@@ -145,7 +141,7 @@ def test_late_fusion_adds_unit_vectors(embedder: Embedder, photos: list[Path]) -
 def test_late_fusion_embeds_each_part_once(photos: list[Path]) -> None:
     inner = Counting(frozenset({Kind.TEXT, Kind.IMAGE}))
     late = LateFusion(inner)
-    assert late.takes == frozenset(Kind)
+    assert late.supported_kinds == frozenset(Kind)
     late.embed(mixed(photos))
     (call,) = inner.calls
     assert len(call) == 5  # a dog, left?, right?, two pictures
@@ -186,8 +182,8 @@ def test_cached_vectors_are_the_same(embedder: Embedder, photos: list[Path]) -> 
     assert np.array_equal(remembering.embed(items[::-1]), first[::-1])
     assert remembering.embedded == 7
     assert remembering.embed([]).shape == (0, embedder.dim)
-    same = (remembering.name, remembering.fingerprint, remembering.dim, remembering.takes)
-    assert same == (ours.name, ours.fingerprint, ours.dim, ours.takes)
+    same = (remembering.name, remembering.fingerprint, remembering.dim, remembering.supported_kinds)
+    assert same == (ours.name, ours.fingerprint, ours.dim, ours.supported_kinds)
     assert remembering.describe() == ours.describe()
 
 
@@ -250,7 +246,7 @@ def test_a_folder_outlives_the_process(photos: list[Path], tmp_path: Path) -> No
 def test_what_was_embedded_before_a_stop_is_kept(
     photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "AT_ONCE", 2)
+    monkeypatch.setattr(cached, "SAVE_EVERY", 2)
     items = mixed(photos)
     with (
         CachedEncoder(Counting(fail_after=2), tmp_path) as stopped,
@@ -292,7 +288,7 @@ def test_half_a_name_is_refused(name: str) -> None:
 
 def test_shrinking_keeps_the_shape() -> None:
     picture = Image.new("RGB", (300, 100))
-    assert kept_area(picture, None) is picture and kept_area(picture, 30_000) is picture
-    width, height = kept_area(picture, 2_700).size
+    assert shrink(picture, None) is picture and shrink(picture, 30_000) is picture
+    width, height = shrink(picture, 2_700).size
     assert (width, height) == (90, 30)
-    assert kept_area(Image.new("RGB", (1000, 1)), 10).size == (100, 1)
+    assert shrink(Image.new("RGB", (1000, 1)), 10).size == (100, 1)

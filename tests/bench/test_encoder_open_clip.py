@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from abc_embed import Item
-from abc_embed.bench.encoders.registry import Encoder, LateFusion, load_encoder
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.bench.encoders.baselines import LateFusion
+from abc_embed.bench.encoders.registry import load_encoder
 from abc_embed.errors import CheckpointError, MissingExtraError, UsageError
 from abc_embed.inputs import Kind
 
@@ -71,7 +73,7 @@ def test_texts_and_images(calls: list[dict[str, Any]]) -> None:
     assert calls == [
         {"name": "ViT-B-32", "pretrained": "laion2b", "device": "cpu", "precision": "fp32"}
     ]
-    assert (encoder.name, encoder.takes) == (name, frozenset({Kind.TEXT, Kind.IMAGE}))
+    assert (encoder.name, encoder.supported_kinds) == (name, frozenset({Kind.TEXT, Kind.IMAGE}))
     assert encoder.dim == 3
     grey = Image.new("L", (8, 4), 128)
     red = Image.new("RGB", (4, 8), (255, 0, 0))

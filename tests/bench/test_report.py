@@ -19,7 +19,7 @@ from abc_embed.bench import tables
 from abc_embed.bench.ctrlbench.measure import measure
 from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.bench.diff import diff
-from abc_embed.bench.encoders.registry import NativeEncoder
+from abc_embed.bench.encoders.native import NativeEncoder
 from abc_embed.bench.packed import pack, unpack
 from abc_embed.bench.run import measured
 from abc_embed.errors import DataError, OutputError, UsageError

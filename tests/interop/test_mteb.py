@@ -20,7 +20,9 @@ from abc_embed import Embedder, Item
 from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, read_benchmark
 from abc_embed.bench.ctrlbench.schema import write_benchmark as write
-from abc_embed.bench.encoders.registry import Encoder, LateFusion, NativeEncoder, RandomEncoder
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
+from abc_embed.bench.encoders.native import NativeEncoder
 from abc_embed.errors import DataError
 from abc_embed.inputs import Kind
 from abc_embed.interop.mteb import MtebEncoder, batch_items, ctrlbench_task
@@ -94,7 +96,7 @@ class Half:
     """Knows every second answer: scores between nothing and everything."""
 
     def __init__(self, bench: Benchmark) -> None:
-        self.name, self.dim, self.takes = "half", 64, frozenset(Kind)
+        self.name, self.dim, self.supported_kinds = "half", 64, frozenset(Kind)
         self.fingerprint = "0" * 64
         self._chance = RandomEncoder(64)
         texts = {c.cap_id: c.text for c in bench.corpus}

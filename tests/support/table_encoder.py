@@ -17,8 +17,8 @@ class TableEncoder:
     name = "table"
     fingerprint = "0" * 64
 
-    def __init__(self, vector: Vector, takes: frozenset[Kind] = frozenset(Kind)) -> None:
-        self.vector, self.takes = vector, takes
+    def __init__(self, vector: Vector, kinds: frozenset[Kind] = frozenset(Kind)) -> None:
+        self.vector, self.supported_kinds = vector, kinds
         self.calls: list[list[Item]] = []
         self.areas: list[int | None] = []
 

@@ -33,12 +33,12 @@ def make_record(encoder: "Encoder", findings: Record, name: str) -> dict[str, An
 
     JSON values only. A name that is a path is cut to its last part.
     """
-    from abc_embed.bench.encoders.base import no_path
+    from abc_embed.bench.encoders.base import strip_path
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
-            "name": no_path(name),
+            "name": strip_path(name),
             "fingerprint": encoder.fingerprint,
             "dim": encoder.dim,
             **encoder.describe(),

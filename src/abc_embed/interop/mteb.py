@@ -41,7 +41,7 @@ AT_ONCE = 256
 
 
 class MtebEncoder(AbsEncoder):
-    """Any `Encoder` (`bench.encoder.load_encoder`) as mteb calls it.
+    """Any `Encoder` (`bench.encoders.registry.load_encoder`) as mteb calls it.
 
     A row with a picture and words is an image with an instruction; mteb has put a query's text and
     its instruction together by then. Prompts that mteb's tasks carry are not used: they were not
@@ -59,8 +59,8 @@ class MtebEncoder(AbsEncoder):
                 "embed_dim": encoder.dim,
                 "framework": ["PyTorch"],
                 "similarity_fn_name": ScoringFunction.COSINE,
-                "modalities": _modalities(encoder.takes),
-                "use_instructions": Kind.INSTRUCTED in encoder.takes,
+                "modalities": _modalities(encoder.supported_kinds),
+                "use_instructions": Kind.INSTRUCTED in encoder.supported_kinds,
                 "experiment_kwargs": None if max_pixels is None else {"max_pixels": max_pixels},
             }
         )
@@ -120,8 +120,8 @@ def _shared(items: Sequence[Item]) -> list[Item]:
     return shared
 
 
-def _modalities(takes: frozenset[Kind]) -> list[str]:
-    has = {"text": Kind.TEXT in takes, "image": Kind.IMAGE in takes or Kind.INSTRUCTED in takes}
+def _modalities(kinds: frozenset[Kind]) -> list[str]:
+    has = {"text": Kind.TEXT in kinds, "image": Kind.IMAGE in kinds or Kind.INSTRUCTED in kinds}
     return [name for name, there in has.items() if there]
 
 

@@ -112,7 +112,7 @@ def solved(
     Raises:
         UsageError: the model does not take texts.
     """
-    ways = [way for way, kinds in NEEDS.items() if kinds <= encoder.takes]
+    ways = [way for way, kinds in NEEDS.items() if kinds <= encoder.supported_kinds]
     if not ways:
         raise UsageError(
             f"{encoder.name} does not embed texts, and answers are texts; choose a model that does"

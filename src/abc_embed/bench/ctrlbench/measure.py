@@ -108,11 +108,11 @@ def ways_of(encoder: Encoder, ways: Sequence[str] = WAYS) -> tuple[str, ...]:
     Raises:
         UsageError: it does not take texts, so it cannot read the candidates.
     """
-    if Kind.TEXT not in encoder.takes:
+    if Kind.TEXT not in encoder.supported_kinds:
         raise UsageError(
             f"{encoder.name} takes no texts, and the candidates are texts; choose a model that does"
         )
-    return tuple(way for way in ways if NEEDS[way] <= encoder.takes)
+    return tuple(way for way in ways if NEEDS[way] <= encoder.supported_kinds)
 
 
 def measure(

@@ -1,16 +1,13 @@
-"""What every measured model has in common: the protocol, and keys of what an item shows.
-
-Does: say what an encoder is, refuse items that one does not take, name an item by its content, make
-vectors unit. Does not: know any library.
+"""What every measured model has in common: the base class, and keys of what an item shows.
 
 Shapes: `N` items, `D` width.
 """
 
-import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,38 +16,35 @@ from PIL import Image
 from abc_embed.errors import ImageError, ImageNotFoundError, NotFiniteError, UsageError
 from abc_embed.inputs import ImageInput, Item, Kind, as_item, describe_image, open_image
 from abc_embed.pipeline import image_key
+from abc_embed.storage.hashing import sha256, sha256_file
 
 Vectors = NDArray[np.float32]
 
-_NAMES = {
+_KIND_PHRASES = {
     Kind.TEXT: "a text",
     Kind.IMAGE: "an image alone",
     Kind.INSTRUCTED: "an image with an instruction",
 }
 
 
-class Encoder(Protocol):
+class Encoder(ABC):
     """A model as a benchmark sees it."""
 
-    @property
-    def name(self) -> str:
-        """What records call it; no path."""
-        ...
+    name: str
+    """What records call it; no path."""
+    dim: int
+    """`D`, the length of a vector."""
+    supported_kinds: frozenset[Kind]
+    """The kinds of item that it can embed."""
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 in hex of the weights and of what else decides a vector."""
-        ...
 
-    @property
-    def dim(self) -> int:
-        """`D`, the length of a vector."""
-        ...
-
-    @property
-    def takes(self) -> frozenset[Kind]:
-        """The kinds of item that it can embed."""
-        ...
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """JSON values for a record: library, kinds, dtype, device, prompt hash, config."""
 
     def embed(
         self,
@@ -62,69 +56,46 @@ class Encoder(Protocol):
         """`N` items -> `(N, D)` of unit length, in their order.
 
         Args:
-            items: any mix of the kinds in `takes`.
+            items: any mix of the supported kinds.
             max_pixels: the largest area at which a picture is seen; None: as the model says.
             progress: draw a bar on stderr.
 
         Raises:
-            UsageError: an item is of a kind that it does not take.
+            UsageError: an item is of a kind that is not supported.
             InputError: an item cannot be embedded.
             NotFiniteError: a vector is not finite.
         """
-        ...
+        values = [as_item(item) for item in items]
+        for number, item in enumerate(values):
+            if item.kind not in self.supported_kinds:
+                known = ", ".join(_KIND_PHRASES[k] for k in Kind if k in self.supported_kinds)
+                raise UsageError(
+                    f"item {number} is {_KIND_PHRASES[item.kind]}, and {self.name} takes only "
+                    f"{known}; measure it with what it takes"
+                )
+        return self._embed(values, max_pixels, progress)
 
-    def describe(self) -> dict[str, Any]:
-        """JSON values for a record: config, dtype, device, prompt hash, what it takes."""
-        ...
+    @abstractmethod
+    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+        """As `embed`, of items whose kinds are supported."""
 
 
-class WrappedEncoder:
-    """Another encoder, the same but for `embed`, which those that derive from this one write."""
+class WrappedEncoder(Encoder):
+    """Another encoder, the same but for `_embed`, which subclasses write."""
 
     def __init__(self, inner: Encoder) -> None:
         self.inner = inner
-
-    @property
-    def name(self) -> str:
-        """That of the other encoder."""
-        return self.inner.name
+        self.name, self.dim = inner.name, inner.dim
+        self.supported_kinds = inner.supported_kinds
 
     @property
     def fingerprint(self) -> str:
         """That of the other encoder."""
         return self.inner.fingerprint
 
-    @property
-    def dim(self) -> int:
-        """That of the other encoder."""
-        return self.inner.dim
-
-    @property
-    def takes(self) -> frozenset[Kind]:
-        """That of the other encoder."""
-        return self.inner.takes
-
     def describe(self) -> dict[str, Any]:
         """That of the other encoder."""
         return self.inner.describe()
-
-
-def checked(items: Sequence[str | Item], takes: frozenset[Kind], name: str) -> list[Item]:
-    """The items as `Item`s.
-
-    Raises:
-        UsageError: one is of a kind that the model does not take.
-        InputError: one is no item.
-    """
-    values = [as_item(item) for item in items]
-    for number, item in enumerate(values):
-        if item.kind not in takes:
-            known = ", ".join(_NAMES[kind] for kind in Kind if kind in takes)
-            raise UsageError(
-                f"item {number} is {_NAMES[item.kind]}, and {name} takes only {known}; "
-                "measure it with what it takes"
-            )
-    return values
 
 
 def unit(vectors: ArrayLike, name: str) -> Vectors:
@@ -143,18 +114,18 @@ def unit(vectors: ArrayLike, name: str) -> Vectors:
     return np.asarray(array / norms, dtype=np.float32)
 
 
-def no_path(name: str) -> str:
+def strip_path(name: str) -> str:
     """A name fit for a record: of a path its last part; "owner/name" of a hub stays."""
     is_path = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()
     return Path(name).resolve().name if is_path else name
 
 
-def takes_in_words(takes: frozenset[Kind]) -> list[str]:
+def kind_names(kinds: frozenset[Kind]) -> list[str]:
     """The kinds in a fixed order, as JSON values."""
-    return [kind.value for kind in Kind if kind in takes]
+    return [kind.value for kind in Kind if kind in kinds]
 
 
-def kept_area(picture: Image.Image, max_pixels: int | None) -> Image.Image:
+def shrink(picture: Image.Image, max_pixels: int | None) -> Image.Image:
     """A picture of at most `max_pixels`, its shape kept; for models without such a dial."""
     width, height = picture.size
     if max_pixels is None or width * height <= max_pixels:
@@ -162,9 +133,6 @@ def kept_area(picture: Image.Image, max_pixels: int | None) -> Image.Image:
     scale = (max_pixels / (width * height)) ** 0.5
     size = (max(1, int(width * scale)), max(1, int(height * scale)))
     return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-# -- content ---------------------------------------------------------------------------------------
 
 
 def content_keys(items: Sequence[Item]) -> list[str]:
@@ -176,20 +144,18 @@ def content_keys(items: Sequence[Item]) -> list[str]:
     Raises:
         ImageError: an image file cannot be read.
     """
-    images: dict[Any, str] = {}  # a picture that many items show is hashed once
-    return [_key(item, images) for item in items]
-
-
-def _key(item: Item, images: dict[Any, str]) -> str:
-    if item.image is None:
-        return "text " + hashlib.sha256(str(item.text).encode()).hexdigest()
-    source = image_key(item)
-    if source not in images:
-        images[source] = image_hash(item.image)
-    if item.instruction is None:
-        return images[source]
-    words = hashlib.sha256(item.instruction.encode()).hexdigest()
-    return f"asked {words} {images[source]}"
+    hashes: dict[Any, str] = {}  # a picture that many items show is hashed once
+    keys = []
+    for item in items:
+        if item.image is None:
+            keys.append(f"text {sha256(str(item.text))}")
+            continue
+        source = image_key(item)
+        if source not in hashes:
+            hashes[source] = image_hash(item.image)
+        asked = "" if item.instruction is None else f"asked {sha256(item.instruction)} "
+        keys.append(asked + hashes[source])
+    return keys
 
 
 def image_hash(image: ImageInput) -> str:
@@ -199,25 +165,20 @@ def image_hash(image: ImageInput) -> str:
         ImageError: the file cannot be read, or it is no picture.
     """
     if isinstance(image, bytes):
-        return hashlib.sha256(image).hexdigest()
+        return sha256(image)
     if isinstance(image, str) and image[:5].lower() == "data:":
-        return "url " + hashlib.sha256(image.encode()).hexdigest()
-    if isinstance(image, str | os.PathLike):
-        return _file_hash(image)
-    picture = open_image(image)  # upright RGB: what the model will see
-    head = f"{picture.width} x {picture.height} RGB\n".encode()
-    return "pixels " + hashlib.sha256(head + picture.tobytes()).hexdigest()
-
-
-def _file_hash(path: str | os.PathLike[str]) -> str:
+        return f"url {sha256(image)}"
+    if not isinstance(image, str | os.PathLike):
+        picture = open_image(image)  # upright RGB: what the model will see
+        head = f"{picture.width} x {picture.height} RGB\n".encode()
+        return f"pixels {sha256(head + picture.tobytes())}"
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(Path(image))
     except FileNotFoundError:
         raise ImageNotFoundError(
-            f"there is no file {describe_image(path)}; check the path"
+            f"there is no file {describe_image(image)}; check the path"
         ) from None
     except OSError as error:
         raise ImageError(
-            f"{describe_image(path)} cannot be read ({error.strerror}); check the file"
+            f"{describe_image(image)} cannot be read ({error.strerror}); check the file"
         ) from None

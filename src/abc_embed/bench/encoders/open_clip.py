@@ -1,25 +1,22 @@
 """A model of open_clip as a benchmark sees it: texts and images, each alone.
 
-Does: load a model by name, let the library prepare pictures and texts. Does not: take an image with
-an instruction, since such a model has one encoder for each; measure it as ``late:open_clip:...``.
-The library needs torchvision, so it is an extra of its own: ``open-clip``.
+An image with an instruction is not taken, since such a model has one encoder for each; measure it
+as `late:open_clip:...`. The library needs torchvision, so it is an extra of its own: `open-clip`.
 """
 
 import importlib
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from abc_embed import runtime
-from abc_embed.bench.encoders.base import Vectors, no_path
+from abc_embed.bench.encoders.base import Vectors, strip_path
 from abc_embed.bench.encoders.foreign import ForeignEncoder
 from abc_embed.errors import CheckpointError, MissingExtraError, UsageError
 from abc_embed.inputs import Kind
-
-T = TypeVar("T")
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -41,31 +38,31 @@ class OpenClipEncoder(ForeignEncoder):
         *,
         batch_size: int = 32,
     ) -> None:
-        takes = frozenset({Kind.TEXT, Kind.IMAGE})
-        super().__init__(model.eval(), f"open_clip:{name}", takes, dim=None, batch_size=batch_size)
         self._prepare = prepare
         self._tokenize = tokenize
         self._parameter = next(model.parameters())
+        kinds = frozenset({Kind.TEXT, Kind.IMAGE})
+        super().__init__(model.eval(), f"open_clip:{name}", kinds, dim=None, batch_size=batch_size)
 
-    def _embed(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
-        return self._texts(words) if kind is Kind.TEXT else self._images(pictures)
+    def _embed_kind(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
+        if kind is Kind.TEXT:
+            return self._batched(words, self._encode_texts)
+        return self._batched(pictures, self._encode_images)
+
+    def _encode_texts(self, words: Sequence[str]) -> Any:
+        tokens = self._tokenize(words).to(self._parameter.device)
+        return self.model.encode_text(tokens)
+
+    def _encode_images(self, pictures: Sequence[Image.Image]) -> Any:
+        pixels = torch.stack([self._prepare(picture) for picture in pictures])
+        pixels = pixels.to(self._parameter.device, self._parameter.dtype)
+        return self.model.encode_image(pixels)
 
     @torch.no_grad()
-    def _texts(self, words: list[str]) -> Vectors:
-        encode, device = self.model.encode_text, self._parameter.device
-        return _numpy(encode(self._tokenize(part).to(device)) for part in self._parts(words))
-
-    @torch.no_grad()
-    def _images(self, pictures: list[Image.Image]) -> Vectors:
-        device, dtype = self._parameter.device, self._parameter.dtype
-        return _numpy(
-            self.model.encode_image(torch.stack([*map(self._prepare, part)]).to(device, dtype))
-            for part in self._parts(pictures)
-        )
-
-    def _parts(self, values: list[T]) -> Iterator[list[T]]:
-        for start in range(0, len(values), self.batch_size):
-            yield values[start : start + self.batch_size]
+    def _batched(self, values: list[Any], encode: Callable[[Any], Any]) -> Vectors:
+        starts = range(0, len(values), self.batch_size)
+        parts = [encode(values[start : start + self.batch_size]) for start in starts]
+        return np.asarray(torch.cat(parts).float().cpu().numpy(), dtype=np.float32)
 
     def _config(self) -> dict[str, Any]:
         return {"preparation": str(self._prepare), "name": self.name}
@@ -75,16 +72,12 @@ class OpenClipEncoder(ForeignEncoder):
         return str(parameter.dtype).removeprefix("torch."), parameter.device.type
 
 
-def _numpy(parts: Iterable[torch.Tensor]) -> Vectors:
-    return np.asarray(torch.cat(list(parts)).float().cpu().numpy(), dtype=np.float32)
-
-
 def load_open_clip(
     name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 32
 ) -> OpenClipEncoder:
-    """``MODEL/PRETRAINED`` by the names of open_clip, where PRETRAINED may be a file.
+    """`MODEL/PRETRAINED` by the names of open_clip, where PRETRAINED may be a file.
 
-    Names that the library knows are fetched by it. ``dtype="auto"`` is float32 on a CPU, bfloat16
+    Names that the library knows are fetched by it. `dtype="auto"` is float32 on a CPU, bfloat16
     elsewhere.
 
     Raises:
@@ -113,5 +106,5 @@ def load_open_clip(
     except (OSError, ValueError, RuntimeError) as problem:
         why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise CheckpointError(f"open_clip cannot load {name!r}: {why}; check the name") from problem
-    shown = f"{model_name}/{no_path(pretrained)}"
+    shown = f"{model_name}/{strip_path(pretrained)}"
     return OpenClipEncoder(model, prepare, tokenize, shown, batch_size=batch_size)

@@ -1,7 +1,5 @@
 """Any model behind one small face: what benchmarks measure, chosen by name.
 
-Does: turn a name into an `Encoder`. Does not: embed; each kind has its file in `encoders/`.
-
     bundled, a folder, owner/name    a model of ours
     st:NAME                          a model of sentence-transformers: a folder, or owner/name
     open_clip:MODEL/PRETRAINED       a model of open_clip
@@ -10,21 +8,13 @@ Does: turn a name into an `Encoder`. Does not: embed; each kind has its file in 
 """
 
 from abc_embed.bench.encoders.base import Encoder
+from abc_embed.bench.encoders.baselines import RANDOM_DIM, LateFusion, RandomEncoder
 from abc_embed.bench.encoders.cached import CachedEncoder
-from abc_embed.bench.encoders.late import LateFusion
 from abc_embed.bench.encoders.native import NativeEncoder
-from abc_embed.bench.encoders.random import DIM, RandomEncoder
 from abc_embed.embedder import Embedder
 from abc_embed.errors import UsageError
 
-__all__ = [
-    "CachedEncoder",
-    "Encoder",
-    "LateFusion",
-    "NativeEncoder",
-    "RandomEncoder",
-    "load_encoder",
-]
+__all__ = ["CachedEncoder", "Encoder", "load_encoder"]
 
 
 def load_encoder(
@@ -37,7 +27,7 @@ def load_encoder(
 ) -> Encoder:
     """The encoder of a name; see the head of this file for the names.
 
-    ``device``, ``dtype`` and ``attn`` are as in `Embedder.from_pretrained`; with ``dtype="auto"``
+    `device`, `dtype` and `attn` are as in `Embedder.from_pretrained`; with `dtype="auto"`
     models of other libraries keep the number format of their files.
 
     Raises:
@@ -49,7 +39,7 @@ def load_encoder(
     kind, colon, rest = name.partition(":")
     if kind == "random":
         if colon and not rest.isdecimal():
-            raise UsageError(f"{name!r} has no width; write random or random:{DIM}")
+            raise UsageError(f"{name!r} has no width; write random or random:{RANDOM_DIM}")
         return RandomEncoder(int(rest)) if colon else RandomEncoder()
     if not colon or kind not in ("late", "st", "open_clip"):
         embedder = Embedder.from_pretrained(name, device=device, dtype=dtype, attn=attn)

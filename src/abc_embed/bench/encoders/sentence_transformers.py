@@ -1,12 +1,9 @@
 """A model of sentence-transformers as a benchmark sees it: text or multimodal.
 
-Does: ask the model which inputs it takes, hand pictures over as RGB, an image with its instruction
-as ``{"image": ..., "text": ...}``, and texts always as texts. Does not: run code that comes with a
-model (``trust_remote_code``); a folder that `interop.export` wrote needs only this package.
-
-Traps minded: the library takes a text that is the name of an image file, or an address that ends
-like one, for the image, without a word; and it refuses some mixtures of kinds in one batch, so
-kinds go apart.
+Code that comes with a model is not run (`trust_remote_code`); a folder that `interop.export` wrote
+needs only this package. Traps minded: the library takes a text that is the name of an image file,
+or an address that ends like one, for the image, without a word; and it refuses some mixtures of
+kinds in one batch, so kinds go apart.
 """
 
 import json
@@ -18,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from abc_embed import hub, runtime
-from abc_embed.bench.encoders.base import Vectors, no_path
+from abc_embed.bench.encoders.base import Vectors, strip_path
 from abc_embed.bench.encoders.foreign import ForeignEncoder
 from abc_embed.errors import CheckpointError, MissingExtraError
 from abc_embed.inputs import Kind
@@ -26,13 +23,13 @@ from abc_embed.inputs import Kind
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-OURS = "abc_embed.interop."
+NATIVE_MODULES = "abc_embed.interop."
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 """What is fetched of a named repository: no code, and no weights in Python's pickle format."""
 
 
 class SentenceTransformerEncoder(ForeignEncoder):
-    """Any `SentenceTransformer`; `takes` is what it says of itself."""
+    """Any `SentenceTransformer`, with the kinds that it says it takes."""
 
     LIBRARY = "sentence-transformers"
 
@@ -42,11 +39,11 @@ class SentenceTransformerEncoder(ForeignEncoder):
             Kind.IMAGE: model.supports("image"),
             Kind.INSTRUCTED: model.supports(("image", "text")),
         }
-        takes = frozenset(kind for kind, has in supported.items() if has)
+        kinds = frozenset(kind for kind, has in supported.items() if has)
         dim = model.get_embedding_dimension()
-        super().__init__(model, f"st:{no_path(name)}", takes, dim=dim, batch_size=batch_size)
+        super().__init__(model, f"st:{strip_path(name)}", kinds, dim=dim, batch_size=batch_size)
 
-    def _embed(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
+    def _embed_kind(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
         if kind is Kind.INSTRUCTED:
             pairs = zip(pictures, words, strict=True)
             return self._encode([{"image": picture, "text": text} for picture, text in pairs])
@@ -91,9 +88,9 @@ class SentenceTransformerEncoder(ForeignEncoder):
 def load_sentence_transformer(
     name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 32
 ) -> SentenceTransformerEncoder:
-    """The model of a folder, or of ``owner/name[@revision]`` on the hub, which is fetched once.
+    """The model of a folder, or of `owner/name[@revision]` on the hub, which is fetched once.
 
-    ``dtype="auto"`` keeps the number format of the files.
+    `dtype="auto"` keeps the number format of the files.
 
     Raises:
         UnknownModelError, OfflineError: it cannot be had.
@@ -113,7 +110,7 @@ def load_sentence_transformer(
             str(folder),
             device=str(where),
             local_files_only=True,
-            trust_remote_code=_only_ours(folder),
+            trust_remote_code=_only_native(folder),
             model_kwargs=chosen or None,
         )
     except (OSError, ValueError, ImportError, RuntimeError) as problem:
@@ -124,7 +121,7 @@ def load_sentence_transformer(
     return SentenceTransformerEncoder(model, name, batch_size=batch_size)
 
 
-def _only_ours(folder: Path) -> bool:
+def _only_native(folder: Path) -> bool:
     """Whether a folder asks for nothing but modules of this package, which are installed anyway.
 
     The library calls every class outside itself remote code, and wants a permission for it; this
@@ -132,6 +129,6 @@ def _only_ours(folder: Path) -> bool:
     """
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        return all(str(module["type"]).startswith(OURS) for module in modules)
+        return all(str(module["type"]).startswith(NATIVE_MODULES) for module in modules)
     except (OSError, ValueError, TypeError, KeyError):
         return False

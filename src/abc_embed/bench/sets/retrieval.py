@@ -42,7 +42,7 @@ def measure(
         DataError: not one image is there.
         NotFiniteError, InputError: as the encoder.
     """
-    if not {Kind.IMAGE, Kind.TEXT} <= encoder.takes:
+    if not {Kind.IMAGE, Kind.TEXT} <= encoder.supported_kinds:
         raise UsageError(f"{encoder.name} does not take both images and texts; measure another")
     check_any(len(captions.images), captions.missing)
     items = [Item(image=path) for path in captions.images]

@@ -13,7 +13,7 @@ from pathlib import Path
 from abc_embed.bench.encoders.base import Encoder, Vectors, WrappedEncoder
 from abc_embed.bench.sets.findings import Findings
 from abc_embed.errors import DataError, MissingExtraError
-from abc_embed.inputs import Item, as_item
+from abc_embed.inputs import Item
 from abc_embed.storage.files import atomic_write
 
 
@@ -24,19 +24,13 @@ class TimedEncoder(WrappedEncoder):
         super().__init__(inner)
         self.images, self.seconds = 0, 0.0
 
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> Vectors:
-        """As the other encoder; a call that has images is timed as a whole."""
-        shown = sum(as_item(item).image is not None for item in items)
+    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+        """A call that has images is timed as a whole."""
+        images = sum(item.image is not None for item in items)
         began = time.perf_counter()
         vectors = self.inner.embed(items, max_pixels=max_pixels, progress=progress)
-        if shown:
-            self.images += shown
+        if images:
+            self.images += images
             self.seconds += time.perf_counter() - began
         return vectors
 
