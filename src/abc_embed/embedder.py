@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from abc_embed import checkpoint, runtime
 from abc_embed.errors import UsageError
+from abc_embed.explain import Evidence, Method, explain
 from abc_embed.inputs import Item, as_item
 from abc_embed.model import AbcModel
 from abc_embed.pipeline import EmbeddingPipeline, OnError, Skipped, Vector, grouped, image_key
@@ -29,7 +30,7 @@ from abc_embed.weights import fingerprint
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["Embedder", "Skipped"]
+__all__ = ["Embedder", "Evidence", "Skipped"]
 
 
 
@@ -263,6 +264,40 @@ class Embedder:
                 "compare vectors of one model"
             )
         return np.asarray(first @ second.T, dtype=np.float32)
+
+    def explain(
+        self,
+        item: str | Item,
+        text: "str | Item | Vector",
+        *,
+        max_pixels: int | None = None,
+        method: Method = "midpoint",
+    ) -> Evidence:
+        """Which places of a picture made its cosine with a text: a `(rows, columns)` map.
+
+        Args:
+            item: an image, alone or with an instruction.
+            text: what it is compared with; anything `embed` takes, or a vector `(D,)`.
+            max_pixels: as in `embed`.
+            method: see `explain.Method`; the default costs one forward and one backward pass.
+
+        Raises:
+            InputError, UsageError: as `embed`; also for an item without a picture.
+        """
+        vector = text if isinstance(text, np.ndarray) else self.embed(text, max_pixels=max_pixels)
+        target = torch.from_numpy(_unit(vector, "text's")).float()
+        if target.shape != (self.dim,):
+            shape = tuple(target.shape)
+            raise UsageError(f"the text's vector has shape {shape}; give ({self.dim},)")
+        with self._lock:
+            return explain(
+                self.model,
+                self.processor,
+                as_item(item),
+                target,
+                max_pixels=max_pixels,
+                method=method,
+            )
 
     # -- what it is ------------------------------------------------------------------------------
 

@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from golden_parts import small
 from safetensors.torch import save_file
+from tiny_families import wake_adapter, with_instruct_adapter
 from torch import nn
 
 from abc_embed import backbone as backbone_module
 from abc_embed import checkpoint, weights
 from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
 from abc_embed.backbone import LAZY_REGISTRY, parse_config
-from abc_embed.checkpoint import Loaded
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
 from abc_embed.train.batches import captioned, instructed, make_batch
@@ -40,24 +40,6 @@ ITEMS = [
     small(shade=90, size=(192, 96)),
     small("what is in the middle?", shade=3, size=(128, 192)),  # the first image again
 ]
-
-
-def wake_adapter(model: nn.Module) -> None:
-    """A fresh LoRA does nothing; this one does."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-
-
-def with_instruct_adapter(family: str, attn: str = "sdpa") -> Loaded:
-    model, processor = tiny_families.loaded(family, attn)
-    attach_stage1(model, r=4, alpha=8)
-    wake_adapter(model)
-    merge_stage1(model)
-    attach_stage2(model, r=4, alpha=8)
-    wake_adapter(model)
-    return model.requires_grad_(False), processor
 
 
 def test_every_family_has_a_tiny_configuration_here() -> None:

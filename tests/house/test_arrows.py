@@ -30,7 +30,7 @@ ARROW = (
     ("card", "hub"),
     ("checkpoint",),
     ("vectors",),
-    ("pipeline",),
+    ("pipeline", "explain"),
     ("embedder",),
     ("scenes", "data"),
     ("vlm", "search", "mining", "train", "bench"),

@@ -12,6 +12,7 @@ import golden_parts
 import torch
 from torch import nn
 
+from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
 from abc_embed.backbone import LAZY_REGISTRY, REGISTRY, Backbone, build_backbone, parse_config
 from abc_embed.checkpoint import Loaded
 from abc_embed.model import AbcModel
@@ -144,6 +145,24 @@ def loaded(family: str, attn: str = "sdpa", positions: Positions = "sequential")
         golden.max_tokens,
     )
     return model.requires_grad_(False).eval(), processor
+
+
+def wake_adapter(model: nn.Module) -> None:
+    """A fresh LoRA does nothing; this one does."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+
+def with_instruct_adapter(family: str, attn: str = "sdpa") -> Loaded:
+    model, processor = loaded(family, attn)
+    attach_stage1(model, r=4, alpha=8)
+    wake_adapter(model)
+    merge_stage1(model)
+    attach_stage2(model, r=4, alpha=8)
+    wake_adapter(model)
+    return model.requires_grad_(False), processor
 
 
 def _budget(family: str, golden: ImageBudget, vision: Any) -> ImageBudget:
