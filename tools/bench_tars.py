@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from abc_embed.data.published.arrow_rows import Rows, build_rows
+from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet
 from abc_embed.data.published.gzip_points import SPACING
-from abc_embed.data.published.layouts import SOURCES, captioned
+from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.published.tar_index import build_index
 from abc_embed.data.published.tar_parts import find_archives
 from abc_embed.data.published.tars import TarImages
@@ -127,17 +127,17 @@ def rows(folder: Path) -> None:
         }
     )
     parquet.write_table(table, folder / "train.parquet")
-    copying = seconds(lambda: build_rows([folder / "train.parquet"], folder / "rows.arrow"))
-    found = Rows(folder / "rows.arrow")
+    copying = seconds(lambda: copy_parquet([folder / "train.parquet"], folder / "rows.arrow"))
+    table_copy = ArrowTable(folder / "rows.arrow")
     order = random.Random(0).sample(range(ROWS), 2000)
 
     def read() -> None:
         for number in order:
-            row = captioned(found.row(number), found)
-            _ = [row.negatives[k] for k in range(0, 35, 5)]
+            negatives = LAYOUTS["abc-pretrain"].fields(table_copy, number)["negatives"]
+            _ = [negatives[k] for k in range(0, 35, 5)]
 
     spent = seconds(read) / len(order)
-    print(f"rows ({SOURCES['abc-pretrain'].repository}): copied at {ROWS / copying:,.0f} a second")
+    print(f"rows ({LAYOUTS['abc-pretrain'].repository}): copied at {ROWS / copying:,.0f} a second")
     print(f"rows: {spent * 1e6:.0f} microseconds for a row and 7 of its 100 negatives")
 
 

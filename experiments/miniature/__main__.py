@@ -17,9 +17,7 @@ PLAIN_EVERY_S = 30.0
 
 def main() -> int:
     """Exit 0 when all is written, 1 with one sentence otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.miniature", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.miniature", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"), help="where it works")
     parser.add_argument("--into", type=Path, help="folder that has docs/ and results/ to write to")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one core each")

@@ -11,7 +11,7 @@ from published_sets import make_pretrain
 
 from abc_embed.data.card import write_card
 from abc_embed.data.card_text import card_text
-from abc_embed.data.published.source import make_ready
+from abc_embed.data.published.dataset import prepare
 from abc_embed.data.published.verify import check_complete
 from abc_embed.data.records import Record, read_records, write_records
 from abc_embed.errors import DataError
@@ -91,7 +91,7 @@ def test_mined_files_beside_the_records(scenes: Path) -> None:
 
 def test_a_published_set(tmp_path: Path) -> None:
     make_pretrain(tmp_path)
-    make_ready(tmp_path)
+    prepare(tmp_path)
     facts, path = write_card(tmp_path)
     found = facts["published"]
     assert (found["name"], found["rows"], found["images"]) == ("abc-pretrain", 20, 20)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from abc_embed.data.formats import open_records
+from abc_embed.data import open_dataset
 from abc_embed.data.formats.check import check
 from abc_embed.data.records import Record, write_records
 from abc_embed.scenes.dataset import write_dataset
@@ -35,7 +35,7 @@ def test_each_fault_is_found_and_counted_once(tmp_path: Path) -> None:
     with (tmp_path / "records.jsonl").open("a") as file:
         first = (tmp_path / "records.jsonl").read_text().splitlines()[0]
         file.write(first.replace("0.png", "7.png") + "\n{broken\n")
-    found = check(open_records(tmp_path), longest=100)
+    found = check(open_dataset(tmp_path), longest=100)
     assert (found.rows, found.usable) == (10, 5)
     assert found.as_json()["counts"] == {
         "rows that cannot be read": 1,
@@ -55,5 +55,5 @@ def test_each_fault_is_found_and_counted_once(tmp_path: Path) -> None:
 
 def test_what_the_generator_writes_is_good(tmp_path: Path) -> None:
     write_dataset(tmp_path / "scenes", 6, seed=3)
-    found = check(open_records(tmp_path / "scenes"))
+    found = check(open_dataset(tmp_path / "scenes"))
     assert found.good and found.usable == 6 and found.texts["regions"] >= 6

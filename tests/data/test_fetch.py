@@ -14,9 +14,10 @@ import pytest
 from published_sets import make_vg, noise
 from small_hub import COMMIT, SmallHub, serving
 
+from abc_embed.data import open_dataset
 from abc_embed.data.published import fetch as fetching
+from abc_embed.data.published.dataset import own_file, prepare
 from abc_embed.data.published.fetch import fetch, plan, read_manifest
-from abc_embed.data.published.source import make_ready, open_source, own_file
 from abc_embed.data.published.verify import check_complete
 from abc_embed.errors import DataError, OutputError, UsageError
 
@@ -63,11 +64,11 @@ def test_all_of_it_pinned_and_compared(hub: SmallHub, tmp_path: Path) -> None:
     assert seen == sorted(seen)
     manifest = read_manifest(out)
     assert set(manifest.checked) == set(hub.files)
-    make_ready(out)
+    prepare(out)
     found = check_complete(out)
     assert found.ok
     assert found.hashes == "4 of 4 files compared"
-    assert len(open_source(out)) == 6
+    assert len(open_dataset(out)) == 6
     hub.asked.clear()
     get(out)
     assert (hub.asked, hub.api) == ([], 1), "nothing is asked when all is there"
@@ -175,7 +176,7 @@ def test_what_is_there_already_is_only_compared(hub: SmallHub, tmp_path: Path) -
 def test_a_file_changed_since_is_compared_again(hub: SmallHub, tmp_path: Path) -> None:
     out = tmp_path / "out"
     get(out)
-    make_ready(out)
+    prepare(out)
     content = bytearray(hub.files[BIG])
     content[5] ^= 1
     (out / BIG).write_bytes(content)

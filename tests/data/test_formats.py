@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from abc_embed.data.formats import Rejected, Row, each_row, open_records
+from abc_embed.data import Rejected, Row, open_dataset
 from abc_embed.data.formats import convert as convert_module
 from abc_embed.data.formats.convert import convert
 from abc_embed.data.records import Instruction, Record, Region, write_records
@@ -78,12 +78,12 @@ def content(rows: list[Row | Rejected]) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("part_size", [2, 100])
 def test_a_data_set_survives_each_form(tmp_path: Path, form: Any, part_size: int) -> None:
     make(tmp_path / "from")
-    before = open_records(tmp_path / "from")
+    before = open_dataset(tmp_path / "from")
     done = convert(before, tmp_path / "to", form, part_size=part_size)
     assert (done.written, done.rejected) == (5, 0)
-    after = open_records(tmp_path / "to")
+    after = open_dataset(tmp_path / "to")
     assert (after.form, len(after)) == (form, 5)
-    assert content(list(each_row(after))) == content(list(each_row(before)))
+    assert content(list(after.rows())) == content(list(before.rows()))
     # Rows by number, in any order, and in another process.
     again = pickle.loads(pickle.dumps(after))
     assert content([again.row(n) for n in (4, 0, 2)]) == [
@@ -94,10 +94,10 @@ def test_a_data_set_survives_each_form(tmp_path: Path, form: Any, part_size: int
 
 def test_a_folder_keeps_images_and_captions(tmp_path: Path) -> None:
     records = make(tmp_path / "from")
-    convert(open_records(tmp_path / "from"), tmp_path / "to", "folder")
-    after = open_records(tmp_path / "to")
+    convert(open_dataset(tmp_path / "from"), tmp_path / "to", "folder")
+    after = open_dataset(tmp_path / "to")
     assert after.form == "folder"
-    rows = [row for row in each_row(after) if isinstance(row, Row)]
+    rows = [row for row in after.rows() if isinstance(row, Row)]
     assert [row.record.caption for row in rows] == [record.caption for record in records]
     assert [row.image.read_bytes() for row in rows if isinstance(row.image, Path)] == [
         png(n) for n in range(5)
@@ -111,7 +111,7 @@ def test_bad_rows_are_kept_with_their_reasons(tmp_path: Path) -> None:
     lines[1] = lines[1][:40]
     lines[3] = lines[3].replace('"r3"', '"r0"')
     path.write_text("\n".join([*lines, "", lines[4].replace("r4", "r5").replace("4.png", "9.png")]))
-    done = convert(open_records(path), tmp_path / "to", "jsonl", part_size=2)
+    done = convert(open_dataset(path), tmp_path / "to", "jsonl", part_size=2)
     assert (done.written, done.rejected) == (3, 3)
     rejects = [json.loads(line) for line in lines_of(tmp_path / "to/rejects.jsonl")]
     assert [(r["place"].rsplit(":", 1)[1], r["why"].split(";")[0][:22]) for r in rejects] == [
@@ -125,7 +125,7 @@ def test_a_conversion_that_was_stopped_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "from")
-    before = open_records(tmp_path / "from")
+    before = open_dataset(tmp_path / "from")
     convert(before, tmp_path / "whole", "parquet", part_size=2)
     real, calls = convert_module.write_parquet, []
 
@@ -163,7 +163,7 @@ def test_parquet_of_the_hub_is_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "there.png").write_bytes(png(3, (5, 7)))
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=3)
-    found = list(each_row(open_records(tmp_path / "a.parquet", {"caption": "title"})))
+    found = list(open_dataset(tmp_path / "a.parquet", {"caption": "title"}).rows())
     assert isinstance(found[0], Row) and isinstance(found[2], Row)
     one, three = found[0].record, found[2].record
     assert (one.id, one.image, one.caption, one.meta) == (
@@ -178,13 +178,13 @@ def test_parquet_of_the_hub_is_read(tmp_path: Path) -> None:
         Rejected(f"{tmp_path}/a.parquet: row 3", "jpg is empty; give bytes or a path"),
     ]
     with pytest.raises(DataError, match="no column 'text'; it has jpg, title, url"):
-        open_records(tmp_path / "a.parquet", {"caption": "text"})
+        open_dataset(tmp_path / "a.parquet", {"caption": "text"})
 
 
 def test_numbers_of_rows_are_no_negatives(tmp_path: Path) -> None:
     rows = [{"image": png(1), "caption": "one", "negatives": [0]}]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    (found,) = each_row(open_records(tmp_path))
+    (found,) = open_dataset(tmp_path).rows()
     assert isinstance(found, Rejected) and "abc-pretrain:FOLDER" in found.why
 
 
@@ -205,7 +205,7 @@ def test_webdataset_of_others_is_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "01.tar", "w") as tar:
         add(tar, "no.txt", b"words alone")
         add(tar, "l" * 150 + ".png", png(3))  # a long name: two headers
-    found = list(each_row(open_records(tmp_path)))
+    found = list(open_dataset(tmp_path).rows())
     assert [r.why for r in found if isinstance(r, Rejected)] == [
         "the sample has no image; leave it out, or add one"
     ]
@@ -217,7 +217,7 @@ def test_webdataset_of_others_is_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "01.tar").write_bytes(b"not a tar file" * 100)
     with pytest.raises(DataError, match="no plain tar file"):
-        open_records(tmp_path)
+        open_dataset(tmp_path)
 
 
 CAPTIONS = {
@@ -234,7 +234,7 @@ def test_a_folder_of_images_with_a_file_of_captions(tmp_path: Path, name: str) -
     for image in ("a.png", "sub/b.png", "sub/c.png"):
         (tmp_path / image).write_bytes(png(1))
     (tmp_path / name).write_text(CAPTIONS[name])
-    found = list(each_row(open_records(tmp_path)))
+    found = list(open_dataset(tmp_path).rows())
     said = [(r.record.id, r.record.caption) for r in found if isinstance(r, Row)]
     assert said == [("a.png", "one"), ("sub/b.png", "two"), ("sub/c.png", None)]
     (missing,) = [r for r in found if isinstance(r, Rejected)]
@@ -246,7 +246,7 @@ def test_a_folder_of_images_with_texts_beside_them(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(png(1))
         if text is not None:
             (tmp_path / f"{name}.txt").write_text(text)
-    rows = [row for row in each_row(open_records(tmp_path)) if isinstance(row, Row)]
+    rows = [row for row in open_dataset(tmp_path).rows() if isinstance(row, Row)]
     assert [row.record.caption for row in rows] == ["one", None, None]
 
 
@@ -254,7 +254,7 @@ def test_an_image_that_lies_on_its_side_has_the_size_that_is_seen(tmp_path: Path
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    (row,) = each_row(open_records(tmp_path))
+    (row,) = open_dataset(tmp_path).rows()
     assert isinstance(row, Row) and (row.record.width, row.record.height) == (20, 30)
 
 
@@ -264,15 +264,15 @@ def test_no_row_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "up.png").write_bytes(png(1))
     (tmp_path / "in/a.png").write_bytes(png(1))
     (tmp_path / "in/captions.txt").write_text(f"{name}\tone\n")
-    found = list(each_row(open_records(tmp_path / "in")))
+    found = list(open_dataset(tmp_path / "in").rows())
     assert isinstance(found[1], Rejected) and "outside the folder" in found[1].why
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no"):
-        open_records(tmp_path / "nowhere")
+        open_dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is no data set"):
-        open_records(tmp_path)
+        open_dataset(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="damaged or no Parquet"):
-        open_records(tmp_path)
+        open_dataset(tmp_path)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from abc_embed.data import Row
 from abc_embed.data.contact_sheet import write_rows
-from abc_embed.data.formats.rows import Row
 from abc_embed.data.records import Instruction, Record, Region
 from abc_embed.errors import ImageError
 

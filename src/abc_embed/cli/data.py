@@ -100,15 +100,15 @@ def index(
 
     Goes on where it was stopped. Makes the captions quick to reach as well.
     """
-    from abc_embed.data.published.source import make_ready
+    from abc_embed.data.published.dataset import prepare
 
     with progress_bar("indexing MB", unit=1 << 20) as on_progress:
-        made = make_ready(
+        made = prepare(
             folder,
             spacing=options.size_in_bytes(spacing, "--spacing"),
             again=again,
-            said=say,
-            counted=on_progress,
+            on_message=say,
+            on_progress=on_progress,
         )
     if as_json:
         show_json({"folder": str(folder), **made})
@@ -158,7 +158,7 @@ def unpack(
 
     Links, devices and names that lead out of the folder are left out and named.
     """
-    from abc_embed.data.published.source import open_images
+    from abc_embed.data.published.dataset import open_images
     from abc_embed.data.published.unpack import unpack as run
 
     most = None if limit is None else options.size_in_bytes(limit, "--limit")

@@ -16,7 +16,7 @@ from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
-    from abc_embed.data.formats.rows import RecordSet, Rejected
+    from abc_embed.data import Dataset, Rejected
 
 EXAMPLES = """\
 Examples:
@@ -45,7 +45,8 @@ DataSet = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="Records (.jsonl or their folder), .parquet, .tar, a folder of these, or of images.",
+        help="Records (.jsonl or their folder), .parquet, .tar, a folder of these, or of images; "
+        "a published set as SET:FOLDER.",
     ),
 ]
 Columns = Annotated[
@@ -79,9 +80,9 @@ def check(
     from abc_embed.data.formats.check import ERRORS, REMARKS
     from abc_embed.data.formats.check import check as run
 
-    records = _open(data, columns)
+    dataset = _open(data, columns)
     with progress_bar("checking rows") as on_progress:
-        found = run(records, longest=longest, counted=on_progress)
+        found = run(dataset, longest=longest, counted=on_progress)
     if as_json:
         show_json(found.as_json())
     else:
@@ -89,7 +90,7 @@ def check(
         _say("remark", found.remarks)
         counts = [("rows", found.rows), ("usable", found.usable), *sorted(found.texts.items())]
         counts += [(name, found.counts[name]) for name in (*ERRORS, *REMARKS)]
-        show_table((f"{records.form}", ""), counts)
+        show_table((f"{dataset.form}", ""), counts)
     if not found.good or (strict and found.remarks):
         raise typer.Exit(1)
 
@@ -112,10 +113,10 @@ def convert(
     from abc_embed.data.formats.convert import REJECTS_FILE
     from abc_embed.data.formats.convert import convert as run
 
-    records = _open(data, columns)
+    dataset = _open(data, columns)
     with progress_bar("rows") as on_progress:
         done = run(
-            records,
+            dataset,
             out,
             to.value,
             part_size=part_size,
@@ -139,27 +140,27 @@ def show_rows(
     """Draw a contact sheet: images with boxes, captions, instructions and negatives."""
     import numpy as np
 
+    from abc_embed.data import Row
     from abc_embed.data.contact_sheet import write_rows
-    from abc_embed.data.formats.rows import Row, each_row
 
     check_writable(out)
-    records = _open(data, columns)
-    drawn = np.random.default_rng(seed).permutation(len(records))[: 4 * number]
+    dataset = _open(data, columns)
+    drawn = np.random.default_rng(seed).permutation(len(dataset))[: 4 * number]
     rows: list[Row] = []
     for place in sorted(int(n) for n in drawn[:number]):
-        rows += [row for row in each_row(records, place, place + 1) if isinstance(row, Row)]
-    left_out = min(number, len(records)) - len(rows)
+        rows += [row for row in dataset.rows(place, place + 1) if isinstance(row, Row)]
+    left_out = min(number, len(dataset)) - len(rows)
     if left_out:
         say(f"{left_out} of the chosen rows cannot be used; abc-embed data check names them")
     if not rows:
         raise UsageError(f"{data} has no row that can be shown; see abc-embed data check")
     write_rows(rows, out)
-    show(f"{len(rows)} of {len(records):,} rows are on {out}")
+    show(f"{len(rows)} of {len(dataset):,} rows are on {out}")
 
 
-def _open(data: Path, columns: list[str] | None) -> "RecordSet":
-    from abc_embed.data.formats import open_records
-    from abc_embed.data.formats.rows import FIELDS
+def _open(data: Path, columns: list[str] | None) -> "Dataset":
+    from abc_embed.data import open_dataset
+    from abc_embed.data.records import FIELDS
 
     names: dict[str, str] = {}
     for text in columns or []:
@@ -170,7 +171,7 @@ def _open(data: Path, columns: list[str] | None) -> "RecordSet":
                 f"{', '.join(sorted(FIELDS))}"
             )
         names[ours] = theirs
-    return open_records(data, names)
+    return open_dataset(data, names)
 
 
 def _say(kind: str, lines: "list[Rejected]") -> None:

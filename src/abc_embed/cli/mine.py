@@ -216,17 +216,18 @@ def _embedder(
 def _check_out(records: str, out: Path, settings: "Settings") -> None:
     """Before the work: method and memory will do, the place can be written, and images will be
     found from there."""
+    from abc_embed.data import open_dataset
     from abc_embed.mining.engines import blocks, resolve_method
     from abc_embed.mining.output import PARQUET, check_can_write
-    from abc_embed.mining.rows import check_can_hold_texts, open_set
+    from abc_embed.mining.rows import check_can_hold_texts
 
     blocks(settings.search.memory_bytes, 1, settings.pool, resolve_method(settings.search.method))
     check_writable(out)
-    path, opened = open_set(records)
+    dataset = open_dataset(records)
     if out.suffix == PARQUET:
-        check_can_write(out, path)
+        check_can_write(out, dataset.path)
     else:
-        check_can_hold_texts(path, opened, out)
+        check_can_hold_texts(dataset, out)
 
 
 def _plan(

@@ -37,15 +37,15 @@ def scenes(
     Every second image is the one before it with left and right swapped. All of it follows from the
     seed; a set that was broken off goes on when the same command is given again.
     """
+    from abc_embed.data import open_dataset
     from abc_embed.data.contact_sheet import write_rows
-    from abc_embed.data.formats import open_records
     from abc_embed.scenes.dataset import write_dataset
 
     with progress_bar("drawing", count) as on_progress:
         write_dataset(out, count, seed, side, held_out=held_out, progress=on_progress)
     sheet = out / SHEET
-    records = open_records(out)
-    write_rows([records.row(number) for number in range(min(SHOWN, count))], sheet)
+    dataset = open_dataset(out)
+    write_rows([dataset[number] for number in range(min(SHOWN, count))], sheet)
     if as_json:
         show_json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
     else:

@@ -1,4 +1,6 @@
-"""Data sets on disk: what a record is, and how it is read and written (records.py).
+"""Data sets on disk: records, the forms they are read and written in, and the published sets."""
 
-Does not: make data (scenes draws its own) or choose from it (train does). No torch here.
-"""
+from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.formats import open_dataset
+
+__all__ = ["Dataset", "Rejected", "Row", "open_dataset"]

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.card_text import card_text
-from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
-from abc_embed.data.published.layouts import SOURCES
-from abc_embed.data.published.source import (
+from abc_embed.data.published.dataset import (
     COMPLETE_FILE,
     INDEX_FILE,
+    PublishedDataset,
     open_images,
-    open_source,
     own_file,
 )
+from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
+from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import Record, read_records
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
@@ -202,7 +202,7 @@ def _published(folder: Path) -> dict[str, Any] | None:
             "name": manifest.source,
             "repository": manifest.repository,
             "commit": manifest.commit,
-            "about": SOURCES[manifest.source].about,
+            "about": LAYOUTS[manifest.source].about,
             "files": [
                 {
                     "name": file.name,
@@ -221,8 +221,8 @@ def _published(folder: Path) -> dict[str, Any] | None:
         facts["image_bytes"] = summary.plain_bytes
         facts["left_out_of_archives"] = len(summary.others)
     with suppress(DataError):
-        source = open_source(folder)
-        facts |= {"name": source.name, "about": SOURCES[source.name].about, "rows": len(source)}
+        dataset = PublishedDataset(folder)
+        facts |= {"name": dataset.name, "about": dataset.layout.about, "rows": len(dataset)}
     with suppress(OSError, ValueError, KeyError):
         checked = json.loads(own_file(folder, COMPLETE_FILE).read_text(encoding="utf-8"))
         facts["complete"] = checked["complete"]

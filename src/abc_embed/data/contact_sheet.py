@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_embed.data.formats.rows import Row
+from abc_embed.data.dataset import Row
 from abc_embed.data.records import Record
 from abc_embed.inputs import open_image
 from abc_embed.storage.files import atomic_write

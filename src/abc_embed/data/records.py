@@ -20,7 +20,7 @@ A data set is a folder: `records.jsonl` and the images, whose paths in it are re
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,8 +103,8 @@ class Record:
     caption: str | None = None
     regions: tuple[Region, ...] = ()
     instructions: tuple[Instruction, ...] = ()
-    negatives: tuple[str, ...] = ()
-    """Captions that are almost right, and wrong."""
+    negatives: Sequence[str] = ()
+    """Captions that are almost right, and wrong; of a published set, each looked up when used."""
     source: str = ""
     """Where the image is from."""
     license: str = ""
@@ -120,7 +120,8 @@ class Record:
                 raise DataError(f"{name} is {value}; give the image's {name} in whole pixels")
         if self.caption is not None:
             check_text("caption", self.caption)
-        check_texts("negatives", self.negatives)
+        if isinstance(self.negatives, tuple):
+            check_texts("negatives", self.negatives)
         for name in ("source", "license"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"{name} is {short(getattr(self, name))}; give a text")
@@ -142,6 +143,10 @@ class Record:
                     f"instructions[{number}]: region is {ask.region} but there are "
                     f"{len(self.regions)} regions, counted from 0; give one of them or null"
                 )
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+"""Names of a record's fields, in the order in which they are written."""
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
@@ -195,12 +200,25 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> in
                 raise DataError(f"the id {record.id!r} comes twice; give each record its own")
             ids.add(record.id)
             try:
-                row = dataclasses.asdict(record)
-                line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-                file.write(line.encode() + b"\n")
+                file.write(format_line(record))
             except (TypeError, ValueError) as problem:
                 raise DataError(f"record {record.id!r} cannot be written: {problem}") from problem
     return len(ids)
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as the JSON object of its line."""
+    return {name: getattr(record, name) for name in FIELDS} | {
+        "regions": [dataclasses.asdict(region) for region in record.regions],
+        "instructions": [dataclasses.asdict(ask) for ask in record.instructions],
+        "negatives": list(record.negatives),
+        "meta": dict(record.meta),
+    }
+
+
+def format_line(record: Record) -> bytes:
+    """A record as its line of a records file."""
+    return json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def parse_line(line: bytes) -> Record:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from abc_embed.data import Dataset
 from abc_embed.errors import AbcError, OutOfMemoryError, UsageError
 from abc_embed.inputs import Item
-from abc_embed.mining.rows import Pictured
 from abc_embed.mining.shards import Shards, write_shard
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def embed_missing(
     shards: Shards,
     items: Sequence[str | int],
     model: Model,
-    pictures: Pictured,
+    dataset: Dataset,
     *,
     processes: int = 1,
     counted: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Make the shards that are not there; returns how many items those that were there hold.
 
-    An item is a text, or the number of a row of `pictures` whose image is meant. `counted` is told
+    An item is a text, or the number of a row of `dataset` whose image is meant. `counted` is told
     how many items are in shards by now.
 
     Raises:
@@ -97,23 +97,23 @@ def embed_missing(
     if processes == 1 or len(tasks) < 2:
         done = known
         for task in tasks:
-            embed_shard(task, pictures, model.embedder, model.max_pixels, model.batch_size)
+            embed_shard(task, dataset, model.embedder, model.max_pixels, model.batch_size)
             done += len(task.items)
             counted(done)
     else:
         count = min(processes, len(tasks))
-        _together(tasks, pictures, model, count, lambda more: counted(known + more))
+        _together(tasks, dataset, model, count, lambda more: counted(known + more))
     return known
 
 
 def embed_shard(
-    task: Task, pictures: Pictured, embedder: Embedding, max_pixels: int | None, batch_size: int
+    task: Task, dataset: Dataset, embedder: Embedding, max_pixels: int | None, batch_size: int
 ) -> None:
     """Embed and write one shard, if no other process has."""
     if task.path.exists():
         return
     items = (
-        Item(text=item) if isinstance(item, str) else Item(image=pictures.row(item).image)
+        Item(text=item) if isinstance(item, str) else Item(image=dataset.row(item).image)
         for item in task.items
     )
     vectors: NDArray[np.float32] = np.zeros((len(task.items), embedder.dim), dtype=task.store)
@@ -129,7 +129,7 @@ def embed_shard(
 
 def _together(
     tasks: list[Task],
-    pictures: Pictured,
+    dataset: Dataset,
     model: Model,
     processes: int,
     counted: Callable[[int], None],
@@ -138,7 +138,7 @@ def _together(
     are."""
     context = multiprocessing.get_context("spawn")  # a forked torch or CUDA does not work
     failures: Any = context.Queue()
-    told = (pictures, model.load, model.max_pixels, model.batch_size, failures)
+    told = (dataset, model.load, model.max_pixels, model.batch_size, failures)
     workers = [
         context.Process(target=_work, args=(n, tasks[n::processes], *told), daemon=True)
         for n in range(processes)
@@ -177,7 +177,7 @@ def _check(workers: Sequence[Any], failures: Any) -> None:
 def _work(
     number: int,
     tasks: list[Task],
-    pictures: Pictured,
+    dataset: Dataset,
     load: Callable[[int], Embedding],
     max_pixels: int | None,
     batch_size: int,
@@ -190,7 +190,7 @@ def _work(
         for task in tasks:
             if parent is None or not parent.is_alive():  # it was killed: nobody waits for this
                 return
-            embed_shard(task, pictures, embedder, max_pixels, batch_size)
+            embed_shard(task, dataset, embedder, max_pixels, batch_size)
     except AbcError as error:
         failures.put(error)
     except KeyboardInterrupt:  # the parent has it as well, and says so

@@ -128,7 +128,7 @@ def mine(
             shards,
             items,
             model,
-            rows.records,
+            rows.dataset,
             processes=processes,
             counted=_telling(counted, what, len(items)),
         )
@@ -139,12 +139,14 @@ def mine(
     if bad_captions:
         named = rows.caption_of.tolist()
         bad |= {row: bad_captions[c] for row, c in enumerate(named) if c in bad_captions}
-    report.bad = [(row, rows.records.place(row), bad[row]) for row in sorted(bad)]
+    report.bad = [(row, rows.dataset.place(row), bad[row]) for row in sorted(bad)]
     keep = np.array([row not in bad for row in numbers.tolist()], dtype=np.bool_)
     good, texts = numbers[keep], np.setdiff1d(np.arange(len(rows.captions)), list(bad_captions))
     if not len(good):
         why = f" (the first: {report.bad[0][2]})" if report.bad else ""
-        raise DataError(f"no row of {rows.path} can be embedded{why}; mend its images or captions")
+        raise DataError(
+            f"no row of {rows.dataset.path} can be embedded{why}; mend its images or captions"
+        )
     own = np.searchsorted(texts, rows.caption_of[good])
     told = (captions.id, images.id, settings.epsilon, settings.pool)
     same = equal_images(rows, good)

@@ -90,14 +90,14 @@ def _with_texts(mined: Mined) -> Iterator[Record]:
     coming: Drawn | None = next(drawn, None)
     for row in range(len(rows)):
         try:
-            record = rows.records.row(row).record
+            record = rows.dataset.row(row).record
         except DataError:
             if row in rows.rejected:
                 continue
-            raise _changed(rows.path) from None
+            raise _changed(rows.dataset.path) from None
         if coming is not None and coming.row == row:
             if record.caption != rows.captions[rows.caption_of[row]]:
-                raise _changed(rows.path)
+                raise _changed(rows.dataset.path)
             texts = tuple(rows.captions[caption] for caption in coming.captions)
             record = replace(record, negatives=texts)
             coming = next(drawn, None)

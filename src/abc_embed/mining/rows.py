@@ -10,15 +10,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.formats import Row, open_records
-from abc_embed.data.published.layouts import SOURCES
-from abc_embed.data.published.source import PublishedSource, open_source
-from abc_embed.data.records import Record
+from abc_embed.data import Dataset, open_dataset
 from abc_embed.errors import DataError, InputError, UsageError
 from abc_embed.inputs import ImageInput
 from abc_embed.mining.engines import Ints
@@ -26,49 +22,11 @@ from abc_embed.mining.engines import Ints
 _SAY_EVERY = 256
 
 
-class Pictured(Protocol):
-    """A data set by row number; survives pickling. `data.formats.RecordSet` is one."""
-
-    form: str
-    folder: Path
-
-    def __len__(self) -> int: ...
-
-    def place(self, number: int) -> str:
-        """Where a row stands, for messages."""
-
-    def row(self, number: int) -> Row:
-        """One row. Raises `DataError` when it cannot be used."""
-
-
-class _Published:
-    """A published data set as one of rows with their images."""
-
-    form = "published"
-
-    def __init__(self, source: PublishedSource) -> None:
-        self.source, self.folder = source, source.folder
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def place(self, number: int) -> str:
-        return f"{self.folder}, row {number}"
-
-    def row(self, number: int) -> Row:
-        told = self.source.row(number)
-        # The size of the image is of no use here, and opening it only for that would cost hours.
-        record = Record(id=told.id, image=told.image, width=1, height=1, caption=told.caption)
-        return Row(self.place(number), record, self.source.image(number))
-
-
 @dataclass(slots=True, eq=False)
 class Rows:
     """A data set by number, without what mining does not need."""
 
-    path: Path
-    """As it was named: a file, or a folder."""
-    records: Pictured
+    dataset: Dataset
     caption_of: Ints
     """`(N,)` the different caption of each row; -1 for none."""
     digests: NDArray[np.uint8]
@@ -95,21 +53,7 @@ class Rows:
 
     def image(self, number: int) -> ImageInput:
         """The image of a row, not yet opened."""
-        return self.records.row(number).image
-
-
-def open_set(name: str | Path) -> tuple[Path, Pictured]:
-    """The data set of a name: `"abc-pretrain:FOLDER"`, or a path that `open_records` takes.
-
-    Raises:
-        DataError: there is none, or it is not indexed.
-    """
-    known, colon, folder = str(name).partition(":")
-    if colon and known in SOURCES:
-        return Path(folder), _Published(open_source(str(name)))
-    records = open_records(name)
-    path = Path(name)
-    return getattr(records, "path", path), records
+        return self.dataset.row(number).image
 
 
 def read_rows(
@@ -122,14 +66,14 @@ def read_rows(
     Raises:
         DataError: there is no data set, or no row of it can be mined.
     """
-    path, records = open_set(name)
-    count = len(records)
-    rows = Rows(path, records, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
+    dataset = open_dataset(name)
+    count = len(dataset)
+    rows = Rows(dataset, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
     numbers: dict[str, int] = {}
     ids: set[str] = set()
     for number in range(count):
         try:
-            row = records.row(number)
+            row = dataset.row(number)
             if row.record.id in ids:
                 raise DataError(f"the id {row.record.id!r} comes twice; give each its own")
             ids.add(row.record.id)
@@ -181,13 +125,14 @@ def equal_images(rows: Rows, numbers: Ints) -> Ints:
     return same.astype(np.int64)
 
 
-def check_can_hold_texts(path: Path, records: Pictured, out: Path) -> None:
+def check_can_hold_texts(dataset: Dataset, out: Path) -> None:
     """Whether records with texts can be written to `out`: images are found from its folder.
 
     Raises:
         UsageError: they cannot, and what can.
     """
-    if records.form != "jsonl":
+    path = dataset.path
+    if dataset.form != "jsonl":
         raise UsageError(
             f"{path} is no records file, which alone can be written anew with texts; give --out a "
             "name that ends in .parquet"

@@ -31,6 +31,6 @@ def _cell(rows: Rows, one: Drawn) -> Image.Image:
     texts = [(rows.captions[rows.caption_of[one.row]], one.own, GREEN)]
     found = zip(one.captions, one.scores, strict=True)
     texts += [(rows.captions[caption], score, RED) for caption, score in found]
-    row = rows.records.row(one.row)
+    row = rows.dataset.row(one.row)
     lines = [(f"{score:.3f}  {text}", colour) for text, score, colour in texts]
     return draw_cell(open_image(row.image), row.record.id, lines)

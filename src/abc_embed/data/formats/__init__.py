@@ -1,55 +1,61 @@
-"""Data sets in four forms, read alike: records, Parquet, webdataset tars, a folder with captions.
-
-Does: tell by what lies at a path which form it has, and open it. Reading order: rows (what every
-form gives), jsonl, parquet, webdataset, folder (one file per form), convert and check (what is done
-with any of them). Does not: hold a data set in memory; rows are read when they are asked for.
-"""
+"""The forms in which a data set can lie on disk, all opened by `open_dataset`."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from abc_embed.data.formats.folder import FolderSet, is_folder_of_images
-from abc_embed.data.formats.jsonl import JsonlSet
-from abc_embed.data.formats.parquet import ParquetSet
-from abc_embed.data.formats.rows import RecordSet, Rejected, Row, each_row
-from abc_embed.data.formats.webdataset import TarSet
+from abc_embed.data.dataset import Dataset
+from abc_embed.data.formats.folder import FolderDataset, is_folder_of_images
+from abc_embed.data.formats.jsonl import JsonlDataset
+from abc_embed.data.formats.parquet import ParquetDataset
+from abc_embed.data.formats.webdataset import TarDataset
+from abc_embed.data.published.dataset import PublishedDataset, find_layout
+from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import RECORDS_FILE
 from abc_embed.errors import DataError
 
-__all__ = ["RecordSet", "Rejected", "Row", "each_row", "open_records"]
 
-
-def open_records(
-    path: str | os.PathLike[str], columns: Mapping[str, str] | None = None
-) -> RecordSet:
-    """The data set at a path, whichever form it has.
+def open_dataset(name: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> Dataset:
+    """The data set of a name, whichever form it has.
 
     A `.jsonl` file or a folder with `records.jsonl`; a `.parquet` file or a folder of them; a
-    `.tar` file or a folder of them (webdataset); a folder of images with captions next to them.
-    `columns` says how our fields are called there (`{"caption": "text"}`), in the last three.
+    `.tar` file or a folder of them (webdataset); a folder of images with captions next to them;
+    a published set, as `"abc-pretrain:FOLDER"` or as a folder that `abc-embed data index` made
+    ready. `columns` says how our fields are called there (`{"caption": "text"}`), in all but the
+    first and the last.
 
     Raises:
-        DataError: there is nothing of the kind, or it cannot be read.
+        DataError: there is nothing of the kind, it cannot be read, or it is not indexed.
     """
-    path, columns = Path(path), columns or {}
+    text, columns = os.fspath(name), columns or {}
+    layout, colon, folder = text.partition(":")
+    if text in LAYOUTS:
+        raise DataError(
+            f"{text} is a name without a folder; give {text}:FOLDER, after: abc-embed data fetch "
+            f"{text} --out FOLDER"
+        )
+    if colon and layout in LAYOUTS:
+        return PublishedDataset(Path(folder), layout)
+    path = Path(text)
     if not path.exists():
         raise DataError(f"there is no {path}; give a data set: a file or a folder")
     if path.is_file():
-        inside = [path]
+        files = [path]
     elif (path / RECORDS_FILE).is_file():
-        inside = [path / RECORDS_FILE]
+        files = [path / RECORDS_FILE]
+    elif find_layout(path):
+        return PublishedDataset(path)
     else:
-        inside = sorted(p for p in path.iterdir() if p.suffix in (".parquet", ".tar"))
-    kinds = {file.suffix for file in inside}
+        files = sorted(p for p in path.iterdir() if p.suffix in (".parquet", ".tar"))
+    kinds = {file.suffix for file in files}
     if kinds == {".jsonl"}:
-        return JsonlSet(inside[0])
+        return JsonlDataset(files[0])
     if kinds == {".parquet"}:
-        return ParquetSet(inside, columns)
+        return ParquetDataset(path, files, columns)
     if kinds == {".tar"}:
-        return TarSet(inside, columns)
-    if not inside and is_folder_of_images(path):
-        return FolderSet(path, columns)
+        return TarDataset(path, files, columns)
+    if not files and is_folder_of_images(path):
+        return FolderDataset(path, columns)
     raise DataError(
         f"{path} is no data set; give a .jsonl, .parquet or .tar file, a folder with one of these, "
         "or a folder of images with captions"

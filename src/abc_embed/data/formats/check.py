@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.formats.rows import RecordSet, Rejected, Row, each_row
+from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.records import Record
 from abc_embed.errors import ImageError
 from abc_embed.inputs import open_image
@@ -58,7 +58,7 @@ class Findings:
 
 
 def check(
-    records: RecordSet,
+    dataset: Dataset,
     *,
     longest: int = LONG,
     counted: Callable[[int, int], None] = lambda done, of: None,
@@ -66,7 +66,7 @@ def check(
     """Look at every row and every image; `longest` is in characters. Images are unpacked in
     `THREADS` threads, a few ahead."""
     found, seen = Findings(), _Seen()
-    for row, image in _with_images(records):
+    for row, image in _with_images(dataset):
         found.rows += 1
         if isinstance(row, Rejected):
             _error(found, ERRORS[0], row.place, row.why)
@@ -74,7 +74,7 @@ def check(
             _error(found, ERRORS[1], row.place, image)
         else:
             _look(found, seen, row, image, longest)
-        counted(found.rows, len(records))
+        counted(found.rows, len(dataset))
     return found
 
 
@@ -94,11 +94,11 @@ class _Seen:
         return None if first == place else first
 
 
-def _with_images(records: RecordSet) -> Iterator[tuple[Row | Rejected, Size | str | None]]:
+def _with_images(dataset: Dataset) -> Iterator[tuple[Row | Rejected, Size | str | None]]:
     """Rows in order, each with what its image is, or why it cannot be read."""
     waiting: deque[tuple[Row | Rejected, Future[Size | str] | None]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        for row in each_row(records):
+        for row in dataset.rows():
             waiting.append((row, pool.submit(_unpack, row) if isinstance(row, Row) else None))
             if len(waiting) > 4 * THREADS:
                 first, future = waiting.popleft()

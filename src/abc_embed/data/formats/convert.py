@@ -16,11 +16,10 @@ from typing import Literal
 
 from PIL import Image
 
-from abc_embed.data.formats.jsonl import line_of
+from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.formats.parquet import write_parquet
-from abc_embed.data.formats.rows import RecordSet, Rejected, Row, each_row
 from abc_embed.data.formats.webdataset import write_tar
-from abc_embed.data.records import RECORDS_FILE, Record
+from abc_embed.data.records import RECORDS_FILE, Record, format_line
 from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, make_folder
 
@@ -43,7 +42,7 @@ class Converted:
 
 
 def convert(
-    records: RecordSet,
+    dataset: Dataset,
     out: Path,
     form: Form,
     *,
@@ -59,14 +58,14 @@ def convert(
         DataError: `out` holds parts of another data set.
         OutputError: the folder cannot be written, or holds other things.
     """
-    parts = _begin(records, out, form, part_size)
-    total, done = len(records), 0
+    parts = _begin(dataset, out, form, part_size)
+    total, done = len(dataset), 0
     ids: set[bytes] = set()
     for number, start in enumerate(range(0, total, part_size)):
         name = f"{number:05d}"
         if not (parts / f"{name}.json").is_file():
             span = (start, min(start + part_size, total))
-            kept, rejected = _usable(records, span, ids)
+            kept, rejected = _usable(dataset, span, ids)
             _write_part(kept, rejected, out, form, name, start)
             done += 1
         else:
@@ -75,12 +74,12 @@ def convert(
     return _finish(out, form, done)
 
 
-def _begin(records: RecordSet, out: Path, form: Form, part_size: int) -> Path:
+def _begin(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path:
     parts = out / _PARTS
     plan = {
-        "source": str(records.folder.resolve()),
-        "first": records.place(0) if len(records) else "",
-        "rows": len(records),
+        "source": str(dataset.folder.resolve()),
+        "first": dataset.place(0) if len(dataset) else "",
+        "rows": len(dataset),
         "form": form,
         "part_size": part_size,
     }
@@ -101,12 +100,12 @@ def _begin(records: RecordSet, out: Path, form: Form, part_size: int) -> Path:
 
 
 def _usable(
-    records: RecordSet, span: tuple[int, int], ids: set[bytes]
+    dataset: Dataset, span: tuple[int, int], ids: set[bytes]
 ) -> tuple[list[tuple[Record, bytes]], list[Rejected]]:
     """Rows of a span with their images, renamed by their number; and those that cannot be used."""
     kept: list[tuple[Record, bytes]] = []
     rejected: list[Rejected] = []
-    for number, row in enumerate(each_row(records, *span), start=span[0]):
+    for number, row in enumerate(dataset.rows(*span), start=span[0]):
         if isinstance(row, Rejected):
             rejected.append(row)
             continue
@@ -158,7 +157,7 @@ def _write_part(
             with atomic_write(out / record.image) as file:
                 file.write(image)
         with atomic_write(parts / f"{name}.rows") as file:
-            line = line_of if form == "jsonl" else _csv_line
+            line = format_line if form == "jsonl" else _csv_line
             file.writelines(line(record) for record, _ in kept)
     with atomic_write(parts / f"{name}.rejects") as file:
         for row in rejected:

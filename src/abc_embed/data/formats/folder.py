@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.formats.rows import ALIASES, Row, record_of
+from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError
 
@@ -29,7 +29,7 @@ def is_folder_of_images(path: Path) -> bool:
     return path.is_dir() and bool(find_images(path).files)
 
 
-class FolderSet:
+class FolderDataset(Dataset):
     """A row per image, by name, then one for each caption without an image.
 
     Names and captions are held in memory, images are not.
@@ -37,14 +37,14 @@ class FolderSet:
 
     form = "folder"
 
-    def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file of captions that cannot be read."""
-        self.folder, self._columns = folder, dict(columns)
-        names = [str(path.relative_to(folder).as_posix()) for path in find_images(folder).files]
+        self.path, self._columns = path, dict(columns)
+        names = [str(image.relative_to(path).as_posix()) for image in find_images(path).files]
         self._said: dict[str, tuple[str, dict[str, Any]]] = {}
-        found = next((name for name in CAPTION_FILES if (folder / name).is_file()), None)
+        found = next((name for name in CAPTION_FILES if (path / name).is_file()), None)
         if found is not None:
-            for place, name, values in _captions(folder / found, columns):
+            for place, name, values in _captions(path / found, columns):
                 self._said[name] = (place, values)
         self._beside = found is None
         self._names = [*names, *(name for name in self._said if name not in set(names))]
@@ -54,22 +54,22 @@ class FolderSet:
 
     def place(self, number: int) -> str:
         name = self._names[number]
-        return self._said[name][0] if name in self._said else str(self.folder / name)
+        return self._said[name][0] if name in self._said else str(self.path / name)
 
     def row(self, number: int) -> Row:
         name = self._names[number]
         values = self._said[name][1] if name in self._said else self._text_beside(name)
-        path = self.folder / name
+        path = self.path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"the image {name!r} lies outside the folder; move it inside")
         return Row(
             self.place(number),
-            record_of({"id": name} | values, path, name, number, self._columns),
+            record_from_columns({"id": name} | values, path, name, number, self._columns),
             path,
         )
 
     def _text_beside(self, name: str) -> dict[str, Any]:
-        path = (self.folder / name).with_suffix(".txt")
+        path = (self.path / name).with_suffix(".txt")
         if not self._beside or not path.is_file():
             return {}
         try:

@@ -1,35 +1,26 @@
-"""Records in lines of JSON (records.py), by number: only where lines begin is kept in memory.
+"""A records file (records.py) by number: where its lines begin is all that is kept in memory."""
 
-Does: find the lines of a file, read one, write a part of a new file. Does not: say what a record
-is.
-
-Shapes: `N` lines that are not blank.
-"""
-
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.formats.rows import Row
-from abc_embed.data.records import Record, parse_line
+from abc_embed.data.dataset import Dataset, Row
+from abc_embed.data.records import parse_line
 from abc_embed.errors import DataError
 
 
-class JsonlSet:
-    """A records file; 16 bytes of memory a row."""
+class JsonlDataset(Dataset):
+    """A records file of `N` lines that are not blank; 16 bytes of memory each."""
 
     form = "jsonl"
 
     def __init__(self, path: Path) -> None:
         """Raises `DataError` when the file cannot be read."""
-        self.path, self.folder = path, path.parent
-        starts, lines = [], []
+        self.path = path
+        starts, lines, start = [], [], 0
         try:
             with path.open("rb") as file:
-                start = 0
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         starts.append(start)
@@ -48,26 +39,11 @@ class JsonlSet:
     def place(self, number: int) -> str:
         return f"{self.path}:{self._lines[number]}"
 
-    def record(self, number: int) -> Record:
-        """The record alone.
-
-        Raises:
-            DataError: the line is no record.
-        """
+    def row(self, number: int) -> Row:
         try:
             with self.path.open("rb") as file:
                 file.seek(int(self._starts[number]))
-                line = file.readline()
+                record = parse_line(file.readline())
         except OSError as problem:
             raise DataError(f"{self.path} cannot be read: {problem.strerror}") from problem
-        return parse_line(line)
-
-    def row(self, number: int) -> Row:
-        record = self.record(number)
-        return Row(self.place(number), record, self.folder / record.image)
-
-
-def line_of(record: Record) -> bytes:
-    """A record as its line of a records file."""
-    values = dataclasses.asdict(record)
-    return json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return Row(self.place(number), record, self.path.parent / record.image)

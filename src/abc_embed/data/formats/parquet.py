@@ -8,42 +8,41 @@ of rows that the published data set has for negatives; data.sources does.
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from abc_embed.data.formats.rows import ALIASES, Row, record_of
-from abc_embed.data.records import Record
+from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
+from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError, MissingExtraError
 
 KEPT_GROUPS = 2
 """Row groups that stay in memory, the last ones used."""
 
 
-class ParquetSet:
+class ParquetDataset(Dataset):
     """Rows of one or several Parquet files, in the order of their names."""
 
     form = "parquet"
 
-    def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, files: Sequence[Path], columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file that is damaged, or has no column of images."""
-        self.paths, self.folder, self._columns = list(paths), paths[0].parent, dict(columns)
+        self.path, self._files, self._columns = path, list(files), dict(columns)
         groups: list[tuple[int, int, int]] = []  # file, row group, rows
-        for number, path in enumerate(self.paths):
+        for number, path in enumerate(self._files):
             metadata = _opened(path).metadata
             groups += [
                 (number, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)
             ]
         self._groups = groups
         self._ends = list(accumulate(rows for _, _, rows in groups))
-        names = _opened(self.paths[0]).schema_arrow.names
+        names = _opened(self._files[0]).schema_arrow.names
         wanted = (columns["image"],) if "image" in columns else ALIASES["image"]
         self._image = next((name for name in wanted if name in names), "")
         for column in [*columns.values(), *([] if self._image else [wanted[0]])]:
             if column not in names:
                 raise DataError(
-                    f"{self.paths[0]} has no column {column!r}; it has {', '.join(names)}"
+                    f"{self._files[0]} has no column {column!r}; it has {', '.join(names)}"
                 )
         self._kept: dict[int, list[dict[str, Any]]] = {}
 
@@ -61,13 +60,13 @@ class ParquetSet:
     def place(self, number: int) -> str:
         file = self._groups[self._find(number)[0]][0]
         before = sum(rows for f, _, rows in self._groups if f < file)
-        return f"{self.paths[file]}: row {number - before}"
+        return f"{self._files[file]}: row {number - before}"
 
     def row(self, number: int) -> Row:
         group, inside = self._find(number)
         file, its_number, _ = self._groups[group]
         if group not in self._kept:
-            table = _opened(self.paths[file]).read_row_group(its_number)
+            table = _opened(self._files[file]).read_row_group(its_number)
             while len(self._kept) >= KEPT_GROUPS:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[group] = table.to_pylist()
@@ -78,7 +77,11 @@ class ParquetSet:
                 "negatives are numbers of rows, as the published data set has them; "
                 "open its folder as abc-pretrain:FOLDER"
             )
-        return Row(self.place(number), record_of(values, image, name, number, self._columns), image)
+        return Row(
+            self.place(number),
+            record_from_columns(values, image, name, number, self._columns),
+            image,
+        )
 
     def _picture(self, value: object, number: int) -> tuple[Path | bytes, str]:
         """What the column of images holds -> the image, and a path to call it by."""
@@ -123,10 +126,10 @@ def write_parquet(file: BinaryIO, rows: Sequence[tuple[Record, bytes]]) -> None:
 
     values = []
     for record, image in rows:
-        made = asdict(record)
-        made["image"] = {"bytes": image, "path": record.image}
-        made["meta"] = json.dumps(made["meta"], ensure_ascii=False)
-        values.append(made)
+        meta = json.dumps(dict(record.meta), ensure_ascii=False)
+        values.append(
+            {**to_json(record), "image": {"bytes": image, "path": record.image}, "meta": meta}
+        )
     text, count = arrow.string(), arrow.int64()
     box = arrow.list_(arrow.float64())
     region = arrow.struct([("phrase", text), ("box", box)])

@@ -11,32 +11,31 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.formats.rows import SAMPLE_KEY, Row, record_of
+from abc_embed.data.dataset import SAMPLE_KEY, Dataset, Row, record_from_columns
 from abc_embed.data.image_files import SUFFIXES
-from abc_embed.data.records import Record
+from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError
 
 _BLOCK = 512
 
 
-class TarSet:
+class TarDataset(Dataset):
     """Samples of one or several tar files, in the order of their names; 24 bytes of memory each."""
 
     form = "webdataset"
 
-    def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, files: Sequence[Path], columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file that is no plain tar."""
-        self.paths, self.folder, self._columns = list(paths), paths[0].parent, dict(columns)
+        self.path, self._files, self._columns = path, list(files), dict(columns)
         spans = [
             (number, start, end)
-            for number, path in enumerate(self.paths)
+            for number, path in enumerate(self._files)
             for start, end in _samples(path)
         ]
         self._spans: NDArray[np.int64] = np.array(spans, dtype=np.int64).reshape(-1, 3)
@@ -47,16 +46,16 @@ class TarSet:
 
     def place(self, number: int) -> str:
         file, start, _ = self._spans[number]
-        return f"{self.paths[file]}: sample {number} (byte {start})"
+        return f"{self._files[file]}: sample {number} (byte {start})"
 
     def row(self, number: int) -> Row:
         file, start, end = (int(n) for n in self._spans[number])
         try:
-            with self.paths[file].open("rb") as opened:
+            with self._files[file].open("rb") as opened:
                 opened.seek(start)
                 held = opened.read(end - start)
         except OSError as problem:
-            raise DataError(f"{self.paths[file]} cannot be read: {problem.strerror}") from problem
+            raise DataError(f"{self._files[file]} cannot be read: {problem.strerror}") from problem
         values: dict[str, Any] = {}
         image, name = None, ""
         for member, content in _members(held):
@@ -68,7 +67,11 @@ class TarSet:
                 values |= _read_part(ending.lstrip("."), content)
         if image is None:
             raise DataError("the sample has no image; leave it out, or add one")
-        return Row(self.place(number), record_of(values, image, name, number, self._columns), image)
+        return Row(
+            self.place(number),
+            record_from_columns(values, image, name, number, self._columns),
+            image,
+        )
 
 
 def _samples(path: Path) -> Iterator[tuple[int, int]]:
@@ -128,7 +131,7 @@ def write_tar(file: BinaryIO, rows: Sequence[tuple[Record, bytes]], first: int) 
     """One plain tar of records and images, numbered from `first`; equal rows make equal bytes."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for number, (record, image) in enumerate(rows, start=first):
-            values = {key: value for key, value in asdict(record).items() if key != "image"}
+            values = {key: value for key, value in to_json(record).items() if key != "image"}
             ending = Path(record.image).suffix
             for suffix, content in (
                 (ending, image),

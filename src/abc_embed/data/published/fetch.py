@@ -29,8 +29,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from abc_embed.data.published.layouts import SOURCES
-from abc_embed.data.published.source import is_inside, own_file
+from abc_embed.data.published.dataset import is_inside, own_file
+from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import atomic_write, make_folder
 
@@ -141,7 +141,7 @@ class Fetching:
 def plan(name: str, folder: Path) -> Fetching:
     """What `fetch` will do. Asks the hub only when the folder does not know yet.
 
-    `name` is one of `SOURCES`, with or without `@revision`.
+    `name` is one of `LAYOUTS`, with or without `@revision`.
 
     Raises:
         UsageError: an unknown name.
@@ -149,8 +149,8 @@ def plan(name: str, folder: Path) -> Fetching:
         OutputError: the folder is for something else.
     """
     plain, _, revision = name.partition("@")
-    if plain not in SOURCES:
-        raise UsageError(f"there is no source {plain!r}; the sources are {', '.join(SOURCES)}")
+    if plain not in LAYOUTS:
+        raise UsageError(f"there is no source {plain!r}; the sources are {', '.join(LAYOUTS)}")
     if own_file(folder, MANIFEST_FILE).is_file():
         manifest = read_manifest(folder)
         if manifest.source != plain or (revision and not manifest.commit.startswith(revision)):
@@ -183,7 +183,7 @@ def _begun(folder: Path, file: RemoteFile) -> Path:
 
 
 def _ask(name: str, revision: str | None) -> Manifest:
-    repository = SOURCES[name].repository
+    repository = LAYOUTS[name].repository
     try:
         info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
     except (RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError) as problem:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.published.source import is_inside
+from abc_embed.data.published.dataset import is_inside
 from abc_embed.data.published.tars import Member, TarImages
 from abc_embed.errors import OutputError
 from abc_embed.storage.files import atomic_write, make_folder

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from abc_embed.data.published.dataset import COMPLETE_FILE, PublishedDataset, own_file
 from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
-from abc_embed.data.published.source import COMPLETE_FILE, PublishedSource, open_source, own_file
 from abc_embed.data.published.tars import TarImages
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
@@ -77,33 +77,33 @@ def check_complete(
         DataError: it is not indexed, or its parts are not those that were.
         OutputError: the result cannot be written.
     """
-    source = open_source(folder)
-    found = Completeness(source.name, rows=len(source))
-    if isinstance(source.images, TarImages):
-        summary = source.images.summary()
+    dataset = PublishedDataset(folder)
+    found = Completeness(dataset.name, rows=len(dataset))
+    if isinstance(dataset.images, TarImages):
+        summary = dataset.images.summary()
         found.images = summary.members
         found.left_out = list(summary.others)
     _check_files(folder, found)
-    for row in range(len(source)):
+    for row in range(len(dataset)):
         try:
-            _check_row(source, row, found)
+            _check_row(dataset, row, found)
         except DataError as wrong:
-            found.bad.append((row, str(wrong).removeprefix(f"{folder}, row {row}: ")))
+            found.bad.append((row, str(wrong)))
         if row % _TELL_EVERY == 0:
-            counted(row, len(source))
+            counted(row, len(dataset))
     with atomic_write(own_file(folder, COMPLETE_FILE)) as file:
         file.write((json.dumps(found.as_json(), indent=1) + "\n").encode())
     return found
 
 
-def _check_row(source: PublishedSource, number: int, found: Completeness) -> None:
-    row = source.row(number)
-    others = source.negative_numbers(number)
-    wrong = [other for other in others if not 0 <= other < len(source)]
+def _check_row(dataset: PublishedDataset, number: int, found: Completeness) -> None:
+    image = dataset.fields(number)["image"]
+    negatives = dataset.negative_numbers(number)
+    wrong = [other for other in negatives if not 0 <= other < len(dataset)]
     if wrong:
         raise DataError(f"it names row {wrong[0]} as a negative, and there is no such row")
-    if source.image_name(number) is None:
-        found.missing.append((number, row.image))
+    if dataset.find_image(image) is None:
+        found.missing.append((number, image))
 
 
 def _check_files(folder: Path, found: Completeness) -> None:

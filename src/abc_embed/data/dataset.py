@@ -1,0 +1,179 @@
+"""What every data set gives, whatever its form: rows by number, each a record and its image."""
+
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from abc_embed.data.records import FIELDS, Record, parse_record
+from abc_embed.errors import DataError
+
+SAMPLE_KEY = "__key__"
+"""What webdataset calls the common beginning of a sample's files."""
+ALIASES = {
+    "id": ("id", "key", SAMPLE_KEY),
+    "image": ("image", "jpg", "jpeg", "png", "webp", "file_name"),
+    "caption": ("caption", "text", "txt"),
+}
+"""Our field -> what others call it, in the order in which it is looked for."""
+
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose sides change places
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a data set."""
+
+    place: str
+    """Where it stands, for messages: file and line, row or member."""
+    record: Record
+    image: Path | bytes
+    """The image file: where it is, or its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that cannot be used, and why."""
+
+    place: str
+    why: str
+
+
+class Dataset(ABC):
+    """A data set whose rows are read when they are asked for, by number, from 0.
+
+    It can be pickled and forked: files are opened when used.
+    """
+
+    form: ClassVar[str]
+    """"jsonl", "parquet", "webdataset", "folder" or "published"."""
+    path: Path
+    """The file or folder that was opened; of a folder with `records.jsonl`, that file."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def place(self, number: int) -> str:
+        """Where a row stands, for messages."""
+
+    @abstractmethod
+    def row(self, number: int) -> Row:
+        """One row.
+
+        Raises:
+            DataError: the row cannot be used. The message leaves out the place, which
+                `dataset[number]` adds and `rows` gives beside it.
+        """
+
+    def __getitem__(self, number: int) -> Row:
+        """One row; the `DataError` of one that cannot be used says where it stands."""
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        try:
+            return self.row(number)
+        except DataError as wrong:
+            raise DataError(f"{self.place(number)}: {wrong}") from None
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row | Rejected]:
+        """Rows `start` to `stop - 1`; what cannot be used comes as `Rejected` and stops nothing."""
+        for number in range(start, len(self) if stop is None else min(stop, len(self))):
+            try:
+                yield self.row(number)
+            except DataError as wrong:
+                yield Rejected(self.place(number), str(wrong))
+
+    def caption(self, number: int) -> str | None:
+        """The caption of a row."""
+        return self[number].record.caption
+
+    def numbers_with(self, field: Literal["caption", "instructions"]) -> NDArray[np.int64]:
+        """Numbers of the rows that have a field, ascending.
+
+        Reads every row once, so that a wrong one is found now and not hours later.
+
+        Raises:
+            DataError: a row cannot be used.
+        """
+        found = [number for number in range(len(self)) if getattr(self[number].record, field)]
+        return np.array(found, dtype=np.int64)
+
+
+def record_from_columns(
+    values: Mapping[str, Any],
+    image: Path | bytes,
+    name: str,
+    number: int,
+    columns: Mapping[str, str],
+) -> Record:
+    """A record of the columns of a row that others wrote.
+
+    `columns` (our field -> their column) comes first, then our names, then `ALIASES`. Width and
+    height are the image's own where no column says them, the id is the row's number. What has no
+    field goes into `meta`, if JSON can hold it.
+
+    Raises:
+        DataError: a value cannot be, or the image's size cannot be read.
+    """
+    fields: dict[str, Any] = {}
+    used = {"meta", SAMPLE_KEY, columns.get("image", ""), *ALIASES["image"]}
+    for field in set(FIELDS) - {"image", "meta"}:
+        wanted = (columns[field],) if field in columns else ALIASES.get(field, (field,))
+        column = next((name for name in wanted if values.get(name) is not None), None)
+        if column is not None:
+            fields[field] = values[column]
+            used.add(column)
+    fields["image"] = name
+    fields["id"] = str(fields.get("id", number))
+    if "width" not in fields or "height" not in fields:
+        fields["width"], fields["height"] = image_size(image)
+    meta = values.get("meta")
+    if isinstance(meta, str):  # as our own Parquet has it: JSON, whose fields may differ by row
+        meta = json.loads(meta)
+    rest = {k: v for k, v in values.items() if k not in used and _fits_json(v)}
+    return parse_record({**fields, "meta": {**(meta or {}), **rest}})
+
+
+def image_size(image: Path | bytes) -> tuple[int, int]:
+    """Width and height as the image is seen, turned as its EXIF data say; reads its head alone.
+
+    Raises:
+        DataError: it is no image, or is not there.
+    """
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+            width, height = picture.size
+            transposed = picture.getexif().get(_ORIENTATION) in _TRANSPOSED
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no image {image!s}; put it there, or leave the row out"
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as problem:
+        raise DataError(f"the image cannot be read ({problem}); replace it") from None
+    except Image.DecompressionBombError as problem:
+        raise DataError(f"the image is too large ({problem}); make it smaller") from None
+    return (height, width) if transposed else (width, height)
+
+
+def _fits_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _fits_json(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_fits_json, value))
+    if isinstance(value, float):
+        return value == value and abs(value) != float("inf")
+    return isinstance(value, str | int | bool)

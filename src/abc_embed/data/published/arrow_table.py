@@ -1,0 +1,127 @@
+"""The rows of Parquet files by number, out of a copy in one Arrow file that is mapped into memory.
+
+Parquet is packed in groups of rows: one row costs as much as its group. The copy is mapped, not
+loaded: all processes share it, and a row costs microseconds, whatever the number of rows.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from abc_embed.data.published.tar_parts import sample_hash
+from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.storage.files import atomic_write, make_folder
+
+_FILES_KEY = b"abc_embed_files"
+_BATCH = 16_384
+
+
+def find_parquet(folder: Path) -> list[Path]:
+    """The Parquet files below a folder, in order; of several splits, those of `train`.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [
+        path
+        for path in sorted(folder.rglob("*.parquet"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise DataError(
+            f"{folder} holds no .parquet file; give the folder of a published data set, or fetch it"
+        )
+    return [path for path in found if "train" in path.name] or found
+
+
+def copy_parquet(
+    files: Sequence[Path],
+    path: Path,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Copy Parquet files into the Arrow file `path`; `on_progress` gets bytes.
+
+    Raises:
+        DataError: a file is no Parquet, or has other columns than the first.
+        OutputError: `path` cannot be written.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow = _pyarrow()
+    import pyarrow.parquet as parquet
+
+    make_folder(path.parent)
+    done, total = 0, sum(file.stat().st_size for file in files)
+    schema: Any = None
+    writer: Any = None
+    with atomic_write(path) as out:
+        for file in files:
+            try:
+                reader = parquet.ParquetFile(file)
+            except (arrow.ArrowException, OSError) as problem:
+                raise DataError(f"{file} is no whole Parquet file; fetch it again") from problem
+            with reader:
+                columns = reader.schema_arrow.remove_metadata()
+                if writer is None:
+                    schema = columns.with_metadata({_FILES_KEY: _fingerprint(files)})
+                    writer = arrow.ipc.new_file(out, schema)
+                elif columns != schema.remove_metadata():
+                    raise DataError(f"{file} has other columns than {files[0]}; fetch both again")
+                for batch in reader.iter_batches(batch_size=_BATCH):
+                    writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            done += file.stat().st_size
+            on_progress(done, total)
+        if writer is not None:
+            writer.close()
+
+
+def _fingerprint(files: Sequence[Path]) -> bytes:
+    return json.dumps([[file.name, sample_hash(file)] for file in files]).encode()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ModuleNotFoundError:
+        raise MissingExtraError.of("data", "reading Parquet") from None
+    return pyarrow
+
+
+class ArrowTable:
+    """Rows of an Arrow file by number; survives pickling."""
+
+    def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
+        """Maps the file. With `files`, checks that it is the copy of these.
+
+        Raises:
+            DataError: there is no such file, it is damaged, or the Parquet files have changed.
+        """
+        self._path = path
+        arrow = _pyarrow()
+        try:
+            self._table = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
+        except (arrow.ArrowException, OSError) as problem:
+            raise DataError(f"there is no whole {path}; make it with data index") from problem
+        metadata = self._table.schema.metadata or {}
+        if files is not None and metadata.get(_FILES_KEY) != _fingerprint(files):
+            raise DataError(
+                f"the Parquet files beside {path} are not those that were indexed; index them anew "
+                "with --again"
+            )
+        self.names: list[str] = self._table.column_names
+
+    def __reduce__(self) -> tuple[type["ArrowTable"], tuple[Path]]:
+        return (ArrowTable, (self._path,))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def value(self, number: int, column: str) -> Any:
+        """One value of a row, as Python has it."""
+        if not 0 <= number < len(self):
+            raise DataError(f"there is no row {number}; the rows are 0 to {len(self) - 1}")
+        return self._table.column(column)[number].as_py()
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A whole row."""
+        return {name: self.value(number, name) for name in self.names}

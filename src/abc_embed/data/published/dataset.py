@@ -1,0 +1,281 @@
+"""A published data set, row by row, its images straight out of the tar parts.
+
+A row's `negatives` look their captions up only when asked for: drawing 7 of 100 reads 7.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abc_embed.data.dataset import Dataset, Row, image_size
+from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet, find_parquet
+from abc_embed.data.published.gzip_points import SPACING
+from abc_embed.data.published.layouts import LAYOUTS, Fields
+from abc_embed.data.published.tar_index import build_index
+from abc_embed.data.published.tar_parts import find_archives
+from abc_embed.data.published.tars import TarImages
+from abc_embed.data.records import Record
+from abc_embed.errors import DataError
+from abc_embed.storage.json_files import read_json
+
+OWN_FOLDER = ".abc-embed"
+"""Inside the folder of a data set: what is made from it, and can be made again."""
+INDEX_FILE = "images.sqlite"
+ROWS_FILE = "rows.arrow"
+COMPLETE_FILE = "complete.json"
+
+
+class Images(Protocol):
+    """Image files by name, wherever they are."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def folders(self) -> list[str]:
+        """Names of the top folders."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises `DataError` when there is none."""
+        ...
+
+
+class UnpackedImages:
+    """Image files in a folder, as an unpacked copy has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and is_inside(name) and (self._folder / name).is_file()
+
+    def folders(self) -> list[str]:
+        inner = (path for path in self._folder.iterdir() if path.is_dir())
+        return sorted(path.name for path in inner if not path.name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        try:
+            if is_inside(name):
+                return (self._folder / name).read_bytes()
+        except OSError:
+            pass
+        raise DataError(f"there is no {name!r} in {self._folder}; check the name")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name in an archive or a table stays inside the folder that it is put into."""
+    if {"", ".", ".."} & set(name.split("/")):
+        return False
+    return not re.match(r"[A-Za-z]:", name) and "\\" not in name and "\0" not in name
+
+
+def own_file(folder: str | os.PathLike[str], name: str) -> Path:
+    """Where something made from a data set lies."""
+    return Path(folder) / OWN_FOLDER / name
+
+
+def prepare(
+    folder: Path,
+    *,
+    spacing: int = SPACING,
+    again: bool = False,
+    on_message: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, int]:
+    """Index the images and copy the rows of a data set, as far as that is not done; its counts.
+
+    Raises:
+        DataError: the folder holds no data set, or it is damaged.
+        OutputError: the index cannot be written.
+    """
+    _check_folder(folder)
+    index, rows = own_file(folder, INDEX_FILE), own_file(folder, ROWS_FILE)
+    if again:
+        index.unlink(missing_ok=True)
+        rows.unlink(missing_ok=True)
+    counts: dict[str, int] = {}
+    parquet = find_parquet(folder) if any(folder.rglob("*.parquet")) else []
+    if parquet:
+        if not rows.exists():
+            copy_parquet(parquet, rows)
+        counts["rows"] = len(ArrowTable(rows, parquet))
+    archives = find_archives(folder)
+    if archives:
+        build_index(archives, index, spacing=spacing, said=on_message, counted=on_progress)
+        images = TarImages(folder, index)
+        summary = images.summary()
+        images.close()
+        counts["images"] = summary.members
+        counts["image_bytes"] = summary.plain_bytes
+        counts["points"] = summary.points
+        counts["archives"] = summary.archives
+        counts["parts"] = summary.parts
+        counts["left_out"] = len(summary.others)
+        counts["index_bytes"] = index.stat().st_size
+    if not counts:
+        raise DataError(f"{folder} holds neither .parquet nor .tar files; give a data set's folder")
+    return counts
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(
+            f"there is no folder {folder}; fetch a data set with: abc-embed data fetch NAME --out "
+            f"{folder}"
+        )
+
+
+def open_images(folder: Path) -> TarImages:
+    """The images in the tar parts of a folder.
+
+    Raises:
+        DataError: they are not indexed, or have changed since.
+    """
+    _check_folder(folder)
+    return TarImages(folder, own_file(folder, INDEX_FILE))
+
+
+def find_layout(folder: Path) -> str | None:
+    """The published set that lies in a folder, by the columns that `prepare` copied, or None."""
+    path = own_file(folder, ROWS_FILE)
+    return _layout_of(ArrowTable(path)) if path.is_file() else None
+
+
+def _layout_of(table: ArrowTable) -> str | None:
+    names = set(table.names)
+    return next((name for name in LAYOUTS if names.issuperset(LAYOUTS[name].columns)), None)
+
+
+class PublishedDataset(Dataset):
+    """The rows of a published data set, and their images."""
+
+    form = "published"
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        """Opens what `prepare` made; without a name, the columns say which set it is.
+
+        Raises:
+            DataError: there is no such folder, it is not indexed, or has another layout.
+        """
+        _check_folder(folder)
+        self.path = folder
+        parquet = find_parquet(folder)
+        path = own_file(folder, ROWS_FILE)
+        if not path.exists():
+            raise DataError(
+                f"{folder} is not indexed; make it ready with: abc-embed data index {folder}"
+            )
+        self._table = ArrowTable(path, parquet)
+        found = _layout_of(self._table)
+        if found is None or name not in (None, found):
+            wanted = f"those of {name}" if name else f"those of any of {', '.join(LAYOUTS)}"
+            raise DataError(
+                f"{folder} has the columns {', '.join(self._table.names)}, which are not {wanted}"
+            )
+        self.name = found
+        self.layout = LAYOUTS[found]
+        self.images: Images = (
+            open_images(folder) if find_archives(folder) else UnpackedImages(folder)
+        )
+        self._top_folders = self.images.folders()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def place(self, number: int) -> str:
+        return f"{self.path}, row {number}"
+
+    def row(self, number: int) -> Row:
+        fields = self.fields(number)
+        name = self.find_image(fields["image"])
+        if name is None:
+            raise DataError(
+                "its image is not among the images; see what is missing with: abc-embed data "
+                f"complete {self.path}"
+            )
+        image = self.images.read(name)
+        width, height = image_size(image)
+        fields = _cropped(fields, width, height) | {"image": name, "source": self.layout.repository}
+        record = Record(**fields, width=width, height=height)
+        return Row(self.place(number), record, image)
+
+    def fields(self, number: int) -> Fields:
+        """What a row says, without reading its image.
+
+        Raises:
+            DataError: there is no such row, or it is not as it must be.
+        """
+        return self.layout.fields(self._table, number)
+
+    def caption(self, number: int) -> str | None:
+        try:
+            caption: str | None = self.fields(number).get("caption")
+        except DataError as wrong:
+            raise DataError(f"{self.place(number)}: {wrong}") from None
+        return caption
+
+    def find_image(self, image: str) -> str | None:
+        """The name of the file that a row calls `image`; None when it is not there.
+
+        Looked for as it is called, with `.jpg`, and below a top folder of the archive.
+        """
+        for name in (image.removeprefix("./"), f"{image}.jpg"):
+            for top in ("", *(f"{folder}/" for folder in self._top_folders)):
+                if top + name in self.images:
+                    return top + name
+        return None
+
+    def negative_numbers(self, number: int) -> list[int]:
+        """What the `negatives` column says of a row: the numbers of other rows."""
+        if "negatives" not in self._table.names:
+            return []
+        return list(self._table.value(number, "negatives") or ())
+
+    def numbers_with(self, field: Literal["caption", "instructions"]) -> NDArray[np.int64]:
+        """Those that `abc-embed data complete` found whole; all of a layout have the same fields.
+
+        Raises:
+            DataError: it has not been run.
+        """
+        numbers = np.array(self._usable(), dtype=np.int64)
+        return numbers if len(numbers) and self.fields(int(numbers[0])).get(field) else numbers[:0]
+
+    def _usable(self) -> list[int]:
+        mend = f"run: abc-embed data complete {self.path}"
+        try:
+            found = read_json(own_file(self.path, COMPLETE_FILE), error=DataError, mend=mend)
+            left_out = {row for name in ("missing", "bad") for row, *_ in found[name]}
+            stale = found["rows"] != len(self)
+        except (DataError, ValueError, KeyError, TypeError):
+            stale = True
+        if stale:
+            raise DataError(f"{self.path} was not checked; {mend}")
+        return [row for row in range(len(self)) if row not in left_out]
+
+
+def _cropped(fields: Fields, width: int, height: int) -> Fields:
+    """Regions cut off at the edges of the image. One that lies outside is left out; what is asked
+    about it stays."""
+    regions: list[Any] = []
+    new_numbers: list[int | None] = []
+    for region in fields.get("regions", ()):
+        x, y, w, h = region.box
+        if x < 0 or y < 0 or x + w > width or y + h > height:
+            left, top = max(x, 0), max(y, 0)
+            w, h = min(x + w, width) - left, min(y + h, height) - top
+            if w <= 0 or h <= 0:
+                new_numbers.append(None)
+                continue
+            region = replace(region, box=(left, top, w, h))
+        new_numbers.append(len(regions))
+        regions.append(region)
+    instructions = tuple(
+        ask if ask.region is None else replace(ask, region=new_numbers[ask.region])
+        for ask in fields.get("instructions", ())
+    )
+    return {**fields, "regions": tuple(regions), "instructions": instructions}
