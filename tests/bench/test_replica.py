@@ -17,13 +17,12 @@ from abc_embed.bench.ctrlbench.replica import (
     MAX_TOKENS,
     PROMPT_SHA256,
     PROMPT_VERSION,
-    Asked,
-    Replica,
+    ImagePairs,
     build,
-    from_model,
-    from_records,
+    pairs_from_model,
+    pairs_from_records,
     parse_pairs,
-    planned,
+    planned_requests,
     sample,
 )
 from abc_embed.bench.ctrlbench.schema import Benchmark, read_benchmark
@@ -31,14 +30,14 @@ from abc_embed.bench.ctrlbench.validate import gate
 from abc_embed.data.records import Instruction, Record, read_records
 from abc_embed.errors import CostLimitError, DataError, ImageNotFoundError, OutputError
 from abc_embed.scenes.dataset import write_dataset
-from abc_embed.vlm.client import VlmClient
-from abc_embed.vlm.instruct import Job, Rejects, run
-from abc_embed.vlm.instructions import OwnWriter
+from abc_embed.vlm.client import Reply, VlmClient
+from abc_embed.vlm.instruct import InstructSettings, write_instructions
 from abc_embed.vlm.limits import Limits
 from abc_embed.vlm.region_files import read_regions
-from abc_embed.vlm.regions import Choice
+from abc_embed.vlm.regions import RegionSettings
+from abc_embed.vlm.rejects import Rejects
 from abc_embed.vlm.reply_cache import ReplyCache
-from abc_embed.vlm.wire import Reply
+from abc_embed.vlm.writers import OwnWriter
 
 WORDS = ("apple", "bottle", "candle", "drum", "engine")
 
@@ -82,9 +81,8 @@ def made(
     options.setdefault("limits", Limits(concurrency=3, timeout_s=5, retries=0))
     out = photos.parent / "bench"
     with VlmClient(server.url, "small", max_tokens=MAX_TOKENS, **options) as client:
-        asked = from_model(sample(photos, None, 0), photos, client, license="CC0")
-        replica = Replica(out=out, name="bench", how="test", leaks=leaks, about={"seed": 0})
-        return build(replica, asked)
+        pairs = pairs_from_model(sample(photos, None, 0), photos, client, license="CC0")
+        return build(out, pairs, how="test", leaks=leaks, about={"seed": 0})
 
 
 def rejects(photos: Path) -> list[dict[str, str]]:
@@ -240,7 +238,7 @@ def test_images_are_drawn_by_the_seed(photos: Path) -> None:
 
 def test_a_dry_run_plans_what_is_sent(photos: Path) -> None:
     (photos / "0.png").write_bytes(b"no picture")
-    requests = list(planned(sample(photos, None, 0)))
+    requests = list(planned_requests(sample(photos, None, 0)))
     assert [request.size for request in requests] == [(40, 30)] * 3
     with VlmServer(good) as server:
         made(photos, server)
@@ -250,17 +248,19 @@ def test_a_dry_run_plans_what_is_sent(photos: Path) -> None:
 def test_human_captions_with_instructions(tmp_path: Path) -> None:
     """From regions to a benchmark without a network: records, own questions, tier R."""
     write_dataset(tmp_path / "scenes", 12, 0, 56)
-    told = Rejects()
-    run(
-        read_regions(tmp_path / "scenes", tmp_path / "scenes", told),
+    unread = Rejects()
+    write_instructions(
+        read_regions(tmp_path / "scenes", tmp_path / "scenes", unread),
         tmp_path / "scenes" / "instruct.jsonl",
         OwnWriter(),
-        Job(root=tmp_path / "scenes", choice=Choice(drop_largest=0, choose=2)),
-        rejects=told,
+        InstructSettings(
+            root=tmp_path / "scenes", regions=RegionSettings(drop_largest=0, choose=2)
+        ),
+        rejects=unread,
     )
     records = list(read_records(tmp_path / "scenes" / "instruct.jsonl"))
-    replica = Replica(out=tmp_path / "bench", name="b", how="test")
-    benchmark, left_out = build(replica, from_records(records, tmp_path / "scenes"))
+    pairs = pairs_from_records(records, tmp_path / "scenes")
+    benchmark, left_out = build(tmp_path / "bench", pairs, how="test", about={})
     assert left_out == {}
     assert len(benchmark.images) == len(records)
     assert len(benchmark.queries) == sum(len(r.instructions) for r in records)
@@ -281,8 +281,8 @@ def test_a_record_without_its_image(tmp_path: Path) -> None:
             )
 
     Image.new("RGB", (9, 9)).save(tmp_path / "here.png")
-    replica = Replica(out=tmp_path / "bench", name="b", how="test")
-    benchmark, left_out = build(replica, from_records(records(), tmp_path))
+    pairs = pairs_from_records(records(), tmp_path)
+    benchmark, left_out = build(tmp_path / "bench", pairs, how="test", about={})
     assert left_out == {"image cannot be used": 1}
     assert [p.source for p in benchmark.images] == ["me"]
 
@@ -291,10 +291,9 @@ def test_parsing_ignores_what_is_more() -> None:
     text = "```json\n" + json.dumps(five(0) | {"note": "x"}) + "\n```"
     pairs = parse_pairs(Reply(text, "m"))
     assert pairs is not None
-    assert pairs[4] == ("a engine of picture0", "What stands at place 5?")
+    assert pairs[4] == ("a engine of picture0", "What stands at place 5?", "thing")
 
 
 def test_an_image_without_pairs_is_told(tmp_path: Path) -> None:
-    replica = Replica(out=tmp_path / "bench", name="b", how="test")
     with pytest.raises(DataError, match="too few usable prompts: 1"):
-        build(replica, [Asked("x", b"", ".png", "s", "l")])
+        build(tmp_path / "bench", [ImagePairs("x", ".png", "s", "l")], how="test", about={})

@@ -1,6 +1,7 @@
 """What tests of the VLM client share: pictures, clocks, the client for a server of the tests."""
 
 import io
+import json
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from vlm_server import KEY, VlmServer
 
 from abc_embed.vlm.client import VlmClient
 from abc_embed.vlm.limits import Clock, Limits
+from abc_embed.vlm.rejects import Rejects
 
 
 def picture(colour: str = "red", form: str = "PNG") -> bytes:
@@ -39,6 +41,18 @@ class Frozen(Waits):
 
     def now(self) -> float:
         return sum(self.waits)
+
+
+class RejectList(Rejects):
+    """The rows that would be written, to look at."""
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        assert isinstance(self.file, io.BytesIO)
+        return [json.loads(line) for line in self.file.getvalue().splitlines()]
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO())
 
 
 def client(server: VlmServer, **options: Any) -> VlmClient:

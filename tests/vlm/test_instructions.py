@@ -16,21 +16,26 @@ from abc_embed.errors import EndpointError
 from abc_embed.train.config import DataConfig
 from abc_embed.train.sources import RecordSource
 from abc_embed.vlm.client import VlmClient
-from abc_embed.vlm.instruct import Job, Rejects, Report, planned, run
-from abc_embed.vlm.instructions import (
-    AGAIN_TOKENS,
+from abc_embed.vlm.instruct import (
+    InstructSettings,
+    Report,
+    planned_requests,
+    write_instructions,
+)
+from abc_embed.vlm.limits import Limits, estimate
+from abc_embed.vlm.region_files import read_regions
+from abc_embed.vlm.regions import RegionSettings
+from abc_embed.vlm.rejects import Rejects
+from abc_embed.vlm.reply_cache import ReplyCache
+from abc_embed.vlm.writers import (
     PROMPT_SHA256,
     PROMPT_VERSION,
+    RETRY_TOKENS,
     VlmWriter,
 )
-from abc_embed.vlm.limits import Limits
-from abc_embed.vlm.plan import estimate
-from abc_embed.vlm.region_files import read_regions
-from abc_embed.vlm.regions import Choice
-from abc_embed.vlm.reply_cache import ReplyCache
 
 THINGS = ("red hat", "brown dog", "tall tree", "blue car", "wet stone", "old man")
-ALL = Choice(drop_largest=0, choose=4)
+ALL = RegionSettings(drop_largest=0, choose=4)
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +86,14 @@ def instruct(
     limits = limits or Limits(concurrency=3, timeout_s=5, retries=1)
     rejects = Rejects()
     with VlmClient(server.url, "small-vlm", cache=cache, limits=limits) as client:
-        return run(
+        return write_instructions(
             read_regions(folder, folder, rejects),
             folder / name,
             VlmWriter(client, folder, tries=tries),
-            Job(root=folder, **({"choice": ALL} | job)),
+            InstructSettings(root=folder, **({"regions": ALL} | job)),
             rejects=rejects,
-            mapped=client.map,
-            asking=client.asked,
+            map_tasks=client.map,
+            endpoint_report=client.report,
         )
 
 
@@ -323,8 +328,8 @@ def test_a_dry_run_counts_what_a_run_sends(folder: Path, tmp_path: Path) -> None
             VlmClient("http://example.com/v1", "small-vlm", cache=cache, limits=limits) as client,
         ):
             records = read_regions(folder, folder, rejects)
-            asks = planned(records, Job(root=folder, choice=ALL), rejects)
-            return estimate(client, asks, 2, AGAIN_TOKENS)
+            asks = planned_requests(records, InstructSettings(root=folder, regions=ALL), rejects)
+            return estimate(client, asks, 2, RETRY_TOKENS)
 
     before = guess()
     assert (before.images, before.requests, before.known, before.minutes) == (5, 20, 0, 2.0)

@@ -10,22 +10,23 @@ from abc_embed.data.records import Instruction, Record, Region, read_records
 from abc_embed.scenes.dataset import write_dataset
 from abc_embed.train.config import DataConfig
 from abc_embed.train.sources import RecordSource
-from abc_embed.vlm.instruct import Job, Rejects, beside, run
-from abc_embed.vlm.instructions import Ask, OwnWriter, prompt_for
+from abc_embed.vlm.instruct import InstructSettings, file_beside, write_instructions
 from abc_embed.vlm.region_files import read_regions
-from abc_embed.vlm.regions import Choice
+from abc_embed.vlm.regions import RegionSettings
+from abc_embed.vlm.rejects import Rejects
+from abc_embed.vlm.writers import OwnWriter, RegionTask, prompt_for
 
 
 @pytest.mark.expects_no_network
 def test_scenes_answer_for_themselves(tmp_path: Path) -> None:
     write_dataset(tmp_path, 30, 0, 56)
     rejects = Rejects()
-    choice = Choice(drop_largest=0, choose=2)
-    report = run(
+    choice = RegionSettings(drop_largest=0, choose=2)
+    report = write_instructions(
         read_regions(tmp_path, tmp_path, rejects),
         tmp_path / "out.jsonl",
         OwnWriter(),
-        Job(root=tmp_path, choice=choice, trim=False),
+        InstructSettings(root=tmp_path, regions=choice, trim=False),
         rejects=rejects,
     )
     known = {r.id: r for r in read_records(tmp_path)}
@@ -54,7 +55,7 @@ def test_own_questions_that_give_the_answer_away_are_not_taken() -> None:
         record = Record(
             id="x", image="x.png", width=9, height=9, regions=regions, instructions=asks(*texts)
         )
-        return OwnWriter().write(Ask(record, 0, ()))
+        return OwnWriter().write(RegionTask(record, 0, ()))
 
     assert written("where is the dog?", "who barks?").text == "who barks?"
     assert written("where is the dog?").reason == "answer given away"
@@ -62,13 +63,13 @@ def test_own_questions_that_give_the_answer_away_are_not_taken() -> None:
 
 
 def test_names_beside_the_result() -> None:
-    assert beside(Path("a/b.jsonl"), "rejects.jsonl") == Path("a/b.rejects.jsonl")
+    assert file_beside(Path("a/b.jsonl"), "rejects.jsonl") == Path("a/b.rejects.jsonl")
 
 
 def test_places_are_shares_of_the_picture() -> None:
     regions = (Region(phrase="two\nlines of text", box=(30, 0, 15, 30)),)
     record = Record(id="x", image="x.png", width=120, height=60, regions=regions)
-    text = prompt_for(Ask(record, 0, ()))
+    text = prompt_for(RegionTask(record, 0, ()))
     assert "from 25 % to 38 % of the picture's width and from 0 % to 50 %" in text
     assert "\ntwo lines of text\n" in text
     assert "(none)" in text

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from vlm_parts import RejectList
 
 from abc_embed.data.records import Record, write_records
-from abc_embed.vlm.region_files import Reject, are_records, read_regions
-from abc_embed.vlm.replies import Reason
+from abc_embed.vlm.region_files import are_records, read_regions
+from abc_embed.vlm.rejects import Reason, Rejects
 
 
 def thing(number: int, name: str, x: list[int], y: list[int], **more: Any) -> dict[str, Any]:
@@ -37,8 +38,8 @@ def ade(tmp_path: Path) -> Path:
 
 
 def test_objects_become_regions(ade: Path) -> None:
-    bad: list[Reject] = []
-    (record,) = read_regions(ade, ade.parent, bad.append)
+    rejects = RejectList()
+    (record,) = read_regions(ade, ade.parent, rejects)
     assert not are_records(ade)
     assert record.id == "ADE_train_00000001"
     assert record.image == "ade/training/street/ADE_train_00000001.jpg"
@@ -47,7 +48,10 @@ def test_objects_become_regions(ade: Path) -> None:
         ("building", (0, 0, 40, 30)),
         ("car", (10, 20, 54, 28)),
     ]
-    assert [(reject.reason, reject.detail.split(" (")[0]) for reject in bad] == [
+    assert [
+        (reject["reason"], reject["detail"].split(" (")[0].split(" in /")[0])
+        for reject in rejects.rows
+    ] == [
         (Reason.PHRASE, "no phrase"),
         (Reason.BOX, "[] in an image of 64 x 48"),
         (Reason.IMAGE, "no file for it"),
@@ -61,4 +65,4 @@ def test_records_of_the_same_folder_come_first(ade: Path) -> None:
         ade / "records.jsonl", [Record(id="mine", image=image, width=64, height=48, caption="a")]
     )
     assert are_records(ade)
-    assert [record.id for record in read_regions(ade, ade, print)] == ["mine"]
+    assert [record.id for record in read_regions(ade, ade, Rejects())] == ["mine"]

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from vlm_parts import RejectList
 
 from abc_embed.data import json_stream
 from abc_embed.data.json_stream import stream_json
 from abc_embed.data.records import Record, Region, write_records
 from abc_embed.errors import DataError, UsageError
-from abc_embed.vlm.region_files import Reject, read_regions
-from abc_embed.vlm.replies import Reason
+from abc_embed.vlm.region_files import read_regions
+from abc_embed.vlm.rejects import Reason, Rejects
 
 # -- large JSON ------------------------------------------------------------------------------------
 
@@ -155,17 +156,17 @@ def genome(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("given_file", [False, True], ids=["folder", "file"])
 def test_visual_genome(genome: Path, given_file: bool) -> None:
-    bad: list[Reject] = []
+    rejects = RejectList()
     source = genome / "region_descriptions.json" if given_file else genome
-    one, two, three = read_regions(source, genome, bad.append)
+    one, two, three = read_regions(source, genome, rejects)
     assert (one.id, one.image, one.width, one.height) == ("vg-1", "VG_100K/1.jpg", 100, 80)
     assert one.regions == (Region(phrase="a red hat", box=(10, 10, 20, 20)),)
     assert (one.source, one.license, one.meta) == ("Visual Genome", "CC BY 4.0", {"image_id": 1})
     assert two.image == "VG_100K_2/2.jpg"
     assert two.regions == (Region(phrase="a dog", box=(0, 70, 15, 10)),)  # cut at the edges
     assert (three.image, three.regions) == ("3.jpg", ())
-    told = [(str(reject.reason), reject.where.rpartition(": ")[2]) for reject in bad]
-    assert told == [
+    reasons = [(reject["reason"], reject["where"].rpartition(": ")[2]) for reject in rejects.rows]
+    assert reasons == [
         ("row cannot be read", "element 4"),
         ("row cannot be read", "element 5"),
         ("phrase says nothing", "vg-2, region 3"),
@@ -185,9 +186,9 @@ def test_an_address_cannot_lead_out_of_the_folder(genome: Path) -> None:
     rows = [{"image_id": 7, "url": "https://x/a/../secret.jpg", "width": 100, "height": 80}]
     (genome / "image_data.json").write_text(json.dumps(rows))
     (genome / "region_descriptions.json").write_text(json.dumps([{"id": 7, "regions": []}]))
-    bad: list[Reject] = []
-    assert not list(read_regions(genome, genome, bad.append))
-    assert bad[0].reason is Reason.IMAGE
+    rejects = RejectList()
+    assert not list(read_regions(genome, genome, rejects))
+    assert rejects.rows[0]["reason"] == Reason.IMAGE
 
 
 def test_coco_style(tmp_path: Path) -> None:
@@ -210,13 +211,13 @@ def test_coco_style(tmp_path: Path) -> None:
         "licenses": [{"id": 2, "name": "CC BY 2.0"}],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(rows))
-    bad: list[Reject] = []
+    rejects = RejectList()
     images = tmp_path / "images"
-    (record,) = read_regions(tmp_path / "boxes.json", tmp_path, bad.append, images)
+    (record,) = read_regions(tmp_path / "boxes.json", tmp_path, rejects, images)
     assert (record.id, record.image, record.license) == ("boxes-7", "images/a.jpg", "CC BY 2.0")
     assert [r.phrase for r in record.regions] == ["a dog", "a cat"]
     assert record.regions[1].box == (50, 2, 50, 40)
-    assert sorted(str(reject.reason) for reject in bad) == [
+    assert sorted(reject["reason"] for reject in rejects.rows) == [
         "box outside the image",
         "image cannot be used",
         "phrase says nothing",
@@ -232,19 +233,19 @@ def test_our_records_and_bad_lines_among_them(tmp_path: Path) -> None:
     write_records(inner / "records.jsonl", records)
     with (inner / "records.jsonl").open("a") as file:
         file.write('{"id": "c"}\n\n{"id": "b", "image": "x", "width": 1, "height": 1}\nnonsense\n')
-    bad: list[Reject] = []
-    found = list(read_regions(inner, tmp_path, bad.append))
+    rejects = RejectList()
+    found = list(read_regions(inner, tmp_path, rejects))
     assert [(r.id, r.image) for r in found] == [("a", "inner/a.png"), ("b", "inner/b.png")]
-    assert [reject.where.rpartition(":")[2] for reject in bad] == ["3", "5", "6"]
+    assert [reject["where"].rpartition(":")[2] for reject in rejects.rows] == ["3", "5", "6"]
 
 
 def test_sources_that_cannot_be(tmp_path: Path, genome: Path) -> None:
     with pytest.raises(DataError, match="there is no"):
-        read_regions(tmp_path / "none.json", tmp_path, print)
+        read_regions(tmp_path / "none.json", tmp_path, Rejects())
     with pytest.raises(DataError, match="there is no folder"):
-        read_regions(genome, genome, print, tmp_path / "none")
+        read_regions(genome, genome, Rejects(), tmp_path / "none")
     with pytest.raises(UsageError, match="is not above"):
-        read_regions(genome, tmp_path / "elsewhere", print)
+        read_regions(genome, tmp_path / "elsewhere", Rejects())
     (tmp_path / "other.json").write_text('{"a": [1]}')
     with pytest.raises(DataError, match='has no "images"'):
-        list(read_regions(tmp_path / "other.json", tmp_path, print))
+        list(read_regions(tmp_path / "other.json", tmp_path, Rejects()))

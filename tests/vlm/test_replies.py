@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_embed.vlm.replies import Reason, check_prompt, content_words, same_text, script_of, tidy
+from abc_embed.vlm.rejects import Reason
+from abc_embed.vlm.replies import check_prompt, content_stems, same_text, script_of, tidy
 
 SAME = ["dog dogs", "box boxes", "run runs running", "baby babies", "horse horses", "fly flies"]
 SAME += ["knife knives", "house houses", "shoe shoes", "stop stopped stopping", "glass glasses"]
@@ -13,18 +14,18 @@ SAME += ["tree tree's trees", "CAFÉ cafés café", "stand standing stands"]
 
 @pytest.mark.parametrize("words", SAME)
 def test_forms_of_a_word_are_one_word(words: str) -> None:
-    assert len(content_words(words)) == 1
+    assert len(content_stems(words)) == 1
 
 
 @pytest.mark.parametrize("words", ["dog cat", "grass glass", "car cart", "red bed", "sing song"])
 def test_different_words_stay_apart(words: str) -> None:
-    assert len(content_words(words)) == 2
+    assert len(content_stems(words)) == 2
 
 
 def test_words_that_say_nothing() -> None:
-    assert not content_words("What is it that the one who is there has?  --") - {"one"}
-    assert content_words("left of the top") == {"left", "top"}
-    assert not content_words("")
+    assert not content_stems("What is it that the one who is there has?  --") - {"one"}
+    assert content_stems("left of the top") == {"left", "top"}
+    assert not content_stems("")
 
 
 GOOD = [

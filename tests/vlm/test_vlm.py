@@ -13,7 +13,7 @@ from abc_embed.errors import (
     EndpointError,
     ImageError,
 )
-from abc_embed.vlm.client import FAILED_IN_A_ROW
+from abc_embed.vlm.client import MAX_FAILURES_IN_A_ROW
 from abc_embed.vlm.limits import Limits
 
 pytest.importorskip("openai")
@@ -126,7 +126,7 @@ def test_a_fault_that_passes(server: VlmServer, fault: Fault) -> None:
     server.faults = [fault, fault]
     with client(server) as vlm:
         assert vlm.ask(picture(), "What now?").text == "What is shown there?"
-        assert sum(vlm.tally().faults.values()) == 2
+        assert sum(vlm.report()["faults"].values()) == 2
     assert len(server.requests) == 3
     assert len({json.dumps(request.body) for request in server.requests}) == 1
 
@@ -141,7 +141,7 @@ def test_what_may_have_been_paid_for_counts(server: VlmServer, fault: Fault, pai
     server.faults = [fault]
     with client(server) as vlm:
         reply = vlm.ask(None, "What now?")
-        spent, _ = vlm.purse.spent()
+        spent, _ = vlm.budget.spent()
     assert (spent > reply.input_tokens) == paid
     assert paid or spent == reply.input_tokens
 
@@ -153,7 +153,7 @@ def test_a_reply_that_takes_too_long(server: VlmServer, fault: Fault) -> None:
     server.faults = [fault]
     with client(server, limits=Limits(timeout_s=0.25)) as vlm:
         assert vlm.ask(picture(), "What now?").text == "What is shown there?"
-        assert vlm.tally().faults == {"timeout": 1}
+        assert vlm.report()["faults"] == {"timeout": 1}
 
 
 def test_a_reply_without_end(server: VlmServer) -> None:
@@ -233,13 +233,13 @@ def test_what_no_request_can_mend_ends_all(server: VlmServer, fault: Fault) -> N
 def test_an_endpoint_that_is_down(server: VlmServer) -> None:
     server.when = lambda request, number: Fault("status", 500)
     with client(server, limits=Limits(retries=1, timeout_s=5)) as vlm:
-        for number in range(FAILED_IN_A_ROW - 1):
+        for number in range(MAX_FAILURES_IN_A_ROW - 1):
             with pytest.raises(AskError, match="2 times"):
                 vlm.ask(None, str(number))
         with pytest.raises(EndpointError, match="in a row") as caught:
             vlm.ask(None, "last")
     assert not isinstance(caught.value, AskError)
-    assert len(server.requests) == 2 * FAILED_IN_A_ROW
+    assert len(server.requests) == 2 * MAX_FAILURES_IN_A_ROW
 
 
 def test_nobody_listens() -> None:

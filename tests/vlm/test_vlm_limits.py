@@ -1,4 +1,4 @@
-"""Limits hold in every span of a minute, and the purse never pays more than it may."""
+"""Limits hold in every span of a minute, and the budget never pays more than it may."""
 
 import random
 from pathlib import Path
@@ -20,10 +20,10 @@ class Time:
         return self.at
 
 
-def go(pace: RateLimiter, time: Time, tokens: int) -> tuple[float, list[float]]:
+def go(limiter: RateLimiter, time: Time, tokens: int) -> tuple[float, list[float]]:
     """When a request goes, waiting as told, and its ticket."""
     for _ in range(100):
-        wait, ticket = pace.turn(tokens)
+        wait, ticket = limiter.acquire(tokens)
         if ticket is not None:
             return time.at, ticket
         assert wait > 0
@@ -40,10 +40,10 @@ def test_no_minute_has_more_than_is_allowed(
     requests: list[tuple[int, float]], per_minute: int | None, tokens: int | None
 ) -> None:
     time = Time()
-    pace = RateLimiter(Limits(requests_per_minute=per_minute, tokens_per_minute=tokens), time)
+    limiter = RateLimiter(Limits(requests_per_minute=per_minute, tokens_per_minute=tokens), time)
     sent = []
     for used, pause in requests:
-        sent.append((go(pace, time, used)[0], used))
+        sent.append((go(limiter, time, used)[0], used))
         time.at += pause
     for start, _ in sent:
         inside = [used for at, used in sent if start <= at < start + 60]
@@ -53,39 +53,39 @@ def test_no_minute_has_more_than_is_allowed(
 
 def test_nothing_waits_longer_than_it_must() -> None:
     time = Time()
-    pace = RateLimiter(Limits(requests_per_minute=2), time)
-    assert [go(pace, time, 1)[0] - 1000 for _ in range(5)] == [0, 0, 60, 60, 120]
+    limiter = RateLimiter(Limits(requests_per_minute=2), time)
+    assert [go(limiter, time, 1)[0] - 1000 for _ in range(5)] == [0, 0, 60, 60, 120]
     late = Time()
-    pace = RateLimiter(Limits(requests_per_minute=2, tokens_per_minute=30), late)
-    assert go(pace, late, 10)[0] == 1000
+    limiter = RateLimiter(Limits(requests_per_minute=2, tokens_per_minute=30), late)
+    assert go(limiter, late, 10)[0] == 1000
     late.at += 10
-    assert go(pace, late, 10)[0] == 1010
-    assert go(pace, late, 10)[0] == 1060  # for the count, the first has to be a minute ago
-    assert go(pace, late, 25)[0] == 1120  # for the tokens, the third as well
+    assert go(limiter, late, 10)[0] == 1010
+    assert go(limiter, late, 10)[0] == 1060  # for the count, the first has to be a minute ago
+    assert go(limiter, late, 25)[0] == 1120  # for the tokens, the third as well
 
 
 def test_what_was_used_counts_and_not_what_was_feared() -> None:
     time = Time()
-    pace = RateLimiter(Limits(tokens_per_minute=100), time)
-    _, ticket = go(pace, time, 90)
-    assert pace.turn(50)[1] is None
-    pace.settle(ticket, 20)
-    assert pace.turn(50)[1] is not None
+    limiter = RateLimiter(Limits(tokens_per_minute=100), time)
+    _, ticket = go(limiter, time, 90)
+    assert limiter.acquire(50)[1] is None
+    limiter.settle(ticket, 20)
+    assert limiter.acquire(50)[1] is not None
 
 
 def test_a_wait_that_was_asked_for_holds_all() -> None:
     time = Time()
-    pace = RateLimiter(Limits(), time)
-    pace.hold(7)
-    pace.hold(3)  # a shorter one does not shorten it
-    assert pace.turn(1) == (7, None)
+    limiter = RateLimiter(Limits(), time)
+    limiter.hold(7)
+    limiter.hold(3)  # a shorter one does not shorten it
+    assert limiter.acquire(1) == (7, None)
     time.at += 7
-    assert pace.turn(1)[1] is not None
+    assert limiter.acquire(1)[1] is not None
 
 
 def test_a_request_that_no_minute_has_room_for() -> None:
     with pytest.raises(UsageError, match="about 200 tokens but 100 a minute"):
-        RateLimiter(Limits(tokens_per_minute=100), Time()).turn(200)
+        RateLimiter(Limits(tokens_per_minute=100), Time()).acquire(200)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_cost() -> None:
 PRICED = Limits(price_in=1_000_000, price_out=1_000_000, max_cost=100)  # a token costs one
 
 
-def test_the_purse_never_pays_more_than_it_may(tmp_path: Path) -> None:
+def test_the_budget_never_pays_more_than_it_may(tmp_path: Path) -> None:
     """Whatever requests turn out to cost, and whichever are killed before they are answered."""
     chance = random.Random(0)
     for _ in range(6):
@@ -120,32 +120,32 @@ def test_the_purse_never_pays_more_than_it_may(tmp_path: Path) -> None:
         paid = 0
         for _ in range(3):  # three processes, one after the other
             with ReplyCache(path) as ledger:
-                purse = Budget(PRICED, ledger)
+                budget = Budget(PRICED, ledger)
                 try:
                     for _ in range(chance.randrange(1, 10)):
-                        number = purse.reserve(10, 5)
+                        number = budget.reserve(10, 5)
                         paid += 15
                         if chance.random() < 0.3:
                             break  # killed
                         used = chance.randrange(16)
-                        purse.settle(number, used, 0)
+                        budget.settle(number, used, 0)
                         paid += used - 15
                 except CostLimitError:
                     assert paid + 15 > 100
         assert paid <= 100
         with ReplyCache(path) as ledger:
-            assert sum(ledger.charged()) == paid
+            assert sum(ledger.total_charges()) == paid
 
 
 def test_once_empty_it_stays_empty() -> None:
     with ReplyCache() as ledger:
-        purse = Budget(PRICED, ledger)
-        purse.settle(purse.reserve(90, 0), 90, 0)
+        budget = Budget(PRICED, ledger)
+        budget.settle(budget.reserve(90, 0), 90, 0)
         with pytest.raises(CostLimitError, match="limit of 100 is reached; raise it"):
-            purse.reserve(11, 0)
+            budget.reserve(11, 0)
         with pytest.raises(CostLimitError):
-            purse.reserve(1, 0)
-        assert purse.spent() == (90, 0)
+            budget.reserve(1, 0)
+        assert budget.spent() == (90, 0)
 
 
 def test_a_file_that_is_no_cache(tmp_path: Path) -> None:

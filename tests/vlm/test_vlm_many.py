@@ -142,7 +142,7 @@ def test_ctrl_c_waits_for_what_is_paid_for(server: VlmServer) -> None:
             with pytest.raises(KeyboardInterrupt):
                 replies.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
         with client(server, cache=cache) as kept:
-            assert all(kept.known(None, request.prompt) for request in server.requests)
+            assert all(kept.is_cached(None, request.prompt) for request in server.requests)
 
 
 # -- the cache -------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_reply_is_remembered_by_what_decides_it(server: VlmServer, tmp_path: P
     with ReplyCache(tmp_path / "replies.sqlite") as cache:
         with client(server, cache=cache) as vlm:
             first = vlm.ask(picture(), "one")
-            assert not vlm.known(picture(), "two")
+            assert not vlm.is_cached(picture(), "two")
             for image, prompt in ((picture(), "two"), (picture("blue"), "one"), (None, "one")):
                 assert not vlm.ask(image, prompt).cached
         with client(server, cache=cache, max_tokens=5) as other:
@@ -198,7 +198,7 @@ def test_the_cost_is_never_more_than_allowed(server: VlmServer, tmp_path: Path) 
                     return False
 
             answered = sum(vlm.map(ask, prompts))
-            cost = limits.cost(*vlm.purse.spent())
+            cost = limits.cost(*vlm.budget.spent())
             assert cost is not None
             assert cost <= (limits.max_cost or 0)
         return answered

@@ -100,17 +100,17 @@ def build_replica(
         asking = {name: told[name] for name in vlm_options.NAMES}
         client = vlm_options.vlm_client(stack, vlm, replies, json_mode=json_mode, **asking)
         if dry_run:
-            requests = replica.planned(files)
-            vlm_options.show_estimate(client, requests, tries, replica.AGAIN_TOKENS, as_json)
+            requests = replica.planned_requests(files)
+            vlm_options.show_estimate(client, requests, tries, replica.RETRY_TOKENS, as_json)
             return
         about = {**replica.about(client), "seed": seed, "license": license}
-        made = replica.Replica(
-            out=out, name=out.name, how="a VLM, one request an image", leaks=leaks, about=about
-        )
-        asked = replica.from_model(files, source, client, license=license, tries=tries)
+        how = "a VLM, one request an image"
+        pairs = replica.pairs_from_model(files, source, client, license=license, tries=tries)
         try:
             with progress_bar("images", len(files)) as on_progress:
-                found = replica.build(made, asked, on_progress)
+                found = replica.build(
+                    out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress
+                )
         except CostLimitError as reached:
             raise CostLimitError(f"{reached} (--max-cost)") from None
     _show(*found, as_json)
@@ -123,9 +123,9 @@ def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dic
     folder = source if source.is_dir() else source.parent
     about = {"records": source.name}
     how = "records with instructions, such as human region captions"
-    made = replica.Replica(out=out, name=out.name, how=how, leaks=leaks, about=about)
+    pairs = replica.pairs_from_records(read_records(source), folder)
     with progress_bar("images") as on_progress:
-        return replica.build(made, replica.from_records(read_records(source), folder), on_progress)
+        return replica.build(out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress)
 
 
 def _show(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from abc_embed.data.records import Record
     from abc_embed.vlm.client import VlmClient
-    from abc_embed.vlm.instruct import Job, Rejects, Report
+    from abc_embed.vlm.instruct import InstructSettings, Report
     from abc_embed.vlm.regions import Similarity
+    from abc_embed.vlm.rejects import Rejects
 
 EXAMPLES = """\
 Examples:
@@ -126,22 +127,22 @@ def instruct(
         )
     _check_out(source, out)
     with ExitStack() as stack:
-        job, rejects, records = _prepare(told)
+        settings, rejects, records = _prepare(told)
         client = None
         if vlm is not None:
             replies = out.with_name(f"{out.stem}.replies.sqlite")
             asking = {name: told[name] for name in vlm_options.NAMES}
             client = vlm_options.vlm_client(stack, vlm, replies, **asking)
         if client is not None and dry_run:
-            from abc_embed.vlm.instruct import planned
-            from abc_embed.vlm.instructions import AGAIN_TOKENS
+            from abc_embed.vlm.instruct import planned_requests
+            from abc_embed.vlm.writers import RETRY_TOKENS
 
-            requests = planned(records, job, rejects)
-            vlm_options.show_estimate(client, requests, tries, AGAIN_TOKENS, as_json)
+            requests = planned_requests(records, settings, rejects)
+            vlm_options.show_estimate(client, requests, tries, RETRY_TOKENS, as_json)
             _show_rejected(dict(rejects.counts), as_json)
             return
         with progress_bar("regions") as on_progress:
-            report = _run(records, out, client, job, rejects, tries, on_progress)
+            report = _run(records, out, client, settings, rejects, tries, on_progress)
     _show(report, out, max_cost, as_json)
 
 
@@ -154,67 +155,70 @@ def _check_out(source: Path, out: Path) -> None:
             raise UsageError("--out is the source itself; give another name next to it")
 
 
-def _prepare(told: dict[str, Any]) -> "tuple[Job, Rejects, Iterable[Record]]":
-    from abc_embed.vlm.instruct import Job, Rejects
+def _prepare(told: dict[str, Any]) -> "tuple[InstructSettings, Rejects, Iterable[Record]]":
+    from abc_embed.vlm.instruct import InstructSettings
     from abc_embed.vlm.region_files import are_records, read_regions
-    from abc_embed.vlm.regions import Choice
+    from abc_embed.vlm.regions import RegionSettings
+    from abc_embed.vlm.rejects import Rejects
 
     names = ("drop_largest", "choose", "max_iou", "max_similarity", "seed")
-    choice = Choice(**{name: told[name] for name in names})
+    regions = RegionSettings(**{name: told[name] for name in names})
     rejects = Rejects()
     source, root = told["source"], told["out"].parent
     records = read_regions(source, root, rejects, told["images"])
-    job = Job(
+    settings = InstructSettings(
         root=root,
-        choice=choice,
+        regions=regions,
         similarity=_similarity(told["similarity_model"]),
         limit=told["limit"],
         fraction=told["fraction"],
         trim=not are_records(source),
     )
-    return job, rejects, records
+    return settings, rejects, records
 
 
 def _similarity(model: str | None) -> "Similarity | None":
     if model is None:
         return None
-    from abc_embed.vlm.regions import vectors_alike
+    from abc_embed.vlm.regions import vector_similarity
 
-    return vectors_alike(options.load(model).embedder)
+    return vector_similarity(options.load(model).embedder)
 
 
 def _run(
     records: "Iterable[Record]",
     out: Path,
     client: "VlmClient | None",
-    job: "Job",
+    settings: "InstructSettings",
     rejects: "Rejects",
     tries: int,
     count: Any,
 ) -> "Report":
-    from abc_embed.vlm.instruct import run
-    from abc_embed.vlm.instructions import OwnWriter, VlmWriter
+    from abc_embed.vlm.instruct import write_instructions
+    from abc_embed.vlm.writers import OwnWriter, VlmWriter
 
     if client is None:
-        writer = OwnWriter(job.choice.seed)
-        return run(records, out, writer, job, rejects=rejects, counted=count)
-    return run(
+        writer = OwnWriter(settings.regions.seed)
+        return write_instructions(
+            records, out, writer, settings, rejects=rejects, on_progress=count
+        )
+    return write_instructions(
         records,
         out,
-        VlmWriter(client, job.root, tries=tries),
-        job,
+        VlmWriter(client, settings.root, tries=tries),
+        settings,
         rejects=rejects,
-        mapped=client.map,
-        counted=count,
-        asking=client.asked,
+        map_tasks=client.map,
+        on_progress=count,
+        endpoint_report=client.report,
     )
 
 
 def _show(report: "Report", out: Path, max_cost: float | None, as_json: bool) -> None:
-    from abc_embed.vlm.instruct import beside
-    from abc_embed.vlm.replies import Reason
+    from abc_embed.vlm.instruct import file_beside
+    from abc_embed.vlm.rejects import Reason
 
-    place = out if report.complete else beside(out, "partial.jsonl")
+    place = out if report.complete else file_beside(out, "partial.jsonl")
     if as_json:
         show_json({"out": str(place), **dataclasses.asdict(report)})
     else:
@@ -233,7 +237,8 @@ def _show(report: "Report", out: Path, max_cost: float | None, as_json: bool) ->
         if report.asking:
             asked = [(name, str(value)) for name, value in report.asking.items()]
             show_table(("endpoint", ""), asked)
-        show(f"the records are in {place}; what was left out is in {beside(out, 'rejects.jsonl')}")
+        rejects = file_beside(out, "rejects.jsonl")
+        show(f"the records are in {place}; what was left out is in {rejects}")
     failed = report.rejected.get(Reason.ENDPOINT, 0)
     if failed:
         say(f"{failed} regions got no reply; the same command asks for them again")

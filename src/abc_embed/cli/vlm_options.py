@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from abc_embed.vlm.client import VlmClient
-    from abc_embed.vlm.plan import Planned
+    from abc_embed.vlm.limits import PlannedRequest
 
 Vlm = Annotated[
     str | None, typer.Option("--vlm", help="The model that writes, as the endpoint names it.")
@@ -125,21 +125,21 @@ def vlm_client(
     if not dry_run:
         client.connect()
     if replies.exists() or not dry_run:
-        client.keep_in(stack.enter_context(ReplyCache(replies)))
+        client.use_cache(stack.enter_context(ReplyCache(replies)))
     return client
 
 
 def show_estimate(
     client: "VlmClient",
-    requests: "Iterable[Planned]",
+    requests: "Iterable[PlannedRequest]",
     tries: int,
-    again_tokens: int,
+    retry_tokens: int,
     as_json: bool,
 ) -> None:
     """What a dry run says: the result on stdout, the first prompt on stderr."""
-    from abc_embed.vlm.plan import estimate
+    from abc_embed.vlm.limits import estimate
 
-    found = estimate(client, requests, tries, again_tokens)
+    found = estimate(client, requests, tries, retry_tokens)
     if as_json:
         show_json(dataclasses.asdict(found))
         return

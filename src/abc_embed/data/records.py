@@ -149,10 +149,13 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 """Names of a record's fields, in the order in which they are written."""
 
 
-def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+def read_records(
+    path: str | os.PathLike[str], *, on_bad_line: Callable[[str, DataError], None] | None = None
+) -> Iterator[Record]:
     """The records of a file, or of the folder that holds `records.jsonl`, one by one.
 
-    Blank lines are passed over. Reading is lazy: an error comes when its line is reached.
+    Blank lines are passed over. Reading is lazy: an error comes when its line is reached; with
+    `on_bad_line` that is called with the line's place and the error, and the others go on.
 
     Raises:
         DataError: there is no such file, or a line is no record, with file, line and mend.
@@ -173,7 +176,10 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
                             "give each record its own"
                         )
                 except DataError as wrong:
-                    raise DataError(f"{path}:{number}: {wrong}") from None
+                    if on_bad_line is None:
+                        raise DataError(f"{path}:{number}: {wrong}") from None
+                    on_bad_line(f"{path}:{number}", wrong)
+                    continue
                 lines[record.id] = number
                 yield record
     except FileNotFoundError:

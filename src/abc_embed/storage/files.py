@@ -34,6 +34,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def rename_file(old: Path, new: Path) -> None:
+    """Rename a file, over another one if need be.
+
+    Raises:
+        OutputError: the system does not let us.
+    """
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        raise unwritable(new, error) from error
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename the folder `new` to `folder`, flushed first; what stood there goes after, or stays.
 

@@ -1,27 +1,25 @@
-"""A SQLite file that is made on first use, safe with several processes at once; what is committed
-survives a kill.
+"""A SQLite file made on first use, safe with several processes; what is committed survives a kill.
 
-Does: open it, make its tables, let go of it, and turn what goes wrong into one sentence. Does not:
-know what is kept (``cache`` and ``data.vlm_cache`` do).
+It leaves what is kept to its two uses, `vector_cache` and `vlm.reply_cache`.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from abc_embed.errors import OutputError
 
 _WAIT_S = 30.0  # for another process that writes
 
 
-class Store:
-    """Those that derive from it say what its tables are and what to do when it cannot be used."""
+class SqliteStore:
+    """Base of those that name their tables, and say what to do when the file cannot be used."""
 
     TABLES: ClassVar[tuple[str, ...]]
     """Statements that make what is absent."""
-    TROUBLE: ClassVar[str]
+    ERROR: ClassVar[str]
     """The sentence, with {path} and {error}."""
 
     def __init__(self, path: Path | None, *, any_thread: bool = False) -> None:
@@ -38,9 +36,9 @@ class Store:
                 path or ":memory:", timeout=_WAIT_S, check_same_thread=not any_thread
             )
         try:
-            with self._reported(), self._database:
+            with self.transaction() as database:
                 for table in self.TABLES:
-                    self._database.execute(table)
+                    database.execute(table)
         except OutputError:
             self.close()
             raise
@@ -56,10 +54,38 @@ class Store:
         with suppress(sqlite3.Error):
             self._database.close()
 
+    def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a SELECT.
+
+        Raises:
+            OutputError: the file cannot be used.
+        """
+        with self._reported():
+            return self._database.execute(statement, values).fetchall()
+
+    def execute(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """A statement that changes something, once for each row, for all of them or none.
+
+        Raises:
+            OutputError: the file cannot be used.
+        """
+        with self.transaction() as database:
+            database.executemany(statement, rows)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is done within is committed at the end, or undone.
+
+        Raises:
+            OutputError: the file cannot be used.
+        """
+        with self._reported(), self._database:
+            yield self._database
+
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            sentence = self.TROUBLE.format(path=repr(str(self.path)), error=error)
+            sentence = self.ERROR.format(path=repr(str(self.path)), error=error)
             raise OutputError(sentence) from error

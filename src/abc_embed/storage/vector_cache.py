@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.storage.sqlite import Store
+from abc_embed.storage.sqlite import SqliteStore
 
 VARIABLE = "ABC_EMBED_CACHE"
 """Environment variable that names another folder for the cache."""
@@ -28,7 +28,7 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "abc-embed"
 
 
-class VectorCache(Store):
+class VectorCache(SqliteStore):
     """The vectors of one model at one resolution.
 
     `model` is `Embedder.fingerprint`, `max_pixels` that of the call (None: as the model says);
@@ -39,7 +39,7 @@ class VectorCache(Store):
         "CREATE TABLE IF NOT EXISTS vectors (model TEXT, content TEXT, vector BLOB,"
         " PRIMARY KEY (model, content)) WITHOUT ROWID",
     )
-    TROUBLE = (
+    ERROR = (
         "the cache {path} cannot be used ({error}); delete it, choose another place with --cache, "
         "or do without it with --no-cache"
     )

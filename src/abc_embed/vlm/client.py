@@ -1,48 +1,104 @@
 """Asking a vision-language model over any OpenAI-compatible endpoint, many times and safely.
 
-Does: send an image and a prompt at temperature 0 through the `openai` client; keep to the limits,
-try again after faults that pass, remember every reply. Does not: know what is asked, or judge the
-reply.
-
-The key comes from the environment and goes nowhere but into the request. The client's own retries
-are off: they give up where an endpoint asks for a long wait, and each thread would wait by itself.
-The reply is read in pieces and parsed here, so that one which drips in, breaks off, is endless or
-is no JSON is a fault like any other, and `timeout_s` bounds the whole of it.
+The key comes from the environment and goes nowhere but into the request. The `openai` client's own
+retries are off: they give up where an endpoint asks for a long wait, and each thread would wait by
+itself. A reply is read in pieces and parsed here, so that one which drips in, breaks off, is
+endless or is no JSON is a fault like any other, and `timeout_s` bounds the whole of it.
 """
 
-import hashlib
+import base64
+import email.utils
+import io
 import json
+import math
 import os
 import random
+import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from abc_embed.errors import AskError, EndpointError, MissingExtraError, UsageError
-from abc_embed.vlm import wire as vlm_wire
-from abc_embed.vlm.limits import Budget, Clock, Limits, RateLimiter, Tally
+from abc_embed.inputs import open_image
+from abc_embed.storage.hashing import sha256, sha256_json
+from abc_embed.vlm.limits import Budget, Clock, Limits, RateLimiter, estimate_tokens
 from abc_embed.vlm.reply_cache import ReplyCache
-from abc_embed.vlm.wire import Failure, Reply, as_sendable, estimate_tokens
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIStatusError, OpenAI
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
-LONGEST_WAIT_S = 600.0
+MAX_WAIT_S = 600.0
 """An endpoint that asks for a longer wait (a daily quota) ends the run, which can be resumed."""
-FAILED_IN_A_ROW = 5
+MAX_FAILURES_IN_A_ROW = 5
 """So many requests given up one after the other mean that the endpoint is down, not the row bad."""
 READ_AHEAD = 4
 """Items taken from the input before their turn, for each request that may be under way."""
+MAX_REPLY_BYTES = 4_000_000
+"""A reply that is longer is no reply to a question of ours."""
+# Formats that endpoints know, by how their files begin.
+_MEDIA_TYPES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+}
+_RETRYABLE_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
+_FATAL_STATUS = frozenset({401, 402, 403, 404})
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said. `refusal` is set where the endpoint itself says that it refused.
+
+    `model` is the name that the endpoint gave; `cut_off` means that the reply reached its longest
+    length; `cached` that nobody was asked this time.
+    """
+
+    text: str
+    model: str
+    refusal: str | None = None
+    cut_off: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached: bool = False
+
+    def json(self) -> object:
+        """The text as JSON, taken out of a Markdown fence if it is in one; None if it is none."""
+        text = self.text.strip()
+        if text.startswith("```"):
+            text = text.partition("\n")[2].rpartition("```")[0]
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no answer; `kind` sorts faults in reports.
+
+    `retryable`: trying again may help; `fatal`: no other request will do better; `wait_s` is what
+    the endpoint asks for; `may_be_billed`: it may have been answered and paid for, and the answer
+    was lost on the way.
+    """
+
+    kind: str
+    message: str
+    retryable: bool = False
+    fatal: bool = False
+    wait_s: float | None = None
+    may_be_billed: bool = False
 
 
 class VlmClient:
@@ -88,7 +144,7 @@ class VlmClient:
         if json_mode not in ("schema", "object", "none"):
             raise UsageError(f"json_mode is {json_mode!r}; use schema, object or none")
         self._base_url = base_url
-        self._local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        self._is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
         self._key = os.environ.get(key_variable, "")
         self._key_variable = key_variable
         self.model = model
@@ -100,17 +156,17 @@ class VlmClient:
         self._token_field = token_field
         self._json_mode = json_mode
         self._clock = clock or Clock()
-        self._pace = RateLimiter(self.limits, self._clock.now)
-        used = ReplyCache() if cache is None else cache
-        self._own_cache = used if cache is None else None
-        self.keep_in(used)
+        self._rate_limiter = RateLimiter(self.limits, self._clock.now)
+        used_cache = ReplyCache() if cache is None else cache
+        self._own_cache = used_cache if cache is None else None
+        self.use_cache(used_cache)
         self._client: OpenAI | None = None
         self._lock = threading.Condition()
-        self._asking: set[str] = set()
-        self._counts: Counter[str] = Counter()
+        self._keys_in_flight: set[str] = set()
+        self._counts = Counter(sent=0, cached=0, input_tokens=0, output_tokens=0)
         self._faults: Counter[str] = Counter()
-        self._failed = 0
-        self._why = "asking was stopped; run the same command again to go on"
+        self._failures_in_a_row = 0
+        self._stop_reason = "asking was stopped; run the same command again to go on"
         self._random = random.Random()
 
     def __enter__(self) -> Self:
@@ -127,10 +183,10 @@ class VlmClient:
         if self._own_cache is not None:
             self._own_cache.close()
 
-    def keep_in(self, cache: ReplyCache) -> None:
+    def use_cache(self, cache: ReplyCache) -> None:
         """Remember replies there from now on, and count what was paid there before."""
         self.cache = cache
-        self.purse = Budget(self.limits, cache)
+        self.budget = Budget(self.limits, cache)
 
     def connect(self) -> "OpenAI":
         """Make ready to ask; sends nothing, and says now what would be missing later.
@@ -141,7 +197,7 @@ class VlmClient:
         """
         with self._lock:
             if self._client is None:
-                if not self._key and not self._local:
+                if not self._key and not self._is_local:
                     raise UsageError(f"there is no key; set {self._key_variable} to it")
                 try:
                     from openai import OpenAI
@@ -155,38 +211,35 @@ class VlmClient:
                 )
             return self._client
 
-    def tally(self) -> Tally:
-        """What was done so far."""
+    def report(self) -> dict[str, Any]:
+        """Endpoint, model, what was sent now with its faults, tokens and cost over all runs."""
+        input_tokens, output_tokens = self.budget.spent()
         with self._lock:
-            counts, faults = self._counts, dict(sorted(self._faults.items()))
-            return Tally(counts["sent"], counts["cached"], faults, counts["in"], counts["out"])
+            return {
+                "endpoint": self.endpoint,
+                "model": self.model,
+                **self._counts,
+                "faults": dict(sorted(self._faults.items())),
+                "all_input_tokens": input_tokens,
+                "all_output_tokens": output_tokens,
+                "cost": self.limits.cost(input_tokens, output_tokens),
+            }
 
-    def asked(self) -> dict[str, Any]:
-        """For reports: endpoint, model, what was sent now, and tokens and cost over all runs."""
-        used = self.purse.spent()
-        return {
-            "endpoint": self.endpoint,
-            "model": self.model,
-            **asdict(self.tally()),
-            "all_input_tokens": used[0],
-            "all_output_tokens": used[1],
-            "cost": self.limits.cost(*used),
-        }
-
-    def key(self, image: bytes | None, prompt: str, schema: Mapping[str, Any] | None = None) -> str:
+    def cache_key(
+        self, image: bytes | None, prompt: str, schema: Mapping[str, Any] | None = None
+    ) -> str:
         """What the reply is remembered by: model, prompt, image and form of the reply.
 
         The address is not part of it: the same model may move.
         """
         form = [schema, self._json_mode if schema else None, self.max_tokens]
-        told = json.dumps([self.model, prompt, _hash(image), form], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
+        return sha256_json([self.model, prompt, None if image is None else sha256(image), form])
 
-    def known(
+    def is_cached(
         self, image: bytes | None, prompt: str, schema: Mapping[str, Any] | None = None
     ) -> bool:
-        """Whether the reply is in the cache."""
-        return self.cache.get(self.key(image, prompt, schema)) is not None
+        """Whether nobody has to be asked for the reply."""
+        return self.cache.get(self.cache_key(image, prompt, schema)) is not None
 
     def ask(
         self, image: bytes | None, prompt: str, *, schema: Mapping[str, Any] | None = None
@@ -201,18 +254,17 @@ class VlmClient:
             EndpointError: the endpoint cannot be used at all.
             CostLimitError: asking could cost more than the limit leaves.
         """
-        key = self.key(image, prompt, schema)
-        with self._alone(key):
-            kept = self.cache.get(key)
-            if kept is not None:
+        key = self.cache_key(image, prompt, schema)
+        with self._single_flight(key):
+            cached = self.cache.get(key)
+            if cached is not None:
                 with self._lock:
                     self._counts["cached"] += 1
-                return Reply(**json.loads(kept), cached=True)
-            reply = self._ask_anew(image, prompt, schema)
+                return Reply(**json.loads(cached), cached=True)
+            reply = self._ask_endpoint(image, prompt, schema)
             row = {name: value for name, value in asdict(reply).items() if name != "cached"}
-            self.cache.put(
-                key, json.dumps(row), model=self.model, prompt=prompt, image=_hash(image) or ""
-            )
+            image_hash = "" if image is None else sha256(image)
+            self.cache.put(key, json.dumps(row), model=self.model, prompt=prompt, image=image_hash)
             return reply
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -223,14 +275,14 @@ class VlmClient:
         """
         workers = self.limits.concurrency
         pool = ThreadPoolExecutor(workers, thread_name_prefix="vlm")
-        waiting: deque[Future[R]] = deque()
+        pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= READ_AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) >= READ_AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BaseException:
             self._clock.stopped.set()
             raise
@@ -242,109 +294,231 @@ class VlmClient:
                 raise
 
     @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
+    def _single_flight(self, key: str) -> Iterator[None]:
         """Of several threads that ask the same, one asks and the others read the cache."""
         with self._lock:
-            while key in self._asking:
+            while key in self._keys_in_flight:
                 self._lock.wait()
-            self._asking.add(key)
+            self._keys_in_flight.add(key)
         try:
             yield
         finally:
             with self._lock:
-                self._asking.remove(key)
+                self._keys_in_flight.remove(key)
                 self._lock.notify_all()
 
-    def _ask_anew(
+    def _ask_endpoint(
         self, image: bytes | None, prompt: str, schema: Mapping[str, Any] | None
     ) -> Reply:
-        sendable, size = (None, None) if image is None else as_sendable(image)
-        form = (schema, self._json_mode, self._token_field, self.max_tokens)
-        body = vlm_wire.request_body(self.model, prompt, sendable, *form)
-        expected = estimate_tokens(prompt, size, self.image_tokens)
-        trouble = Failure("not asked")
+        """Ask until there is a reply, or the retries are used up."""
+        data_url, size = (None, None) if image is None else encode_image(image)
+        payload = self._payload(prompt, data_url, schema)
+        input_tokens = estimate_tokens(prompt, size, self.image_tokens)
         for attempt in range(self.limits.retries + 1):
-            answer = self._try(body, expected)
+            answer = self._send(payload, input_tokens)
             if isinstance(answer, Reply):
-                self._failed = 0
+                self._failures_in_a_row = 0
                 return answer
-            trouble = answer
+            message = f"{self.endpoint} ({self.model}): {answer.message}"
+            message = message.replace(self._key, "[key]") if self._key else message
             with self._lock:
-                self._faults[trouble.kind] += 1
-            if trouble.hopeless:
-                raise self._end(self._told(trouble))
-            if not trouble.passes:
-                raise AskError(self._told(trouble))
+                self._faults[answer.kind] += 1
+            if answer.fatal:
+                raise self._stop(message)
+            if not answer.retryable:
+                raise AskError(message)
             if attempt < self.limits.retries:
-                self._back_off(trouble, attempt)
+                self._back_off(answer.wait_s, attempt, message)
         with self._lock:
-            self._failed += 1
-            down = self._failed >= FAILED_IN_A_ROW
-        if down:
-            raise self._end(
-                f"{self._told(trouble)}; {FAILED_IN_A_ROW} requests in a row were given up; "
+            self._failures_in_a_row += 1
+            is_down = self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW
+        if is_down:
+            raise self._stop(
+                f"{message}; {MAX_FAILURES_IN_A_ROW} requests in a row were given up; "
                 "run the same command again when the endpoint answers"
             )
-        raise AskError(f"{self._told(trouble)}, {self.limits.retries + 1} times")
+        raise AskError(f"{message}, {self.limits.retries + 1} times")
 
-    def _try(self, body: Mapping[str, Any], expected: int) -> Reply | Failure:
+    def _payload(
+        self, prompt: str, data_url: str | None, schema: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """A request at temperature 0: the image, if any, then the prompt."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+        if data_url is not None:
+            content.insert(0, {"type": "image_url", "image_url": {"url": data_url}})
+        payload: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            self._token_field: self.max_tokens,
+        }
+        if schema is not None and self._json_mode == "schema":
+            json_schema = {"name": "reply", "strict": True, "schema": dict(schema)}
+            payload["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        elif schema is not None and self._json_mode == "object":
+            payload["response_format"] = {"type": "json_object"}
+        return payload
+
+    def _send(self, payload: Mapping[str, Any], input_tokens: int) -> Reply | Failure:
         """One request, when its turn comes; tokens are counted whatever comes of it."""
         client = self.connect()
         ticket = None
         while ticket is None:
-            self._check_going()
-            wait, ticket = self._pace.turn(expected + self.max_tokens)
+            if self._clock.stopped.is_set():
+                raise EndpointError(self._stop_reason)
+            wait_s, ticket = self._rate_limiter.acquire(input_tokens + self.max_tokens)
             if ticket is None:
-                self._clock.wait(wait)
-        charge = self.purse.reserve(expected, self.max_tokens)
-        used = (expected, self.max_tokens)  # what a fault of ours, or of the line, may have cost
+                self._clock.wait(wait_s)
+        charge = self.budget.reserve(input_tokens, self.max_tokens)
+        used = (input_tokens, self.max_tokens)  # what a fault of ours, or of the line, may cost
         try:
             with self._lock:
                 self._counts["sent"] += 1
-            answer = vlm_wire.receive(client, body, self.limits.timeout_s, self._clock.now)
+            answer = receive(client, payload, self.limits.timeout_s, self._clock.now)
             if isinstance(answer, Failure):
-                used = (expected, 0) if answer.may_cost else (0, 0)
+                used = (input_tokens, 0) if answer.may_be_billed else (0, 0)
             else:
                 if not answer.input_tokens:  # some servers do not count
-                    answer = replace(answer, input_tokens=expected)
+                    answer = replace(answer, input_tokens=input_tokens)
                 used = (answer.input_tokens, answer.output_tokens)
         finally:
-            self.purse.settle(charge, *used)
-            self._pace.settle(ticket, sum(used))
+            self.budget.settle(charge, *used)
+            self._rate_limiter.settle(ticket, sum(used))
             with self._lock:
-                self._counts["in"] += used[0]
-                self._counts["out"] += used[1]
+                self._counts["input_tokens"] += used[0]
+                self._counts["output_tokens"] += used[1]
         return answer
 
-    def _back_off(self, trouble: Failure, attempt: int) -> None:
+    def _back_off(self, wait_s: float | None, attempt: int, message: str) -> None:
         """Wait as long as the endpoint asks; without a word from it, twice as long each time."""
-        if trouble.wait_s is not None:
-            if trouble.wait_s > LONGEST_WAIT_S:
-                raise self._end(
-                    f"{self._told(trouble)} and asks to wait {trouble.wait_s:.0f} s; run the same "
-                    "command again after that"
-                )
-            self._pace.hold(trouble.wait_s)
-        else:
+        if wait_s is None:
             self._clock.wait(min(60.0, 2.0**attempt) * self._random.uniform(0.5, 1.0))
+        elif wait_s > MAX_WAIT_S:
+            raise self._stop(
+                f"{message} and asks to wait {wait_s:.0f} s; run the same command again after that"
+            )
+        else:
+            self._rate_limiter.hold(wait_s)
 
-    def _check_going(self) -> None:
-        if self._clock.stopped.is_set():
-            raise EndpointError(self._why)
-
-    def _end(self, why: str) -> EndpointError:
+    def _stop(self, reason: str) -> EndpointError:
         """The error that ends all asking, in every thread."""
         with self._lock:
             if not self._clock.stopped.is_set():
-                self._why = why
+                self._stop_reason = reason
         self._clock.stopped.set()
-        return EndpointError(why)
-
-    def _told(self, trouble: Failure) -> str:
-        """In words, without the key."""
-        said = f"{self.endpoint} ({self.model}): {trouble.said}"
-        return said.replace(self._key, "[key]") if self._key else said
+        return EndpointError(reason)
 
 
-def _hash(image: bytes | None) -> str | None:
-    return None if image is None else hashlib.sha256(image).hexdigest()
+# -- one request -----------------------------------------------------------------------------------
+
+
+def encode_image(image: bytes) -> tuple[str, tuple[int, int]]:
+    """(`data:` URL, (width, height)): as it is where endpoints know the format, else as PNG.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+    picture = open_image(image)
+    media_type = next((kind for magic, kind in _MEDIA_TYPES.items() if image.startswith(magic)), "")
+    if not media_type:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        media_type, image = "image/png", buffer.getvalue()
+    return f"data:{media_type};base64,{base64.b64encode(image).decode()}", picture.size
+
+
+def receive(
+    client: "OpenAI", payload: Mapping[str, Any], timeout_s: float, now: Callable[[], float]
+) -> Reply | Failure:
+    """Send one request and read its reply, whole within `timeout_s`, or say what went wrong.
+
+    The wait for one piece of a reply is bounded too, so that all of it ends within twice that time.
+    """
+    import openai
+
+    # What the client's own transport raises while a reply is read; its package has two names.
+    transports = (sys.modules.get(name) for name in ("httpx2", "httpx"))
+    transport_errors = [module.HTTPError for module in transports if module is not None]
+    timeout = f"no whole reply within {timeout_s:g} s"
+    deadline = now() + timeout_s
+    create: Any = client.chat.completions.with_streaming_response.create
+    content = bytearray()
+    try:
+        with create(**payload) as response:
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > MAX_REPLY_BYTES:
+                    return Failure("endless reply", "the reply does not end", may_be_billed=True)
+                if now() > deadline:
+                    return Failure("timeout", timeout, retryable=True, may_be_billed=True)
+    except openai.APIStatusError as error:
+        return _status_failure(error)
+    except (openai.APIConnectionError, TimeoutError, *transport_errors) as error:
+        if "Timeout" in type(error).__name__:
+            return Failure("timeout", timeout, retryable=True, may_be_billed=True)
+        cause = type(error.__cause__ or error).__name__
+        was_up = "Connect" not in cause
+        message = f"the connection failed ({cause})"
+        return Failure("connection", message, retryable=True, may_be_billed=was_up)
+    return _parse(bytes(content))
+
+
+def _status_failure(error: "APIStatusError") -> Failure:
+    """What an HTTP status other than 200 means for this request and for the others."""
+    kind = f"HTTP {error.status_code}"
+    message = f"{kind}: {' '.join(str(error.message).split())[:300]}"
+    if error.code == "insufficient_quota":
+        return Failure(kind, f"{message}; check the account", fatal=True)
+    if error.status_code in _FATAL_STATUS:
+        return Failure(kind, f"{message}; check key, model and base URL", fatal=True)
+    if error.status_code in _RETRYABLE_STATUS:
+        return Failure(kind, message, retryable=True, wait_s=_retry_after(error.response.headers))
+    return Failure(kind, message)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of `Retry-After`, which holds seconds or a date; None without one."""
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            wait_s = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        return wait_s if wait_s >= 0 and math.isfinite(wait_s) else None
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - time.time())
+
+
+def _parse(content: bytes) -> Reply | Failure:
+    """A chat completion from its bytes; anything else is a fault that may pass."""
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        message = "the reply is not JSON"
+        return Failure("malformed reply", message, retryable=True, may_be_billed=True)
+    try:
+        if reply.get("error"):  # some gateways say 200 and mean 500
+            message = f"the reply is an error: {str(reply['error'])[:300]}"
+            return Failure("error reply", message, retryable=True)
+        choice = reply["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        usage = reply.get("usage") or {}
+        refusal = message.get("refusal")
+        if finish == "content_filter":
+            refusal = refusal or "held back by the endpoint's filter"
+        text = message.get("content")
+        if isinstance(text, list):  # of parts, of which some are text
+            text = "".join(str(part["text"]) for part in text if part.get("type") == "text")
+        return Reply(
+            text="" if text is None else str(text),
+            model=str(reply.get("model") or ""),
+            refusal=None if refusal is None else str(refusal),
+            cut_off=finish == "length",
+            input_tokens=int(usage.get("prompt_tokens") or 0),
+            output_tokens=int(usage.get("completion_tokens") or 0),
+        )
+    except (LookupError, AttributeError, TypeError, ValueError):
+        message = "the reply has no choice with a message"
+        return Failure("malformed reply", message, retryable=True, may_be_billed=True)

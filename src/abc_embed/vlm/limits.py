@@ -1,20 +1,27 @@
-"""How fast and how far a VLM may be asked: requests and tokens a minute, and money.
+"""How fast and how far a VLM may be asked, and what a run would come to before it is asked."""
 
-Does: `Limits` (what the user allows), `RateLimiter` (when the next request may go) and `Budget`
-(whether it may go at all); the `Clock` they share. Does not: send anything.
-"""
-
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from abc_embed.errors import CostLimitError, UsageError
+from abc_embed.errors import CostLimitError, DataError, UsageError
 from abc_embed.vlm.reply_cache import ReplyCache
+
+if TYPE_CHECKING:
+    from abc_embed.vlm.client import VlmClient
 
 MINUTE_S = 60.0
 MILLION = 1_000_000
+_SMALLEST = {
+    **dict.fromkeys(("concurrency", "requests_per_minute", "tokens_per_minute"), 1),
+    **dict.fromkeys(("price_in", "price_out", "max_cost", "retries"), 0),
+    "timeout_s": 0.001,
+}
 
 
 class Clock:
@@ -57,20 +64,10 @@ class Limits:
     """From sending a request to the last byte of its reply."""
 
     def __post_init__(self) -> None:
-        least = {
-            "concurrency": 1,
-            "requests_per_minute": 1,
-            "tokens_per_minute": 1,
-            "price_in": 0,
-            "price_out": 0,
-            "max_cost": 0,
-            "retries": 0,
-            "timeout_s": 0.001,
-        }
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and not value <= given < float("inf"):
-                raise UsageError(f"{name} is {given}; give at least {value}")
+        for name, smallest in _SMALLEST.items():
+            value = getattr(self, name)
+            if value is not None and not smallest <= value < float("inf"):
+                raise UsageError(f"{name} is {value}; give at least {smallest}")
         if self.max_cost is not None and (self.price_in is None or self.price_out is None):
             raise UsageError(
                 "a cost limit needs prices; give both, for a million tokens of prompt and of reply"
@@ -83,17 +80,6 @@ class Limits:
         return (input_tokens * self.price_in + output_tokens * self.price_out) / MILLION
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What a client did: requests sent, replies from the cache, faults by kind, tokens now."""
-
-    sent: int
-    cached: int
-    faults: dict[str, int]
-    input_tokens: int
-    output_tokens: int
-
-
 class RateLimiter:
     """Keeps every span of 60 seconds within the limits; for several threads at once."""
 
@@ -104,16 +90,17 @@ class RateLimiter:
         self._sent: deque[list[float]] = deque()  # time, tokens; the oldest first
         self._held_until = 0.0
 
-    def turn(self, tokens: int) -> tuple[float, list[float] | None]:
+    def acquire(self, tokens: int) -> tuple[float, list[float] | None]:
         """(0, ticket) if a request of about `tokens` goes now, else (seconds to wait, None).
 
         Raises:
             UsageError: it has more tokens than a minute allows.
         """
-        per_minute, most = self._limits.requests_per_minute, self._limits.tokens_per_minute
-        if most is not None and tokens > most:
+        max_requests = self._limits.requests_per_minute
+        max_tokens = self._limits.tokens_per_minute
+        if max_tokens is not None and tokens > max_tokens:
             raise UsageError(
-                f"one request has about {tokens} tokens but {most} a minute are allowed; "
+                f"one request has about {tokens} tokens but {max_tokens} a minute are allowed; "
                 "raise the tokens per minute, or lower those of a reply"
             )
         with self._lock:
@@ -121,15 +108,15 @@ class RateLimiter:
             while self._sent and self._sent[0][0] + MINUTE_S <= now:
                 self._sent.popleft()
             free_at = self._held_until
-            if per_minute is not None and len(self._sent) >= per_minute:
-                free_at = max(free_at, self._sent[len(self._sent) - per_minute][0] + MINUTE_S)
-            if most is not None:
-                over = sum(used for _, used in self._sent) + tokens - most
-                for time, used in self._sent:
-                    if over <= 0:
+            if max_requests is not None and len(self._sent) >= max_requests:
+                free_at = max(free_at, self._sent[-max_requests][0] + MINUTE_S)
+            if max_tokens is not None:
+                excess = sum(used for _, used in self._sent) + tokens - max_tokens
+                for sent_at, used in self._sent:
+                    if excess <= 0:
                         break
-                    over -= used
-                    free_at = max(free_at, time + MINUTE_S)
+                    excess -= used
+                    free_at = max(free_at, sent_at + MINUTE_S)
             if free_at > now:
                 return free_at - now, None
             ticket = [now, float(tokens)]
@@ -157,9 +144,9 @@ class Budget:
     def __init__(self, limits: Limits, ledger: ReplyCache) -> None:
         self._limits = limits
         self._ledger = ledger
-        self._spent = list(ledger.charged())
-        self._under_way: dict[int, tuple[int, int]] = {}
-        self._empty = False
+        self._spent = list(ledger.total_charges())
+        self._reserved: dict[int, tuple[int, int]] = {}
+        self._exhausted = False
         self._changed = threading.Condition()
 
     def spent(self) -> tuple[int, int]:
@@ -168,38 +155,131 @@ class Budget:
             return self._spent[0], self._spent[1]
 
     def reserve(self, input_tokens: int, output_tokens: int) -> int:
-        """A number under which the request may be sent; waits for others to settle if need be.
+        """The charge under which a request may be sent; waits for others to settle if need be.
 
         Raises:
             CostLimitError: it could cost more than is left.
         """
-        most = self._limits.max_cost
+        max_cost = self._limits.max_cost
         with self._changed:
-            while most is not None and not self._empty:
-                under_way = [sum(part) for part in zip(*self._under_way.values(), strict=True)]
-                used_in, used_out = under_way or (0, 0)
-                total_in = self._spent[0] + used_in + input_tokens
-                total_out = self._spent[1] + used_out + output_tokens
-                if (self._limits.cost(total_in, total_out) or 0.0) <= most:
+            while max_cost is not None and not self._exhausted:
+                charges = [*self._reserved.values(), (input_tokens, output_tokens)]
+                total_in = self._spent[0] + sum(charge[0] for charge in charges)
+                total_out = self._spent[1] + sum(charge[1] for charge in charges)
+                if (self._limits.cost(total_in, total_out) or 0.0) <= max_cost:
                     break
-                if self._under_way:
+                if self._reserved:
                     self._changed.wait()
                 else:
-                    self._empty = True  # a smaller one might fit, but the end should be one end
-            if self._empty:
+                    self._exhausted = True  # a smaller one might fit, but the end is one end
+            if self._exhausted:
                 raise CostLimitError(
-                    f"the cost limit of {most:g} is reached; raise it and run the same command "
+                    f"the cost limit of {max_cost:g} is reached; raise it and run the same command "
                     "again: what was answered is not asked again"
                 )
-            number = self._ledger.open_charge(input_tokens, output_tokens)
-            self._under_way[number] = (input_tokens, output_tokens)
-            return number
+            charge_id = self._ledger.open_charge(input_tokens, output_tokens)
+            self._reserved[charge_id] = (input_tokens, output_tokens)
+            return charge_id
 
-    def settle(self, number: int, input_tokens: int, output_tokens: int) -> None:
+    def settle(self, charge_id: int, input_tokens: int, output_tokens: int) -> None:
         """The request was answered, or was not and costs nothing (0, 0)."""
         with self._changed:
-            self._ledger.settle_charge(number, input_tokens, output_tokens)
-            del self._under_way[number]
+            self._ledger.settle_charge(charge_id, input_tokens, output_tokens)
+            del self._reserved[charge_id]
             self._spent[0] += input_tokens
             self._spent[1] += output_tokens
             self._changed.notify_all()
+
+
+# -- before anything is asked ----------------------------------------------------------------------
+
+
+def estimate_tokens(prompt: str, size: tuple[int, int] | None, image_tokens: int | None) -> int:
+    """Tokens of a prompt with its image, rather too many than too few.
+
+    A token has three or more bytes of common text. An image has one for 28 × 28 pixels
+    (Qwen), or 170 for each 512 × 512 begun and 85 on top (OpenAI), whichever is more.
+    """
+    text_tokens = math.ceil(len(prompt.encode()) / 3) + 16  # and what the chat template adds
+    if size is None:
+        return text_tokens
+    if image_tokens is None:
+        width, height = size
+        tiles = math.ceil(width / 512) * math.ceil(height / 512)
+        image_tokens = max(math.ceil(width / 28) * math.ceil(height / 28), 85 + 170 * tiles)
+    return text_tokens + image_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """A request that somebody would make: its image file, with width and height, and its prompt."""
+
+    image: Path
+    size: tuple[int, int]
+    prompt: str
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would ask: `known` requests are in the cache and cost nothing.
+
+    Tokens, cost and minutes are for one try of each of the others; `most_requests` and `most_cost`
+    are for the case that every try fails.
+    """
+
+    images: int
+    requests: int
+    known: int
+    most_requests: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+    most_cost: float | None
+    minutes: float | None
+    example: str
+
+
+def estimate(
+    client: "VlmClient", requests: Iterable[PlannedRequest], tries: int, retry_tokens: int
+) -> Estimate:
+    """Count the requests; another try of one has at most `retry_tokens` more.
+
+    Images are read only where replies may be known.
+    """
+    images: set[Path] = set()
+    count, known, tokens, example = 0, 0, 0, ""
+    for request in requests:
+        images.add(request.image)
+        count += 1
+        example = example or request.prompt
+        if client.cache.path is not None and _is_cached(client, request):
+            known += 1
+        else:
+            tokens += estimate_tokens(request.prompt, request.size, client.image_tokens)
+    new = count - known
+    reply_tokens = new * client.max_tokens
+    limits = client.limits
+    rates = ((new, limits.requests_per_minute), (tokens + reply_tokens, limits.tokens_per_minute))
+    return Estimate(
+        images=len(images),
+        requests=count,
+        known=known,
+        most_requests=new * tries,
+        input_tokens=tokens,
+        output_tokens=reply_tokens,
+        cost=limits.cost(tokens, reply_tokens),
+        most_cost=limits.cost(
+            tokens * tries + new * retry_tokens * (tries - 1), reply_tokens * tries
+        ),
+        minutes=max((amount / rate for amount, rate in rates if rate is not None), default=None)
+        or None,
+        example=example,
+    )
+
+
+def _is_cached(client: "VlmClient", request: PlannedRequest) -> bool:
+    try:
+        return client.is_cached(request.image.read_bytes(), request.prompt, request.schema)
+    except OSError as error:
+        raise DataError(f"{request.image} cannot be read: {error.strerror}; mend that") from None

@@ -1,9 +1,7 @@
 """Regions with captions, from the files that have them -> records without instructions.
 
-Does: read Visual Genome's own files, those of ADE20K, COCO-style boxes with captions, and our
-records, in bounded memory: one image at a time, from files of any size. Rows that cannot be used
-are handed to `bad` and the others go on. Does not: choose among regions (regions.py), or open
-images.
+Memory is bounded: one image at a time, from files of any size. Rows that cannot be used go to
+`rejects`, and the others go on.
 
     Visual Genome  region_descriptions.json  [{"id", "regions": [{"region_id", "phrase", "x", "y",
                                                "width", "height"}, …]}, …]
@@ -18,37 +16,25 @@ images.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from abc_embed.data.json_stream import stream_json
-from abc_embed.data.records import RECORDS_FILE, Record, Region, parse_line
+from abc_embed.data.records import RECORDS_FILE, Record, Region, read_records
 from abc_embed.errors import DataError, UsageError
-from abc_embed.vlm.replies import Reason
+from abc_embed.vlm.rejects import Reason, Rejects
 
 VG_REGIONS = "region_descriptions.json"
-VG_IMAGES = "image_data.json"
 ADE_FILES = "ADE_*_*.json"
-_PHRASES = ("caption", "phrase", "description")
-_SMALLEST = 1.0  # pixels that a cut box must keep
+_PHRASE_KEYS = ("caption", "phrase", "description")
+_MIN_SIDE = 1.0  # pixels that a cut box must keep
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reject:
-    """Something that was left out: where it stands, why, and what there was of it."""
-
-    where: str
-    reason: Reason
-    detail: str = ""
-    image: str = ""
-    phrase: str = ""
-    reply: str = ""
-
-
-Bad = Callable[[Reject], None]
+Row = tuple[object, object, Sequence[object]]
+"""A region as a file has it: id, phrase, box."""
+_BAD_ROW = (LookupError, TypeError, ValueError, AttributeError)
 
 
 def are_records(source: Path) -> bool:
@@ -58,10 +44,16 @@ def are_records(source: Path) -> bool:
     return source.suffix == ".jsonl"
 
 
+def _is_ade20k(folder: Path) -> bool:
+    if not folder.is_dir() or (folder / RECORDS_FILE).is_file():
+        return False
+    return next(folder.rglob(ADE_FILES), None) is not None
+
+
 def read_regions(
     source: str | os.PathLike[str],
     root: str | os.PathLike[str],
-    bad: Bad,
+    rejects: Rejects,
     images: str | os.PathLike[str] | None = None,
 ) -> Iterator[Record]:
     """Records with regions from `source`, whose images are named from the folder `root`.
@@ -78,9 +70,9 @@ def read_regions(
     source, root = Path(source), Path(root)
     if are_records(source):
         path = source / RECORDS_FILE if source.is_dir() else source
-        return _own(path, _below(root, path.parent), bad)
+        return _own_records(path, _prefix(root, path.parent), rejects)
     if _is_ade20k(source):
-        return _ade20k(source, _below(root, source), bad)
+        return _ade20k(_Images(source, _prefix(root, source), rejects))
     if source.is_dir():
         source = source / VG_REGIONS
     if not source.is_file():
@@ -90,13 +82,12 @@ def read_regions(
     folder = source.parent if images is None else Path(images)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the one that holds the images")
-    prefix = _below(root, folder)
-    if source.name.startswith("region_descriptions"):
-        return _visual_genome(source, folder, prefix, bad)
-    return _coco(source, folder, prefix, bad)
+    read = _visual_genome if source.name.startswith("region_descriptions") else _coco
+    return read(source, _Images(folder, _prefix(root, folder), rejects))
 
 
-def _below(root: Path, folder: Path) -> PurePosixPath:
+def _prefix(root: Path, folder: Path) -> PurePosixPath:
+    """The folder's path below `root`."""
     try:
         return PurePosixPath(folder.resolve().relative_to(root.resolve()).as_posix())
     except ValueError:
@@ -106,120 +97,158 @@ def _below(root: Path, folder: Path) -> PurePosixPath:
         ) from None
 
 
-# -- our own records -------------------------------------------------------------------------------
+def _own_records(path: Path, prefix: PurePosixPath, rejects: Rejects) -> Iterator[Record]:
+    def reject(where: str, error: DataError) -> None:
+        rejects.add(Reason.ROW, where, str(error))
+
+    for record in read_records(path, on_bad_line=reject):
+        yield replace(record, image=str(prefix / record.image))
 
 
-def _own(path: Path, prefix: PurePosixPath, bad: Bad) -> Iterator[Record]:
-    """The good lines of a records file; bad ones are told."""
-    seen: set[str] = set()
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """The folder of the images that a file of regions is about, and its path in records."""
+
+    folder: Path
+    prefix: PurePosixPath
+    rejects: Rejects
+
+    def record(
+        self,
+        id: str,
+        where: str,
+        image: str,
+        size: tuple[Any, Any],
+        rows: Sequence[Row],
+        **about: Any,
+    ) -> Iterator[Record]:
+        """The record, if its image is there, with the regions that can be used."""
+        if not (self.folder / image).is_file():
+            self.rejects.add(Reason.IMAGE, where, f"no file for it in {self.folder}", image=image)
+            return
+        image = str(self.prefix / image)
+        regions = tuple(self._regions(id, image, size, rows))
+        try:
+            width, height = size
+            yield Record(id=id, image=image, width=width, height=height, regions=regions, **about)
+        except DataError as error:
+            self.rejects.add(Reason.ROW, id, str(error), image=image)
+
+    def _regions(
+        self, id: str, image: str, size: tuple[Any, Any], rows: Sequence[Row]
+    ) -> Iterator[Region]:
+        for region, phrase, box in rows:
+            where = f"{id}, region {region}"
+            text = phrase.strip() if isinstance(phrase, str) else ""
+            inside = _clip(box, size)
+            if not text:
+                self.rejects.add(Reason.PHRASE, where, "no phrase", image=image)
+            elif inside is None:
+                detail = f"{list(box)!r} in an image of {size[0]} x {size[1]}"
+                self.rejects.add(Reason.BOX, where, detail, image=image, phrase=text)
+            else:
                 try:
-                    record = parse_line(line)
-                    record = replace(record, image=str(prefix / record.image))
-                    if record.id in seen:
-                        raise DataError(f"the id {record.id!r} came before; give each its own")
-                except DataError as wrong:
-                    bad(Reject(where=where, reason=Reason.ROW, detail=str(wrong)))
-                    continue
-                seen.add(record.id)
-                yield record
-    except OSError as problem:
-        raise DataError(
-            f"{path} cannot be read ({problem.strerror}); give a records file or its folder"
-        ) from problem
+                    yield Region(phrase=text, box=inside)
+                except DataError as error:
+                    self.rejects.add(Reason.ROW, where, str(error), image=image)
+
+
+def _clip(box: Sequence[object], size: tuple[Any, Any]) -> tuple[float, float, float, float] | None:
+    """The part of a box inside the image; None if there is none, or these are no numbers.
+
+    Boxes of Visual Genome reach out of their image now and then.
+    """
+    try:
+        x, y, width, height = (float(value) for value in box)  # type: ignore[arg-type]
+        right, bottom = min(x + width, float(size[0])), min(y + height, float(size[1]))
+    except (TypeError, ValueError):
+        return None
+    x, y = max(x, 0.0), max(y, 0.0)
+    inside = right - x >= _MIN_SIDE and bottom - y >= _MIN_SIDE  # false for what is not a number
+    return (x, y, right - x, bottom - y) if inside else None
+
+
+def _get(row: object, name: str, default: object = None) -> object:
+    return row.get(name, default) if isinstance(row, dict) else default
 
 
 # -- Visual Genome ---------------------------------------------------------------------------------
 
 
-def _visual_genome(path: Path, folder: Path, prefix: PurePosixPath, bad: Bad) -> Iterator[Record]:
+def _visual_genome(path: Path, images: _Images) -> Iterator[Record]:
+    rejects = images.rejects
     facts: dict[int, tuple[int, int, str]] = {}
-    data = path.with_name(path.name.replace("region_descriptions", "image_data"))
-    for _, number, row in stream_json(data):
+    facts_path = path.with_name(path.name.replace("region_descriptions", "image_data"))
+    for _, number, row in stream_json(facts_path):
         try:
             key = int(row["image_id"] if "image_id" in row else row["id"])
             facts[key] = (int(row["width"]), int(row["height"]), str(row.get("url") or ""))
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except _BAD_ROW:
             detail = "an image has image_id, width and height; one of them is missing or no number"
-            bad(Reject(where=f"{data}: element {number}", reason=Reason.ROW, detail=detail))
+            rejects.add(Reason.ROW, f"{facts_path}: element {number}", detail)
     for _, number, row in stream_json(path):
-        where = f"{path}: element {number}"
         try:
             key = int(row["id"] if "id" in row else row["image_id"])
-            rows = list(row["regions"])
-        except (LookupError, TypeError, ValueError, AttributeError):
+            regions = list(row["regions"])
+        except _BAD_ROW:
             detail = "an image has id and regions; one of them is missing or wrong"
-            bad(Reject(where=where, reason=Reason.ROW, detail=detail))
+            rejects.add(Reason.ROW, f"{path}: element {number}", detail)
             continue
         where = f"{path}: image {key}"
         if key not in facts:
-            bad(Reject(where=where, reason=Reason.ROW, detail=f"it is not in {data.name}"))
+            rejects.add(Reason.ROW, where, f"it is not in {facts_path.name}")
             continue
         width, height, url = facts[key]
-        image = _vg_file(folder, key, url)
-        if image is None:
-            detail = f"no file for it in {folder}"
-            bad(Reject(where=where, reason=Reason.IMAGE, detail=detail, image=f"{key}.jpg"))
-            continue
-        boxes = [(_vg_name(r), _get(r, "phrase"), _vg_box(r)) for r in rows]
-        about = {"source": "Visual Genome", "license": "CC BY 4.0", "meta": {"image_id": key}}
-        yield from _record(f"vg-{key}", str(prefix / image), (width, height), boxes, about, bad)
+        rows = [
+            (
+                _get(region, "region_id", _get(region, "id", "?")),
+                _get(region, "phrase"),
+                tuple(_get(region, name) for name in ("x", "y", "width", "height")),
+            )
+            for region in regions
+        ]
+        yield from images.record(
+            *(f"vg-{key}", where, _vg_file(images.folder, key, url), (width, height), rows),
+            source="Visual Genome",
+            license="CC BY 4.0",
+            meta={"image_id": key},
+        )
 
 
-def _vg_name(row: object) -> object:
-    return _get(row, "region_id", _get(row, "id", "?"))
-
-
-def _vg_box(row: object) -> tuple[object, ...]:
-    return tuple(_get(row, name) for name in ("x", "y", "width", "height"))
-
-
-def _vg_file(folder: Path, key: int, url: str) -> str | None:
+def _vg_file(folder: Path, key: int, url: str) -> str:
     """The image's file in `folder`: as the address names it, or by its number alone."""
     parts = PurePosixPath(urlsplit(url).path).parts
     named = ["/".join(parts[-2:])] if len(parts) > 2 and ".." not in parts else []
-    simple = (f"{place}{key}.jpg" for place in ("", "VG_100K/", "VG_100K_2/"))
-    return next((name for name in [*named, *simple] if (folder / name).is_file()), None)
+    names = [*named, *(f"{part}{key}.jpg" for part in ("", "VG_100K/", "VG_100K_2/"))]
+    return next((name for name in names if (folder / name).is_file()), f"{key}.jpg")
 
 
 # -- ADE20K ----------------------------------------------------------------------------------------
 
 
-def _is_ade20k(folder: Path) -> bool:
-    if not folder.is_dir() or (folder / RECORDS_FILE).is_file():
-        return False
-    return next(folder.rglob(ADE_FILES), None) is not None
-
-
-def _ade20k(folder: Path, prefix: PurePosixPath, bad: Bad) -> Iterator[Record]:
+def _ade20k(images: _Images) -> Iterator[Record]:
     """Whole objects with their names; parts of objects are left out, as no region of their own."""
-    for path in sorted(folder.rglob(ADE_FILES)):
-        image = path.with_suffix(".jpg")
-        where, name = str(path), image.relative_to(folder).as_posix()
-        if not image.is_file():
-            bad(Reject(where=where, reason=Reason.IMAGE, detail="no file for it", image=name))
-            continue
+    for path in sorted(images.folder.rglob(ADE_FILES)):
+        image = path.with_suffix(".jpg").relative_to(images.folder).as_posix()
         try:
             # Some of the files are not UTF-8; names of objects are plain ASCII in all of them.
-            found = json.loads(path.read_bytes().decode("utf-8", errors="replace"))["annotation"]
-            height, width = found["imsize"][:2]
-            objects = list(found["object"])
-        except (OSError, ValueError, LookupError, TypeError) as problem:
-            detail = f"it is no annotation of ADE20K ({problem!r})"
-            bad(Reject(where=where, reason=Reason.ROW, detail=detail, image=name))
+            content = json.loads(path.read_bytes().decode("utf-8", errors="replace"))
+            height, width = content["annotation"]["imsize"][:2]
+            objects = list(content["annotation"]["object"])
+        except (OSError, *_BAD_ROW) as error:
+            detail = f"it is no annotation of ADE20K ({error!r})"
+            images.rejects.add(Reason.ROW, str(path), detail, image=image)
             continue
-        boxes = [
+        rows = [
             (_get(row, "id", "?"), _ade_name(row), _ade_box(row))
             for row in objects
             if not _get(_get(row, "parts"), "part_level", 0)
         ]
-        about = {"source": "ADE20K", "meta": {"image_id": path.stem}}
-        yield from _record(path.stem, str(prefix / name), (width, height), boxes, about, bad)
+        yield from images.record(
+            *(path.stem, str(path), image, (width, height), rows),
+            source="ADE20K",
+            meta={"image_id": path.stem},
+        )
 
 
 def _ade_name(row: object) -> object:
@@ -242,101 +271,42 @@ def _ade_box(row: object) -> tuple[object, ...]:
 # -- COCO style ------------------------------------------------------------------------------------
 
 
-def _coco(path: Path, folder: Path, prefix: PurePosixPath, bad: Bad) -> Iterator[Record]:
-    """Annotations of an image stand anywhere in the file, so boxes and captions (only) are kept."""
-    images: dict[object, Mapping[str, Any]] = {}
-    boxes: dict[object, list[tuple[object, object, Sequence[object]]]] = {}
-    licences: dict[object, str] = {}
+def _coco(path: Path, images: _Images) -> Iterator[Record]:
+    """Annotations of an image stand anywhere in the file, so boxes and captions (only) are kept.
+
+    Ids are compared as texts: some files write the same number as a text in one place.
+    """
+    rejects = images.rejects
+    facts: dict[str, Mapping[str, Any]] = {}
+    rows: dict[str, list[Row]] = {}
+    licenses: dict[str, str] = {}
     for name, number, row in stream_json(path):
-        where = f"{path}: {name}[{number}]"
         if name not in ("images", "annotations", "licenses"):
             continue
         if not isinstance(row, dict):
-            bad(Reject(where=where, reason=Reason.ROW, detail="it is no object {…}"))
+            rejects.add(Reason.ROW, f"{path}: {name}[{number}]", "it is no object {…}")
         elif name == "images":
-            kept = ("file_name", "width", "height", "license")
-            images[_key(row.get("id"))] = {k: row.get(k) for k in kept}
+            keys = ("file_name", "width", "height", "license")
+            facts[str(row.get("id"))] = {key: row.get(key) for key in keys}
         elif name == "licenses":
-            licences[_key(row.get("id"))] = str(row.get("name") or row.get("url") or "")
+            licenses[str(row.get("id"))] = str(row.get("name") or row.get("url") or "")
         else:
-            phrase = next((row[k] for k in _PHRASES if isinstance(row.get(k), str)), None)
-            box = row.get("bbox")
-            its = (row.get("id", number), phrase, tuple(box) if isinstance(box, list) else ())
-            boxes.setdefault(_key(row.get("image_id")), []).append(its)
-    if not images:
+            phrase = next((row[k] for k in _PHRASE_KEYS if isinstance(row.get(k), str)), None)
+            box = tuple(row["bbox"]) if isinstance(row.get("bbox"), list) else ()
+            key = str(row.get("image_id"))
+            rows.setdefault(key, []).append((row.get("id", number), phrase, box))
+    if not facts:
         raise DataError(f'{path} has no "images"; give a JSON file in COCO style, or {VG_REGIONS}')
-    for key in boxes:
-        if key not in images:
-            detail = f"its {len(boxes[key])} annotations name an image that is not in the file"
-            bad(Reject(where=f"{path}: image {key}", reason=Reason.ROW, detail=detail))
-    for key, image in images.items():
-        where, file = f"{path}: image {key}", str(image["file_name"])
-        if not (folder / file).is_file():
-            detail = f"no file for it in {folder}"
-            bad(Reject(where=where, reason=Reason.IMAGE, detail=detail, image=file))
-            continue
-        size = (image["width"], image["height"])
-        about = {"source": path.name, "license": licences.get(_key(image["license"]), "")}
-        name = str(prefix / file)
-        yield from _record(f"{path.stem}-{key}", name, size, boxes.get(key, []), about, bad)
-
-
-def _key(value: object) -> object:
-    """An id as a key: some files write the same number as a text in one place."""
-    return str(value)
-
-
-# -- what both share -------------------------------------------------------------------------------
-
-
-def _get(row: object, name: str, instead: object = None) -> object:
-    return row.get(name, instead) if isinstance(row, dict) else instead
-
-
-def _record(
-    name: str,
-    image: str,
-    size: tuple[Any, Any],
-    boxes: Sequence[tuple[object, object, Sequence[object]]],
-    about: Mapping[str, Any],
-    bad: Bad,
-) -> Iterator[Record]:
-    """The record, if there is one in it, with the regions that can be used."""
-    regions = []
-    for region, phrase, box in boxes:
-        where = f"{name}, region {region}"
-        told = phrase.strip() if isinstance(phrase, str) else ""
-        if not told:
-            bad(Reject(where=where, reason=Reason.PHRASE, detail="no phrase", image=image))
-            continue
-        cut = _cut(box, size)
-        if cut is None:
-            detail = f"{list(box)!r} in an image of {size[0]} x {size[1]}"
-            bad(Reject(where=where, reason=Reason.BOX, detail=detail, image=image, phrase=told))
-            continue
-        try:
-            regions.append(Region(phrase=told, box=cut))
-        except DataError as wrong:
-            bad(Reject(where=where, reason=Reason.ROW, detail=str(wrong), image=image))
-    try:
-        width, height = size
-        yield Record(
-            id=name, image=image, width=width, height=height, regions=tuple(regions), **about
+    for key in [key for key in rows if key not in facts]:
+        detail = f"its {len(rows[key])} annotations name an image that is not in the file"
+        rejects.add(Reason.ROW, f"{path}: image {key}", detail)
+    for key, image in facts.items():
+        yield from images.record(
+            f"{path.stem}-{key}",
+            f"{path}: image {key}",
+            str(image["file_name"]),
+            (image["width"], image["height"]),
+            rows.get(key, []),
+            source=path.name,
+            license=licenses.get(str(image["license"]), ""),
         )
-    except DataError as wrong:
-        bad(Reject(where=name, reason=Reason.ROW, detail=str(wrong), image=image))
-
-
-def _cut(box: Sequence[object], size: tuple[Any, Any]) -> tuple[float, float, float, float] | None:
-    """The part of a box inside the image; None if there is none, or these are no numbers.
-
-    Boxes of Visual Genome reach out of their image now and then.
-    """
-    try:
-        x, y, width, height = (float(value) for value in box)  # type: ignore[arg-type]
-        right, bottom = min(x + width, float(size[0])), min(y + height, float(size[1]))
-    except (TypeError, ValueError):
-        return None
-    x, y = max(x, 0.0), max(y, 0.0)
-    inside = right - x >= _SMALLEST and bottom - y >= _SMALLEST  # false for what is not a number
-    return (x, y, right - x, bottom - y) if inside else None

@@ -1,11 +1,9 @@
 """Which regions of an image are asked about (paper, section 3.3): not the largest, and distinct.
 
-Does: drop the largest boxes, which show the whole scene, and choose some of the others at random,
-no two of which overlap much or say much the same. Does not: read files (region_files.py) or write
-instructions (instructions.py).
+The largest boxes, which show the whole scene, are dropped; some of the others are chosen at random,
+no two of which overlap much or say much the same.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,22 +13,23 @@ import numpy as np
 
 from abc_embed.data.records import Record
 from abc_embed.errors import UsageError
-from abc_embed.vlm.replies import content_words, same_text
+from abc_embed.storage.hashing import sha256
+from abc_embed.vlm.replies import content_stems, same_text
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
 
-MOST_STEPS = 20_000
+MAX_STEPS = 20_000
 """Of the search for distinct regions in one image; it takes more only where hundreds overlap."""
 
-Alike = Callable[[int, int], float]
+PairSimilarity = Callable[[int, int], float]
 """How alike two phrases of an image are, by their numbers; 1 is equal."""
-Similarity = Callable[[Sequence[str]], Alike]
+Similarity = Callable[[Sequence[str]], PairSimilarity]
 """The phrases of an image -> how alike they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class RegionSettings:
     """How regions are chosen; the numbers of the paper are the defaults.
 
     Raises:
@@ -48,75 +47,80 @@ class Choice:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("drop_largest", 0), ("choose", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; give at least {least}")
+        for name, smallest in (("drop_largest", 0), ("choose", 1), ("seed", 0)):
+            if getattr(self, name) < smallest:
+                raise UsageError(f"{name} is {getattr(self, name)}; give at least {smallest}")
         for name in ("max_iou", "max_similarity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenRegions:
     """Numbers of the chosen regions, in their order in the record; empty if there are too few.
 
-    `largest` were dropped for their size, `silent` have a phrase without a word of meaning, and
-    `left` is how many were there to choose from.
+    `largest` were dropped for their size, `wordless` have a phrase without a word of meaning, and
+    `candidates` is how many were there to choose from.
     """
 
     regions: tuple[int, ...]
     largest: tuple[int, ...]
-    silent: tuple[int, ...]
-    left: int
+    wordless: tuple[int, ...]
+    candidates: int
 
 
-def choose(record: Record, choice: Choice, similarity: Similarity | None = None) -> Chosen:
+def choose_regions(
+    record: Record, settings: RegionSettings, similarity: Similarity | None = None
+) -> ChosenRegions:
     """The regions of an image to ask about; the same for the same record and seed.
 
     The draw depends on the record's id and the seed alone, not on the other records. `similarity`
-    is `words_alike` unless another is given.
+    is `word_similarity` unless another is given.
     """
     boxes = [region.box for region in record.regions]
     by_area = sorted(range(len(boxes)), key=lambda i: (-boxes[i][2] * boxes[i][3], i))
-    largest = by_area[: choice.drop_largest]
-    rest = sorted(by_area[choice.drop_largest :])
-    silent = [i for i in rest if not content_words(record.regions[i].phrase)]
-    rest = [i for i in rest if i not in set(silent)]
-    order = [rest[i] for i in _random(record.id, choice.seed).permutation(len(rest))]
+    largest = by_area[: settings.drop_largest]
+    rest = sorted(by_area[settings.drop_largest :])
+    wordless = [i for i in rest if not content_stems(record.regions[i].phrase)]
+    rest = [i for i in rest if i not in set(wordless)]
+    order = [rest[i] for i in rng_for(record.id, settings.seed).permutation(len(rest))]
     phrases = [record.regions[i].phrase for i in order]
-    same = [same_text(phrase) for phrase in phrases]
-    alike = (similarity or words_alike)(phrases)
+    plain = [same_text(phrase) for phrase in phrases]
+    alike = (similarity or word_similarity)(phrases)
 
     @cache
-    def apart(i: int, j: int) -> bool:
+    def are_distinct(i: int, j: int) -> bool:
         return (
-            same[i] != same[j]
-            and iou(boxes[order[i]], boxes[order[j]]) <= choice.max_iou
-            and alike(i, j) <= choice.max_similarity
+            plain[i] != plain[j]
+            and iou(boxes[order[i]], boxes[order[j]]) <= settings.max_iou
+            and alike(i, j) <= settings.max_similarity
         )
 
-    found = _distinct(len(order), choice.choose, apart)
-    regions = tuple(sorted(order[i] for i in found))
-    return Chosen(regions, tuple(largest), tuple(silent), len(order))
+    chosen = first_distinct(len(order), settings.choose, are_distinct)
+    regions = tuple(sorted(order[i] for i in chosen))
+    return ChosenRegions(regions, tuple(largest), tuple(wordless), len(order))
 
 
-def _random(name: str, seed: int) -> np.random.Generator:
-    digest = hashlib.sha256(name.encode()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+def rng_for(name: str, seed: int) -> np.random.Generator:
+    """A generator that depends on a name and a seed alone, on every machine."""
+    first_bytes = bytes.fromhex(sha256(name))[:8]
+    return np.random.default_rng([seed, int.from_bytes(first_bytes, "little")])
 
 
-def _distinct(count: int, wanted: int, apart: Callable[[int, int], bool]) -> tuple[int, ...]:
+def first_distinct(
+    count: int, wanted: int, are_distinct: Callable[[int, int], bool]
+) -> tuple[int, ...]:
     """The first `wanted` numbers below `count`, in the order of a dictionary, of which every two
-    are apart; none if there are no such."""
+    are distinct; none if there are no such."""
     chosen: list[int] = []
     start, steps = 0, 0
-    while len(chosen) < wanted and steps < MOST_STEPS:
+    while len(chosen) < wanted and steps < MAX_STEPS:
         steps += 1
-        fits = (i for i in range(start, count) if all(apart(j, i) for j in chosen))
-        found = next(fits, None)
-        if found is not None:
-            chosen.append(found)
-            start = found + 1
+        fits = (i for i in range(start, count) if all(are_distinct(j, i) for j in chosen))
+        number = next(fits, None)
+        if number is not None:
+            chosen.append(number)
+            start = number + 1
         elif chosen:
             start = chosen.pop() + 1
         else:
@@ -124,28 +128,24 @@ def _distinct(count: int, wanted: int, apart: Callable[[int, int], bool]) -> tup
     return tuple(chosen) if len(chosen) == wanted else ()
 
 
-def iou(one: Sequence[float], other: Sequence[float]) -> float:
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Shared area over covered area of two boxes, each x, y, width, height."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     shared = max(0.0, width) * max(0.0, height)
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
-def words_alike(phrases: Sequence[str]) -> Alike:
-    """Alike by words: shared content words over all of both."""
-    words = [content_words(phrase) for phrase in phrases]
-
-    def alike(i: int, j: int) -> float:
-        return len(words[i] & words[j]) / max(1, len(words[i] | words[j]))
-
-    return alike
+def word_similarity(phrases: Sequence[str]) -> PairSimilarity:
+    """Shared content words over all of both."""
+    stems = [content_stems(phrase) for phrase in phrases]
+    return lambda i, j: len(stems[i] & stems[j]) / max(1, len(stems[i] | stems[j]))
 
 
-def vectors_alike(embedder: "Embedder") -> Similarity:
-    """Alike by the cosine of a model's vectors of the phrases."""
+def vector_similarity(embedder: "Embedder") -> Similarity:
+    """The cosine of a model's vectors of the phrases."""
 
-    def similarity(phrases: Sequence[str]) -> Alike:
+    def similarity(phrases: Sequence[str]) -> PairSimilarity:
         vectors = embedder.embed(list(phrases)) if phrases else np.zeros((0, 1), np.float32)
         return lambda i, j: float(vectors[i] @ vectors[j])
 

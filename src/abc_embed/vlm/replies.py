@@ -1,8 +1,4 @@
-"""Whether a text that a model wrote can be used as an instruction.
-
-Does: tidy the text, and say why it cannot be used: empty, refused, cut off, several lines, too
-short or long, another script, or a word of the answer given away. Does not: ask anybody, or judge
-whether the prompt makes sense.
+"""Whether a text that a model wrote can be used as an instruction; not whether it makes sense.
 
 A prompt that holds a word of its own answer teaches a model to copy words instead of looking at the
 image; so the rule is strict: not one content word of the answer, in any of its common endings.
@@ -12,36 +8,15 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from enum import StrEnum
 
-LEAST_CHARACTERS = 4
+from abc_embed.vlm.rejects import Reason
+
+MIN_CHARACTERS = 4
 """Shorter than "who?" asks nothing."""
-MOST_CHARACTERS = 240
+MAX_CHARACTERS = 240
 """Longer than two sentences is a description, not a prompt."""
-SCRIPT_SHARE = 0.9
+MIN_SCRIPT_SHARE = 0.9
 """So many of the letters must be of the right script; names of brands and places may differ."""
-
-
-class Reason(StrEnum):
-    """Why something was not used, in the words of reports and rejects files."""
-
-    EMPTY = "empty reply"
-    REFUSAL = "refused"
-    CUT = "reply cut off"
-    LINES = "several lines"
-    LENGTH = "too short or too long"
-    SCRIPT = "another script"
-    LEAK = "answer given away"
-    REPEAT = "repeated in its image"
-    FORM = "not the form asked for"
-    ENDPOINT = "endpoint failed"
-    IMAGE = "image cannot be used"
-    ROW = "row cannot be read"
-    FEW = "too few distinct regions"
-    PHRASE = "phrase says nothing"
-    BOX = "box outside the image"
-    NO_QUESTION = "no question of its own"
-    ALONE = "too few usable prompts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +31,7 @@ class Verdict:
 # Words that carry no answer: articles, pronouns, prepositions, auxiliaries, question words. Places
 # ("left", "top") are not among them: "the man on the left" asked for as "who is on the left?" is
 # half given away.
-_EMPTY = (
+_STOP_WORD_TEXT = (
     "a an the this that these those some any each every other another such same own no not nor and "
     "or but if then than so as at by for from in into of off on onto out over to up with within "
     "without via per about above across after against along among around before behind below "
@@ -66,7 +41,7 @@ _EMPTY = (
     "being am has have had having do does did doing done can could may might must shall should "
     "will would there here very too just also only all both s t"
 )
-_EMPTY_WORDS = frozenset(_EMPTY.split())
+_STOP_WORDS = frozenset(_STOP_WORD_TEXT.split())
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 # Written without spaces between words: there, pairs of characters stand for words.
 _NO_SPACES = re.compile(
@@ -76,38 +51,38 @@ _ENDINGS = (("ing", ""), ("ies", "i"), ("ied", "i"), ("es", ""), ("ed", ""), ("s
 _LAST = {"y": "i", "v": "f"}  # fly and flies, knife and knives
 _LABEL = re.compile(r"^(?:user\s+)?(?:prompt|instruction|question)\s*:\s*", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "`": "`"}
-_REFUSES = re.compile(
+_REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|can not|won['’]t)"
     r"|as an ai|unable to (?:assist|help|comply)|cannot (?:assist|help|comply))\b",
     re.IGNORECASE,
 )
 
 
-def content_words(text: str) -> frozenset[str]:
+def content_stems(text: str) -> frozenset[str]:
     """The words of a text that carry meaning, each cut down to a stem.
 
     Case, accents' encoding and common English endings make no difference: "Dogs'" and "dog" are one
     word. Where words are not spaced (Chinese, Japanese, Thai …), pairs of characters are the words.
 
-    >>> sorted(content_words("The two dogs' collars"))
+    >>> sorted(content_stems("The two dogs' collars"))
     ['collar', 'dog', 'two']
     """
-    found = set()
+    stems = set()
     for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
         if _NO_SPACES.search(word):
-            found |= {word[i : i + 2] for i in range(max(1, len(word) - 1))}
-        elif word not in _EMPTY_WORDS:
-            found.add(_stem(word))
-    return frozenset(found)
+            stems |= {word[i : i + 2] for i in range(max(1, len(word) - 1))}
+        elif word not in _STOP_WORDS:
+            stems.add(_stem(word))
+    return frozenset(stems)
 
 
 def _stem(word: str) -> str:
     """The word without a common English ending; rough, and the same for all forms of most words."""
     word = re.split("['’]", word)[0]
-    for ending, instead in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= (3 - len(instead)):
+    for ending, replacement in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= (3 - len(replacement)):
             if not word.endswith("ss"):
-                word = word.removesuffix(ending) + instead
+                word = word.removesuffix(ending) + replacement
             break
     if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
         word = word[:-1]  # "running" -> "runn" -> "run"
@@ -124,11 +99,11 @@ def same_text(text: str) -> str:
 
 def script_of(text: str) -> str | None:
     """The script of most letters of a text, as Unicode names it ("LATIN", "CJK"); None without."""
-    counted = _scripts(text)
-    return max(counted, key=lambda name: (counted[name], name)) if counted else None
+    letters = _letters_by_script(text)
+    return max(letters, key=lambda name: (letters[name], name)) if letters else None
 
 
-def _scripts(text: str) -> Counter[str]:
+def _letters_by_script(text: str) -> Counter[str]:
     letters = (c for c in text if c.isalpha())
     names = Counter(unicodedata.name(c, "UNKNOWN").split()[0].partition("-")[0] for c in letters)
     for kana in ("HIRAGANA", "KATAKANA"):  # Japanese mixes these with Chinese characters
@@ -148,9 +123,9 @@ def tidy(text: str) -> str:
     return text
 
 
-def refuses(text: str) -> bool:
+def is_refusal(text: str) -> bool:
     """Whether a text reads like a model that declines."""
-    return _REFUSES.search(text) is not None
+    return _REFUSAL.search(text) is not None
 
 
 def check_prompt(text: str, answer: str, script: str | None = None) -> Verdict:
@@ -161,16 +136,16 @@ def check_prompt(text: str, answer: str, script: str | None = None) -> Verdict:
     text = tidy(text)
     if not text:
         return Verdict(text, Reason.EMPTY)
-    if refuses(text):
-        return Verdict(text, Reason.REFUSAL, text[:MOST_CHARACTERS])
+    if is_refusal(text):
+        return Verdict(text, Reason.REFUSAL, text[:MAX_CHARACTERS])
     if len(text.splitlines()) > 1:
         return Verdict(text, Reason.LINES, f"{len(text.splitlines())} lines")
-    if not LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS:
+    if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS:
         return Verdict(text, Reason.LENGTH, f"{len(text)} characters")
-    wanted, counted = script or script_of(answer), _scripts(text)
-    if wanted is not None and counted[wanted] < SCRIPT_SHARE * max(1, counted.total()):
+    wanted, letters = script or script_of(answer), _letters_by_script(text)
+    if wanted is not None and letters[wanted] < MIN_SCRIPT_SHARE * max(1, letters.total()):
         return Verdict(text, Reason.SCRIPT, f"{script_of(text) or 'no letters'}, not {wanted}")
-    told = sorted(content_words(text) & content_words(answer))
-    if told:
-        return Verdict(text, Reason.LEAK, ", ".join(told))
+    leaked = sorted(content_stems(text) & content_stems(answer))
+    if leaked:
+        return Verdict(text, Reason.LEAK, ", ".join(leaked))
     return Verdict(text)

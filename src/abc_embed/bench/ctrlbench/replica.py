@@ -1,20 +1,19 @@
 """CtrlBench tier R, the replica: questions about real pictures, as the paper made them.
 
-Does: build a benchmark folder from any folder of images, with one request for each image, whose
-reply holds five descriptions with their prompts (the published recipe); or from records that have
-instructions already, as `abc-embed data instruct` writes them for human region captions (Visual
-Genome). Does not: choose regions, ask by itself, or measure a model.
+It is built from any folder of images, with one request for each image, whose reply holds five
+descriptions with their prompts (the published recipe); or from records that have instructions
+already, as `abc-embed data instruct` writes them for human region captions (Visual Genome).
 
 Prompt and description are written together here, so the prompt often gives its answer away; that
 is a weakness of the recipe. Such pairs are left out and counted, unless they are asked for.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,23 +30,23 @@ from abc_embed.bench.ctrlbench.schema import (
 )
 from abc_embed.data.image_files import find_images
 from abc_embed.data.records import Record
-from abc_embed.errors import AskError, DataError, ImageError, OutputError
+from abc_embed.errors import DataError, ImageError, OutputError
 from abc_embed.inputs import open_image
 from abc_embed.storage.files import atomic_write, make_folder
-from abc_embed.vlm.client import VlmClient
-from abc_embed.vlm.instruct import LEAST_PAIRS, Rejects
-from abc_embed.vlm.plan import Planned
-from abc_embed.vlm.region_files import Reject
+from abc_embed.storage.hashing import sha256
+from abc_embed.vlm.client import Reply, VlmClient
+from abc_embed.vlm.instruct import MIN_PAIRS
+from abc_embed.vlm.limits import PlannedRequest
+from abc_embed.vlm.rejects import Reason, Rejects
 from abc_embed.vlm.replies import (
-    MOST_CHARACTERS,
-    Reason,
+    MAX_CHARACTERS,
     Verdict,
     check_prompt,
-    refuses,
+    is_refusal,
     same_text,
     tidy,
 )
-from abc_embed.vlm.wire import Reply
+from abc_embed.vlm.writers import ask_until_usable, unusable
 
 TIER = "R"
 PAIRS = 5
@@ -73,42 +72,36 @@ word of its description.
 Reply with one JSON object and nothing else. Its keys are desc_1, prompt_1, desc_2, prompt_2, \
 desc_3, prompt_3, desc_4, prompt_4, desc_5, prompt_5, and each value is a text.
 """
-AGAIN = """
+RETRY_PROMPT = """
 An earlier reply was no such JSON object. Write all ten keys, and nothing around the object.
 """
-AGAIN_TOKENS = len(AGAIN) // 3
-PROMPT_SHA256 = hashlib.sha256((PROMPT + AGAIN).encode()).hexdigest()
+RETRY_TOKENS = len(RETRY_PROMPT) // 3
+PROMPT_SHA256 = sha256(PROMPT + RETRY_PROMPT)
 MAX_TOKENS = 1024
-BEGUN = frozenset({"images", "rejects.jsonl", IMAGES_FILE, CORPUS_FILE, QUERIES_FILE})
+PARTIAL_FILES = frozenset({"images", "rejects.jsonl", IMAGES_FILE, CORPUS_FILE, QUERIES_FILE})
 """What a build leaves that was stopped; the next one writes it again."""
 
-Pair = tuple[str, str]
-"""(description, prompt)."""
+
+class Pair(NamedTuple):
+    """A description and the prompt that it answers, under the aspect that it is sorted by."""
+
+    description: str
+    prompt: str
+    aspect: str
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One image and its pairs, each with the aspect it is sorted under. Without pairs, `reason`."""
+class ImagePairs:
+    """One image, its bytes and its pairs; without pairs, `reason`."""
 
     name: str
-    image: bytes
     suffix: str
     source: str
     license: str
-    pairs: tuple[tuple[Pair, str], ...] = ()
+    image: bytes = b""
+    pairs: tuple[Pair, ...] = ()
     reason: Reason | None = None
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
-    """What is built. `leaks` keeps prompts that hold a word of their description."""
-
-    out: Path
-    name: str
-    how: str
-    leaks: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 def about(client: VlmClient) -> dict[str, Any]:
@@ -138,9 +131,9 @@ def sample(folder: Path, count: int | None, seed: int) -> list[Path]:
     return [files[i] for i in sorted(drawn)]
 
 
-def from_model(
+def pairs_from_model(
     files: Sequence[Path], root: Path, client: VlmClient, *, license: str = "", tries: int = 2
-) -> Iterator[Asked]:
+) -> Iterator[ImagePairs]:
     """The published recipe: one request for each image, five pairs in its reply.
 
     Raises:
@@ -148,35 +141,40 @@ def from_model(
         CostLimitError: the limit came first; a later run finds the replies so far.
     """
 
-    def ask(path: Path) -> Asked:
+    def ask(path: Path) -> ImagePairs:
         name = path.relative_to(root).as_posix()
-        asked = Asked(name, b"", path.suffix.lower(), name, license)
-        try:
-            asked = replace(asked, image=path.read_bytes())
-        except OSError as problem:
-            detail = problem.strerror or "cannot be read"
-            return replace(asked, reason=Reason.IMAGE, detail=detail)
-        return _ask(client, asked, tries)
+        entry = _with_bytes(ImagePairs(name, path.suffix.lower(), name, license), path)
+        if entry.reason is not None:
+            return entry
+        reply, verdict, _ = ask_until_usable(
+            *(client, entry.image, PROMPT, _judge_reply),
+            retry_prompt=RETRY_PROMPT,
+            tries=tries,
+            schema=SCHEMA,
+        )
+        if reply is None or verdict.reason is not None:
+            return replace(entry, reason=verdict.reason, detail=verdict.detail)
+        return replace(entry, pairs=tuple(parse_pairs(reply) or ()))
 
     yield from client.map(ask, files)
 
 
-def _ask(client: VlmClient, asked: Asked, tries: int) -> Asked:
-    verdict = Verdict("", Reason.FORM)
-    for attempt in range(tries):
-        try:
-            reply = client.ask(asked.image, PROMPT + AGAIN * (attempt > 0), schema=SCHEMA)
-        except ImageError as wrong:
-            return replace(asked, reason=Reason.IMAGE, detail=str(wrong))
-        except AskError as wrong:
-            return replace(asked, reason=Reason.ENDPOINT, detail=str(wrong))
-        pairs = parse_pairs(reply)
-        if pairs is not None:
-            return replace(asked, pairs=tuple((pair, "thing") for pair in pairs))
-        verdict = _why(reply)
-        if verdict.reason is Reason.REFUSAL:
-            break
-    return replace(asked, reason=verdict.reason, detail=verdict.detail)
+def pairs_from_records(records: Iterable[Record], folder: Path) -> Iterator[ImagePairs]:
+    """Human captions: records with instructions, whose images lie in `folder`."""
+    for record in records:
+        path = folder / record.image
+        pairs = tuple(Pair(ask.answer, ask.instruction, ask.kind) for ask in record.instructions)
+        entry = ImagePairs(
+            record.id, path.suffix.lower(), record.source, record.license, pairs=pairs
+        )
+        yield _with_bytes(entry, path)
+
+
+def _with_bytes(entry: ImagePairs, path: Path) -> ImagePairs:
+    try:
+        return replace(entry, image=path.read_bytes())
+    except OSError as error:
+        return replace(entry, reason=Reason.IMAGE, detail=error.strerror or "cannot be read")
 
 
 def parse_pairs(reply: Reply) -> list[Pair] | None:
@@ -184,167 +182,160 @@ def parse_pairs(reply: Reply) -> list[Pair] | None:
     row = reply.json()
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in KEYS):
         return None
-    return [(row[f"desc_{i}"], row[f"prompt_{i}"]) for i in range(1, PAIRS + 1)]
+    return [Pair(row[f"desc_{i}"], row[f"prompt_{i}"], "thing") for i in range(1, PAIRS + 1)]
 
 
-def _why(reply: Reply) -> Verdict:
-    if reply.refusal is not None or refuses(reply.text):
-        return Verdict("", Reason.REFUSAL, (reply.refusal or reply.text)[:200])
-    if reply.cut_off:
-        return Verdict("", Reason.CUT)
-    return Verdict("", Reason.FORM, reply.text[:200])
-
-
-def from_records(records: Iterable[Record], folder: Path) -> Iterator[Asked]:
-    """Human captions: records with instructions, whose images lie in `folder`."""
-    for record in records:
-        path = folder / record.image
-        asked = Asked(record.id, b"", path.suffix.lower(), record.source, record.license)
-        pairs = tuple(((ask.answer, ask.instruction), ask.kind) for ask in record.instructions)
-        try:
-            yield replace(asked, image=path.read_bytes(), pairs=pairs)
-        except OSError as problem:
-            detail = problem.strerror or "cannot be read"
-            yield replace(asked, reason=Reason.IMAGE, detail=detail)
+def _judge_reply(reply: Reply) -> Verdict:
+    if parse_pairs(reply) is not None:
+        return Verdict(reply.text)
+    return unusable(reply) or Verdict(reply.text, Reason.FORM, reply.text[:200])
 
 
 def build(
-    replica: Replica, asked: Iterable[Asked], counted: Callable[[int], None] | None = None
+    out: Path,
+    entries: Iterable[ImagePairs],
+    *,
+    how: str,
+    about: Mapping[str, Any],
+    leaks: bool = False,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Benchmark, dict[str, int]]:
     """Write the benchmark folder; what was left out, by reason, is in its `rejects.jsonl`.
 
     An image needs two pairs that can be used. The bounds of the gate are computed from what is
     there, so fewer than five pairs make them higher, and known.
 
+    Args:
+        out: a new folder, or one in which a build was broken off.
+        entries: images with their pairs.
+        how: said by the card: where the pairs are from.
+        about: further fields of the card.
+        leaks: keep prompts that hold a word of their description.
+        on_progress: called with the number of images done.
+
     Raises:
         OutputError: the folder holds something else, or cannot be written.
         DataError: nothing is left.
     """
-    folder = make_folder(replica.out)
-    strange = [p.name for p in folder.iterdir() if p.name not in BEGUN and p.suffix != ".part"]
+    folder = make_folder(out)
+    strange = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in PARTIAL_FILES and path.suffix != ".part"
+    ]
     if strange:  # a card too: what is finished is not built anew
         raise OutputError(f"{folder} holds {min(strange)}; give a new or an empty folder")
-    rejects = Rejects()
+    pairs: dict[str, list[Pair]] = {}
     images: list[Picture] = []
-    kept: list[tuple[str, list[tuple[Pair, str]]]] = []
     with atomic_write(folder / "rejects.jsonl") as file:
-        rejects.into(file)
-        for number, one in enumerate(asked):
-            pairs = _usable(one, replica.leaks, rejects)
-            if pairs:
-                picture = _keep(folder, f"i{len(images):05}", one)
-                images.append(picture)
-                kept.append((picture.image_id, pairs))
-            if counted is not None:
-                counted(number + 1)
-        rejects.into(None)
+        rejects = Rejects(file)
+        for done, entry in enumerate(entries, start=1):
+            usable = _usable_pairs(entry, leaks, rejects)
+            if usable:
+                images.append(_copy_image(folder, f"i{len(images):05}", entry))
+                pairs[images[-1].image_id] = usable
+            on_progress(done)
+    left_out = rejects.sorted_counts()
     if not images:
-        left = ", ".join(f"{reason}: {n}" for reason, n in rejects.counts.items())
-        raise DataError(f"no image has {LEAST_PAIRS} pairs that can be used ({left or 'none'})")
-    corpus, queries = _rows(kept)
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        raise DataError(f"no image has {MIN_PAIRS} pairs that can be used ({reasons or 'none'})")
+    corpus, queries = _corpus_and_queries(pairs)
     card = {
-        "name": replica.name,
-        "how": replica.how,
+        "name": out.name,
+        "how": how,
         "tier": TIER,
-        "leaks": "kept" if replica.leaks else "left out",
-        "left_out": dict(rejects.counts.most_common()),
-        **replica.about,
+        "leaks": "kept" if leaks else "left out",
+        "left_out": left_out,
+        **about,
     }
     benchmark = write_benchmark(folder, images=images, corpus=corpus, queries=queries, card=card)
-    return benchmark, dict(rejects.counts.most_common())
+    return benchmark, left_out
 
 
-def _usable(one: Asked, leaks: bool, rejects: Rejects) -> list[tuple[Pair, str]]:
-    """The pairs of an image that can be used, tidied; every other is told.
+def _usable_pairs(entry: ImagePairs, leaks: bool, rejects: Rejects) -> list[Pair]:
+    """The pairs of an image that can be used, tidied; every other is rejected.
 
     Of equal descriptions the first is kept. Equal prompts ask for two answers, so none is.
     """
-    if one.reason is not None:
-        rejects(Reject(where=one.name, reason=one.reason, detail=one.detail, image=one.source))
+    if entry.reason is not None:
+        rejects.add(entry.reason, entry.name, entry.detail, image=entry.source)
         return []
-    tidied = [((tidy(desc), tidy(prompt)), aspect) for (desc, prompt), aspect in one.pairs]
-    prompts = Counter(same_text(prompt) for (_, prompt), _ in tidied)
-    good: list[tuple[Pair, str]] = []
-    seen: set[str] = set()
-    for (desc, prompt), aspect in tidied:
-        verdict = _judge(desc, prompt)
-        if verdict.reason is Reason.LEAK and leaks:
-            verdict = Verdict(verdict.text)
-        if same_text(desc) in seen or prompts[same_text(prompt)] > 1:
-            verdict = Verdict(prompt, Reason.REPEAT)
+    pairs = [Pair(tidy(desc), tidy(prompt), aspect) for desc, prompt, aspect in entry.pairs]
+    prompts = Counter(same_text(pair.prompt) for pair in pairs)
+    usable: dict[str, Pair] = {}
+    for pair in pairs:
+        description = same_text(pair.description)
+        verdict = _judge_pair(pair, leaks)
+        if description in usable or prompts[same_text(pair.prompt)] > 1:
+            verdict = Verdict(pair.prompt, Reason.REPEAT)
         if verdict.reason is None:
-            good.append(((desc, prompt), aspect))
-            seen.add(same_text(desc))
+            usable[description] = pair
             continue
-        rejects(
-            Reject(
-                where=one.name,
-                reason=verdict.reason,
-                detail=verdict.detail,
-                image=one.source,
-                phrase=desc,
-                reply=prompt,
-            )
+        rejects.add(
+            *(verdict.reason, entry.name, verdict.detail),
+            image=entry.source,
+            phrase=pair.description,
+            reply=pair.prompt,
         )
-    if len(good) < LEAST_PAIRS:
-        detail = f"{len(good)} of {len(tidied)} pairs can be used"
-        rejects(Reject(where=one.name, reason=Reason.ALONE, detail=detail, image=one.source))
+    if len(usable) < MIN_PAIRS:
+        detail = f"{len(usable)} of {len(pairs)} pairs can be used"
+        rejects.add(Reason.ALONE, entry.name, detail, image=entry.source)
         return []
-    return good
+    return list(usable.values())
 
 
-def _judge(desc: str, prompt: str) -> Verdict:
-    if not desc or len(desc) > MOST_CHARACTERS or len(desc.splitlines()) > 1 or refuses(desc):
-        return Verdict(prompt, Reason.PHRASE, "no description in one line")
-    return check_prompt(prompt, desc)
+def _judge_pair(pair: Pair, leaks: bool) -> Verdict:
+    desc = pair.description
+    if not desc or len(desc) > MAX_CHARACTERS or len(desc.splitlines()) > 1 or is_refusal(desc):
+        return Verdict(pair.prompt, Reason.PHRASE, "no description in one line")
+    verdict = check_prompt(pair.prompt, desc)
+    return Verdict(pair.prompt) if leaks and verdict.reason is Reason.LEAK else verdict
 
 
-def _keep(folder: Path, name: str, one: Asked) -> Picture:
-    """Copy the image's bytes into the folder."""
-    place = make_folder(folder / "images") / f"{name}{one.suffix}"
-    with atomic_write(place) as file:
-        file.write(one.image)
+def _copy_image(folder: Path, name: str, entry: ImagePairs) -> Picture:
+    path = make_folder(folder / "images") / f"{name}{entry.suffix}"
+    with atomic_write(path) as file:
+        file.write(entry.image)
     return Picture(
         image_id=name,
-        file=f"images/{place.name}",
-        sha256=hashlib.sha256(one.image).hexdigest(),
-        source=one.source,
-        license=one.license,
+        file=f"images/{path.name}",
+        sha256=sha256(entry.image),
+        source=entry.source,
+        license=entry.license,
     )
 
 
-def _rows(
-    kept: Sequence[tuple[str, list[tuple[Pair, str]]]],
+def _corpus_and_queries(
+    pairs: Mapping[str, Sequence[Pair]],
 ) -> tuple[list[Caption], list[Query]]:
-    """Captions without duplicates, and one question for each pair."""
+    """Captions without duplicates, and one question for each pair; `pairs` by image id."""
     texts: dict[str, str] = {}
-    for _, pairs in kept:
-        for (desc, _), _ in pairs:
-            texts.setdefault(normalised(desc), desc)
+    for pair in chain.from_iterable(pairs.values()):
+        texts.setdefault(normalised(pair.description), pair.description)
     ids = {key: f"c{number:05}" for number, key in enumerate(sorted(texts))}
     corpus = [Caption(cap_id=ids[key], text=texts[key]) for key in sorted(texts)]
     queries: list[Query] = []
-    for image_id, pairs in kept:
-        same_image = tuple(dict.fromkeys(ids[normalised(desc)] for (desc, _), _ in pairs))
-        for (desc, prompt), aspect in pairs:
+    for image_id, of_image in pairs.items():
+        answers = [ids[normalised(pair.description)] for pair in of_image]
+        for pair, answer in zip(of_image, answers, strict=True):
             queries.append(
                 Query(
                     query_id=f"q{len(queries):05}",
                     image_id=image_id,
                     tier=TIER,
-                    aspect=aspect,
-                    instruction=prompt,
-                    positives=(ids[normalised(desc)],),
-                    same_image=same_image,
+                    aspect=pair.aspect,
+                    instruction=pair.prompt,
+                    positives=(answer,),
+                    same_image=tuple(dict.fromkeys(answers)),
                 )
             )
     return corpus, queries
 
 
-def planned(files: Iterable[Path]) -> Iterator[Planned]:
-    """The first requests that `from_model` would send; images that cannot be opened get none."""
+def planned_requests(files: Iterable[Path]) -> Iterator[PlannedRequest]:
+    """The first requests that `pairs_from_model` would send; none for images that do not open."""
     for path in files:
         try:
-            yield Planned(path, open_image(path).size, PROMPT, SCHEMA)
+            yield PlannedRequest(path, open_image(path).size, PROMPT, SCHEMA)
         except ImageError:
             continue
