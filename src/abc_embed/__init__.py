@@ -4,9 +4,7 @@
 >>> model = Embedder.from_pretrained("bundled")                    # doctest: +SKIP
 >>> model.embed(Item(image="photo.jpg", instruction="what is on the left?"))  # doctest: +SKIP
 
-The files of this package, read in this order, are the way of one item: inputs, prompts, chat,
-pixels, processor, backbone, pooling, head, model, adapters, checkpoint, batching, bulk, embedder.
-Importing the package loads none of them: a name loads its file when it is first used.
+Importing the package loads none of its files: a name loads its file when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any

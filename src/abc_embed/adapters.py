@@ -1,9 +1,8 @@
-"""LoRA adapters by PEFT: where they sit, what trains in which stage, and when they act.
+"""LoRA adapters by PEFT: where they sit, what trains in which stage; their folders.
 
-Does: attach, merge, freeze, and read and write adapter folders, counting every tensor.
-Does not: decide row by row which adapter is on (model.py), nor load bases (checkpoint.py).
-Why not PEFT's own loader: it warns about keys that find no home and about sites that stay empty,
-loads nothing, and goes on; the vectors are then those of the untrained model.
+Which rows an adapter acts on is decided in model.py. PEFT's own loader is not used: it warns about
+keys that find no home and about sites that stay empty, loads nothing, and goes on; the vectors are
+then those of the untrained model.
 
     stage 1  r=64 α=128  language model and vision encoder; the head and τ train too; then merged
     stage 2  r=16 α=32   language model only; everything else frozen; acts on image + instruction
@@ -11,7 +10,6 @@ loads nothing, and goes on; the vectors are then those of the untrained model.
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +59,8 @@ def attach_stage1(
 ) -> list[str]:
     """Put a fresh stage-1 adapter on both encoders; returns the names of its sites.
 
-    Raises: TrainingError if an adapter is attached already.
+    Raises:
+        TrainingError: an adapter is attached already.
     """
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=stage1_sites(model)
@@ -74,7 +73,8 @@ def attach_stage2(
 ) -> list[str]:
     """Put a fresh stage-2 adapter on the language model; returns the names of its sites.
 
-    Raises: TrainingError if an adapter is attached already; merge stage 1 first.
+    Raises:
+        TrainingError: an adapter is attached already; merge stage 1 first.
     """
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=stage2_sites(model)
@@ -87,12 +87,13 @@ def attach(model: AbcModel, name: str, config: LoraConfig) -> list[str]:
 
     Its weights are float32: they are what trains, and bfloat16 swallows small steps.
 
-    Raises: TrainingError if an adapter is attached already.
+    Raises:
+        TrainingError: an adapter is attached already.
     """
-    held = sorted({key for layer in _lora_layers(model).values() for key in layer.lora_A})
-    if held:
+    attached = sorted({key for layer in _lora_layers(model).values() for key in layer.lora_A})
+    if attached:
         raise TrainingError(
-            f"the adapter {held[0]!r} is attached already; merge it before attaching {name!r}"
+            f"the adapter {attached[0]!r} is attached already; merge it before attaching {name!r}"
         )
     inject_adapter_in_model(config, model.backbone.vlm, name)
     model.train(model.training)  # PEFT's layers arrive in training mode, their dropout awake.
@@ -104,7 +105,8 @@ def attach(model: AbcModel, name: str, config: LoraConfig) -> list[str]:
 def merge_stage1(model: AbcModel) -> None:
     """Add the stage-1 adapter into the weights of the backbone and take its layers away.
 
-    Raises: TrainingError if there is no stage-1 adapter.
+    Raises:
+        TrainingError: there is no stage-1 adapter.
     """
     layers = _lora_layers(model)
     if not any(PRETRAIN_ADAPTER in layer.lora_A for layer in layers.values()):
@@ -128,7 +130,8 @@ def set_trainable(model: AbcModel, stage: Stage) -> list[nn.Parameter]:
 
     Stage 1 trains its LoRA, the head and τ; stage 2 its LoRA alone (paper sections 2 and 5).
 
-    Raises: TrainingError if the stage's adapter is not attached.
+    Raises:
+        TrainingError: the stage's adapter is not attached.
     """
     if stage == "all":
         model.requires_grad_(True)
@@ -142,15 +145,6 @@ def set_trainable(model: AbcModel, stage: Stage) -> list[nn.Parameter]:
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
-
-
-def adapter_off(model: AbcModel) -> AbstractContextManager[None]:
-    """Inside, the stage-2 adapter does nothing: the model that embeds candidates in stage 2.
-
-    It is no substitute for `torch.no_grad()`: with gradient checkpointing, gradients of what ran
-    inside would be recomputed with the adapter on.
-    """
-    return model.adapter_off()
 
 
 def adapter_parameters(model: AbcModel, name: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -178,8 +172,9 @@ def load_adapter(model: AbcModel, name: str, folder: Path) -> None:
 
     The head and τ come in the same file as the stage-1 adapter and are filled too.
 
-    Raises: CheckpointError naming the site that stays empty, or the tensor that is left over or
-    misshapen, or the setting that is not known.
+    Raises:
+        CheckpointError: a site stays empty, a tensor is left over or misshapen, or a setting is
+            not known; the message names it.
     """
     weights = open_weights(folder, "adapter_model")
     config = _read_lora_config(folder / "adapter_config.json")
@@ -239,21 +234,22 @@ def _sites(model: AbcModel, targets: str | Iterable[str]) -> list[str]:
 def _read_lora_config(path: Path) -> LoraConfig:
     """The settings of an adapter that change its arithmetic; others must be at their default.
 
-    Raises: CheckpointError naming a setting that we do not know how to honour.
+    Raises:
+        CheckpointError: a setting that we do not know how to honour.
     """
-    found = read_json(path)
-    if found.get("peft_type") != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {found.get('peft_type')!r}, not 'LORA'")
+    settings = read_json(path)
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'")
     for key in _REFUSED:
-        if found.get(key) not in (None, False, [], {}, "none"):
-            raise CheckpointError(f"{path}: {key} = {found[key]!r} is not supported")
+        if settings.get(key) not in (None, False, [], {}, "none"):
+            raise CheckpointError(f"{path}: {key} = {settings[key]!r} is not supported")
     try:
         return LoraConfig(
-            r=int(found["r"]),
-            lora_alpha=found["lora_alpha"],
-            lora_dropout=float(found.get("lora_dropout", 0.0)),
-            use_rslora=bool(found.get("use_rslora", False)),
-            target_modules=found["target_modules"],
+            r=int(settings["r"]),
+            lora_alpha=settings["lora_alpha"],
+            lora_dropout=float(settings.get("lora_dropout", 0.0)),
+            use_rslora=bool(settings.get("use_rslora", False)),
+            target_modules=settings["target_modules"],
         )
     except (KeyError, TypeError, ValueError) as problem:
         raise CheckpointError(f"{path} is incomplete or damaged ({problem!r})") from problem

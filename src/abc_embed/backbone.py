@@ -1,13 +1,11 @@
 """A vision-language model without its output layer, with attention both ways.
 
-Does: define what the rest needs of a VLM (`Backbone`), and say it for Qwen2-VL. A further family
+`Backbone` says what the rest needs of a VLM, and this file says it for Qwen2-VL. A further family
 is one file in families/ and one line in `LAZY_REGISTRY`, imported when it is asked for.
-Does not: load weights (weights.py), know prompts or positions (processor.py has both), pool, or
-touch a class of transformers. The VLM is held as a member and set up by its configuration and the
-public flags of its modules.
-Why a class of ours at all: three silent traps live here. Attention must be told twice to look both
-ways (see `make_bidirectional`); positions must be explicit; and transformers' vision attention
-loops over images one by one unless flash attention is installed, most of a CPU's time.
+No class of transformers is touched: the VLM is a member, set up by its configuration and the public
+flags of its modules. Three silent traps live here. Attention must be told twice to look both ways
+(see `make_bidirectional`); positions must be explicit; and transformers' vision attention loops
+over images one by one unless flash attention is installed, most of a CPU's time.
 
 Shapes: B items, T tokens, D width, P patches, C numbers per patch, U images, V merged visual tokens
 of one image, W width of a visual token (D unless the family says otherwise), H heads, L patches of
@@ -17,6 +15,7 @@ one image or window, d width of a head.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
 from typing import Any, ClassVar
@@ -26,7 +25,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
-    AutoConfig,
     PretrainedConfig,
     Qwen2VLConfig,
     Qwen2VLModel,
@@ -35,6 +33,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.vision_utils import get_vision_position_ids
 
 from abc_embed.errors import CheckpointError, ConfigError
+from abc_embed.pixels import ImageBudget, budget_values
 
 GROUPED_SDPA = "abc_embed_grouped_sdpa"
 """Name under which our vision attention is registered with transformers."""
@@ -43,17 +42,42 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """What may be asked for as `attn`. "eager" is the slow, plain reference."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderShape:
+    """Sizes of a transformer."""
+
+    layers: int
+    width: int
+    inner: int
+    """Width inside the MLP."""
+    heads: int
+    """Width of all query heads together."""
+
+    @classmethod
+    def of(cls, config: Any) -> "EncoderShape":
+        """As a configuration with the usual names says."""
+        width, head_width = int(config.hidden_size), getattr(config, "head_dim", None)
+        return cls(
+            layers=int(config.num_hidden_layers),
+            width=width,
+            inner=int(config.intermediate_size),
+            heads=int(config.num_attention_heads) * int(head_width) if head_width else width,
+        )
+
+
 class Backbone(nn.Module, ABC):
-    """What a VLM must offer. All weights live under `self.vlm`, a model of transformers."""
+    """What a VLM must offer. All weights live under `self.vlm`, a model of transformers.
 
-    hidden_size: int
-    """D: width of the last hidden state."""
-    vlm: Any
+    A new one has fresh random weights (or none, under `torch.device("meta")`).
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]]
+    """Its configuration in transformers."""
+    vlm_class: ClassVar[type[nn.Module]]
     """The model of transformers, without output layer."""
-    gradient_checkpointing: bool = False
-    """Whether activations are recomputed in the backward pass (only in training mode)."""
-
-    language_sites: ClassVar[str]
+    language_sites: ClassVar[str] = (
+        r"language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+    )
     """Regular expression (full match) of the layers of `vlm` that take LoRA in both stages."""
     vision_sites: ClassVar[str]
     """The same for the vision encoder, stage 1 only."""
@@ -65,22 +89,75 @@ class Backbone(nn.Module, ABC):
     ignored_weights: ClassVar[frozenset[str]]
     """Tensors of a published base that are left out knowingly: its output layer."""
 
-    @classmethod
-    @abstractmethod
-    def build(cls, config: PretrainedConfig, attn: str) -> "Backbone":
-        """A backbone with fresh random weights (or none, under `torch.device("meta")`)."""
+    def __init__(self, config: PretrainedConfig, attn: str = "sdpa") -> None:
+        super().__init__()
+        config = deepcopy(config)  # The caller's stays as it is.
+        text: Any = config.text_config
+        text.is_causal = False
+        text.use_cache = False
+        config._attn_implementation = {
+            "": attn,
+            "text_config": attn,
+            "vision_config": self.vision_attention(attn),
+        }
+        self.vlm: Any = self.vlm_class(config)
+        make_bidirectional(self.vlm)
+        self.hidden_size = int(text.hidden_size)
+        """D: width of the last hidden state."""
+        self.merge_size = self.read_merge_size(config)
+        self.gradient_checkpointing = False
+        """Whether activations are recomputed in the backward pass (only in training mode)."""
 
+    @classmethod
+    def vision_attention(cls, attn: str) -> str:
+        """The name, known to transformers, of the attention that the vision encoder uses."""
+        return attn
+
+    @staticmethod
     @abstractmethod
+    def read_merge_size(config: Any) -> int:
+        """Patches per side that become one visual token."""
+
+    @classmethod
+    def read_budget(cls, settings: dict[str, Any], config: dict[str, Any]) -> ImageBudget:
+        """The pixel budget in `settings`, a model's preprocessor_config.json, or ours.
+
+        `config` is the model's config.json, where some families keep a part of it.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing or cannot be.
+        """
+        return ImageBudget(**budget_values(settings))
+
+    @classmethod
+    def chat_template(cls, template: str) -> str:
+        """A folder's chat template, with what the family's own processor would add to it.
+
+        One that has the addition already, as those that we saved, stays as it is.
+        """
+        return template
+
     def restore_buffers(self) -> None:
         """Make the buffers that are in no file anew, after a build on the meta device."""
+        language = self.vlm.language_model
+        language.rotary_emb = type(language.rotary_emb)(language.config)
 
     @abstractmethod
     def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Patches `(sum P, C)` of U images, grids `(U, 3)` -> visual tokens `(sum V, W)`."""
 
-    @abstractmethod
     def visual_lengths(self, grid_thw: Tensor) -> Tensor:
         """Grids `(U, 3)` -> V of each image `(U,)` int64."""
+        lengths: Tensor = grid_thw.prod(dim=-1) // self.merge_size**2
+        return lengths
+
+    def language_shape(self) -> EncoderShape:
+        """Sizes of the language model."""
+        return EncoderShape.of(self.vlm.config.text_config)
+
+    def vision_shape(self) -> EncoderShape:
+        """Sizes of the vision encoder."""
+        return EncoderShape.of(self.vlm.config.vision_config)
 
     def language(
         self,
@@ -94,16 +171,17 @@ class Backbone(nn.Module, ABC):
         `input_ids` `(B, T)` with V placeholders per image, `attention_mask` `(B, T)` bool,
         `position_ids` `(3, B, T)`, `visual_tokens` `(sum over rows of V, W)` in row order.
         """
-        states = self.vlm.get_input_embeddings()(input_ids)
-        places = input_ids == int(self.vlm.config.image_token_id)
-        found = 0 if visual_tokens is None else len(visual_tokens)
-        if int(places.sum()) != found:
-            raise ValueError(f"{int(places.sum())} image placeholders but {found} visual tokens")
+        embeddings = self.vlm.get_input_embeddings()(input_ids)
+        is_visual = input_ids == int(self.vlm.config.image_token_id)
+        count = 0 if visual_tokens is None else len(visual_tokens)
+        if int(is_visual.sum()) != count:
+            raise ValueError(f"{int(is_visual.sum())} image placeholders, {count} visual tokens")
         extra: dict[str, Any] = {}
         if visual_tokens is not None:
-            states, extra = self._show(states, places, visual_tokens.to(states.dtype))
+            visual_tokens = visual_tokens.to(embeddings.dtype)
+            embeddings, extra = self.merge_visual_tokens(embeddings, is_visual, visual_tokens)
         hidden: Tensor = self.vlm.language_model(
-            inputs_embeds=states,
+            inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=self._positions(position_ids),
             use_cache=False,
@@ -115,11 +193,11 @@ class Backbone(nn.Module, ABC):
         """Positions `(3, B, T)` as the language model takes them."""
         return position_ids
 
-    def _show(
-        self, states: Tensor, places: Tensor, visual_tokens: Tensor
+    def merge_visual_tokens(
+        self, embeddings: Tensor, is_visual: Tensor, visual_tokens: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
         """Embeddings `(B, T, D)` with images in their places, and further arguments."""
-        return states.masked_scatter(places.unsqueeze(-1), visual_tokens), {}
+        return embeddings.masked_scatter(is_visual.unsqueeze(-1), visual_tokens), {}
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade time for memory in both encoders; acts in training mode only."""
@@ -146,17 +224,18 @@ LAZY_REGISTRY: dict[str, str] = {
 def register(model_type: str) -> Callable[[type[Backbone]], type[Backbone]]:
     """Class decorator: this backbone serves checkpoints whose config says `model_type`."""
 
-    def keep(family: type[Backbone]) -> type[Backbone]:
+    def decorator(family: type[Backbone]) -> type[Backbone]:
         REGISTRY[model_type] = family
         return family
 
-    return keep
+    return decorator
 
 
 def family_of(model_type: str) -> type[Backbone]:
     """The backbone class that serves checkpoints whose config says `model_type`.
 
-    Raises: CheckpointError for a family that is not known.
+    Raises:
+        CheckpointError: a family that is not known.
     """
     if model_type not in REGISTRY and model_type in LAZY_REGISTRY:
         import_module(LAZY_REGISTRY[model_type])
@@ -171,13 +250,14 @@ def family_of(model_type: str) -> type[Backbone]:
 def parse_config(values: dict[str, Any]) -> PretrainedConfig:
     """The content of a config.json -> a configuration of transformers.
 
-    Raises: CheckpointError for a family that is not known, or a value that cannot be.
+    Raises:
+        CheckpointError: a family that is not known, or a value that cannot be.
     """
     values = dict(values)
     model_type = str(values.pop("model_type", None))
-    family_of(model_type)
+    family = family_of(model_type)
     try:
-        return AutoConfig.for_model(model_type, **values)
+        return family.config_class(**values)
     except (StrictDataclassError, KeyError, TypeError, ValueError) as problem:
         reason = " ".join(str(problem).split())
         raise CheckpointError(f"config.json holds a value that cannot be: {reason}") from problem
@@ -186,14 +266,17 @@ def parse_config(values: dict[str, Any]) -> PretrainedConfig:
 def build_backbone(config: PretrainedConfig, *, attn: str = "sdpa") -> Backbone:
     """A backbone with fresh weights, both encoders looking both ways.
 
-    Raises: CheckpointError for an unknown family or sizes that do not go together, ConfigError for
-    an `attn` that is unknown, or needs a package that is not installed.
+    Raises:
+        CheckpointError: an unknown family, or sizes that do not go together.
+        ConfigError: `attn` is unknown, or needs a package that is not installed.
     """
     if attn not in ATTENTION:
         raise ConfigError(f"attn is {attn!r}; use one of: {', '.join(ATTENTION)}")
     family = family_of(config.model_type)
+    if not isinstance(config, family.config_class):
+        raise CheckpointError(f"a {type(config).__name__} describes no {config.model_type!r}")
     try:
-        return family.build(config, attn)
+        return family(config, attn)
     except ImportError as problem:
         raise ConfigError(
             f"attn={attn!r} needs a package that is not installed; use attn='sdpa'"
@@ -208,9 +291,6 @@ class Qwen2VLBackbone(Backbone):
 
     config_class: ClassVar[type[PretrainedConfig]] = Qwen2VLConfig
     vlm_class: ClassVar[type[nn.Module]] = Qwen2VLModel
-    language_sites = (
-        r"language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-    )
     vision_sites = r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
     own_prefixes = ("language_model.", "visual.")
     key_renames: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -221,33 +301,18 @@ class Qwen2VLBackbone(Backbone):
     )
     ignored_weights = frozenset({"lm_head.weight"})
 
-    def __init__(self, given: PretrainedConfig, attn: str = "sdpa") -> None:
-        super().__init__()
-        config: Any = deepcopy(given)  # The caller's stays as it is.
-        text, vision = config.text_config, config.vision_config
-        text.is_causal = False
-        text.use_cache = False
-        vision_attn = GROUPED_SDPA if attn == "sdpa" else attn
-        config._attn_implementation = {"": attn, "text_config": attn, "vision_config": vision_attn}
-        self.vlm = self.vlm_class(config)
-        make_bidirectional(self.vlm.language_model)
-        self.hidden_size = int(text.hidden_size)
-        self._merge = int(vision.spatial_merge_size)
-
     @classmethod
-    def build(cls, config: PretrainedConfig, attn: str) -> "Qwen2VLBackbone":
-        if not isinstance(config, cls.config_class):
-            wanted = cls.config_class.model_type
-            raise CheckpointError(f"config.json describes {config.model_type!r}, not {wanted!r}")
-        return cls(config, attn)
+    def vision_attention(cls, attn: str) -> str:
+        return GROUPED_SDPA if attn == "sdpa" else attn
+
+    @staticmethod
+    def read_merge_size(config: Any) -> int:
+        return int(config.vision_config.spatial_merge_size)
 
     def restore_buffers(self) -> None:
-        visual, language = self.vlm.visual, self.vlm.language_model
+        super().restore_buffers()
+        visual = self.vlm.visual
         visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
-        language.rotary_emb = type(language.rotary_emb)(language.config)
-
-    def visual_lengths(self, grid_thw: Tensor) -> Tensor:
-        return grid_thw.prod(dim=-1) // self._merge**2
 
     def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         grids = [(int(t), int(h), int(w)) for t, h, w in grid_thw.tolist()]
@@ -262,16 +327,23 @@ class Qwen2VLBackbone(Backbone):
             **self._vision_plan(sorted_grids, pixel_values.device),
         )
         tokens = self._visual_tokens(output)
-        lengths = [t * h * w // self._merge**2 for t, h, w in sorted_grids]
+        lengths = [t * h * w // self.merge_size**2 for t, h, w in sorted_grids]
         parts = dict(zip(order, torch.split(tokens, lengths), strict=True))
         return torch.cat([parts[u] for u in range(len(order))])
+
+    def vision_shape(self) -> EncoderShape:
+        blocks = self.vlm.visual.blocks
+        width = int(blocks[0].attn.qkv.in_features)
+        linears = (m for m in blocks[0].mlp.modules() if isinstance(m, nn.Linear))
+        inner = max(linear.out_features for linear in linears)
+        return EncoderShape(layers=len(blocks), width=width, inner=inner, heads=width)
 
     def _vision_plan(
         self, grids: Sequence[tuple[int, int, int]], device: torch.device
     ) -> dict[str, Any]:
         """Precomputed arguments that transformers' vision encoder accepts and hands on."""
         positions = {
-            grid: get_vision_position_ids(torch.tensor([grid], device=device), self._merge)
+            grid: get_vision_position_ids(torch.tensor([grid], device=device), self.merge_size)
             for grid in set(grids)
         }
         plan: dict[str, Any] = {"position_ids": torch.cat([positions[grid] for grid in grids])}
@@ -288,7 +360,7 @@ class Qwen2VLBackbone(Backbone):
         return output.pooler_output  # type: ignore[no-any-return]
 
 
-def make_bidirectional(language_model: nn.Module) -> None:
+def make_bidirectional(vlm: Any) -> None:
     """Turn off causality in the attention modules themselves.
 
     `text_config.is_causal = False` shapes the *mask*, but for a batch without padding transformers
@@ -296,7 +368,7 @@ def make_bidirectional(language_model: nn.Module) -> None:
     hand them the configuration's, others let them ask the module, which says causal: a lone item
     would silently be read left to right. So both are set, and a test looks at a lone item.
     """
-    for module in language_model.modules():
+    for module in vlm.language_model.modules():
         if hasattr(module, "is_causal"):
             setattr(module, "is_causal", False)  # noqa: B010
 

@@ -39,8 +39,8 @@ The licence is that of the weights named above and of the data they were trained
 """
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
-    """Markdown for README.md of a saved folder; `facts` is what `checkpoint.describe` returns."""
-    sources = ", ".join(f"{part}: {name}" for part, name in facts["source"].items())
-    adapter = "on for image + instruction" if facts["instruct_adapter"] else "none"
-    return _CARD.format(**facts, sources=sources, adapter=adapter)
+def model_card(description: Mapping[str, Any]) -> str:
+    """Markdown for README.md of a saved folder, from what `checkpoint.describe` returns."""
+    sources = ", ".join(f"{part}: {name}" for part, name in description["source"].items())
+    adapter = "on for image + instruction" if description["instruct_adapter"] else "none"
+    return _CARD.format(**description, sources=sources, adapter=adapter)

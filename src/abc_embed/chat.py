@@ -1,9 +1,8 @@
 """Messages -> token ids: the checkpoint's chat template and its tokenizer.
 
-Does: render an item as the prompt the weights were trained on, and encode it. Does not: know
-pictures (a picture is one placeholder here; processor.py repeats it) or fetch a tokenizer.
-Why the tokenizer is read from ``tokenizer.json`` alone: that file says all, needs no network and no
-class per model family, so a release of transformers cannot change the ids.
+A picture is one placeholder here; processor.py repeats it. The tokenizer is read from
+`tokenizer.json` alone: that file says all, needs no network and no class per model family, so a
+release of transformers cannot change the ids.
 """
 
 import hashlib
@@ -95,7 +94,7 @@ class Chat:
 
 
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder, from its ``tokenizer.json`` alone, without the network.
+    """The tokenizer of a folder, from its `tokenizer.json` alone, without the network.
 
     Raises:
         CheckpointError: the file is missing or damaged.

@@ -1,8 +1,6 @@
 """Model folders: published parts, plain bases and our own; strict loading, safe saving.
 
-Does: turn a name or folders into (`AbcModel`, `Processor`), and the two back into a folder.
-Does not: resolve or fetch names (hub.py), read tensors (weights.py), word the card (card.py).
-Why strict: a LoRA file whose keys match nothing gives a model that runs and is wrong. Every tensor
+Strict, as a LoRA file whose keys match nothing gives a model that runs and is wrong. Every tensor
 of every file must find its place, and every place its tensor, or an error names the key.
 
 A folder of ours:
@@ -67,13 +65,15 @@ def load(
     The model comes frozen and in evaluation mode. `dtype` is the backbone's; the files may hold
     another, and head and adapters are float32 in any case.
 
-    Raises: UnknownModelError, OfflineError, or CheckpointError naming what is wrong in the files.
+    Raises:
+        UnknownModelError, OfflineError: there is no such model, or it cannot be fetched.
+        CheckpointError: the files are damaged or do not fit; the message says which.
     """
-    found = hub.resolve(name)
-    if isinstance(found, Path):
-        return load_folder(found, device=device, dtype=dtype, attn=attn)
+    recipe = hub.resolve(name)
+    if isinstance(recipe, Path):
+        return load_folder(recipe, device=device, dtype=dtype, attn=attn)
     return load_published(
-        found.base, found.pretrain, found.instruct, device=device, dtype=dtype, attn=attn
+        recipe.base, recipe.pretrain, recipe.instruct, device=device, dtype=dtype, attn=attn
     )
 
 
@@ -91,7 +91,7 @@ def load_published(
     Each part is a folder or a hub name (see hub.py). Positions are sequential, as these weights
     were trained (paper, trap 1), and the pixel budget is the published one, whatever the base says.
 
-    Raises: as `load`.
+    Raises as `load`.
     """
     parts = {"pretrain": pretrain} | ({"instruct": instruct} if instruct is not None else {})
     located = {stage: hub.locate(part, hub.ADAPTER_FILES) for stage, part in parts.items()}
@@ -128,7 +128,7 @@ def load_base(
     `base` is a folder or a hub name; its output layer is left out. `pixels` is the (smallest,
     largest) picture in pixels; None takes the base's own.
 
-    Raises: as `load`.
+    Raises as `load`.
     """
     folder, source = hub.locate(base, hub.BASE_FILES)
     config = parse_config(read_json(folder / "config.json"))
@@ -150,23 +150,24 @@ def load_folder(
 ) -> Loaded:
     """A folder that `save` wrote.
 
-    Raises: CheckpointError naming what is missing, damaged or does not fit.
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit.
     """
     if not (folder / "abc.json").is_file():
         raise CheckpointError(
             f"{folder} holds no model of ours (no abc.json); a plain base with adapters is loaded"
             " with Embedder.from_adapters"
         )
-    facts = _read_facts(folder / "abc.json")
+    description = _read_description(folder / "abc.json")
     config = parse_config(read_json(folder / "config.json"))
     backbone = load_backbone(open_weights(folder), config, dtype=dtype, device=device, attn=attn)
-    model = AbcModel(backbone, head_width=facts["head_width"])
+    model = AbcModel(backbone, head_width=description["head_width"])
     head = open_weights(folder, "head")
     fill_slots({name: (name, model.get_parameter(name)) for _, name in HEAD_KEYS}, head)
     model.to(device)
-    if facts["instruct_adapter"]:
+    if description["instruct_adapter"]:
         load_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter")
-    model.source = facts["source"]
+    model.source = description["source"]
     return _frozen(model), Processor.from_folder(folder)
 
 
@@ -201,8 +202,9 @@ def save(
     renamed at the end, so a broken-off save leaves nothing that looks finished. A model of ours in
     `folder` is replaced; other files are not touched.
 
-    Raises: OutputError if the folder cannot be written, or holds something else; CheckpointError if
-    a stage-1 adapter is not merged yet.
+    Raises:
+        OutputError: the folder cannot be written, or holds something else.
+        CheckpointError: a stage-1 adapter is not merged yet.
     """
     folder = Path(folder)
     if any(True for _ in adapter_parameters(model, PRETRAIN_ADAPTER)):
@@ -245,25 +247,27 @@ def _write(model: AbcModel, processor: Processor, folder: Path, dtype: torch.dty
     if model.has_instruct_adapter:
         save_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter", dtype)
     processor.save(folder)
-    facts = describe(model, processor)
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    write_json(folder / "abc.json", facts)
+    description = describe(model, processor)
+    (folder / "README.md").write_text(model_card(description), encoding="utf-8")
+    write_json(folder / "abc.json", description)
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    facts = read_json(path)
-    if facts.get("format") != FORMAT:
+def _read_description(path: Path) -> dict[str, Any]:
+    description = read_json(path)
+    if description.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {facts.get('format')!r} and this version reads {FORMAT};"
+            f"{path} has format {description.get('format')!r} and this version reads {FORMAT};"
             " use the version of abc-embed that wrote it, or a newer one"
         )
     kinds = {"source": dict, "head_width": int, "instruct_adapter": bool, "pooling": str}
     for key, kind in kinds.items():
-        if not isinstance(facts.get(key), kind):
+        if not isinstance(description.get(key), kind):
             raise CheckpointError(f"{path}: {key!r} is missing or no {kind.__name__}")
-    if facts["pooling"] != "mean":
-        raise CheckpointError(f"{path}: pooling {facts['pooling']!r} is not known; it is 'mean'")
-    return facts
+    if description["pooling"] != "mean":
+        raise CheckpointError(
+            f"{path}: pooling {description['pooling']!r} is not known; it is 'mean'"
+        )
+    return description
 
 
 def _head_width(pretrain: Path) -> int:

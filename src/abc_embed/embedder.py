@@ -1,8 +1,8 @@
 """START HERE. Texts, images and images with an instruction -> vectors of one space.
 
-Does: the public face. Load a model (checkpoint.py), embed one item, a list, or an endless stream
-(pipeline.py), compare vectors, save. Each step of the way has its own file:
+Each step of the way has its own file:
 inputs -> prompts -> chat, pixels -> processor -> backbone -> pooling -> head -> model -> here.
+checkpoint.py loads the model, and pipeline.py takes many items through it.
 
 Shapes: `D` width of an embedding, `N` and `M` numbers of items.
 """
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -22,9 +22,17 @@ from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, Method, explain
 from abc_embed.inputs import Item, as_item
 from abc_embed.model import AbcModel
-from abc_embed.pipeline import EmbeddingPipeline, OnError, Skipped, Vector, grouped, image_key
+from abc_embed.pipeline import (
+    EmbeddingPipeline,
+    OnError,
+    Skipped,
+    Vector,
+    group_by_image,
+    image_key,
+)
 from abc_embed.processor import Processor
 from abc_embed.progress import track
+from abc_embed.vectors import l2_normalize
 from abc_embed.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -32,6 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "Evidence", "Skipped"]
 
+Items: TypeAlias = Iterable[str | Item]
+
+
+class Options(TypedDict, total=False):
+    """What `Embedder.embed` and `Embedder.stream` take alike; the meaning is at `embed`."""
+
+    max_pixels: int | None
+    batch_size: int
+    progress: bool
 
 
 class Embedder:
@@ -50,7 +67,7 @@ class Embedder:
 
     Make one with `from_pretrained` or `from_adapters`; the constructor takes parts that are already
     loaded. Calls from several threads are safe, and take turns on the model. The largest picture
-    that is unpacked is ``processor.decode_limit``, in pixels, and may be set.
+    that is unpacked is `processor.decode_limit`, in pixels, and may be set.
     """
 
     def __init__(self, model: AbcModel, processor: Processor) -> None:
@@ -68,10 +85,10 @@ class Embedder:
         dtype: str | torch.dtype = "auto",
         attn: str = "sdpa",
     ) -> Self:
-        """Load a model by name: ``"bundled"``, a folder that `save` wrote, or a published name.
+        """Load a model by name: `"bundled"`, a folder that `save` wrote, or a published name.
 
-        ``device`` is auto, cpu, cuda, cuda:N or mps; ``dtype`` auto (float32 on a CPU, bfloat16
-        elsewhere), float32, bfloat16 or float16; ``attn`` sdpa or eager.
+        `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto (float32 on a CPU, bfloat16
+        elsewhere), float32, bfloat16 or float16; `attn` sdpa or eager.
 
         Raises:
             UnknownModelError: no such name.
@@ -79,9 +96,9 @@ class Embedder:
             CheckpointError: the files are damaged or do not fit.
             DeviceError: this machine has no such device or number format.
         """
-        where = runtime.resolve_device(device)
-        what = runtime.resolve_dtype(dtype, where)
-        return cls(*checkpoint.load(str(name), device=where, dtype=what, attn=attn))
+        device = runtime.resolve_device(device)
+        dtype = runtime.resolve_dtype(dtype, device)
+        return cls(*checkpoint.load(str(name), device=device, dtype=dtype, attn=attn))
 
     @classmethod
     def from_adapters(
@@ -96,51 +113,43 @@ class Embedder:
     ) -> Self:
         """Load a base with adapters in the published layout: folders, or names on the hub.
 
-        ``pretrain`` (stage 1) is merged into the base; ``instruct`` (stage 2) stays an adapter that
+        `pretrain` (stage 1) is merged into the base; `instruct` (stage 2) stays an adapter that
         is on for an image with an instruction (paper, section 2).
 
         Raises:
             CheckpointError, DeviceError: as `from_pretrained`.
         """
-        where = runtime.resolve_device(device)
-        what = runtime.resolve_dtype(dtype, where)
+        device = runtime.resolve_device(device)
+        dtype = runtime.resolve_dtype(dtype, device)
         parts = (str(base), str(pretrain), None if instruct is None else str(instruct))
-        return cls(*checkpoint.load_published(*parts, device=where, dtype=what, attn=attn))
+        return cls(*checkpoint.load_published(*parts, device=device, dtype=dtype, attn=attn))
 
     # -- embedding -------------------------------------------------------------------------------
 
     @overload
     def embed(
         self,
-        items: str | Item | Iterable[str | Item],
+        items: str | Item | Items,
         *,
-        max_pixels: int | None = None,
-        batch_size: int = 32,
-        progress: bool = False,
         on_error: Literal["raise"] = "raise",
+        **options: Unpack[Options],
     ) -> Vector: ...
 
     @overload
     def embed(
-        self,
-        items: Iterable[str | Item],
-        *,
-        max_pixels: int | None = None,
-        batch_size: int = 32,
-        progress: bool = False,
-        on_error: Literal["skip"],
+        self, items: Items, *, on_error: Literal["skip"], **options: Unpack[Options]
     ) -> tuple[Vector, list[Skipped]]: ...
 
     def embed(
         self,
-        items: str | Item | Iterable[str | Item],
+        items: str | Item | Items,
         *,
         max_pixels: int | None = None,
         batch_size: int = 32,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Vector | tuple[Vector, list[Skipped]]:
-        """One item -> ``(D,)``; a list of ``N``, of any kinds, -> ``(N, D)`` in the same order.
+        """One item -> `(D,)`; a list of `N`, of any kinds, -> `(N, D)` in the same order.
 
         Vectors are float32 and of unit length, and none depends on its company in the call. A
         picture that several items show is opened and encoded once.
@@ -155,7 +164,7 @@ class Embedder:
                 the good items and the list of those skipped, by index.
 
         Raises:
-            InputError: an item cannot be embedded, and ``on_error`` is "raise".
+            InputError: an item cannot be embedded, and `on_error` is "raise".
             UsageError: an argument is out of range.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
@@ -167,7 +176,7 @@ class Embedder:
         values: list[object] = list(items)
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
-        order = grouped([image_key(value) for value in values])
+        order = group_by_image([image_key(value) for value in values])
         results = pipeline.run((index, values[index]) for index in order)
         with closing(results):
             for index, result in track(results, len(values), progress):
@@ -182,46 +191,34 @@ class Embedder:
 
     @overload
     def stream(
-        self,
-        items: Iterable[str | Item],
-        *,
-        max_pixels: int | None = None,
-        batch_size: int = 32,
-        progress: bool = False,
-        on_error: Literal["raise"] = "raise",
+        self, items: Items, *, on_error: Literal["raise"] = "raise", **options: Unpack[Options]
     ) -> Iterator[Vector]: ...
 
     @overload
     def stream(
-        self,
-        items: Iterable[str | Item],
-        *,
-        max_pixels: int | None = None,
-        batch_size: int = 32,
-        progress: bool = False,
-        on_error: Literal["skip"],
+        self, items: Items, *, on_error: Literal["skip"], **options: Unpack[Options]
     ) -> Iterator[Vector | Skipped]: ...
 
     def stream(
         self,
-        items: Iterable[str | Item],
+        items: Items,
         *,
         max_pixels: int | None = None,
         batch_size: int = 32,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Vector] | Iterator[Vector | Skipped]:
-        """Any iterable of any length -> its vectors ``(D,)`` one by one, in order.
+        """Any iterable of any length -> its vectors `(D,)` one by one, in order.
 
         Memory stays flat: up to 16 batches of items are read ahead, since pictures are prepared
         while the model computes. An item must not change after it was handed over. A picture that
         comes again within that distance is encoded once.
 
-        The arguments are those of `embed`. With ``on_error="skip"`` a `Skipped` stands in the place
+        The arguments are those of `embed`. With `on_error="skip"` a `Skipped` stands in the place
         of a vector, so that the stream still runs level with its items.
 
         Raises:
-            InputError: an item cannot be embedded and ``on_error`` is "raise"; the vectors of all
+            InputError: an item cannot be embedded and `on_error` is "raise"; the vectors of all
                 items before it have been handed out.
             UsageError: an argument is out of range.
         """
@@ -246,10 +243,10 @@ class Embedder:
 
     @staticmethod
     def similarity(a: ArrayLike, b: ArrayLike) -> NDArray[np.float32]:
-        """Cosine of every vector of ``a`` with every vector of ``b``, as float32.
+        """Cosine of every vector of `a` with every vector of `b`, as float32.
 
-        ``(D,)`` and ``(M, D)`` give ``(M,)``; ``(N, D)`` and ``(M, D)`` give ``(N, M)``; two single
-        vectors give a scalar array of shape ``()``.
+        `(D,)` and `(M, D)` give `(M,)`; `(N, D)` and `(M, D)` give `(N, M)`; two single
+        vectors give a scalar array of shape `()`.
 
         >>> Embedder.similarity([1.0, 0.0], [[2.0, 0.0], [0.0, 1.0]])
         array([1., 0.], dtype=float32)
@@ -257,7 +254,7 @@ class Embedder:
         Raises:
             UsageError: widths differ, a vector is zero or not finite, or there are too many axes.
         """
-        first, second = _unit(a, "first"), _unit(b, "second")
+        first, second = _rows(a, "first"), _rows(b, "second")
         if first.shape[-1] != second.shape[-1]:
             raise UsageError(
                 f"the vectors have different widths, {first.shape[-1]} and {second.shape[-1]}; "
@@ -285,7 +282,7 @@ class Embedder:
             InputError, UsageError: as `embed`; also for an item without a picture.
         """
         vector = text if isinstance(text, np.ndarray) else self.embed(text, max_pixels=max_pixels)
-        target = torch.from_numpy(_unit(vector, "text's")).float()
+        target = torch.from_numpy(_rows(vector, "text's")).float()
         if target.shape != (self.dim,):
             shape = tuple(target.shape)
             raise UsageError(f"the text's vector has shape {shape}; give ({self.dim},)")
@@ -316,7 +313,7 @@ class Embedder:
         """SHA-256 over all weights and settings as they are loaded; a key for caches and records.
 
         The same after `save` and `from_pretrained`; another in another number format, whose vectors
-        differ too. It does not cover ``max_pixels`` of a call. Computed once, at first use.
+        differ too. It does not cover `max_pixels` of a call. Computed once, at first use.
         """
         if self._fingerprint is None:
             # Where the weights came from is no part of what they are.
@@ -338,12 +335,9 @@ def _is_one_value(items: object) -> bool:
     return isinstance(items, bytes | np.ndarray) or not isinstance(items, Iterable)
 
 
-def _unit(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
+def _rows(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
     array = np.asarray(vectors, dtype=np.float64)
     if array.ndim not in (1, 2):
         raise UsageError(f"the {which} vectors have {array.ndim} axes; give (D,) or (N, D)")
-    norms = np.linalg.norm(array, axis=-1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all():
-        raise UsageError(f"one of the {which} vectors is zero or not finite, so it has no cosine")
-    unit: NDArray[np.float64] = array / norms
-    return unit
+    message = f"one of the {which} vectors is zero or not finite, so it has no cosine"
+    return l2_normalize(array, UsageError(message))

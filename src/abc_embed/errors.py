@@ -1,7 +1,7 @@
 """Every error that a user can cause, in one tree.
 
 Each message is one plain sentence that says what is wrong and how to mend it; the command line
-prints it as it stands and leaves with ``exit_code``. A mistake of *ours* is not in this tree: it
+prints it as it stands and leaves with `exit_code`. A mistake of *ours* is not in this tree: it
 stays a plain Python exception, so that its traceback is seen and mended.
 
     AbcError                      exit 1
@@ -151,7 +151,7 @@ class MissingExtraError(AbcError):
     def of(cls, extra: str, purpose: str) -> "MissingExtraError":
         """The error for a missing optional package, with the pip line that mends it.
 
-        ``extra`` is the name in brackets (``"mine"``), ``purpose`` what needed it (``"writing
-        Parquet"``).
+        `extra` is the name in brackets (`"mine"`), `purpose` what needed it (`"writing
+        Parquet"`).
         """
         return cls(f"{purpose} needs an optional package; run: pip install 'abc-embed[{extra}]'")

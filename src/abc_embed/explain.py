@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from abc_embed.errors import UsageError
-from abc_embed.head import unit
+from abc_embed.head import l2_normalize
 from abc_embed.inputs import Item, open_image
 from abc_embed.model import AbcModel
 from abc_embed.pixels import to_patches
@@ -205,7 +205,7 @@ def _grid(batch: Batch) -> Tensor:
 
 def _cosines(model: AbcModel, batch: Batch, visual: Tensor, text: Tensor) -> Tensor:
     """`(B,)` cosines of the rows with the text."""
-    return unit(model.head(_pooled(model, batch, visual)[1])) @ text.float()
+    return l2_normalize(model.head(_pooled(model, batch, visual)[1])) @ text.float()
 
 
 def _gradient(model: AbcModel, batch: Batch, visual: Tensor, text: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ def _last_layer(model: AbcModel, batch: Batch, visual: Tensor, text: Tensor) -> 
         hidden, pooled = _pooled(model, batch, visual)
     with torch.enable_grad():
         leaf = pooled.detach().requires_grad_(True)
-        cosine = (unit(model.head(leaf)) @ text.float()).sum()
+        cosine = (l2_normalize(model.head(leaf)) @ text.float()).sum()
         (gradient,) = torch.autograd.grad(cosine, [leaf])
     shares = (hidden[0].float() @ gradient[0]) / batch.attention_mask[0].sum()
     return shares[batch.input_ids[0] == int(model.backbone.vlm.config.image_token_id)]

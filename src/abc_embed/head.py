@@ -1,8 +1,8 @@
 """What turns pooled states into embeddings: a residual MLP, unit length, a learnt temperature.
 
-Does: `y = x + W2 · SELU(W1 · x + b1) + b2`, then `y / |y|`, always in float32, autocast or not.
-Does not: know of tokens, adapters or losses. Why float32: cosines of neighbours differ in the
-third digit, and bfloat16 has only two; the head is tiny next to the backbone.
+`y = x + W2 · SELU(W1 · x + b1) + b2`, then `y / |y|`, always in float32, autocast or not: cosines
+of neighbours differ in the third digit, and bfloat16 has only two; the head is tiny next to the
+backbone.
 
 Shapes: B items, D width of the backbone, H width inside the head.
 """
@@ -45,7 +45,7 @@ class Head(nn.Module):
             return x + y
 
 
-def unit(vectors: Tensor) -> Tensor:
+def l2_normalize(vectors: Tensor) -> Tensor:
     """Scale each row of `(B, D)` to length 1, in float32."""
     return F.normalize(vectors.float(), dim=-1)
 

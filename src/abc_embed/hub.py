@@ -1,14 +1,10 @@
-"""Names of models -> folders on this machine.
+"""Names of models -> folders on this machine; nothing is fetched that was not named.
 
-Does: know the two published models, find local folders, fetch named repositories of the Hugging
-Face hub and say which commit they came from.
-Does not: open what is in the folders (checkpoint.py), nor fetch anything that was not named.
-
-Pinning, plainly: the commit hashes of the published repositories were not known where this was
-written, and none is made up here. `name@revision` pins by hand. Without it the default branch is
-resolved to a commit hash on the first fetch; from then on the copy in the local cache is used, so
-the weights do not move under you; the hash is logged, and recorded in the configuration of every
-model that is saved. Delete the cached copy, or name a revision, to get another.
+The commit hashes of the published repositories were not known where this was written, and none is
+made up here. `name@revision` pins by hand. Without it the default branch is resolved to a commit
+hash on the first fetch; from then on the copy in the local cache is used, so the weights do not
+move under you; the hash is logged, and recorded in the configuration of every model that is saved.
+Delete the cached copy, or name a revision, to get another.
 """
 
 import logging
@@ -74,7 +70,8 @@ def resolve(name: str) -> Path | Recipe:
     `name` is "bundled", a local folder, or a published name with or without `@revision`; the
     revision is that of the named repository.
 
-    Raises: UnknownModelError, which lists what would be known.
+    Raises:
+        UnknownModelError: no such name; the message lists those that are known.
     """
     if name == BUNDLED:
         return bundled_folder()
@@ -98,7 +95,8 @@ def resolve(name: str) -> Path | Recipe:
 def bundled_folder() -> Path:
     """The folder of the model inside the package.
 
-    Raises: CheckpointError if this installation came without it.
+    Raises:
+        CheckpointError: this installation came without it.
     """
     folder = Path(__file__).parent / "bundled" / "model"
     if not folder.is_dir():
@@ -115,8 +113,9 @@ def locate(name: str, files: tuple[str, ...]) -> tuple[Path, str]:
     The source of a fetched repository is `owner/name@commit`; that of a local folder is its name.
     `files` are the patterns to fetch.
 
-    Raises: UnknownModelError if there is no such folder or repository, OfflineError if it would
-    have to be fetched and cannot.
+    Raises:
+        UnknownModelError: there is no such folder or repository.
+        OfflineError: it would have to be fetched and cannot.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

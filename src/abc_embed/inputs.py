@@ -1,12 +1,8 @@
 """What can be embedded, and how a picture is opened safely.
 
-Does: `Item` (a text, an image, or an image with an instruction) and `open_image`, which turns a
-path, file bytes, a ``data:`` URL, a Pillow image or a NumPy array into an upright RGB picture.
-Does not: resize, fetch anything from a network, or know about models.
-
-Why its own opener instead of ``PIL.Image.open``: Pillow keeps its decompression-bomb limit in a
-process-wide variable and warns on stderr, and it hands some formats to outside programs (EPS goes
-to Ghostscript). Here the limit is an argument and the formats are a short list of plain pictures.
+`open_image` stands in for `PIL.Image.open`, as Pillow keeps its decompression-bomb limit in a
+process-wide variable and warns on stderr, and hands some formats to outside programs (EPS goes to
+Ghostscript). Here the limit is an argument and the formats are a short list of plain pictures.
 """
 
 import base64
@@ -40,8 +36,8 @@ from abc_embed.errors import (
 )
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, a ``data:`` URL, the bytes of a file, a picture, or an array: ``(H, W)`` or
-``(H, W, 1 | 3 | 4)`` of uint8, uint16, bool, or floats from 0 to 1."""
+"""A path, a `data:` URL, the bytes of a file, a picture, or an array: `(H, W)` or
+`(H, W, 1 | 3 | 4)` of uint8, uint16, bool, or floats from 0 to 1."""
 
 DECODE_LIMIT = 89_478_485
 """Largest picture that is unpacked, in pixels: Pillow's own warning line (256 MiB as RGB)."""
@@ -133,7 +129,7 @@ def _check_text(text: str, what: str, mend: str) -> None:
 
 
 def as_item(value: object) -> Item:
-    """An `Item` as it is; a plain ``str`` as a text item.
+    """An `Item` as it is; a plain `str` as a text item.
 
     Raises:
         InputError: anything else, or an empty text.
@@ -166,14 +162,14 @@ def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.
     RGB; 16-bit values are scaled to 8; of an animation the first frame is taken (of a Pillow
     image, the frame at which it stands). Colour profiles are not applied.
 
-    ``decode_limit`` is in pixels: a file that would unpack to more is refused unread.
+    `decode_limit` is in pixels: a file that would unpack to more is refused unread.
 
     Raises:
         ImageNotFoundError: no such file, or a folder.
         RemoteImageError: a web address; nothing is fetched.
         NotAnImageError: not a picture, or of a format, shape or value range not accepted.
         TruncatedImageError: the data breaks off or is damaged.
-        ImageTooLargeError: more pixels than ``decode_limit``.
+        ImageTooLargeError: more pixels than `decode_limit`.
     """
     label = describe_image(image)
     if isinstance(image, np.ndarray):

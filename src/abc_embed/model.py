@@ -1,10 +1,8 @@
 """Backbone, pooling and head composed: a batch in, unit vectors out.
 
-Does: what the embedder and training both hold; routes each row past the right adapter.
-Does not: load, save or train anything, nor attach adapters (adapters.py does).
-Why the routing is here: which adapter is on is part of what a vector *means* (paper section 2).
-With image + instruction the stage-2 adapter is on; with an image alone or a text alone it is off.
-Nobody above this file has to remember that.
+The routing past the adapters is here, since which adapter is on is part of what a vector *means*
+(paper section 2). With image + instruction the stage-2 adapter is on; with an image alone or a text
+alone it is off. Nobody above this file has to remember that.
 
 Shapes: B rows, T tokens, D width, U unique images, V visual tokens of one image.
 """
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from abc_embed.backbone import Backbone
 from abc_embed.errors import TrainingError
-from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, unit
+from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, l2_normalize
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Batch
 
@@ -78,7 +76,8 @@ class AbcModel(nn.Module):
         calls; the order comes back. Rows without it run first, so that after the forward pass the
         adapter is on, as the rows with it need when gradient checkpointing recomputes them.
 
-        Raises: TrainingError if gradients through rows without the adapter would be wrong.
+        Raises:
+            TrainingError: if gradients through rows without the adapter would be wrong.
         """
         if not self.has_instruct_adapter or bool(batch.instructed.all()):
             return self._embed_rows(batch, visual_tokens, None)
@@ -101,9 +100,9 @@ class AbcModel(nn.Module):
             longest = int(mask[rows].sum(dim=1).max())
             ids, mask = ids[rows, :longest], mask[rows, :longest]
             positions, images = positions[:, rows, :longest], images[rows]
-        shown = self._visual_of_rows(batch, visual_tokens, images)
-        hidden = self.backbone.language(ids, mask, positions, shown)
-        return unit(self.head(mean_pool(hidden, mask)))
+        repeated = self._visual_of_rows(batch, visual_tokens, images)
+        hidden = self.backbone.language(ids, mask, positions, repeated)
+        return l2_normalize(self.head(mean_pool(hidden, mask)))
 
     def _visual_of_rows(
         self, batch: Batch, visual_tokens: Tensor | None, images: Tensor
@@ -133,7 +132,11 @@ class AbcModel(nn.Module):
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """Inside, the stage-2 adapter does nothing; after, it is as it was."""
+        """Inside, the stage-2 adapter does nothing; after, it is as it was.
+
+        It is no substitute for `torch.no_grad()`: with gradient checkpointing, gradients of what
+        ran inside would be recomputed with the adapter on.
+        """
         layers = self.instruct_layers()
         was_on = [not layer.disable_adapters for layer in layers]
         # PEFT's switch also sets `requires_grad` of the adapter: keep what the caller chose.
@@ -142,7 +145,7 @@ class AbcModel(nn.Module):
             for name, parameter in self.backbone.named_parameters()
             if f".{INSTRUCT_ADAPTER}." in name
         ]
-        wanted = [p.requires_grad for p in parameters]
+        needed_gradient = [p.requires_grad for p in parameters]
         try:
             for layer in layers:
                 layer.enable_adapters(False)
@@ -150,7 +153,7 @@ class AbcModel(nn.Module):
         finally:
             for layer, on in zip(layers, was_on, strict=True):
                 layer.enable_adapters(on)
-            for parameter, needs_gradient in zip(parameters, wanted, strict=True):
+            for parameter, needs_gradient in zip(parameters, needed_gradient, strict=True):
                 parameter.requires_grad_(needs_gradient)
 
     def _needs_gradient_without_adapter(self) -> bool:

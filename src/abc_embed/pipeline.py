@@ -55,7 +55,7 @@ class Skipped:
     item: object
     """The item as it was given."""
     error: InputError
-    """What is wrong with it; ``str(error)`` is one plain sentence."""
+    """What is wrong with it; `str(error)` is one plain sentence."""
 
     def __str__(self) -> str:
         return f"item {self.index}: {self.error}"
@@ -116,16 +116,16 @@ class _Prepared:
     features: dict[int, Features] = field(default_factory=dict)
     skipped: dict[int, Skipped] = field(default_factory=dict)
     failed: Skipped | None = None
-    """In ``raise`` mode the first bad item; nothing after it was prepared."""
+    """In `raise` mode the first bad item; nothing after it was prepared."""
 
 
 class EmbeddingPipeline:
     """One call of `Embedder.embed` or `Embedder.stream`.
 
-    ``lock`` is held while the model computes, since routing switches its adapter on and off.
+    `lock` is held while the model computes, since routing switches its adapter on and off.
 
     Raises:
-        UsageError: ``max_pixels``, ``batch_size`` or ``on_error`` out of range.
+        UsageError: `max_pixels`, `batch_size` or `on_error` out of range.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class EmbeddingPipeline:
         """(index, item) pairs -> (index, result) pairs, in the same order.
 
         Raises:
-            InputError: a bad item, in ``raise`` mode; the results before it have been handed out.
+            InputError: a bad item, in `raise` mode; the results before it have been handed out.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
         cut = windows(
@@ -204,7 +204,7 @@ class EmbeddingPipeline:
         return prepared
 
     def _features(self, value: object, window_cache: dict[Hashable, Patches]) -> Features:
-        """One item as tensors; ``window_cache`` holds pictures whose keys end with this window."""
+        """One item as tensors; `window_cache` holds pictures whose keys end with this window."""
         item = as_item(value)
         if item.image is None:
             return self._processor.features(item)
@@ -234,7 +234,7 @@ class EmbeddingPipeline:
             raise type(bad.error)(str(bad)) from bad.error
 
     def embed_one(self, item: Item) -> Vector:
-        """A single item -> ``(D,)``.
+        """A single item -> `(D,)`.
 
         Raises:
             InputError, OutOfMemoryError, NotFiniteError: as `run`.
@@ -243,7 +243,7 @@ class EmbeddingPipeline:
         return vector
 
     def _vectors(self, features: list[Features]) -> Vector:
-        """One batch -> ``(B, D)``."""
+        """One batch -> `(B, D)`."""
         model = self._model
         try:
             with self._lock, torch.no_grad(), _evaluating(model):
@@ -262,7 +262,7 @@ class EmbeddingPipeline:
         return vectors
 
     def _visual_tokens(self, features: list[Features]) -> Tensor | None:
-        """``(sum V, D)`` of the unique pictures of a batch, each encoded once in this call."""
+        """`(sum V, D)` of the unique pictures of a batch, each encoded once in this call."""
         shown = {f.image_key: f for f in features if f.image_key is not None}
         tokens = {key: known for key in shown if (known := self._visual.get(key)) is not None}
         missing = {key: item for key, item in shown.items() if key not in tokens}
@@ -292,9 +292,9 @@ def _evaluating(model: AbcModel) -> Iterator[None]:
 def plan(
     features: Sequence[Features], batch_size: int, max_tokens: int = MAX_BATCH_TOKENS
 ) -> list[list[int]]:
-    """Indices into ``features``, batch by batch; every index comes once.
+    """Indices into `features`, batch by batch; every index comes once.
 
-    A batch has one kind, at most ``batch_size`` items and at most ``max_tokens`` tokens with its
+    A batch has one kind, at most `batch_size` items and at most `max_tokens` tokens with its
     padding, unless one item alone has more.
     """
     max_cost: dict[str | None, int] = {}
@@ -332,8 +332,8 @@ def windows(
 ) -> Iterator[list[T]]:
     """Consecutive pieces of any iterable, read only as far as each piece needs.
 
-    A window ends after ``max_items`` values, or before the one that would bring in one different
-    picture more than ``max_images``; ``image_of`` says which picture a value shows (None: none).
+    A window ends after `max_items` values, or before the one that would bring in one different
+    picture more than `max_images`; `image_of` says which picture a value shows (None: none).
     """
     window: list[T] = []
     images: set[Hashable] = set()
@@ -353,7 +353,7 @@ def windows(
         yield window
 
 
-def grouped(images: Sequence[Hashable | None]) -> list[int]:
+def group_by_image(images: Sequence[Hashable | None]) -> list[int]:
     """Indices in an order in which those of one picture follow each other; texts likewise."""
     groups: dict[Hashable | None, list[int]] = {}
     for index, image in enumerate(images):

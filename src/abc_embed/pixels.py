@@ -1,10 +1,7 @@
 """Picture -> patches: the pixel budget, the one resize, the values the vision encoder eats.
 
-Does: choose the size (`ImageBudget`), resize, normalise and cut into patches (`to_patches`), all
-in NumPy and Pillow. Does not: open files (inputs.py), know tokens (processor.py), or cut pictures
-into tiles, as another design of vision encoder wants them (tiles.py).
-Why one resize: the published code resizes twice, first to multiples of 28 and then into the budget.
-One step straight into the budget is what Qwen2-VL itself does; it agrees exactly for pictures
+One resize, where the published code has two, first to multiples of 28 and then into the budget:
+one step straight into the budget is what Qwen2-VL itself does; it agrees exactly for pictures
 inside the budget and to a cosine above 0.998 for tiny and huge ones (paper, trap 4).
 
 Shapes: `P` patches, `C` values of a patch: 3 colours x 2 equal frames x 14 x 14 pixels.
@@ -14,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +41,9 @@ class ImageBudget:
     max_aspect: float = 200.0
     """Longest side over shortest side that is still accepted (Qwen2-VL's limit)."""
 
+    has_rows: ClassVar[bool] = True
+    """Whether visual tokens have rows and columns for `mrope` to count."""
+
     def __post_init__(self) -> None:
         if min(self.patch_size, self.merge_size, self.temporal_patch_size) < 1:
             raise ConfigError("patch_size, merge_size and temporal_patch_size must be at least 1")
@@ -67,7 +68,7 @@ class ImageBudget:
         return self.patch_size * self.merge_size
 
     def tokens_to_pixels(self, tokens: int) -> int:
-        """The area in pixels that ``tokens`` visual tokens cover (256 -> 200704)."""
+        """The area in pixels that `tokens` visual tokens cover (256 -> 200704)."""
         return tokens * self.factor**2
 
     @property
@@ -79,7 +80,7 @@ class ImageBudget:
         """This budget with another upper end; the lower end gives way where it must.
 
         Raises:
-            UsageError: ``max_pixels`` is less than one visual token.
+            UsageError: `max_pixels` is less than one visual token.
         """
         if max_pixels is None or max_pixels == self.max_pixels:
             return self
@@ -92,14 +93,14 @@ class ImageBudget:
         return dataclasses.replace(self, max_pixels=max_pixels, min_pixels=low)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which a picture is seen: ``(height, width)``, multiples of 28.
+        """The size at which a picture is seen: `(height, width)`, multiples of 28.
 
         Qwen2-VL's rule: nearest multiples; if that is outside the budget, scale to its nearer end.
-        One thing differs: where that rule itself ends above ``max_pixels`` (a narrow budget, or a
+        One thing differs: where that rule itself ends above `max_pixels` (a narrow budget, or a
         very long strip in a small one), the long side gives way, so that the upper end holds.
 
         Raises:
-            AspectError: longer and thinner than ``max_aspect``.
+            AspectError: longer and thinner than `max_aspect`.
         """
         if max(height, width) > self.max_aspect * min(height, width):
             raise AspectError(
@@ -121,14 +122,46 @@ class ImageBudget:
             high, wide = (high, most // high) if wide > high else (most // wide, wide)
         return high * side, wide * side
 
+    def settings(self) -> dict[str, Any]:
+        """As JSON values, under the names of a preprocessor_config.json; see `budget_values`."""
+        return {
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "max_aspect": self.max_aspect,
+        }
+
     def views(self, picture: Image.Image) -> list[Image.Image]:
         """What the vision encoder sees of an RGB picture: pictures of one size, here just one.
 
         Raises:
-            AspectError: longer and thinner than ``max_aspect``.
+            AspectError: longer and thinner than `max_aspect`.
         """
         height, width = self.size_for(picture.height, picture.width)
         return [resized(picture, width, height)]
+
+
+def budget_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an `ImageBudget` from the content of a preprocessor_config.json.
+
+    Raises:
+        KeyError, TypeError, ValueError: a value is missing or cannot be.
+    """
+    size = settings.get("size") or {}  # where newer releases of transformers keep the budget
+    return {
+        "min_pixels": int(settings.get("min_pixels") or size["shortest_edge"]),
+        "max_pixels": int(settings.get("max_pixels") or size["longest_edge"]),
+        "patch_size": int(settings["patch_size"]),
+        "merge_size": int(settings["merge_size"]),
+        "temporal_patch_size": int(settings["temporal_patch_size"]),
+        "mean": tuple(settings["image_mean"]),
+        "std": tuple(settings["image_std"]),
+        "max_aspect": float(settings.get("max_aspect", ImageBudget().max_aspect)),
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,9 +169,9 @@ class Patches:
     """One picture, ready for the vision encoder."""
 
     values: NDArray[np.float32]
-    """``(P, C)``."""
+    """`(P, C)`."""
     grid_thw: tuple[int, int, int]
-    """Views, rows and columns of patches; ``P`` is their product."""
+    """Views, rows and columns of patches; `P` is their product."""
     key: str
     """Equal exactly when the resized pixels are equal."""
 
@@ -153,12 +186,12 @@ def resized(picture: Image.Image, width: int, height: int) -> Image.Image:
 def to_patches(picture: Image.Image, budget: ImageBudget) -> Patches:
     """An RGB picture -> patches.
 
-    Patches come in Qwen2-VL's order: the ``merge_size`` x ``merge_size`` patches of a visual token
+    Patches come in Qwen2-VL's order: the `merge_size` x `merge_size` patches of a visual token
     lie together, tokens go row by row, views one after the other; inside a patch: colour, frame,
     row, column.
 
     Raises:
-        AspectError: longer and thinner than the budget's ``max_aspect``.
+        AspectError: longer and thinner than the budget's `max_aspect`.
     """
     views = budget.views(picture)
     pixels = np.stack([np.asarray(view, dtype=np.uint8) for view in views])

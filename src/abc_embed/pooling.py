@@ -1,8 +1,7 @@
-"""Mean over the tokens of each item, whatever the padding.
+"""Mean over the tokens of each item: template, image and text tokens alike (paper section 3).
 
-Does: average the last hidden states of the real tokens (template, image and text tokens alike,
-paper section 3) in float32. Does not: guess what padding is. The mask says it, never a token id;
-"!" is a real token (its id is 0 in Qwen2-VL, and code that masks by id loses it).
+What is padding, the mask says, never a token id: "!" is a real token (its id is 0 in Qwen2-VL, and
+code that masks by id loses it).
 
 Shapes: B items, T tokens, D width.
 """

@@ -1,9 +1,8 @@
 """Item -> tensors: token ids, positions and patches, of one item or of a batch.
 
-Does: an `Item` to `Features`, and a list of those to a right-padded `Batch`. Does not: know
-weights, devices or batch sizes. Why not transformers' Qwen2-VL processor: its default needs
-torchvision and it ties pixels to text, while here a picture is prepared (and later encoded) once,
-however many instructions are asked of it. Tokens and pixels are the same, which the tests check.
+transformers' own Qwen2-VL processor needs torchvision by default and ties pixels to text, while
+here a picture is prepared (and later encoded) once, however many instructions are asked of it.
+Tokens and pixels are the same, which the tests check.
 
 Shapes: `B` items, `T` tokens, `P` patches, `C` values of a patch, `V` visual tokens of a picture
 (`P` / 4), `U` unique pictures of a batch.
@@ -19,18 +18,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from abc_embed.backbone import family_of
 from abc_embed.chat import Chat, read_chat_template, read_tokenizer
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
 from abc_embed.inputs import DECODE_LIMIT, ImageInput, Item, Kind, describe_image, open_image
 from abc_embed.pixels import ImageBudget, Patches, to_patches
 from abc_embed.storage.json_files import read_json
-from abc_embed.tiles import TileBudget, has_published_tiles, read_budget, with_image_tags
 
 __all__ = ["Batch", "Features", "ImageBudget", "Patches", "Positions", "Processor"]
 
 Positions = Literal["sequential", "mrope"]
-"""How positions count. ``sequential``: 0 .. T-1, pictures included; the published weights were
-trained so (paper, trap 1). ``mrope``: Qwen2-VL's rows and columns inside a picture."""
+"""How positions count. `sequential`: 0 .. T-1, pictures included; the published weights were
+trained so (paper, trap 1). `mrope`: Qwen2-VL's rows and columns inside a picture."""
 
 _SETTINGS_FILE: Final = "preprocessor_config.json"
 
@@ -75,7 +74,7 @@ class Batch:
     """`(B,)` int64: which unique picture a row shows, -1 for a text."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """This batch on a device; ``dtype`` is for the pixel values alone."""
+        """This batch on a device; `dtype` is for the pixel values alone."""
 
         def move(tensor: Tensor | None, to_dtype: torch.dtype | None = None) -> Tensor | None:
             return None if tensor is None else tensor.to(device=device, dtype=to_dtype)
@@ -95,11 +94,11 @@ class Batch:
 class Processor:
     """Items -> tensors for one checkpoint.
 
-    ``chat_template`` is the checkpoint's own; ``max_tokens`` the most tokens the model reads;
-    ``decode_limit`` the largest picture that is unpacked, in pixels.
+    `chat_template` is the checkpoint's own; `max_tokens` the most tokens the model reads;
+    `decode_limit` the largest picture that is unpacked, in pixels.
 
     Raises:
-        ConfigError: unknown ``positions`` or a limit below 1.
+        ConfigError: unknown `positions` or a limit below 1.
         CheckpointError: template and tokenizer do not make one placeholder per picture.
     """
 
@@ -116,7 +115,7 @@ class Processor:
     ) -> None:
         if positions not in get_args(Positions):
             raise ConfigError(f"positions is {positions!r}; use 'sequential' or 'mrope'")
-        if positions == "mrope" and isinstance(image, TileBudget):
+        if positions == "mrope" and not image.has_rows:
             raise ConfigError("positions is 'mrope', but this model counts in one line; leave it")
         if max_tokens < 1 or decode_limit < 1:
             raise ConfigError("max_tokens and decode_limit must be at least 1")
@@ -143,12 +142,12 @@ class Processor:
     ) -> Features:
         """One item -> tensors.
 
-        ``max_pixels`` is the resolution dial (see `ImageBudget.limited`). ``patches`` saves opening
-        the picture again: what `patches` returned for it, at the same ``max_pixels``.
+        `max_pixels` is the resolution dial (see `ImageBudget.limited`). `patches` saves opening
+        the picture again: what `patches` returned for it, at the same `max_pixels`.
 
         Raises:
             ImageError: the picture cannot be used.
-            TextTooLongError: more tokens than ``max_tokens``.
+            TextTooLongError: more tokens than `max_tokens`.
             TextError: the text holds the placeholder of a picture.
         """
         ids = self.chat.encode(item)
@@ -257,18 +256,9 @@ class Processor:
 
     def settings(self) -> dict[str, Any]:
         """Everything but tokenizer and template, as JSON values; `from_folder` reads it back."""
-        image = self.image
         return {
             "positions": self.positions,
-            "min_pixels": image.min_pixels,
-            "max_pixels": image.max_pixels,
-            "patch_size": image.patch_size,
-            "merge_size": image.merge_size,
-            "temporal_patch_size": image.temporal_patch_size,
-            "image_mean": list(image.mean),
-            "image_std": list(image.std),
-            "max_aspect": image.max_aspect,
-            **({"tile": image.tile} if isinstance(image, TileBudget) else {}),
+            **self.image.settings(),
             "max_tokens": self.max_tokens,
             "image_token_id": self.image_token_id,
         }
@@ -301,29 +291,27 @@ class Processor:
             CheckpointError: a file is missing, damaged, or does not fit the others.
         """
         folder = Path(folder)
-        found = read_json(folder / _SETTINGS_FILE)
-        model = read_json(folder / "config.json", required="max_tokens" not in found)
-        text = model.get("text_config") or model
+        settings = read_json(folder / _SETTINGS_FILE)
+        config = read_json(folder / "config.json")
+        family = family_of(str(config.get("model_type")))
+        text = config.get("text_config") or config
         try:
-            image = read_budget(found, model)
+            image = family.read_budget(settings, config)
             low, high = min_pixels or image.min_pixels, max_pixels or image.max_pixels
             if (low, high) != (image.min_pixels, image.max_pixels):
                 image = replace(image, min_pixels=low, max_pixels=high)
-            max_tokens = int(found.get("max_tokens") or text["max_position_embeddings"])
+            max_tokens = int(settings.get("max_tokens") or text["max_position_embeddings"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the settings in {folder} are incomplete or damaged ({error!r}); "
                 "get the model's files again"
             ) from None
-        template = read_chat_template(folder)
-        if has_published_tiles(found, model):
-            template = with_image_tags(template)
         return cls(
             read_tokenizer(folder),
-            template,
+            family.chat_template(read_chat_template(folder)),
             image,
-            positions or found.get("positions", "sequential"),
-            found.get("image_token_id", model.get("image_token_id")),
+            positions or settings.get("positions", "sequential"),
+            settings.get("image_token_id", config.get("image_token_id")),
             max_tokens,
             decode_limit=decode_limit,
         )

@@ -1,8 +1,8 @@
 """Item -> chat messages: the one place that decides what the model is told.
 
-Does not render them: the chat template belongs to the checkpoint and is applied by `processor`.
 The wording is the published one (paper, section 3; it is part of what the weights were trained
-on), so changing a character here changes every vector.
+on), so changing a character here changes every vector. The chat template that renders messages
+belongs to the checkpoint (chat.py).
 """
 
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ def messages(item: Item) -> list[Message]:
     """The chat of one item: a single user turn.
 
     A text is its text; an image is the image and an empty text; an image with an instruction is
-    the image and ``Instruction: ...``. A system turn, if any, comes from the chat template.
+    the image and `Instruction: ...`. A system turn, if any, comes from the chat template.
 
     >>> messages(Item("a dog"))
     [{'role': 'user', 'content': [{'type': 'text', 'text': 'a dog'}]}]

@@ -1,7 +1,6 @@
 """Device, number format, seed, versions: the one place that asks the machine.
 
-Does not: import torch before it is needed, or change anything but the random generators when
-`seed_everything` is called.
+torch is imported where it is needed, so that a light command does not pay for it.
 """
 
 import os
@@ -24,7 +23,7 @@ PACKAGES = (
 
 
 def resolve_device(device: "str | torch.device" = "auto") -> "torch.device":
-    """The device to compute on; ``auto`` is cuda, else mps, else cpu.
+    """The device to compute on; `auto` is cuda, else mps, else cpu.
 
     Raises:
         UsageError: no such name.
@@ -67,9 +66,9 @@ def _check_cuda(chosen: "torch.device") -> None:
 def resolve_dtype(
     dtype: "str | torch.dtype" = "auto", device: "str | torch.device" = "cpu"
 ) -> "torch.dtype":
-    """The number format of the weights; ``auto`` is float32 on a CPU, bfloat16 where it is fast.
+    """The number format of the weights; `auto` is float32 on a CPU, bfloat16 where it is fast.
 
-    ``auto`` never means float16: Qwen2-VL was trained in bfloat16 and can overflow in it.
+    `auto` never means float16: Qwen2-VL was trained in bfloat16 and can overflow in it.
 
     Raises:
         UsageError: no such name.
@@ -106,13 +105,13 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """The versions of this package, of Python and of every package that can change a vector."""
-    found = {"abc-embed": _own_version(), "python": platform.python_version()}
+    versions = {"abc-embed": _own_version(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            versions[package] = "missing"
+    return versions
 
 
 def _own_version() -> str:

@@ -1,7 +1,7 @@
-"""Vectors -> a file, one by one as they come: .npy and names, .jsonl, .parquet, or stdout.
+"""Vectors: to unit length, and one by one to a file: .npy and names, .jsonl, .parquet, or stdout.
 
-Does: write aside, and rename when all is written, so that a broken-off file never looks finished.
-Does not: hold more than a handful of vectors in memory. The end of the file's name is its format.
+A file is written aside and renamed when all is written, so that a broken-off one never looks
+finished, and no more than a handful of vectors is in memory. The end of its name is its format.
 
 Shapes: `N` vectors, `D` width.
 """
@@ -16,17 +16,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from abc_embed.errors import MissingExtraError, UsageError
+from abc_embed.errors import AbcError, MissingExtraError, UsageError
 from abc_embed.storage.files import check_writable, flush_to_disk, partial_path, unwritable
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Vector = NDArray[np.float32]
 
 PARQUET_ROWS = 1024
 """Vectors per row group."""
+
+
+def l2_normalize(vectors: "ArrayLike", error: AbcError) -> "NDArray[np.float64]":
+    """`(..., D)` at unit length, computed in float64; the same of tensors is in head.py.
+
+    Raises:
+        error: a vector is zero or not finite, so it has no direction.
+    """
+    import numpy as np
+
+    array = np.asarray(vectors, dtype=np.float64)
+    norms = np.linalg.norm(array, axis=-1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise error
+    normalized: NDArray[np.float64] = array / norms
+    return normalized
 
 
 class Writer(ABC):

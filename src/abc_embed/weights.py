@@ -1,10 +1,7 @@
 """Tensors in safetensors files, and the names under which the world keeps them.
 
-Does: open one file or a sharded set lazily, translate pinned names of every known layout into ours,
-load a backbone strictly, write files.
-Does not: know what a model folder contains (checkpoint.py) or where it comes from (hub.py).
-Why not `from_pretrained` of transformers: it warns about what is missing or left over and goes on,
-and its renaming rules move with its releases. Here every tensor finds its place, or is named.
+`from_pretrained` of transformers warns about what is missing or left over and goes on, and its
+renaming rules move with its releases. Here every tensor finds its place, or is named.
 """
 
 import hashlib
@@ -40,29 +37,29 @@ class Weights:
     """The tensors of one or several safetensors files, read one by one when asked for."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._places: dict[str, Any] = {}
+        self._handles: dict[str, Any] = {}
         self.label = ""
         for path in files:
             self.label = self.label or str(path)
             handle = _open(path)
             for key in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
-                if key in self._places:
+                if key in self._handles:
                     raise CheckpointError(f"{path}: the tensor {key!r} is in two files of this set")
-                self._places[key] = handle
+                self._handles[key] = handle
 
     @property
     def names(self) -> frozenset[str]:
         """Names of all tensors, as they stand in the files."""
-        return frozenset(self._places)
+        return frozenset(self._handles)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return tuple(self._places[key].get_slice(key).get_shape())
+        return tuple(self._handles[key].get_slice(key).get_shape())
 
     def get(self, key: str) -> Tensor:
         """One tensor, in the number format of the file."""
         try:
-            tensor: Tensor = self._places[key].get_tensor(key)
+            tensor: Tensor = self._handles[key].get_tensor(key)
         except (SafetensorError, OSError, RuntimeError) as problem:
             raise CheckpointError(f"{self.label}: {key!r} cannot be read: {problem}") from problem
         return tensor
@@ -82,19 +79,20 @@ def _open(path: Path) -> Any:
 def open_weights(folder: Path, stem: str = "model") -> Weights:
     """`stem.safetensors` of a folder, or the shards that `stem.safetensors.index.json` lists.
 
-    Raises: CheckpointError if a file is missing or damaged, or the index disagrees with its shards.
+    Raises:
+        CheckpointError: a file is missing or damaged, or the index disagrees with its shards.
     """
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return Weights([folder / f"{stem}.safetensors"])
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; fetch or copy it again")
-    names = sorted({str(name) for name in places.values()})
+    names = sorted({str(name) for name in weight_map.values()})
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f"{index} names a file outside of its folder")
     weights = Weights(folder / name for name in names)
-    for key in sorted(weights.names ^ places.keys()):
+    for key in sorted(weights.names ^ weight_map.keys()):
         raise CheckpointError(f"{index} and its shards disagree about the tensor {key!r}")
     return weights
 
@@ -135,7 +133,8 @@ def load_backbone(
 ) -> Backbone:
     """A backbone with exactly these weights, in `dtype` on `device`, whatever the file's format.
 
-    Raises: CheckpointError naming the first tensor that is missing, homeless or misshapen.
+    Raises:
+        CheckpointError: a tensor is missing, homeless or misshapen; the first one is named.
     """
     with torch.device("meta"):  # No memory and no random numbers for what the file replaces.
         backbone = build_backbone(config, attn=attn)
@@ -174,9 +173,8 @@ Slots = Mapping[str, tuple[str, Tensor]]
 
 def check_complete(slots: Slots, weights: Weights) -> None:
     """Raise CheckpointError, naming the key, unless the file has every slot in the right shape."""
-    there = weights.names
     for key, slot in slots.values():
-        if key not in there:
+        if key not in weights.names:
             raise CheckpointError(f"{weights.label}: the tensor {key!r} is missing")
         if weights.shape(key) != tuple(slot.shape):
             raise CheckpointError(
@@ -189,7 +187,8 @@ def check_complete(slots: Slots, weights: Weights) -> None:
 def fill_slots(slots: Slots, weights: Weights) -> None:
     """Copy the tensors of a file into the model: all of the one into all of the other.
 
-    Raises: CheckpointError naming a tensor that is missing, misshapen or left over.
+    Raises:
+        CheckpointError: a tensor is missing, misshapen or left over; the first one is named.
     """
     check_complete(slots, weights)
     for key in sorted(weights.names - {key for key, _ in slots.values()}):
@@ -203,11 +202,11 @@ def fill_slots(slots: Slots, weights: Weights) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
     """Write one safetensors file; `dtype` converts, None keeps each tensor's own."""
-    ready = {
+    converted = {
         key: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         for key, tensor in tensors.items()
     }
-    save_file(ready, str(path), metadata={"format": "pt"})
+    save_file(converted, str(path), metadata={"format": "pt"})
     # safetensors writes for the owner's eyes only; a model is a file like any other.
     path.chmod(path.stat().st_mode | 0o444)
 

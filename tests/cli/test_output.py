@@ -1,4 +1,4 @@
-"""What is printed: cells as they are, no control characters, progress without a terminal."""
+"""What is printed: cells as they are, no control characters."""
 
 from pathlib import Path
 

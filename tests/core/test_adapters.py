@@ -107,7 +107,7 @@ def test_adapter_off_is_the_stage_1_model() -> None:
     model, processor = golden_parts.published()
     stage1 = golden_parts.published(instruct=False)
     batch = golden_parts.batch(processor, ITEMS, tiny=True)
-    with torch.no_grad(), adapters.adapter_off(model):
+    with torch.no_grad(), model.adapter_off():
         off = model.backbone.language(batch.input_ids[:1], *_rest(batch))
     with torch.no_grad():
         plain = stage1[0].backbone.language(batch.input_ids[:1], *_rest(batch))

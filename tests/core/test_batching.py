@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abc_embed.inputs import Kind
-from abc_embed.pipeline import grouped, plan, windows
+from abc_embed.pipeline import group_by_image, plan, windows
 from abc_embed.processor import Features
 
 
@@ -78,5 +78,5 @@ def test_a_full_window_does_not_wait_for_the_next_value() -> None:
 
 
 def test_grouped_keeps_each_picture_together() -> None:
-    assert grouped(["a", None, "b", "a", None, "c", "b"]) == [0, 3, 1, 4, 2, 6, 5]
-    assert grouped([]) == []
+    assert group_by_image(["a", None, "b", "a", None, "c", "b"]) == [0, 3, 1, 4, 2, 6, 5]
+    assert group_by_image([]) == []

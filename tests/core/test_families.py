@@ -1,6 +1,9 @@
 """What every backbone family must do, on a tiny random model of each, made on the spot."""
 
 import dataclasses
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +27,8 @@ from abc_embed.backbone import LAZY_REGISTRY, parse_config
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
 from abc_embed.train.batches import captioned, instructed, make_batch
-from abc_embed.train.config import AdapterConfig, RunConfig, StageName, TrainConfig
+from abc_embed.train.config import AdapterConfig, ModelConfig, RunConfig, StageName, TrainConfig
+from abc_embed.train.dry_run import skeleton
 from abc_embed.train.stages import Instruct, Pretrain
 
 REGISTRY = tiny_families.ALL
@@ -61,6 +65,92 @@ def test_a_family_is_imported_when_it_is_asked_for() -> None:
 def test_an_unknown_family_is_named_with_those_not_yet_imported() -> None:
     with pytest.raises(CheckpointError, match=", ".join(REGISTRY)):
         parse_config({"model_type": "llava"})
+
+
+NEW_FAMILY = """
+from transformers import Qwen2VLConfig
+
+from abc_embed.backbone import Qwen2VLBackbone, register
+
+
+class NewConfig(Qwen2VLConfig):
+    model_type = "new_vl"
+
+
+@register("new_vl")
+class NewBackbone(Qwen2VLBackbone):
+    config_class = NewConfig
+
+    @classmethod
+    def read_budget(cls, settings, config):
+        return super().read_budget(settings, config).limited(16 * 28 * 28)
+
+    @classmethod
+    def chat_template(cls, template):
+        return template if "Look: " in template else template.replace("<|vision_start|>", "Look: ")
+"""
+
+
+def test_a_new_family_is_one_file_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new_vl_file.py").write_text(NEW_FAMILY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backbone_module, "REGISTRY", dict(backbone_module.REGISTRY))
+    monkeypatch.setitem(LAZY_REGISTRY, "new_vl", "new_vl_file")
+
+    folder = tmp_path / "base"
+    shutil.copytree(golden_parts.BASE, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "new_vl"}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, processor = checkpoint.load_base(str(folder), head_width=96)
+    assert type(model.backbone).__name__ == "NewBackbone"
+    assert processor.image.max_visual_tokens == 16
+    assert "Look: " in processor.chat.render(ITEMS[1])
+    checkpoint.save(model, processor, tmp_path / "saved")
+    loaded = checkpoint.load(str(tmp_path / "saved"))
+    first = golden_parts.vectors((model, processor), ITEMS)
+    assert torch.equal(golden_parts.vectors(loaded, ITEMS), first)
+    planned, _ = skeleton(
+        TrainConfig(
+            stage="pretrain",
+            model=ModelConfig(base=str(folder), head_width=96),
+            adapter=AdapterConfig(rank=4, alpha=8),
+            train=RunConfig(steps=1, batch_size=2),
+        )
+    )
+    assert planned.backbone.vision_shape() == model.backbone.vision_shape()
+
+
+def test_no_other_file_names_a_family() -> None:
+    names = re.compile("|".join(f"{name}|{name.replace('_', '')}" for name in LAZY_REGISTRY), re.I)
+    package = Path(backbone_module.__file__).parent
+    found = {
+        path.relative_to(package): line.strip()
+        for path in sorted(package.rglob("*.py"))
+        if "families" not in path.parts
+        for line in path.read_text().splitlines()
+        if names.search(line)
+    }
+    assert set(found) == {Path("backbone.py")}, found
+
+
+@each_family
+def test_sizes_are_read_off_both_encoders(family: str) -> None:
+    vlm = tiny_families.backbone(family)
+    vision, language = vlm.vision_shape(), vlm.language_shape()
+    values = tiny_families.CONFIGS[family]
+    sizes = values.get("text_config", values)
+    assert (language.layers, language.width, language.inner) == (
+        *(sizes["num_hidden_layers"], sizes["hidden_size"], sizes["intermediate_size"]),
+    )
+    depth = values["vision_config"].get("depth") or values["vision_config"]["num_hidden_layers"]
+    blocks = tiny_families.vision_blocks(vlm)
+    linear = [m for m in blocks[0].modules() if isinstance(m, nn.Linear)]
+    assert vision.layers == depth == len(blocks)
+    assert vision.inner == max(m.in_features for m in linear)
+    assert vision.width == vision.heads == min(m.in_features for m in linear)
 
 
 # -- attention -------------------------------------------------------------------------------------

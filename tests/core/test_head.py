@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, unit
+from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, l2_normalize
 
 
 def test_a_fresh_head_is_x_plus_selu_of_x() -> None:
@@ -42,7 +42,7 @@ def test_autocast_and_bfloat16_input_leave_it_in_float32() -> None:
 
 
 def test_unit_vectors_have_length_one() -> None:
-    lengths = unit(torch.tensor([[3.0, 4.0], [1e-4, 0.0]])).norm(dim=1)
+    lengths = l2_normalize(torch.tensor([[3.0, 4.0], [1e-4, 0.0]])).norm(dim=1)
     assert torch.allclose(lengths, torch.ones(2))
 
 

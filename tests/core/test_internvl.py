@@ -19,10 +19,10 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, UsageError
+from abc_embed.families.internvl import TileBudget
 from abc_embed.inputs import Item
 from abc_embed.pixels import to_patches
 from abc_embed.processor import Processor
-from abc_embed.tiles import TileBudget, with_image_tags
 
 TILE = 56
 TEMPLATE = (
@@ -80,8 +80,6 @@ def test_what_cannot_be_is_refused() -> None:
         TileBudget(tile=448, min_pixels=56, max_pixels=400 * 400)
     with pytest.raises(AspectError, match="crop it"):
         budget().grid_for(1000, 1)
-    with pytest.raises(CheckpointError, match="has no <IMG_CONTEXT>"):
-        with_image_tags("no picture here")
     with pytest.raises(ConfigError, match="counts in one line"):
         tiny_families.loaded("internvl", positions="mrope")
 
@@ -143,3 +141,9 @@ def test_without_cropping_there_is_one_tile(published: Path) -> None:
     path = published / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"crop_to_patches": False}))
     assert Processor.from_folder(published).image.max_pixels == TILE**2
+
+
+def test_a_template_without_a_place_for_the_picture_is_refused(published: Path) -> None:
+    (published / "chat_template.jinja").write_text("no picture here")
+    with pytest.raises(CheckpointError, match="one placeholder for one picture"):
+        Processor.from_folder(published)

@@ -221,6 +221,7 @@ def test_what_is_saved_reads_back_the_same(processor: Processor, tmp_path: Path)
     chat = processor.chat
     ours = Processor(chat.tokenizer, chat.template, budget, "mrope", max_tokens=77)
     ours.save(tmp_path / "new" / "folder")
+    (tmp_path / "new" / "folder" / "config.json").write_text('{"model_type": "qwen2_vl"}')
     again = Processor.from_folder(tmp_path / "new" / "folder")
     assert again.settings() == ours.settings()
     assert again.image == budget

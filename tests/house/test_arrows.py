@@ -18,10 +18,9 @@ ARROW = (
     ("inputs",),
     ("prompts",),
     ("chat", "pixels"),
-    ("tiles",),
-    ("processor",),
     ("backbone",),
     ("families",),  # backbone.py has their names as strings and imports one when asked
+    ("processor",),  # after them, as a family says what its files mean
     ("weights",),
     ("pooling",),
     ("head",),

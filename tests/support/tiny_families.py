@@ -15,10 +15,10 @@ from torch import nn
 from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
 from abc_embed.backbone import LAZY_REGISTRY, REGISTRY, Backbone, build_backbone, parse_config
 from abc_embed.checkpoint import Loaded
+from abc_embed.families.internvl import TileBudget
 from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
-from abc_embed.tiles import TileBudget
 
 ALL = sorted({"qwen2_vl", *REGISTRY, *LAZY_REGISTRY})
 
@@ -182,6 +182,15 @@ def vision_encoder(backbone: Backbone) -> nn.Module:
     vlm = backbone.vlm
     module: nn.Module = vlm.vision_tower if hasattr(vlm, "vision_tower") else vlm.visual
     return module
+
+
+def vision_blocks(backbone: Backbone) -> nn.ModuleList:
+    """The layers of the module that sees."""
+    vlm = backbone.vlm
+    blocks: nn.ModuleList = (
+        vlm.vision_tower.encoder.layer if hasattr(vlm, "vision_tower") else vlm.visual.blocks
+    )
+    return blocks
 
 
 def patches(family: str) -> tuple[torch.Tensor, torch.Tensor]:

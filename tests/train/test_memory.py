@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from abc_embed.backbone import build_backbone, parse_config
+from abc_embed.backbone import EncoderShape, build_backbone, parse_config
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.train.batches import TrainBatch, captioned, instructed, make_batch
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.dry_run import _estimate, _setting
-from abc_embed.train.memory import Chunk, Encoder, Setting, estimate
+from abc_embed.train.memory import Chunk, Setting, estimate
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 ABOVE = 1.7
@@ -141,8 +141,8 @@ def test_the_estimate_is_a_little_above_what_was_counted(
 
 
 SETTING = Setting(
-    language=Encoder(layers=2, width=8, inner=16, heads=8),
-    vision=Encoder(layers=2, width=8, inner=16, heads=8),
+    language=EncoderShape(layers=2, width=8, inner=16, heads=8),
+    vision=EncoderShape(layers=2, width=8, inner=16, heads=8),
     frozen_bytes=1000,
     trained=10,
     vision_trains=True,

@@ -1,8 +1,7 @@
 """Qwen2.5-VL: Qwen2-VL with a vision encoder that looks through windows in most of its layers.
 
-Does: say what differs from Qwen2-VL, the names in the vision MLP and the windows.
-Does not: change what the vision encoder computes. Windows of equal size in one image go side by
-side and so share an attention call; transformers calls it for every window.
+Windows of equal size in one image go side by side and so share an attention call; transformers
+calls it for every window.
 
 Shapes: P patches, V merged visual tokens of one image, L patches of one window.
 """
@@ -51,12 +50,12 @@ class Qwen25VLBackbone(Qwen2VLBackbone):
         windows does, as each token brings its position: shortest first makes the fewest runs.
         """
         visual = self.vlm.visual
-        unit = self._merge**2
+        unit = self.merge_size**2
 
         @cache
         def windows(grid: tuple[int, int, int]) -> list[Tensor]:
             order, ends = get_vision_window_index(
-                torch.tensor([grid]), self._merge, visual.window_size, visual.patch_size
+                torch.tensor([grid]), self.merge_size, visual.window_size, visual.patch_size
             )
             sizes = (ends.diff() // unit).tolist()
             return sorted(torch.split(order, sizes), key=len)

@@ -1,9 +1,8 @@
 """Qwen3-VL: its vision encoder also hands features of earlier layers to the language model.
 
-Does: say what differs from Qwen2-VL: names, and the K further features of each visual token, which
-the first K layers of the language model add to their output ("DeepStack").
-Does not: change the protocol. The further features travel next to the visual token itself, so that
-a token is W = D (1 + K) wide and whoever keeps or repeats images need not know.
+These K further features of each visual token are added to the output of the first K layers of the
+language model ("DeepStack"). They travel next to the visual token itself, so that a token is
+W = D (1 + K) wide and whoever keeps or repeats images need not know.
 
 Shapes: B items, T tokens, D width, V merged visual tokens of one image, K further features.
 """
@@ -32,9 +31,9 @@ class Qwen3VLBackbone(Qwen2VLBackbone):
     def _visual_tokens(self, output: Any) -> Tensor:
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
 
-    def _show(
+    def merge_visual_tokens(
         self, states: Tensor, places: Tensor, visual_tokens: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
         tokens, *further = torch.split(visual_tokens, self.hidden_size, dim=-1)
-        shown, extra = super()._show(states, places, tokens)
-        return shown, extra | {"visual_pos_masks": places, "deepstack_visual_embeds": further}
+        embeddings, extra = super().merge_visual_tokens(states, places, tokens)
+        return embeddings, extra | {"visual_pos_masks": places, "deepstack_visual_embeds": further}

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +16,7 @@ from huggingface_hub import snapshot_download
 from abc_embed import hub
 from abc_embed.adapters import attach_stage1, attach_stage2, set_trainable
 from abc_embed.backbone import build_backbone, parse_config
-from abc_embed.errors import CheckpointError, OfflineError, UsageError
+from abc_embed.errors import OfflineError, UsageError
 from abc_embed.head import HIDDEN_WIDTH
 from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
@@ -172,13 +171,13 @@ def _gpu(given: str) -> tuple[str, int]:
 def _setting(
     config: TrainConfig, model: AbcModel, processor: Processor, number_bytes: int, on_gpu: bool
 ) -> memory.Setting:
-    vlm, image = model.backbone.vlm.config, processor.image
+    image = processor.image
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = sum(p.numel() for p in model.head.parameters() if not p.requires_grad)  # is float32
     frozen = sum(p.numel() for p in model.parameters()) - trained
     return memory.Setting(
-        language=_encoder(vlm.text_config),
-        vision=_encoder(vlm.vision_config),
+        language=model.backbone.language_shape(),
+        vision=model.backbone.vision_shape(),
         frozen_bytes=(frozen - head) * number_bytes + head * 4,
         trained=trained,
         vision_trains=config.stage == "pretrain",
@@ -189,23 +188,6 @@ def _setting(
         mask_bytes=1 if on_gpu else 4,
         checkpointing=config.train.gradient_checkpointing,
         chunked=config.train.chunk_size > 0,
-    )
-
-
-def _encoder(config: Any) -> memory.Encoder:
-    """Widths as the families call them: Qwen2-VL's vision encoder has names of its own."""
-    width: Any = getattr(config, "embed_dim", None) or getattr(config, "hidden_size", 0)
-    layers: Any = getattr(config, "num_hidden_layers", None) or getattr(config, "depth", 0)
-    inner: Any = getattr(config, "intermediate_size", 0) or width * getattr(config, "mlp_ratio", 0)
-    if not width or not layers or not inner:
-        raise CheckpointError(
-            f"memory cannot be estimated: {type(config).__name__} does not say its sizes; leave "
-            "--dry-run out"
-        )
-    each = getattr(config, "head_dim", None)
-    heads = int(config.num_attention_heads) * int(each) if each else 0
-    return memory.Encoder(
-        layers=int(layers), width=int(width), inner=int(inner), heads=int(heads or width)
     )
 
 

@@ -15,6 +15,8 @@ MLP, `Q` width of all query heads, `C` values of a patch, `r` rank; b bytes of a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from abc_embed.backbone import EncoderShape
+
 GIB = 1024**3
 _FLOAT = 4
 RESERVE_BYTES = GIB
@@ -24,22 +26,11 @@ RESERVE_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoder:
-    """Widths of a transformer."""
-
-    layers: int
-    width: int
-    inner: int
-    heads: int
-    """Q: width of all query heads together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What of a configuration decides memory."""
 
-    language: Encoder
-    vision: Encoder
+    language: EncoderShape
+    vision: EncoderShape
     frozen_bytes: int
     """Weights that do not train."""
     trained: int
@@ -179,7 +170,7 @@ def _vision_layer(setting: Setting) -> int:
     return kept + 2 * e.width * _FLOAT + masks
 
 
-def _work(setting: Setting, encoder: Encoder) -> int:
+def _work(setting: Setting, encoder: EncoderShape) -> int:
     """Bytes per token that come and go while one layer computes, at its widest place: attention,
     whose rotation is in float32, or the end of the MLP, where LoRA holds its input in float32, and
     with dropout what is left of it too."""

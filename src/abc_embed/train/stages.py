@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from abc_embed.adapters import (
-    adapter_off,
     attach_stage1,
     attach_stage2,
     merge_stage1,
@@ -263,7 +262,7 @@ class Instruct(Stage):
             spare=batch.candidates[:1],
         )
         self.model.eval()
-        with adapter_off(self.model), self._accelerator.autocast():
+        with self.model.adapter_off(), self._accelerator.autocast():
             made = [self.model.embed(self._batch(part), None) for part in parts]
         self.model.train()
         own = torch.cat(made) if made else torch.empty(0, self.model.dim, device=self.model.device)

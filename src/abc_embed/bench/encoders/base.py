@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from abc_embed.errors import ImageError, ImageNotFoundError, NotFiniteError, UsageError
@@ -98,20 +98,12 @@ class WrappedEncoder(Encoder):
         return self.inner.describe()
 
 
-def unit(vectors: ArrayLike, name: str) -> Vectors:
-    """`(N, D)` -> the same at unit length, float32.
-
-    Raises:
-        NotFiniteError: a vector is not finite, or zero.
-    """
-    array = np.asarray(vectors, dtype=np.float64)
-    norms = np.linalg.norm(array, axis=-1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all():
-        raise NotFiniteError(
-            f"{name} gave a vector that is zero or not finite, so it has no direction; "
-            "load it with dtype='float32'"
-        )
-    return np.asarray(array / norms, dtype=np.float32)
+def no_direction(name: str) -> NotFiniteError:
+    """The error for a vector of the encoder `name` that `l2_normalize` cannot scale."""
+    return NotFiniteError(
+        f"{name} gave a vector that is zero or not finite, so it has no direction; "
+        "load it with dtype='float32'"
+    )
 
 
 def strip_path(name: str) -> str:

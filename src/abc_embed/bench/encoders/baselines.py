@@ -10,12 +10,13 @@ from abc_embed.bench.encoders.base import (
     WrappedEncoder,
     content_keys,
     kind_names,
-    unit,
+    no_direction,
 )
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
 from abc_embed.pipeline import image_key
 from abc_embed.storage.hashing import sha256
+from abc_embed.vectors import l2_normalize
 
 RANDOM_DIM = 64
 
@@ -46,7 +47,7 @@ class RandomEncoder(Encoder):
         for row, key in enumerate(content_keys(items)):
             rng = np.random.default_rng(int(sha256(f"{self.seed} {key}"), 16))
             vectors[row] = rng.standard_normal(self.dim)
-        return unit(vectors, self.name)
+        return l2_normalize(vectors, no_direction(self.name)).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
         """As `Encoder.describe`."""
@@ -105,7 +106,7 @@ class LateFusion(WrappedEncoder):
         both = [row for row, own in enumerate(keys) if len(own) == 2]
         if both:
             words = vectors[[place[keys[row][1]] for row in both]]
-            fused[both] = unit(fused[both] + words, self.name)
+            fused[both] = l2_normalize(fused[both] + words, no_direction(self.name))
         return fused
 
     def describe(self) -> dict[str, Any]:

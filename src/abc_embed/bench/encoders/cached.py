@@ -13,7 +13,7 @@ import numpy as np
 
 from abc_embed.bench.encoders.base import Encoder, Vectors, WrappedEncoder, content_keys
 from abc_embed.inputs import Item
-from abc_embed.pipeline import grouped, image_key
+from abc_embed.pipeline import group_by_image, image_key
 from abc_embed.storage.vector_cache import VectorCache
 
 SAVE_EVERY = 512
@@ -62,7 +62,7 @@ class CachedEncoder(WrappedEncoder):
         self.hits += len(items) - len(new)
         self.embedded += len(new)
         new_keys = list(new)
-        order = grouped([image_key(item) for item in new.values()])
+        order = group_by_image([image_key(item) for item in new.values()])
         size = max(1, len(order)) if cache is None else SAVE_EVERY
         for start in range(0, len(order), size):
             part = [new_keys[place] for place in order[start : start + size]]

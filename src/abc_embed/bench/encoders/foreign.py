@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from abc_embed.bench.encoders.base import Encoder, Vectors, kind_names, shrink, unit
+from abc_embed.bench.encoders.base import Encoder, Vectors, kind_names, no_direction, shrink
 from abc_embed.inputs import Item, Kind, open_image
-from abc_embed.pipeline import grouped, image_key
+from abc_embed.pipeline import group_by_image, image_key
 from abc_embed.progress import track
+from abc_embed.vectors import l2_normalize
 from abc_embed.weights import fingerprint
 
 BATCHES = 4
@@ -69,14 +70,14 @@ class ForeignEncoder(Encoder):
         """(row, vector `(D,)`), kind by kind and picture by picture."""
         for kind in Kind:
             rows = [row for row, item in enumerate(items) if item.kind is kind]
-            order = grouped([image_key(items[row]) for row in rows])
+            order = group_by_image([image_key(items[row]) for row in rows])
             size = self.batch_size * BATCHES
             for start in range(0, len(order), size):
                 part = [rows[place] for place in order[start : start + size]]
                 batch = [items[row] for row in part]
                 words = [text for item in batch if (text := item.text or item.instruction)]
                 vectors = self._embed_kind(kind, words, _open_pictures(batch, max_pixels))
-                yield from zip(part, unit(vectors, self.name), strict=True)
+                yield from zip(part, l2_normalize(vectors, no_direction(self.name)), strict=True)
 
     @abstractmethod
     def _embed_kind(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:

@@ -1,10 +1,10 @@
 """Any model behind one small face: what benchmarks measure, chosen by name.
 
-    bundled, a folder, owner/name    a model of ours
-    st:NAME                          a model of sentence-transformers: a folder, or owner/name
-    open_clip:MODEL/PRETRAINED       a model of open_clip
-    late:NAME                        image vector + text vector of any of these
-    random, random:DIM               chance
+bundled, a folder, owner/name    a model of ours
+st:NAME                          a model of sentence-transformers: a folder, or owner/name
+open_clip:MODEL/PRETRAINED       a model of open_clip
+late:NAME                        image vector + text vector of any of these
+random, random:DIM               chance
 """
 
 from abc_embed.bench.encoders.base import Encoder
