@@ -11,7 +11,7 @@ from tiny_families import with_instruct_adapter
 from abc_embed import Embedder, Item
 from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, explain, on_grid
-from abc_embed.head import unit
+from abc_embed.head import l2_normalize
 from abc_embed.inputs import open_image
 from abc_embed.scenes.layout import make_scene
 from abc_embed.scenes.questions import questions
@@ -80,7 +80,7 @@ def test_the_last_layer_adds_up_exactly() -> None:
             batch.input_ids, batch.attention_mask, batch.position_ids, model.encode_images(batch)
         )[0]
     pooled = hidden.mean(dim=0, keepdim=True).requires_grad_(True)
-    (gradient,) = torch.autograd.grad((unit(model.head(pooled)) @ text).sum(), [pooled])
+    (gradient,) = torch.autograd.grad((l2_normalize(model.head(pooled)) @ text).sum(), [pooled])
     shares = (hidden @ gradient[0]) / len(hidden)
     visual = batch.input_ids[0] == processor.image_token_id
     assert np.abs(evidence.contributions.ravel() - shares[visual].numpy()).max() <= 1e-6
