@@ -173,9 +173,10 @@ class Backbone(nn.Module, ABC):
         """
         embeddings = self.vlm.get_input_embeddings()(input_ids)
         is_visual = input_ids == int(self.vlm.config.image_token_id)
+        places = int(is_visual.sum())
         count = 0 if visual_tokens is None else len(visual_tokens)
-        if int(is_visual.sum()) != count:
-            raise ValueError(f"{int(is_visual.sum())} image placeholders, {count} visual tokens")
+        if places != count:
+            raise ValueError(f"{places} image placeholders but {count} visual tokens")
         extra: dict[str, Any] = {}
         if visual_tokens is not None:
             visual_tokens = visual_tokens.to(embeddings.dtype)
