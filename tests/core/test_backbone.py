@@ -11,11 +11,9 @@ from torch import nn
 
 from abc_embed import backbone as backbone_module
 from abc_embed.backbone import (
-    REGISTRY,
     Backbone,
     build_backbone,
     parse_config,
-    register,
 )
 from abc_embed.errors import CheckpointError, ConfigError
 
@@ -236,10 +234,3 @@ def test_a_configuration_of_the_real_base_is_read() -> None:
     values["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 3, 3]}
     backbone = build_backbone(parse_config(values))
     assert backbone.vlm.language_model.rotary_emb.mrope_section == [2, 3, 3]
-
-
-def test_a_family_is_added_by_one_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone_module, "REGISTRY", dict(REGISTRY))
-    register("glm4v")(REGISTRY["qwen2_vl"])
-    assert backbone_module.REGISTRY["glm4v"] is REGISTRY["qwen2_vl"]
-    assert parse_config({"model_type": "glm4v"}).model_type == "glm4v"
