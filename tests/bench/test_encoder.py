@@ -19,7 +19,7 @@ from abc_embed.bench.encoders.native import NativeEncoder
 from abc_embed.bench.encoders.registry import load_encoder
 from abc_embed.errors import ImageNotFoundError, InputError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
-from abc_embed.search.folder import index_pictures
+from abc_embed.search.folder import index_images
 from abc_embed.storage.vector_cache import VectorCache
 
 
@@ -263,7 +263,7 @@ def test_search_and_benchmarks_share_their_vectors(
     embedder: Embedder, photos: list[Path], tmp_path: Path
 ) -> None:
     with VectorCache(tmp_path / "kept", embedder.fingerprint, None) as cache:
-        index_pictures(photos, embedder, cache)
+        index_images(photos, embedder, cache)
     with CachedEncoder(NativeEncoder(embedder, "tiny"), tmp_path / "kept") as remembering:
         remembering.embed([Item(image=path) for path in photos])
     assert remembering.embedded == 0

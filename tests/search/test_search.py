@@ -1,5 +1,6 @@
 """Images on disk: which are found, what is remembered of them, how they are ranked."""
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from abc_embed.data.image_files import find_images
 from abc_embed.errors import ImageNotFoundError, NotAnImageError, OutputError
 from abc_embed.inputs import Item
 from abc_embed.search import folder
-from abc_embed.search.folder import FolderIndex, index_pictures
+from abc_embed.search.folder import FolderIndex, index_images
+from abc_embed.storage.hashing import sha256
 from abc_embed.storage.vector_cache import VectorCache, default_folder
 
 
@@ -98,21 +100,21 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Length:
-    """In the place of an embedder: an image's vector says how many bytes the file has."""
+    """In the place of an embedder: an image's vector says how many bytes it has."""
 
     dim = 2
 
     def __init__(self) -> None:
-        self.seen: list[str] = []
+        self.seen: list[bytes] = []
 
     def stream(self, items: Iterable[Item], **_: Any) -> Iterator[Any]:
         from abc_embed.pipeline import Skipped
 
         for number, item in enumerate(items):
-            path = Path(str(item.image))
-            self.seen.append(path.name)
-            size = path.stat().st_size
-            error = NotAnImageError(f"{path.name} is bad")
+            assert isinstance(item.image, bytes)
+            self.seen.append(item.image)
+            error = NotAnImageError("the image given as bytes is bad")
+            size = len(item.image)
             yield vectors(size, 1) if size else Skipped(number, item, error)
 
 
@@ -127,18 +129,18 @@ def test_new_ones_are_embedded_once_and_remembered(files: list[Path], tmp_path: 
     model = Length()
     with VectorCache(tmp_path / "cache", "m", None) as cache:
         counts: list[int] = []
-        index = index_pictures(files, model, cache, counted=counts.append)  # type: ignore[arg-type]
-        assert model.seen == ["a", "b", "bad", "z"]
+        index = index_images(files, model, cache, on_progress=counts.append)  # type: ignore[arg-type]
+        assert model.seen == [b"1", b"22", b"", b"333"]
         assert [path.name for path in index.paths] == ["a", "b", "same", "z"]
         assert index.vectors.tolist() == [[1, 1], [2, 1], [1, 1], [3, 1]]
         assert {bad.path.name: str(bad.error) for bad in index.bad} == {
             "gone": f"there is no file {str(files[4])!r}",
-            "bad": "bad is bad",
+            "bad": f"{str(files[3])!r} is bad",
         }
         assert counts[-1] == len(files)
         model.seen.clear()
-        again = index_pictures(files, model, cache)  # type: ignore[arg-type]
-        assert model.seen == ["bad"]
+        again = index_images(files, model, cache)  # type: ignore[arg-type]
+        assert model.seen == [b""]
         assert again.from_cache == 4
         assert np.array_equal(again.vectors, index.vectors)
 
@@ -152,10 +154,110 @@ def test_broken_off_keeps_what_was_embedded(
 
     monkeypatch.setattr(folder, "SAVE_EVERY", 1)
     with VectorCache(tmp_path / "cache", "m", None) as cache, pytest.raises(KeyboardInterrupt):
-        index_pictures(files, Length(), cache, counted=stop)  # type: ignore[arg-type]
+        index_images(files, Length(), cache, on_progress=stop)  # type: ignore[arg-type]
     rows = sqlite3.connect(tmp_path / "cache" / "vectors.sqlite")
     assert rows.execute("SELECT count(*) FROM vectors").fetchone() == (2,)
     rows.close()
+
+
+def settle(*paths: Path) -> None:
+    """As if the files had been changed last in 2001."""
+    for path in paths:
+        os.utime(path, ns=(10**18, 10**18))
+
+
+def test_a_file_is_read_again_only_if_its_size_or_time_changed(tmp_path: Path) -> None:
+    path, moved = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"one")
+    settle(path)
+
+    def embed(*paths: Path) -> list[list[float]]:
+        with VectorCache(tmp_path / "cache", "m", None) as cache:
+            index = index_images(paths, model, cache)  # type: ignore[arg-type]
+        return index.vectors.tolist()  # type: ignore[no-any-return]
+
+    model = Length()
+    embed(path)
+    path.write_bytes(b"two")
+    settle(path)
+    assert embed(path) == [[3, 1]]
+    assert model.seen == [b"one"]  # what the stamp says is believed: the file was not opened
+    path.write_bytes(b"four")
+    settle(path)
+    assert embed(path) == [[4, 1]]  # another size
+    path.write_bytes(b"five")
+    assert embed(path) == [[4, 1]]  # another time
+    assert model.seen == [b"one", b"four", b"five"]
+    path.rename(moved)
+    assert embed(moved) == [[4, 1]]
+    assert len(model.seen) == 3  # by its content
+
+
+def test_a_file_that_was_changed_just_now_is_looked_at_again(tmp_path: Path) -> None:
+    """Its time of change may stay the same when it changes once more."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    now = path.stat().st_mtime_ns
+    model = Length()
+    with VectorCache(tmp_path / "cache", "m", None) as cache:
+        index_images([path], model, cache)  # type: ignore[arg-type]
+        path.write_bytes(b"two")
+        os.utime(path, ns=(now, now))
+        index_images([path], model, cache)  # type: ignore[arg-type]
+    assert model.seen == [b"one", b"two"]
+
+
+def test_a_file_that_changes_while_it_is_embedded(tmp_path: Path) -> None:
+    """The vector stays with the bytes that it was made from; the new ones get their own."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    settle(path)
+
+    class Slow(Length):
+        def stream(self, items: Iterable[Item], **options: Any) -> Iterator[Any]:
+            path.write_bytes(b"longer")
+            return super().stream(items, **options)
+
+    with VectorCache(tmp_path / "cache", "m", None) as cache:
+        assert index_images([path], Slow(), cache).vectors.tolist() == [[3, 1]]  # type: ignore[arg-type]
+        assert cache.get([sha256(b"one")])[sha256(b"one")].tolist() == [3, 1]
+        assert cache.get([sha256(b"longer")]) == {}
+        assert index_images([path], Length(), cache).vectors.tolist() == [[6, 1]]  # type: ignore[arg-type]
+
+
+def test_many_bytes_are_read_in_pieces_and_a_huge_file_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "MAX_BYTES_IN_MEMORY", 10)
+    for name, size in {"a": 4, "b": 6, "c": 1, "huge": 11, "z": 9}.items():
+        (tmp_path / name).write_bytes(name.encode() * size if size < 11 else b"x" * size)
+    pieces: list[list[object]] = []
+
+    class Pieces(Length):
+        def stream(self, items: Iterable[Item], **options: Any) -> Iterator[Any]:
+            images = [item.image for item in items]
+            pieces.append([len(i) if isinstance(i, bytes) else i for i in images])
+            return (vectors(0, number) for number in range(len(images)))
+
+    paths = [tmp_path / name for name in ("a", "b", "c", "huge", "z")]
+    with VectorCache(tmp_path / "cache", "m", None) as cache:
+        index = index_images(paths, Pieces(), cache)  # type: ignore[arg-type]
+        assert pieces == [[4, 6], [1, tmp_path / "huge", 9]]
+        assert index.vectors[:, 1].tolist() == [0, 1, 0, 1, 2]
+        assert index_images(paths, Pieces(), cache).from_cache == 4  # type: ignore[arg-type]
+    assert [piece for piece in pieces[2:] if piece] == [[tmp_path / "huge"]]
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_work(
+    files: list[Path], tmp_path: Path
+) -> None:
+    with VectorCache(tmp_path / "cache", "m", None) as cache:
+        cache.query("PRAGMA query_only = 1")
+        index = index_images(files, Length(), cache)  # type: ignore[arg-type]
+    assert len(index.paths) == 4
+    assert "readonly" in str(index.cache_error)
+    with VectorCache(tmp_path / "cache", "m", None) as cache:
+        assert index_images(files, Length(), cache).cache_error is None  # type: ignore[arg-type]
 
 
 def test_the_best_come_first_and_equals_by_name() -> None:

@@ -76,9 +76,10 @@ def search(
     )
     wanted = loaded.embedder.embed(query, max_pixels=loaded.max_pixels)
     with ExitStack() as stack:
-        found = None if no_cache else _open_cache(cache, loaded)
-        remembered = None if found is None else stack.enter_context(found)
-        index = _index(files, loaded, remembered, batch_size)
+        vectors = None if no_cache else _open_cache(cache, loaded)
+        if vectors is not None:
+            stack.enter_context(vectors)
+        index = _index(files, loaded, vectors, batch_size)
     _report(index, on_error)
     hits = index.search(wanted, count)
     rows = [(rank, str(hit.path), hit.score) for rank, hit in enumerate(hits, 1)]
@@ -113,16 +114,16 @@ def _files(folder: Path) -> list[Path]:
 def _index(
     files: list[Path], loaded: options.Loaded, cache: "VectorCache | None", batch_size: int
 ) -> "FolderIndex":
-    from abc_embed.search.folder import index_pictures
+    from abc_embed.search.folder import index_images
 
     with progress_bar("embedding", len(files)) as on_progress:
-        return index_pictures(
+        return index_images(
             files,
             loaded.embedder,
             cache,
             max_pixels=loaded.max_pixels,
             batch_size=batch_size,
-            counted=on_progress,
+            on_progress=on_progress,
         )
 
 
@@ -150,6 +151,8 @@ def _report(index: "FolderIndex", on_error: OnError) -> None:
     if bad and (on_error is OnError.RAISE or not index.paths):
         raise bad[0].error
     say(f"{len(index.paths)} images, {index.from_cache} of them remembered")
+    if index.cache_error is not None:
+        say(f"not all of them are remembered for the next time: {index.cache_error}")
     if bad:
         say(f"skipped {len(bad)} of {len(bad) + len(index.paths)}:")
     for picture in bad:

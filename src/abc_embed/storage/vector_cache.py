@@ -1,35 +1,52 @@
 """Vectors of images, remembered on disk by what decides them: model, resolution, content.
 
-Does: keep them in one SQLite file (in the standard library, safe with several processes at once,
-and what is committed survives a kill). Does not: know paths: a file that is renamed, moved or
-copied is found again, one that is changed is not.
+A file that is renamed, moved or copied is found again, one that is changed is not. To know a file
+without reading it, the hash of its content is kept with its size and time of change.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.storage.sqlite import SqliteStore
 
-VARIABLE = "ABC_EMBED_CACHE"
+FOLDER_VARIABLE = "ABC_EMBED_CACHE"
 """Environment variable that names another folder for the cache."""
 
-_AT_ONCE = 500  # SQLite takes about a thousand values in one statement
+_MAX_VALUES = 500  # SQLite takes about a thousand values in one statement
 
 
 def default_folder() -> Path:
     """Where the cache lies: `$ABC_EMBED_CACHE`, else the user's cache folder."""
-    if named := os.environ.get(VARIABLE):
-        return Path(named)
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "abc-embed"
 
 
+class FileStamp(NamedTuple):
+    """What changes when a file does, without reading it."""
+
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The stamp of a file as it is now.
+
+        Raises:
+            OSError: there is none, or it may not be looked at.
+        """
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns)
+
+
 class VectorCache(SqliteStore):
-    """The vectors of one model at one resolution.
+    """The vectors of one model at one resolution, and the contents of files.
 
     `model` is `Embedder.fingerprint`, `max_pixels` that of the call (None: as the model says);
     contents are hashes of files.
@@ -38,6 +55,8 @@ class VectorCache(SqliteStore):
     TABLES = (
         "CREATE TABLE IF NOT EXISTS vectors (model TEXT, content TEXT, vector BLOB,"
         " PRIMARY KEY (model, content)) WITHOUT ROWID",
+        "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER,"
+        " mtime_ns INTEGER, content TEXT) WITHOUT ROWID",
     )
     ERROR = (
         "the cache {path} cannot be used ({error}); delete it, choose another place with --cache, "
@@ -58,25 +77,39 @@ class VectorCache(SqliteStore):
 
     def get(self, contents: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors that are known, by content."""
-        wanted = list(dict.fromkeys(contents))
-        found: dict[str, NDArray[np.float32]] = {}
-        with self._reported():
-            for part in _parts(wanted):
-                marks = ", ".join("?" * len(part))
-                rows = self._database.execute(
-                    f"SELECT content, vector FROM vectors WHERE model = ? AND content IN ({marks})",
-                    (self._key, *part),
-                )
-                found.update((content, np.frombuffer(blob, "<f4")) for content, blob in rows)
-        return found
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for part, marks in _parts(list(dict.fromkeys(contents))):
+            rows = self.query(
+                f"SELECT content, vector FROM vectors WHERE model = ? AND content IN ({marks})",
+                (self._key, *part),
+            )
+            vectors.update((content, np.frombuffer(blob, "<f4")) for content, blob in rows)
+        return vectors
 
     def put(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Remember vectors by content, all or none of them."""
         rows = [(self._key, c, v.astype("<f4").tobytes()) for c, v in vectors.items()]
-        with self._reported(), self._database:
-            self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
+        self.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
+
+    def known_contents(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
+        """The contents of the files that were last read with these stamps."""
+        paths = {os.path.abspath(path): path for path in stamps}
+        contents: dict[Path, str] = {}
+        for part, marks in _parts(list(paths)):
+            rows = self.query(f"SELECT * FROM files WHERE path IN ({marks})", part)
+            for name, size, mtime_ns, content in rows:
+                if stamps[paths[name]] == (size, mtime_ns):
+                    contents[paths[name]] = content
+        return contents
+
+    def put_contents(self, files: Mapping[Path, tuple[FileStamp, str]]) -> None:
+        """Remember the contents of files, each by its stamp from before it was read."""
+        rows = [(os.path.abspath(path), *stamp, hash) for path, (stamp, hash) in files.items()]
+        self.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
 
 
-def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), _AT_ONCE):
-        yield values[start : start + _AT_ONCE]
+def _parts(values: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
+    """As many values as fit into one statement, and their place in it."""
+    for start in range(0, len(values), _MAX_VALUES):
+        part = values[start : start + _MAX_VALUES]
+        yield part, ", ".join("?" * len(part))
