@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from abc_embed.data.published.archives import find_archives
 from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet
-from abc_embed.data.published.gzip_points import SPACING
 from abc_embed.data.published.layouts import LAYOUTS
+from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_parts import find_archives
-from abc_embed.data.published.tars import TarImages
+from abc_embed.data.published.tar_stream import SPACING
 
 PARTS = 9
 READS = 300
@@ -82,8 +82,8 @@ def measure(folder: Path, spacing: int) -> None:
     index = folder / f"index-{spacing}.sqlite"
     indexing = seconds(lambda: build_index(archives, index, spacing=spacing))
     images = TarImages(folder, index)
-    plain = images.summary().plain_bytes
-    names = [member.name for member in images.listed()]
+    plain = images.summary().image_bytes
+    names = [member.name for member in images.members()]
     chosen = random.Random(0).sample(names, READS)
     reads = [seconds(lambda name=name: images.read(name)) * 1e3 for name in chosen]  # type: ignore[misc]
     in_order = seconds(lambda: [None for _ in images.in_order()])

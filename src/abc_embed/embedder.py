@@ -50,7 +50,6 @@ class Options(TypedDict, total=False):
     batch_size: int
     progress: bool
 
-
 class Embedder:
     """A loaded model that turns items into unit vectors.
 

@@ -12,11 +12,11 @@ import pytest
 from published_sets import noise, split, tar_bytes
 from tar_layouts import FILES, dump, indexed, members_of_gzip, nine_archives, one_stream, plain
 
-from abc_embed.data.published import tar_index
-from abc_embed.data.published.gzip_points import LEAST_SPACING
+from abc_embed.data.published import tar_index, tar_stream
+from abc_embed.data.published.archives import find_archives
+from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_parts import find_archives
-from abc_embed.data.published.tars import TarImages
+from abc_embed.data.published.tar_stream import LEAST_SPACING
 from abc_embed.errors import DataError, OutputError
 
 
@@ -25,7 +25,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits and looks ahead in small steps, so that a small archive has many of them."""
     monkeypatch.setattr(tar_index, "COMMIT_EVERY", 150_000)
     monkeypatch.setattr(tar_index, "REACH", 200_000)
-    monkeypatch.setattr(tar_index, "_PIECE", 100_000)
+    monkeypatch.setattr(tar_stream, "_PIECE", 100_000)
 
 
 @pytest.mark.usefixtures("often")
@@ -48,7 +48,7 @@ def test_stopped_anywhere_the_index_is_the_same(
 
     while not broken.exists():
         try:
-            build_index(archives, broken, spacing=LEAST_SPACING, counted=stop)
+            build_index(archives, broken, spacing=LEAST_SPACING, on_progress=stop)
         except KeyboardInterrupt:
             stops += 1
             assert stops < 200
@@ -60,14 +60,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from abc_embed.data.published import tar_index
-from abc_embed.data.published.tar_parts import find_archives
+from abc_embed.data.published.archives import find_archives
 tar_index.COMMIT_EVERY, tar_index.REACH = 150_000, 200_000
 folder = Path(sys.argv[1])
-def counted(done, of):
+def on_progress(done, of):
     if done > of // 2:
         os.kill(os.getpid(), signal.SIGKILL)
 archives, index = find_archives(folder), folder / "index.sqlite"
-tar_index.build_index(archives, index, spacing=1 << 17, counted=counted)
+tar_index.build_index(archives, index, spacing=1 << 17, on_progress=on_progress)
 """
 
 
@@ -91,7 +91,7 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
         archives,
         index,
         spacing=LEAST_SPACING,
-        counted=lambda done, of: seen.append(done * 10 // of),
+        on_progress=lambda done, of: seen.append(done * 10 // of),
     )
     assert seen[0] >= 3, "it began at the beginning"
     assert sorted(dump(index)) == sorted(dump(tmp_path / "whole.sqlite"))
@@ -107,12 +107,12 @@ def test_begun_on_other_parts_it_begins_anew(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_index(find_archives(tmp_path), index, spacing=LEAST_SPACING, counted=stop)
+        build_index(find_archives(tmp_path), index, spacing=LEAST_SPACING, on_progress=stop)
     changed = [(name, content[::-1]) for name, content in FILES]
     split(gzip.compress(tar_bytes(changed), mtime=0), tmp_path, "abc-pretrain.tar.gz", 9)
-    said: list[str] = []
-    build_index(find_archives(tmp_path), index, spacing=LEAST_SPACING, said=said.append)
-    assert "begins anew" in said[0]
+    messages: list[str] = []
+    build_index(find_archives(tmp_path), index, spacing=LEAST_SPACING, on_message=messages.append)
+    assert "begins anew" in messages[0]
     assert dict(changed) == {m.name: c for m, c in TarImages(tmp_path, index).in_order()}
 
 
@@ -128,7 +128,7 @@ def test_two_at_once(tmp_path: Path) -> None:
                 build_index(archives, index, spacing=LEAST_SPACING)
             refused.append(str(error.value))
 
-    build_index(archives, index, spacing=LEAST_SPACING, counted=another)
+    build_index(archives, index, spacing=LEAST_SPACING, on_progress=another)
     assert refused
 
 
@@ -235,3 +235,20 @@ def test_what_is_no_archive(tmp_path: Path, name: str, content: bytes, says: str
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=says):
         find_archives(tmp_path)
+
+
+def test_a_wrong_sum_is_forgotten_when_the_part_is_right_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [(f"{i}.jpg", noise(i, 300_000)) for i in range(20)]
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(tar_bytes(files)))
+    right = path.read_bytes()
+    wrong = bytearray(right)
+    wrong[len(right) * 3 // 30 + 80_000] ^= 1  # between two of the samples: the part looks the same
+    path.write_bytes(wrong)
+    monkeypatch.setattr(tar_index, "COMMIT_EVERY", 150_000)
+    with pytest.raises(DataError, match="has not the sum"):
+        indexed(tmp_path)
+    path.write_bytes(right)
+    assert dict(files) == {m.name: c for m, c in indexed(tmp_path).in_order()}

@@ -24,11 +24,11 @@ from tar_layouts import (
     plain,
 )
 
-from abc_embed.data.published import gzip_points, tar_index
-from abc_embed.data.published.gzip_points import LEAST_SPACING
+from abc_embed.data.published import tar_index, tar_stream
+from abc_embed.data.published.archives import find_archives
+from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_parts import find_archives
-from abc_embed.data.published.tars import TarImages
+from abc_embed.data.published.tar_stream import LEAST_SPACING
 from abc_embed.errors import AbcError, DataError, MissingExtraError, OutputError, UsageError
 
 LAYOUTS = [one_stream, nine_archives, numbered, plain, members_of_gzip]
@@ -117,7 +117,7 @@ def test_links_devices_and_repeats_are_named(tmp_path: Path) -> None:
     images = indexed(tmp_path)
     assert images.read("a.jpg") == b"second"
     assert images.read("b.jpg") == b"b"
-    others = dict(images.summary().others)
+    others = dict(images.summary().left_out)
     assert others["link"] == "a link to /etc/passwd"
     assert others["hard"] == "a link to a.jpg"
     assert others["null"] == others["pipe"] == "a device, a pipe or something else"
@@ -205,8 +205,8 @@ def test_an_index_that_is_no_index(tmp_path: Path) -> None:
 def test_points_begin_where_they_say() -> None:
     """The index format that is written for indexed_gzip is read back the same."""
     points = [
-        gzip_points.Point(0, 0, 0, None),
-        gzip_points.Point(9, 2**40, 3, noise(1, 1 << 15)),
+        tar_stream.Point(0, 0, 0, None),
+        tar_stream.Point(9, 2**40, 3, noise(1, 1 << 15)),
     ]
-    written = gzip_points._pack(2**41, points, LEAST_SPACING)
-    assert gzip_points._unpack(written) == (0, points)
+    written = tar_stream.pack_index(2**41, points, LEAST_SPACING)
+    assert tar_stream.unpack_index(written) == (0, points)

@@ -217,9 +217,9 @@ def _published(folder: Path) -> dict[str, Any] | None:
         images = open_images(folder)
         summary = images.summary()
         images.close()
-        facts["images"] = summary.members
-        facts["image_bytes"] = summary.plain_bytes
-        facts["left_out_of_archives"] = len(summary.others)
+        facts["images"] = summary.images
+        facts["image_bytes"] = summary.image_bytes
+        facts["left_out_of_archives"] = len(summary.left_out)
     with suppress(DataError):
         dataset = PublishedDataset(folder)
         facts |= {"name": dataset.name, "about": dataset.layout.about, "rows": len(dataset)}

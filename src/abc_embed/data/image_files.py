@@ -1,6 +1,7 @@
-"""The image files of a folder, found by name. Does not open them; needs no torch."""
+"""The image files of a folder, found by name; they are not opened."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +18,15 @@ SUFFIXES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """What a folder holds."""
+class FolderImages:
+    """The images of a folder and of those inside it, in the order of their names."""
 
     files: list[Path]
-    """The images, in the order of their names, those of subfolders too."""
     others: int
     """How many files were left out because their names are not those of images."""
 
 
-def find_images(folder: Path) -> Pictures:
+def find_images(folder: Path) -> FolderImages:
     """All images below `folder`; hidden files and folders are not looked at.
 
     Raises:
@@ -34,18 +34,18 @@ def find_images(folder: Path) -> Pictures:
     """
     if not folder.is_dir():
         raise ImageNotFoundError(f"there is no folder {str(folder)!r}; check the path")
-    files: list[Path] = []
-    others = 0
-    for place, inner, names in os.walk(folder, onerror=_refuse):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in SUFFIXES:
-                files.append(Path(place, name))
-            else:
-                others += 1
-    return Pictures(files, others)
+    files = visible_files(folder, _refuse)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return FolderImages(images, len(files) - len(images))
+
+
+def visible_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
+    """All files below a folder, folder by folder, but for hidden ones and hidden folders."""
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=on_error):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+    return found
 
 
 def _refuse(error: OSError) -> None:

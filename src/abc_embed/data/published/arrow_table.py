@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.published.tar_parts import sample_hash
+from abc_embed.data.image_files import visible_files
+from abc_embed.data.published.archives import sample_hash
 from abc_embed.errors import DataError, MissingExtraError
 from abc_embed.storage.files import atomic_write, make_folder
 
@@ -23,11 +24,7 @@ def find_parquet(folder: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    found = [
-        path
-        for path in sorted(folder.rglob("*.parquet"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found = sorted(path for path in visible_files(folder) if path.suffix == ".parquet")
     if not found:
         raise DataError(
             f"{folder} holds no .parquet file; give the folder of a published data set, or fetch it"

@@ -6,7 +6,7 @@ A row's `negatives` look their captions up only when asked for: drawing 7 of 100
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.dataset import Dataset, Row, image_size
+from abc_embed.data.published.archives import find_archives
 from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet, find_parquet
-from abc_embed.data.published.gzip_points import SPACING
 from abc_embed.data.published.layouts import LAYOUTS, Fields
+from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_parts import find_archives
-from abc_embed.data.published.tars import TarImages
+from abc_embed.data.published.tar_stream import SPACING
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError
 from abc_embed.storage.json_files import read_json
@@ -106,16 +106,13 @@ def prepare(
         counts["rows"] = len(ArrowTable(rows, parquet))
     archives = find_archives(folder)
     if archives:
-        build_index(archives, index, spacing=spacing, said=on_message, counted=on_progress)
+        build_index(
+            archives, index, spacing=spacing, on_message=on_message, on_progress=on_progress
+        )
         images = TarImages(folder, index)
         summary = images.summary()
         images.close()
-        counts["images"] = summary.members
-        counts["image_bytes"] = summary.plain_bytes
-        counts["points"] = summary.points
-        counts["archives"] = summary.archives
-        counts["parts"] = summary.parts
-        counts["left_out"] = len(summary.others)
+        counts |= asdict(summary) | {"left_out": len(summary.left_out)}
         counts["index_bytes"] = index.stat().st_size
     if not counts:
         raise DataError(f"{folder} holds neither .parquet nor .tar files; give a data set's folder")

@@ -1,12 +1,13 @@
-"""The index of tar archives: where each member lies, made once, in one SQLite file.
-
-Does: go through archives from beginning to end, note name, place, size and CRC-32 of every file,
-and for gzip the points at which inflating can begin. Does not: keep contents, or read one back
-(tars.py).
+"""The index of tar archives, in one SQLite file: where each member lies, and its CRC-32; for gzip
+also the points at which inflating can begin.
 
 The file is made aside and renamed when all archives are whole. What is done is committed now and
 then, so a process that is killed goes on from there, and the finished index is the same. A gzip
 stream is inflated twice on the way, once to find points and once to read headers and take sums.
+
+`ratarmountcore` (0.11) is not used: it takes a damaged header or a cut stream for the end and an
+index that was broken off for a whole one, keeps no sums, and cannot be pickled; `webdataset` reads
+forwards only. tests/data/test_tar_index.py and test_tars.py hold ours to all of these.
 """
 
 import json
@@ -17,12 +18,21 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-from abc_embed.data.published.gzip_points import LEAST_SPACING, SPACING, Point, grow, inflate
-from abc_embed.data.published.tar_parts import Archive, Joined, sample_hash
-from abc_embed.data.published.tar_stream import Forward, kind_of, members, printable
+from abc_embed.data.published.archives import Archive, JoinedFile, sample_hash
+from abc_embed.data.published.tar_stream import (
+    LEAST_SPACING,
+    SPACING,
+    ForwardReader,
+    Point,
+    find_points,
+    inflate,
+    plain_blocks,
+    tar_members,
+)
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import make_folder
 
@@ -49,21 +59,8 @@ CREATE TABLE IF NOT EXISTS others (name TEXT, why TEXT);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 
-Counted = Callable[[int, int], None]
-
-
-@dataclass(slots=True)
-class State:
-    """How far an archive is read."""
-
-    scanned: int = 0
-    """Where the next header begins."""
-    plain_size: int = 0
-    """Of the whole archive; 0 until its end was seen."""
-    summed: int = 0
-    sum: int = 0
-    """CRC-32 of the first `summed` plain bytes."""
-    done: bool = False
+PartRow = tuple[int, int, str, int, str]
+"""A line of the table `parts`: archive, number, name, bytes, sample of the content."""
 
 
 def build_index(
@@ -71,12 +68,12 @@ def build_index(
     path: Path,
     *,
     spacing: int = SPACING,
-    said: Callable[[str], None] = lambda message: None,
-    counted: Counted = lambda done, of: None,
+    on_message: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
     """Make the index `path`, or go on making it; one that is there is left alone.
 
-    `spacing` is in plain bytes (see `gzip_points.SPACING`); `counted` is told packed bytes.
+    `spacing` is in plain bytes (see `tar_stream.SPACING`); `on_progress` gets packed bytes.
 
     Raises:
         DataError: an archive is damaged, cut off, or unpacks to far more than its size.
@@ -89,33 +86,29 @@ def build_index(
         return
     make_folder(path.parent)
     _check_room(archives, path, spacing)
-    aside = path.with_name(path.name + ".part")
-    parts = _parts(archives)
-    with reported(path), closing(_begun(aside, parts, archives, spacing, said)) as database:
-        before = 0
-        total = sum(archive.size for archive in archives)
+    partial = path.with_name(path.name + ".part")
+    before, total = 0, sum(archive.size for archive in archives)
+    with (
+        sqlite_errors(path),
+        closing(_open_partial(partial, archives, spacing, on_message)) as database,
+    ):
         for number, archive in enumerate(archives):
-            done = before
-            _Scan(
-                database,
-                number,
-                archive,
-                spacing,
-                lambda packed, done=done: counted(done + packed, total),  # type: ignore[misc]
-            ).run()
+            scan = _Scan(database, number, archive, spacing)
+            for packed in scan.run():
+                on_progress(before + packed, total)
             before += archive.size
         with database:
             database.execute("INSERT OR REPLACE INTO settings VALUES ('whole', 'true')")
-    with reported(path):
-        aside.replace(path)
-    counted(total, total)
+    with sqlite_errors(path):
+        partial.replace(path)
+    on_progress(total, total)
 
 
 def _check_room(archives: Sequence[Archive], path: Path, spacing: int) -> None:
     """The points and members fit on the disk: known well enough before hours are spent."""
     packed = sum(archive.size for archive in archives if archive.gzipped)
-    whole = sum(archive.size for archive in archives)
-    needed = int(packed / spacing * _POINT_BYTES + whole * _MEMBER_BYTES)
+    total = sum(archive.size for archive in archives)
+    needed = int(packed / spacing * _POINT_BYTES + total * _MEMBER_BYTES)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OutputError(
@@ -124,7 +117,8 @@ def _check_room(archives: Sequence[Archive], path: Path, spacing: int) -> None:
         )
 
 
-def _parts(archives: Sequence[Archive]) -> list[tuple[int, int, str, int, str]]:
+def part_rows(archives: Sequence[Archive]) -> list[PartRow]:
+    """What tells the parts of some archives from others."""
     return [
         (number, place, part.name, part.stat().st_size, sample_hash(part))
         for number, archive in enumerate(archives)
@@ -132,35 +126,35 @@ def _parts(archives: Sequence[Archive]) -> list[tuple[int, int, str, int, str]]:
     ]
 
 
-def _begun(
-    aside: Path,
-    parts: list[tuple[int, int, str, int, str]],
-    archives: Sequence[Archive],
-    spacing: int,
-    said: Callable[[str], None],
+def _open_partial(
+    path: Path, archives: Sequence[Archive], spacing: int, on_message: Callable[[str], None]
 ) -> sqlite3.Connection:
     """The index in the making, if it is of these parts; else a new one."""
-    database = _locked(aside)
+    parts = part_rows(archives)
+    database = _locked(path)
     known = database.execute("SELECT * FROM parts ORDER BY archive, number").fetchall()
-    kept = dict(database.execute("SELECT name, value FROM settings"))
-    if known and (known != parts or kept.get("spacing") != str(spacing)):
-        said("the parts, or the spacing, are not those of the index that was begun; it begins anew")
+    settings = dict(database.execute("SELECT name, value FROM settings"))
+    if known and (known != parts or settings.get("spacing") != str(spacing)):
+        on_message(
+            "the parts, or the spacing, are not those of the index that was begun; it begins anew"
+        )
         database.close()
-        aside.unlink()
-        database = _locked(aside)
+        path.unlink()
+        database = _locked(path)
         known = []
     if not known:
+        new = json.dumps(asdict(_State()))
         with database:
-            rows = [(n, int(a.gzipped), state_text(State())) for n, a in enumerate(archives)]
+            rows = [(number, int(a.gzipped), new) for number, a in enumerate(archives)]
             database.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", parts)
             database.executemany("INSERT INTO archives VALUES (?, ?, ?)", rows)
             database.execute("INSERT INTO settings VALUES ('spacing', ?)", (str(spacing),))
     return database
 
 
-def _locked(aside: Path) -> sqlite3.Connection:
+def _locked(path: Path) -> sqlite3.Connection:
     """For this process alone: two that write would not know of each other."""
-    database = sqlite3.connect(aside, timeout=0)
+    database = sqlite3.connect(path, timeout=0)
     try:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.executescript(_TABLES)
@@ -171,7 +165,7 @@ def _locked(aside: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def reported(path: Path) -> Iterator[None]:
+def sqlite_errors(path: Path) -> Iterator[None]:
     """What SQLite and the disk say, as an `OutputError` about the index `path`."""
     try:
         yield
@@ -185,161 +179,175 @@ def reported(path: Path) -> Iterator[None]:
         raise OutputError(f"the index {path} cannot be used: {why}; {mend}") from problem
 
 
-def state_text(state: State) -> str:
-    return json.dumps({name: getattr(state, name) for name in State.__slots__})
+@dataclass(slots=True)
+class _State:
+    """How far an archive is read; kept as JSON with every commit."""
+
+    scanned: int = 0
+    """Where the next header begins."""
+    plain_size: int = 0
+    """Of the whole archive; 0 until its end was seen."""
+    summed: int = 0
+    sum: int = 0
+    """CRC-32 of the first `summed` plain bytes."""
+    done: bool = False
 
 
 @dataclass(slots=True)
 class _Pending:
     """What was found since the last commit."""
 
+    since: int = 0
     members: list[tuple[str, int, int, int, int]] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
-    since: int = 0
 
 
 class _Scan:
     """One archive from where it was left to its end."""
 
     def __init__(
-        self,
-        database: sqlite3.Connection,
-        number: int,
-        archive: Archive,
-        spacing: int,
-        counted: Callable[[int], None],
+        self, database: sqlite3.Connection, number: int, archive: Archive, spacing: int
     ) -> None:
         self._database = database
         self._number = number
         self._archive = archive
         self._spacing = spacing
-        self._counted = counted
-        (text,) = database.execute(
-            "SELECT state FROM archives WHERE archive = ?", (number,)
-        ).fetchone()
-        self._state = State(**json.loads(text))
-        self._found = _Pending()
+        self._name = str(archive.parts[0])
+        query = "SELECT state FROM archives WHERE archive = ?"
+        (text,) = database.execute(query, (number,)).fetchone()
+        self._state = _State(**json.loads(text))
+        self._pending = _Pending(self._state.scanned)
+        self._packed = 0
 
-    def run(self) -> None:
-        """To the end of the archive, committing on the way."""
+    def run(self) -> Iterator[int]:
+        """To the end of the archive, committing on the way; yields how many packed bytes are
+        read."""
         if self._state.done:
             return
-        with closing(Joined(self._archive.parts)) as stream:
-            start = self._state.scanned
+        with closing(JoinedFile(self._archive.parts)) as stream:
             blocks = self._inflated(stream) if self._archive.gzipped else self._plain(stream)
-            forward = Forward(blocks, start, self._name())
-            self._found.since = start
-            for info, following in members(forward):
-                self._note(info, forward)
+            reader = ForwardReader(blocks, self._name, self._state.scanned)
+            for info, following in tar_members(reader):
+                self._note(info, reader)
                 self._state.scanned = following
-                if self._state.scanned - self._found.since >= COMMIT_EVERY:
+                if following - self._pending.since >= COMMIT_EVERY:
                     self._commit()
+                yield self._packed
             for _ in blocks:  # what follows the end mark: to its end, for the sum
-                pass
+                yield self._packed
             if self._archive.gzipped:
                 self._check_sum(stream)
         self._state.done = True
         self._commit()
 
-    def _name(self) -> str:
-        return str(self._archive.parts[0])
-
-    def _note(self, info: tarfile.TarInfo, forward: "Forward") -> None:
+    def _note(self, info: tarfile.TarInfo, reader: ForwardReader) -> None:
+        """Keep a member's place and sum, or why it is left out."""
         name = info.name.removeprefix("./")
         if info.isdir():
             return
         if not info.isreg() or info.issparse():
-            self._found.others.append((printable(name), kind_of(info)))
+            self._pending.others.append((_printable(name), _kind_of(info)))
             return
-        offset = forward.tell()
+        offset = reader.tell()
         crc, left = 0, info.size
         while left:
-            piece = forward.read(min(left, _PIECE))
+            piece = reader.read(min(left, _PIECE))
             if not piece:
-                raise DataError(f"{self._name()} breaks off in {name!r}; fetch its parts again")
+                raise DataError(f"{self._name} breaks off in {name!r}; fetch its parts again")
             crc = zlib.crc32(piece, crc)
             left -= len(piece)
-        if not name.isprintable() or printable(name) != name:
-            self._found.others.append((printable(name), "the name cannot be written"))
+        if not name.isprintable() or _printable(name) != name:
+            self._pending.others.append((_printable(name), "the name cannot be written"))
         else:
-            self._found.members.append((name, self._number, offset, info.size, crc))
+            self._pending.members.append((name, self._number, offset, info.size, crc))
 
     def _commit(self) -> None:
-        found, number = self._found, self._number
+        pending, number = self._pending, self._number
         with self._database as database:
-            for member in found.members:
+            for member in pending.members:
                 known = "SELECT 1 FROM members WHERE name = ?"
                 if database.execute(known, member[:1]).fetchone():
-                    found.others.append((member[0], "the name comes again; the last one counts"))
+                    pending.others.append((member[0], "the name comes again; the last one counts"))
                 database.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)", member)
-            database.executemany("INSERT INTO others VALUES (?, ?)", found.others)
+            database.executemany("INSERT INTO others VALUES (?, ?)", pending.others)
             database.executemany(
                 "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)",
-                [(number, p.plain, p.packed, p.bits, p.window) for p in found.points],
+                [(number, p.plain, p.packed, p.bits, p.window) for p in pending.points],
             )
             database.execute(
-                "UPDATE archives SET state = ? WHERE archive = ?", (state_text(self._state), number)
+                "UPDATE archives SET state = ? WHERE archive = ?",
+                (json.dumps(asdict(self._state)), number),
             )
-        self._found = _Pending(since=self._state.scanned)
+        self._pending = _Pending(self._state.scanned)
 
-    def _plain(self, stream: Joined) -> Iterator[tuple[int, bytes]]:
-        position = self._state.scanned
-        while block := stream.read_at(position, _PIECE):
-            yield position, block
-            position += len(block)
-            self._counted(position)
+    def _plain(self, stream: JoinedFile) -> Iterator[tuple[int, bytes]]:
+        for start, block in plain_blocks(stream, self._state.scanned):
+            self._packed = start + len(block)
+            yield start, block
 
-    def _inflated(self, stream: Joined) -> Iterator[tuple[int, bytes]]:
-        """The plain bytes from the point before `scanned` on; finds more points when needed."""
+    def _inflated(self, stream: JoinedFile) -> Iterator[tuple[int, bytes]]:
         state = self._state
-        rows = self._database.execute(
+        for point, following in pairwise(self._points(stream)):
+            block = inflate(stream, point, following.plain - point.plain)
+            if point.plain == state.summed:
+                state.sum = zlib.crc32(block, state.sum)
+                state.summed += len(block)
+            self._packed = following.packed
+            if block:
+                yield point.plain, block
+
+    def _points(self, stream: JoinedFile) -> Iterator[Point]:
+        """The points from the last before `scanned` on; finds more when they are needed."""
+        state = self._state
+        rows = self._database.execute(  # and the first of all, which finding more begins with
             "SELECT packed, plain, bits, window FROM points WHERE archive = ?1 AND (plain = 0 OR"
             " plain >= (SELECT max(plain) FROM points WHERE archive = ?1 AND plain < max(?2, 1)))"
             " ORDER BY plain",
             (self._number, state.scanned),
         )
-        points = [Point(*row) for row in rows]
-        place = 1 if len(points) > 1 and points[1].plain < state.scanned else 0
-        while True:
-            if place + 1 >= len(points):
-                if state.plain_size:
-                    return
-                new, state.plain_size = grow(stream, points, REACH, self._spacing)
-                self._check_bomb(stream, new)
-                self._found.points += new
-                points = [*points[:1], *points[max(place, 1) :], *new]
-                place = min(place, 1)
-                continue
-            point, following = points[place], points[place + 1]
-            block = inflate(stream, point, following.plain - point.plain)
-            if point.plain == state.summed:
-                state.sum = zlib.crc32(block, state.sum)
-                state.summed += len(block)
-            if block:
-                yield point.plain, block
-            self._counted(following.packed)
-            place += 1
+        known = [Point(*row) for row in rows]
+        skips_first = len(known) > 1 and known[1].plain < state.scanned
+        yield from known[1:] if skips_first else known
+        while not state.plain_size:
+            new, state.plain_size = find_points(stream, known, REACH, self._spacing)
+            self._check_growth(new)
+            self._pending.points += new
+            known = [*known, *new]
+            del known[1:-1]  # each holds 32 KiB
+            yield from new
 
-    def _check_bomb(self, stream: Joined, new: list[Point]) -> None:
+    def _check_growth(self, new: list[Point]) -> None:
         if new and new[-1].plain > max(_BOMB_FLOOR, BOMB * max(new[-1].packed, 1)):
             raise DataError(
-                f"{self._name()} unpacks to more than {BOMB} times its size, as no images do; "
+                f"{self._name} unpacks to more than {BOMB} times its size, as no images do; "
                 "it is not read on"
             )
         if not new and not self._state.plain_size:
-            raise DataError(f"{self._name()} is damaged or cut off; fetch its parts again")
+            raise DataError(f"{self._name} is damaged or cut off; fetch its parts again")
 
-    def _check_sum(self, stream: Joined) -> None:
+    def _check_sum(self, stream: JoinedFile) -> None:
         """A stream of one gzip member ends with the sum and size of all that was inflated."""
-        starts = self._database.execute(
-            "SELECT count(*) FROM points WHERE archive = ? AND window IS NULL", (self._number,)
-        ).fetchone()[0] + sum(point.window is None for point in self._found.points)
+        query = "SELECT count(*) FROM points WHERE archive = ? AND window IS NULL"
+        ((members,),) = self._database.execute(query, (self._number,))
+        members += sum(point.window is None for point in self._pending.points)
         end = stream.read_at(stream.size - 8, 8)
-        if starts > 1 or not any(end):  # several members; or zeros after the last
+        if members > 1 or not any(end):  # several members; or zeros after the last
             return
         if struct.unpack("<II", end) != (self._state.sum, self._state.summed % 2**32):
+            with self._database:  # it begins anew: which of its bytes are wrong is not known
+                self._database.execute("DELETE FROM settings")
             raise DataError(
-                f"{self._name()} is damaged or cut off: its content has not the sum that its end "
+                f"{self._name} is damaged or cut off: its content has not the sum that its end "
                 "names; fetch its parts again"
             )
+
+
+def _kind_of(info: tarfile.TarInfo) -> str:
+    if info.issym() or info.islnk():
+        return f"a link to {_printable(info.linkname)}"
+    return "a sparse file" if info.issparse() else "a device, a pipe or something else"
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,29 +1,163 @@
-"""The headers of a tar archive, read from a stream of its bytes.
+"""The plain bytes of a tar archive, inside gzip or not, from any place on; and the headers in them.
 
-Does: give tarfile the bytes as it wants them, from any header on, and say when an archive does not
-end as it must. Does not: know where the bytes come from (tar_index.py), or keep contents.
+Why not one `IndexedGzipFile` with its whole index: a point holds the 32 KiB before it, so an index
+of 300 GB at 4 MB is 2.4 GB that every process would hold in memory, and one that is half made is
+lost when the process dies. The file format of its index is simple, so an index of one or two points
+is made up for each call: memory stays flat, and building goes on from the last point that was kept.
 """
 
+import io
+import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from abc_embed.data.published.tar_parts import BLOCK
-from abc_embed.errors import DataError
+from abc_embed.data.published.archives import BLOCK, JoinedFile
+from abc_embed.errors import DataError, MissingExtraError
 
+SPACING = 4_000_000
+"""Plain bytes between two points: 32 KiB of disk each, and half of it is inflated on the way to an
+image, on average."""
+LEAST_SPACING = 1 << 17
+
+_WINDOW = 1 << 15
+_HEAD = struct.Struct("<5sBBQQIII")  # magic, version, flags, packed size, plain size, spacing, …
+_POINT = struct.Struct("<QQBB")
+_READ = 1 << 18
+_PIECE = 1 << 20
+_ERRORS = (OSError, EOFError, ValueError)  # what those of indexed_gzip inherit from
 _HEADER_LIMIT = 1 << 24
 """Bytes that are read at once: more than any header that an honest archive has."""
 
 
-class Forward:
-    """Plain bytes as tarfile wants to read them: forwards, and a byte back at times."""
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A place in a gzip stream at which inflating can begin: where a block begins."""
 
-    def __init__(self, blocks: Iterator[tuple[int, bytes]], start: int, name: str) -> None:
+    packed: int
+    """Byte of the gzip stream."""
+    plain: int
+    """Byte of what it unpacks to."""
+    bits: int
+    """Bits of the byte before `packed` that belong to the block."""
+    window: bytes | None
+    """The 32 KiB before it; None where a gzip member begins."""
+
+
+def find_points(
+    stream: JoinedFile, known: Sequence[Point], reach: int, spacing: int
+) -> tuple[list[Point], int]:
+    """The points after the last of `known`, up to about `reach` plain bytes beyond it.
+
+    Of `known` only the first and the last are used. Returns the new points, and the plain size of
+    the stream when its end was reached, else 0. The last point of a stream is its end.
+
+    Raises:
+        DataError: the stream is damaged or cut off.
+    """
+    seed = [known[0], known[-1]] if len(known) > 1 else list(known)
+    last = known[-1] if known else Point(-1, 0, 0, None)
+    with _opened(stream, seed, spacing, build=True) as file:
+        try:
+            file.seek(last.plain + reach)
+        except _ERRORS as problem:
+            raise _damaged(last.plain) from problem
+        index = io.BytesIO()
+        file.export_index(fileobj=index)
+    plain_size, points = unpack_index(index.getvalue())
+    return [point for point in points if point.packed > last.packed], plain_size
+
+
+def inflate(stream: JoinedFile, point: Point, size: int) -> bytes:
+    """`size` plain bytes from a point on.
+
+    Raises:
+        DataError: the stream is damaged or cut off there.
+    """
+    if not size:
+        return b""
+    with _opened(stream, [point], SPACING, build=False) as file:
+        try:
+            plain: bytes = file.raw.pread(size, point.plain)
+        except _ERRORS as problem:
+            raise _damaged(point.plain) from problem
+    if len(plain) != size:
+        raise _damaged(point.plain)
+    return plain
+
+
+def plain_blocks(stream: JoinedFile, start: int) -> Iterator[tuple[int, bytes]]:
+    """`(place, bytes)` of an archive that is not gzipped, one after the other from `start` on."""
+    while block := stream.read_at(start, _PIECE):
+        yield start, block
+        start += len(block)
+
+
+def _damaged(plain: int) -> DataError:
+    return DataError(
+        f"the gzip stream is damaged or cut off near byte {plain:,} of its content; "
+        "fetch its parts again"
+    )
+
+
+def _opened(stream: JoinedFile, points: Sequence[Point], spacing: int, *, build: bool) -> Any:
+    try:
+        import indexed_gzip
+    except ModuleNotFoundError:
+        raise MissingExtraError.of("data", "reading images out of a .tar.gz") from None
+    file = indexed_gzip.IndexedGzipFile(
+        fileobj=stream,
+        spacing=max(spacing, LEAST_SPACING),
+        auto_build=build,
+        skip_crc_check=True,  # impossible from the middle; tar_index.py keeps a sum of its own
+        readbuf_size=_READ,
+    )
+    if points:
+        file.import_index(fileobj=io.BytesIO(pack_index(stream.size, points, spacing)))
+    return file
+
+
+def pack_index(packed_size: int, points: Sequence[Point], spacing: int) -> bytes:
+    """An index of some points, as indexed_gzip writes it."""
+    counts = (packed_size, 0, max(spacing, LEAST_SPACING), _WINDOW, len(points))
+    pieces = [_HEAD.pack(b"GZIDX", 1, 0, *counts)]
+    pieces += [_POINT.pack(p.packed, p.plain, p.bits, p.window is not None) for p in points]
+    pieces += [p.window for p in points if p.window is not None]
+    return b"".join(pieces)
+
+
+def unpack_index(index: bytes) -> tuple[int, list[Point]]:
+    """The plain size (0: not known yet) and the points of an index."""
+    *_, plain_size, _spacing, width, count = _HEAD.unpack_from(index)
+    windows = _HEAD.size + count * _POINT.size
+    points = []
+    for number in range(count):
+        at = _HEAD.size + number * _POINT.size
+        packed, plain, bits, has_window = _POINT.unpack_from(index, at)
+        window = index[windows : windows + width] if has_window else None
+        windows += width if has_window else 0
+        points.append(Point(packed, plain, bits, window))
+    return plain_size, points
+
+
+class ForwardReader:
+    """Plain bytes from blocks that follow each other: read forwards, and a byte back at times."""
+
+    def __init__(
+        self,
+        blocks: Iterator[tuple[int, bytes]],
+        name: str,
+        start: int = 0,
+        limit: int = _HEADER_LIMIT,
+    ) -> None:
+        """`blocks` begin at or before `start`; not more than `limit` bytes are read at once."""
         self._blocks = blocks
         self.name = name
         self._position = start
+        self._limit = limit
         self._buffer = b""
-        self._at = start
+        self._buffer_start = start
 
     def tell(self) -> int:
         return self._position
@@ -33,55 +167,43 @@ class Forward:
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, fewer only at the end of the stream."""
-        if size > _HEADER_LIMIT:
+        if size > self._limit:
             raise DataError(f"{self.name} has a header of {size:,} bytes, as no archive has")
         end = self._position + size
-        while self._at + len(self._buffer) < end:
-            block = next(self._blocks, None)
-            if block is None:
+        while self._buffer_start + len(self._buffer) < end:
+            start, content = next(self._blocks, (0, b""))
+            if not content:
                 break
-            at, content = block
             if not self._buffer:
-                self._at, self._buffer = at, content
+                self._buffer_start, self._buffer = start, content
                 continue
-            keep = max(self._position - BLOCK - self._at, 0)
-            self._at += min(keep, len(self._buffer))
-            self._buffer = self._buffer[keep:] + content
-        start = self._position - self._at
-        found = self._buffer[start : start + size]
+            drop = min(max(self._position - BLOCK - self._buffer_start, 0), len(self._buffer))
+            self._buffer_start += drop
+            self._buffer = self._buffer[drop:] + content
+        at = self._position - self._buffer_start
+        found = self._buffer[at : at + size]
         self._position += len(found)
         return found
 
 
-def members(forward: Forward) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def tar_members(reader: ForwardReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Each header with the place of the one after it; the content between may be read or not.
 
     tarfile takes a damaged header in the middle for the end; here the end must be marked as such.
     """
-    archive: Any = None
-    name = forward.name
+    name = reader.name
     try:
-        archive = tarfile.TarFile(fileobj=forward, encoding="utf-8")  # type: ignore[arg-type]
+        archive: Any = tarfile.TarFile(fileobj=reader, encoding="utf-8")  # type: ignore[arg-type]
         while (info := archive.next()) is not None:
             archive.members = []  # tarfile remembers all of them else
-            forward.seek(info.offset_data)
+            reader.seek(info.offset_data)
             yield info, archive.offset
     except (tarfile.TarError, EOFError, ValueError) as problem:
         raise DataError(f"{name} is damaged or cut off ({problem}); fetch it again") from problem
-    forward.seek(archive.offset)
-    mark = forward.read(BLOCK)
+    reader.seek(archive.offset)
+    mark = reader.read(BLOCK)
     if len(mark) < BLOCK or any(mark):
         raise DataError(
             f"{name} is damaged or cut off: it has no end mark at byte {archive.offset:,} of its "
             "content; fetch its parts again"
         )
-
-
-def kind_of(info: tarfile.TarInfo) -> str:
-    if info.issym() or info.islnk():
-        return f"a link to {printable(info.linkname)}"
-    return "a sparse file" if info.issparse() else "a device, a pipe or something else"
-
-
-def printable(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.published.dataset import is_inside
-from abc_embed.data.published.tars import Member, TarImages
+from abc_embed.data.published.tar_images import Member, TarImages
 from abc_embed.errors import OutputError
 from abc_embed.storage.files import atomic_write, make_folder
 
@@ -52,17 +52,17 @@ def unpack(
     summary = images.summary()
     make_folder(out)
     free = shutil.disk_usage(out).free
-    if limit is not None and summary.plain_bytes > limit:
+    if limit is not None and summary.image_bytes > limit:
         raise OutputError(
-            f"the images have {summary.plain_bytes / 1e6:,.0f} MB, more than the limit of "
+            f"the images have {summary.image_bytes / 1e6:,.0f} MB, more than the limit of "
             f"{limit / 1e6:,.0f} MB; raise --limit if you trust them"
         )
-    done = Unpacked(left_out=list(summary.others))
-    listed = (member for member in images.listed() if is_inside(member.name))
+    done = Unpacked(left_out=list(summary.left_out))
+    listed = (member for member in images.members() if is_inside(member.name))
     there = sum(member.size for member in listed if _size(out / member.name) == member.size)
-    if summary.plain_bytes - there > free:
+    if summary.image_bytes - there > free:
         raise OutputError(
-            f"the images have {summary.plain_bytes / 1e6:,.0f} MB and {out} has "
+            f"the images have {summary.image_bytes / 1e6:,.0f} MB and {out} has "
             f"{free / 1e6:,.0f} MB free; make room, or read them without unpacking"
         )
     root = out.resolve()
@@ -77,7 +77,7 @@ def unpack(
             _write(root / member.name, content)
             done.written += 1
         count += member.size
-        counted(count, summary.plain_bytes)
+        counted(count, summary.image_bytes)
     return done
 
 

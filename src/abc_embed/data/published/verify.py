@@ -13,7 +13,7 @@ from typing import Any
 
 from abc_embed.data.published.dataset import COMPLETE_FILE, PublishedDataset, own_file
 from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
-from abc_embed.data.published.tars import TarImages
+from abc_embed.data.published.tar_images import TarImages
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
 
@@ -81,8 +81,8 @@ def check_complete(
     found = Completeness(dataset.name, rows=len(dataset))
     if isinstance(dataset.images, TarImages):
         summary = dataset.images.summary()
-        found.images = summary.members
-        found.left_out = list(summary.others)
+        found.images = summary.images
+        found.left_out = list(summary.left_out)
     _check_files(folder, found)
     for row in range(len(dataset)):
         try:

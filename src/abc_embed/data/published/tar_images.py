@@ -1,0 +1,223 @@
+"""Images read straight out of tar archives, by the index that tar_index.py made.
+
+Reading one image from a gzip stream inflates from the nearest point before it, half of the spacing
+on average; from a plain tar it is one read.
+"""
+
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from abc_embed.data.published.archives import JoinedFile, find_archives
+from abc_embed.data.published.tar_index import part_rows, sqlite_errors
+from abc_embed.data.published.tar_stream import ForwardReader, Point, inflate, plain_blocks
+from abc_embed.errors import DataError
+
+LIMIT = 1 << 30
+"""Bytes of the largest member that is read: no image has as many."""
+
+
+class Member(NamedTuple):
+    """Where a file lies in the archives."""
+
+    name: str
+    archive: int
+    offset: int
+    """Of its content, in the plain stream of its archive."""
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an index knows, without its members."""
+
+    images: int
+    image_bytes: int
+    points: int
+    archives: int
+    parts: int
+    left_out: tuple[tuple[str, str], ...]
+    """(name, why) of what is no ordinary file, or comes twice."""
+
+
+class TarImages:
+    """The files in the tar archives of a folder, by name.
+
+    May be pickled, forked and used by several threads: each opens files of its own.
+    """
+
+    def __init__(self, folder: Path, index: Path) -> None:
+        """Opens the index, and checks size and sample of every part.
+
+        Raises:
+            DataError: there is no finished index, or a part is not the one that was indexed.
+        """
+        self._index = index
+        self._local = threading.local()
+        if not index.is_file():
+            raise DataError(
+                f"{folder} has no finished index; make it with: abc-embed data index {folder}"
+            )
+        self._archives = find_archives(folder)
+        known = self._rows("SELECT * FROM parts ORDER BY archive, number")
+        found = part_rows(self._archives)
+        if [row[:3] for row in known] != [row[:3] for row in found]:
+            raise _changed(folder, "other parts than")
+        for before, now in zip(known, found, strict=True):
+            if before != now:
+                raise _changed(folder, f"another {now[2]} than")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_index": self._index, "_archives": self._archives}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def __len__(self) -> int:
+        count: int = self._rows("SELECT count(*) FROM members")[0][0]
+        return count
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def _find(self, name: str) -> Member | None:
+        rows = self._rows("SELECT * FROM members WHERE name = ?", (name,))
+        return Member(*rows[0]) if rows else None
+
+    def folders(self) -> list[str]:
+        """The names of the top folders in the archives."""
+        found: list[str] = []
+        query = "SELECT min(name) FROM members WHERE name >= ? AND instr(name, '/') > 0"
+        while (name := self._rows(query, (f"{found[-1]}0" if found else "",))[0][0]) is not None:
+            found.append(name.partition("/")[0])  # "0" follows "/" in order
+        return found
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            DataError: the archives do not hold it, it is damaged, or larger than `LIMIT`.
+        """
+        member = self._find(name)
+        if member is None:
+            raise DataError(f"there is no {name!r} in the tar archives; check the name")
+        _check_size(member)
+        stream = self._stream(member.archive)
+        if not self._archives[member.archive].gzipped:
+            return _checked(member, stream.read_at(member.offset, member.size))
+        rows = self._rows(
+            "SELECT packed, plain, bits, window FROM points WHERE archive = ? AND plain <= ?"
+            " ORDER BY plain DESC LIMIT 1",
+            (member.archive, member.offset),
+        )
+        point = Point(*rows[0])
+        ahead = member.offset - point.plain
+        return _checked(member, inflate(stream, point, ahead + member.size)[ahead:])
+
+    def in_order(self) -> Iterator[tuple[Member, bytes]]:
+        """All files, in the order of the archives: each byte is inflated once.
+
+        Raises:
+            DataError: a file is damaged, or larger than `LIMIT`.
+        """
+        archive, reader = -1, ForwardReader(iter(()), "")
+        for member in self.members():
+            _check_size(member)
+            if member.archive != archive:
+                archive = member.archive
+                reader = ForwardReader(self._blocks(archive), member.name, limit=LIMIT)
+            reader.seek(member.offset)
+            yield member, _checked(member, reader.read(member.size))
+
+    def _blocks(self, archive: int) -> Iterator[tuple[int, bytes]]:
+        """The plain bytes of an archive, with the place at which each block begins."""
+        stream = self._stream(archive)
+        if not self._archives[archive].gzipped:
+            yield from plain_blocks(stream, 0)
+            return
+        query = "SELECT packed, plain, bits, window FROM points WHERE archive = ? ORDER BY plain"
+        points = (Point(*row) for row in self._database().execute(query, (archive,)))
+        for point, following in pairwise(points):
+            if following.plain > point.plain:
+                yield point.plain, inflate(stream, point, following.plain - point.plain)
+
+    def members(self) -> Iterator[Member]:
+        """All files, in the order of the archives, without their content."""
+        # Only numbers are sorted by SQLite, a name is looked up when its turn comes.
+        query = "SELECT * FROM members ORDER BY archive, offset"
+        with sqlite_errors(self._index):
+            for row in self._database().execute(query):
+                yield Member(*row)
+
+    def summary(self) -> Summary:
+        """What the index knows as a whole."""
+        ((images, image_bytes),) = self._rows(
+            "SELECT count(*), coalesce(sum(size), 0) FROM members"
+        )
+        points, archives, parts = (
+            self._rows(f"SELECT count(*) FROM {table}")[0][0]
+            for table in ("points", "archives", "parts")
+        )
+        left_out = tuple(self._rows("SELECT name, why FROM others ORDER BY rowid"))
+        return Summary(images, image_bytes, points, archives, parts, left_out)
+
+    def _stream(self, archive: int) -> JoinedFile:
+        streams: dict[int, JoinedFile] = self._opened().streams
+        if archive not in streams:
+            streams[archive] = JoinedFile(self._archives[archive].parts)
+        return streams[archive]
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
+        with sqlite_errors(self._index):
+            return self._database().execute(query, values).fetchall()
+
+    def _database(self) -> sqlite3.Connection:
+        database: sqlite3.Connection = self._opened().database
+        return database
+
+    def _opened(self) -> threading.local:
+        """Files that this process and thread opened."""
+        if getattr(self._local, "process", None) != os.getpid():
+            address = f"{self._index.resolve().as_uri()}?mode=ro&immutable=1"
+            with sqlite_errors(self._index):
+                self._local.database = sqlite3.connect(address, uri=True)
+            self._local.streams = {}
+            self._local.process = os.getpid()
+        return self._local
+
+    def close(self) -> None:
+        """Let go of the files that this thread opened."""
+        if getattr(self._local, "process", None) == os.getpid():
+            self._local.database.close()
+            for stream in self._local.streams.values():
+                stream.close()
+            self._local.process = None
+
+
+def _changed(folder: Path, what: str) -> DataError:
+    return DataError(
+        f"{folder} has {what} when it was indexed; fetch them again, or, if they are right, "
+        f"index them anew: abc-embed data index {folder} --again"
+    )
+
+
+def _check_size(member: Member) -> None:
+    if member.size > LIMIT:
+        raise DataError(f"{member.name!r} has {member.size:,} bytes, as no image has")
+
+
+def _checked(member: Member, content: bytes) -> bytes:
+    if len(content) != member.size or zlib.crc32(content) != member.crc:
+        raise DataError(
+            f"{member.name!r} is not what it was when the archive was indexed; "
+            "fetch the part that holds it again"
+        )
+    return content
