@@ -1,23 +1,25 @@
-"""Vectors: to unit length, and one by one to a file: .npy and names, .jsonl, .parquet, or stdout.
+"""Vectors: to unit length, and one by one into a file: `.npy` with names, `.jsonl`, `.parquet`.
 
-A file is written aside and renamed when all is written, so that a broken-off one never looks
-finished, and no more than a handful of vectors is in memory. The end of its name is its format.
+The file is there when all is written and not before, so that a broken-off one never looks finished;
+no more than a handful of vectors is held in memory.
+
+    with open_writer("photos.npy") as writer:
+        for path, vector in zip(paths, model.stream(items)):
+            writer.add(path, vector)
+        writer.finish()
 
 Shapes: `N` vectors, `D` width.
 """
 
 import json
 import os
-import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from abc_embed.errors import AbcError, MissingExtraError, UsageError
-from abc_embed.storage.files import check_writable, flush_to_disk, partial_path, unwritable
+from abc_embed.errors import AbcError, MissingExtraError, OutputError, UsageError
+from abc_embed.storage.files import atomic_write, check_writable, unwritable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,110 +47,84 @@ def l2_normalize(vectors: "ArrayLike", error: AbcError) -> "NDArray[np.float64]"
     return normalized
 
 
-class Writer(ABC):
-    """Context manager: `add` vectors, then `finish`; without `finish` nothing is left behind.
+class Writer:
+    """Context manager: `add` vectors, then `finish`; without `finish` nothing is left behind."""
 
-    Raises:
-        OutputError: a file cannot be written.
-    """
-
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...]
     """What is there at the end; the last one is the one that was asked for."""
+
+    def __init__(self, *files: Path) -> None:
+        self.files = files
+        for file in files:
+            check_writable(file)
+        with ExitStack() as stack:  # closed last to first: the file that was asked for comes last
+            streams = [stack.enter_context(atomic_write(file)) for file in reversed(files)]
+            self._streams = streams[::-1]
+            self._open_files = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-        for file in self.files:
-            with suppress(OSError):
-                partial_path(file).unlink(missing_ok=True)
+    def __exit__(self, *error: object) -> None:
+        self._abandon()
+        # When finished, nothing is open any more; else the files break off, and are deleted.
+        with suppress(OutputError):
+            self._open_files.__exit__(GeneratorExit, GeneratorExit(), None)
 
     def add(self, name: str, vector: "Vector") -> None:
-        """One vector `(D,)` and what it is called."""
-        self._guarded(lambda: self._add(name, vector))
+        """One vector `(D,)` and what it is called.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with self._guarded():
+            self._add(name, vector)
 
     def finish(self) -> None:
-        """Everything is written: give the files their names."""
-        self._guarded(self._end)
-        self._guarded(self._rename)
+        """Everything is written: give the files their names.
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        with self._guarded():
+            self._end()
+            for stream in self._streams:
+                stream.flush()
+                os.fsync(stream.fileno())
+            if len(self.files) > 1:  # never an old file of vectors next to the names of new ones
+                self.files[-1].unlink(missing_ok=True)
+        self._open_files.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            work()
+            yield
         except OSError as error:
             raise unwritable(self.files[-1], error) from error
 
-    def _rename(self) -> None:
-        self._close()
-        for file in self.files:
-            flush_to_disk(partial_path(file))
-        if len(self.files) > 1:  # never an old file of vectors next to the names of new ones
-            self.files[-1].unlink(missing_ok=True)
-        for file in self.files:
-            os.replace(partial_path(file), file)
+    def _add(self, name: str, vector: "Vector") -> None:
+        raise NotImplementedError
 
-    @abstractmethod
-    def _add(self, name: str, vector: "Vector") -> None: ...
-
-    @abstractmethod
     def _end(self) -> None:
         """Write what comes after the last vector."""
 
-    @abstractmethod
-    def _close(self) -> None:
-        """Let go of the files, finished or not."""
-
-
-class StdoutWriter(Writer):
-    """`{"id": ..., "vector": [...]}` per line, on stdout."""
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        work()
-
-    def _add(self, name: str, vector: "Vector") -> None:
-        sys.stdout.write(_line(name, vector))
-
-    def _end(self) -> None:
-        sys.stdout.flush()
-
-    def _rename(self) -> None:
-        """There is no file."""
-
-    def _close(self) -> None:
-        """stdout is not ours to close."""
+    def _abandon(self) -> None:
+        """Let go of what else is open."""
 
 
 class JsonlWriter(Writer):
     """`{"id": ..., "vector": [...]}` per line."""
 
-    def __init__(self, path: Path) -> None:
-        self.files = (path,)
-        self._file = _open(path, "w")
-
     def _add(self, name: str, vector: "Vector") -> None:
-        self._file.write(_line(name, vector))
-
-    def _end(self) -> None:
-        self._file.flush()
-
-    def _close(self) -> None:
-        _quietly_close(self._file)
+        self._streams[0].write(jsonl_line(name, vector).encode())
 
 
 class NpyWriter(Writer):
     """`(N, D)` float32, and the names of the rows as a JSON list in `NAME.ids.json`."""
 
     def __init__(self, path: Path) -> None:
-        self.files = (path.with_suffix(".ids.json"), path)
-        check_writable(self.files[0])
-        self._names = _open(self.files[0], "w")
-        self._vectors = _open(path, "wb")
+        super().__init__(path.with_suffix(".ids.json"), path)
+        self._names, self._vectors = self._streams
         self._count = 0
         self._width = 0
 
@@ -156,26 +132,20 @@ class NpyWriter(Writer):
         if not self._count:
             self._width = len(vector)
             self._vectors.write(self._header())
-        self._names.write(("[\n" if not self._count else ",\n") + json.dumps(name))
+        self._names.write((("[\n" if not self._count else ",\n") + json.dumps(name)).encode())
         self._vectors.write(vector.astype("<f4").tobytes())
         self._count += 1
 
     def _end(self) -> None:
-        self._names.write("[]\n" if not self._count else "\n]\n")
+        self._names.write(b"[]\n" if not self._count else b"\n]\n")
         self._vectors.seek(0)
         self._vectors.write(self._header())
-        self._names.flush()
-        self._vectors.flush()
 
     def _header(self) -> bytes:
         """The head of the file for the present count: NumPy's format leaves it room to grow."""
         shape = (self._count, self._width)
         text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
         return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + f"{text:<117}\n".encode()
-
-    def _close(self) -> None:
-        _quietly_close(self._names)
-        _quietly_close(self._vectors)
 
 
 class ParquetWriter(Writer):
@@ -187,7 +157,7 @@ class ParquetWriter(Writer):
             import pyarrow.parquet
         except ImportError:
             raise MissingExtraError.of("mine", "writing Parquet") from None
-        self.files = (path,)
+        super().__init__(path)
         self._arrow: Any = pyarrow
         self._writer: Any = None
         self._rows: list[tuple[str, Vector]] = []
@@ -203,7 +173,7 @@ class ParquetWriter(Writer):
         vectors = arrow.list_(arrow.float32(), width)
         schema = arrow.schema([("id", arrow.string()), ("vector", vectors)])
         if self._writer is None:
-            self._writer = arrow.parquet.ParquetWriter(partial_path(self.files[0]), schema)
+            self._writer = arrow.parquet.ParquetWriter(self._streams[0], schema)
         names, values = zip(*self._rows, strict=True) if self._rows else ((), ())
         columns = [arrow.array(names, arrow.string()), arrow.array(values, vectors)]
         self._writer.write_table(arrow.table(columns, schema=schema))
@@ -214,7 +184,7 @@ class ParquetWriter(Writer):
             self._write_rows()
         self._writer.close()
 
-    def _close(self) -> None:
+    def _abandon(self) -> None:
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()
@@ -227,38 +197,24 @@ FORMATS: dict[str, Callable[[Path], Writer]] = {
 }
 
 
-def open_writer(out: Path | None) -> Writer:
-    """The writer for a file by the end of its name; for None, stdout.
+def open_writer(path: str | Path) -> Writer:
+    """The writer for a file by the end of its name.
 
     Raises:
         UsageError: no such format.
         OutputError: the file cannot be written there.
         MissingExtraError: an optional package is absent.
     """
-    if out is None:
-        return StdoutWriter()
-    if out.suffix.lower() not in FORMATS:
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"{str(out)!r} does not end in {', '.join(FORMATS)}, which says in what format to write"
+            f"{str(path)!r} does not end in {', '.join(FORMATS)}, which says in what format to "
+            "write"
         )
-    check_writable(out)
-    return FORMATS[out.suffix.lower()](out)
+    return FORMATS[path.suffix.lower()](path)
 
 
-def _line(name: str, vector: "Vector") -> str:
-    # Nine digits give back every float32 exactly.
+def jsonl_line(name: str, vector: "Vector") -> str:
+    """A vector `(D,)` as a line of JSON: nine digits give back every float32 exactly."""
     values = ", ".join(f"{value:.9g}" for value in vector.tolist())
     return f'{{"id": {json.dumps(name)}, "vector": [{values}]}}\n'
-
-
-def _open(path: Path, mode: str) -> IO[Any]:
-    try:
-        return partial_path(path).open(mode, encoding=None if "b" in mode else "utf-8")
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def _quietly_close(file: IO[Any]) -> None:
-    """Closing writes what is left in the buffer; if it cannot, `_end` has said so already."""
-    with suppress(OSError):
-        file.close()

@@ -183,7 +183,7 @@ def test_a_failure_leaves_the_old_file_as_it_was(cli: Cli, tiny: Path, here: Pat
 def test_ctrl_c_in_the_middle_leaves_nothing(
     cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def some_then_ctrl_c(_: object) -> Iterator[items.Named]:
+    def some_then_ctrl_c(_: object) -> Iterator[items.NamedItem]:
         """Twenty texts: at a batch size of 1, two windows of them are embedded by then."""
         yield from from_lines(b'"text %d"' % number for number in range(20))
         signal.raise_signal(signal.SIGINT)

@@ -12,7 +12,8 @@ import pytest
 from cli_parts import Cli
 
 import abc_embed
-from abc_embed.cli import STOPPED, options
+from abc_embed import Embedder
+from abc_embed.cli import STOPPED
 from abc_embed.cli.parser import COMMANDS
 from abc_embed.errors import OutOfMemoryError
 
@@ -76,7 +77,7 @@ def test_ctrl_c_says_stopped(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*args: object, **kwargs: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(options, "load", interrupted)
+    monkeypatch.setattr(Embedder, "from_pretrained", interrupted)
     done = cli("compare", "photo.jpg", "a dog")
     assert (done.code, done.out, done.err) == (STOPPED, "", "Stopped.\n")
 
@@ -87,7 +88,7 @@ def test_an_error_of_the_package_is_one_sentence_with_its_code(
     def fail(*args: object, **kwargs: object) -> NoReturn:
         raise OutOfMemoryError("the device is full; lower batch_size")
 
-    monkeypatch.setattr(options, "load", fail)
+    monkeypatch.setattr(Embedder, "from_pretrained", fail)
     done = cli("compare", "photo.jpg", "a dog")
     assert (done.code, done.out) == (1, "")
     assert done.err == "Error: the device is full; lower batch_size\n"
@@ -99,7 +100,7 @@ def test_what_the_system_refuses_is_one_sentence(
     def fail(*args: object, **kwargs: object) -> NoReturn:
         raise PermissionError(13, "Permission denied", "model/config.json")
 
-    monkeypatch.setattr(options, "load", fail)
+    monkeypatch.setattr(Embedder, "from_pretrained", fail)
     done = cli("compare", "photo.jpg", "a dog")
     assert done.code == 1
     assert done.error == "model/config.json: Permission denied"
@@ -108,7 +109,7 @@ def test_what_the_system_refuses_is_one_sentence(
 def test_a_mistake_of_ours_keeps_its_traceback(
     cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(options, "load", lambda *args, **kwargs: None)
+    monkeypatch.setattr(Embedder, "from_pretrained", lambda *args, **kwargs: None)
     with pytest.raises(AttributeError):
         cli("compare", "photo.jpg", "a dog")
 

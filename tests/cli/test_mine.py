@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli, leftovers
 
-from abc_embed.cli.mine_report import size, span
+from abc_embed.cli.mine import size, span
 from abc_embed.data.records import read_records
 from abc_embed.mining.output import read_mined
 

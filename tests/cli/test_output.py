@@ -11,7 +11,7 @@ from abc_embed.storage.files import check_writable
 
 
 def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    output.show_table(("n", "text"), [(1, "[red]x[/red]"), (10, "\x1b[31mred\x07")], title="[b]t")
+    output.print_table(("n", "text"), [(1, "[red]x[/red]"), (10, "\x1b[31mred\x07")], title="[b]t")
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "[b]t"
     assert "[red]x[/red]" in out
@@ -20,7 +20,7 @@ def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]
 
 
 def test_numbers_stand_on_the_right(capsys: pytest.CaptureFixture[str]) -> None:
-    output.show_table(("", "cosine"), [("a", 0.5), ("b", -0.25)])
+    output.print_table(("", "cosine"), [("a", 0.5), ("b", -0.25)])
     first, second = (line for line in capsys.readouterr().out.splitlines() if "0." in line)
     assert first.endswith(" 0.500")
     assert len(first) == len(second)
@@ -31,7 +31,7 @@ def test_numbers_stand_on_the_right(capsys: pytest.CaptureFixture[str]) -> None:
     [("ä τ 犬", "ä τ 犬"), ("a\tb\n", "a\\tb\n"), ("\udcff", "\\udcff"), ("\u202e", "\\u202e")],
 )
 def test_what_can_be_printed(text: str, shown: str) -> None:
-    assert output.shown(text) == shown
+    assert output.printable(text) == shown
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -144,13 +144,14 @@ def test_doctor_names_what_is_broken(cli: Cli, broken_model: Path) -> None:
 
 
 def test_doctor_names_the_pip_lines(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "EXTRAS", {"scale": ("no_such_module",), "dev": ("pytest",)})
+    extras = {"scale": ["no-such-package"], "mine": ["pytest"]}
+    monkeypatch.setattr(doctor, "extras", lambda: extras)
     monkeypatch.setattr(runtime, "PACKAGES", ("torch", "no-such-package"))
     done = cli("doctor", "--model", tiny)
     assert done.code == 1
     assert "without no-such-package" in done.out
     assert "pip install 'abc-embed[scale]'" in done.out
-    assert "abc-embed[dev]" not in done.out
+    assert "abc-embed[mine]" not in done.out
 
 
 @pytest.mark.parametrize(

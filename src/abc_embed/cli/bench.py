@@ -14,7 +14,7 @@ import typer
 from abc_embed.cli import bench_audit, bench_replica, bench_sets, options
 from abc_embed.cli.bench_common import parse_areas
 from abc_embed.cli.bench_sets import Areas, Cache, Model
-from abc_embed.cli.output import say, show, show_json, show_table
+from abc_embed.cli.output import print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
 
@@ -55,7 +55,7 @@ def _bench() -> None:
 
 
 bench_sets.register(app)
-bench_replica.register(app)
+app.command("build-replica", epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
 app.command("audit", epilog=bench_audit.EXAMPLES)(bench_audit.audit)
 
 
@@ -106,7 +106,7 @@ def ctrlbench(
             if not as_json:
                 _show(records[-1])
     if as_json:
-        show_json(records if len(records) > 1 else records[0])
+        print_json(records if len(records) > 1 else records[0])
 
 
 def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Benchmark, str]]":
@@ -147,9 +147,11 @@ def _measured(
             progress=on_progress,
         )
     if path is None:
-        say(f"measured on {record['time'][:10]}, answered from the record; --again measures anew")
+        print_message(
+            f"measured on {record['time'][:10]}, answered from the record; --again measures anew"
+        )
     else:
-        say(f"the record is {path}")
+        print_message(f"the record is {path}")
     return record
 
 
@@ -159,8 +161,8 @@ def _show(record: dict[str, Any]) -> None:
     title = f"{record['benchmark']}, {record['model']['name']}"
     if area := record["settings"]["max_pixels"]:
         title += f", at most {area:,} pixels"
-    show_table(("", "value (95 %)", "target"), tables.summary(record), title=title)
-    show(tables.standing(record))
+    print_table(("", "value (95 %)", "target"), tables.summary(record), title=title)
+    print_result(tables.standing(record))
 
 
 @app.command(epilog=EXAMPLES)
@@ -177,10 +179,10 @@ def build(
         benchmark = frozen.build(tier, out, on_progress)
     told = {**benchmark.card["counts"], **gate(benchmark, tier)}
     if as_json:
-        show_json({"out": str(out), **told, "content_hash": benchmark.content_hash()})
+        print_json({"out": str(out), **told, "content_hash": benchmark.content_hash()})
         return
-    show_table((f"tier {tier}", ""), list(told.items()))
-    show(f"the benchmark is in {out}")
+    print_table((f"tier {tier}", ""), list(told.items()))
+    print_result(f"the benchmark is in {out}")
 
 
 @app.command(epilog=EXAMPLES)
@@ -197,7 +199,7 @@ def diff(
     one, other = read_record(a), read_record(b)
     rows = compare(one, other)
     if as_json:
-        show_json(rows)
+        print_json(rows)
         return
     names = [record["model"]["name"] for record in (one, other)]
     lines = []
@@ -205,7 +207,7 @@ def diff(
         low, high = row["interval"]
         change = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append((WAYS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
-    show_table(("R@1", *names, "difference (95 %)", "p"), lines, title=one["benchmark"])
+    print_table(("R@1", *names, "difference (95 %)", "p"), lines, title=one["benchmark"])
 
 
 @app.command(epilog=EXAMPLES)
@@ -243,7 +245,7 @@ def report(
         if benchmark is not None and record.get("top"):
             path = out / f"answers-{number:02}-{record['benchmark']}.png"
             pictures.draw_examples(record, benchmark, path)
-    show(f"the report is in {out}")
+    print_result(f"the report is in {out}")
 
 
 def _drawn(record: dict[str, Any]) -> "Benchmark | None":
@@ -254,5 +256,7 @@ def _drawn(record: dict[str, Any]) -> "Benchmark | None":
         if its.content_hash == record["benchmark_hash"]:
             with progress_bar(f"drawing tier {tier}") as on_progress:
                 return frozen.load(tier, on_progress)
-    say(f"the pictures of {record['benchmark']} are not at hand; name their folder with --data")
+    print_message(
+        f"the pictures of {record['benchmark']} are not at hand; name their folder with --data"
+    )
     return None

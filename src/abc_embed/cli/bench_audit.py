@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import say, show, show_json, show_table
+from abc_embed.cli.output import print_json, print_message, print_result, print_table
 
 EXAMPLES = """\
 Examples:
@@ -75,13 +75,13 @@ def audit(
     ]
     findings = run(panel, questions, max_pixels=area, cache=cache, progress=not as_json)
     if as_json:
-        show_json(findings)
+        print_json(findings)
     else:
-        show_table(audit_table.head(), audit_table.rows(findings))
-        show(audit_table.summary(findings))
+        print_table(audit_table.head(), audit_table.rows(findings))
+        print_result(audit_table.summary(findings))
     if out is not None:
         _write(findings, out)
-        say(f"the audit is in {out}")
+        print_message(f"the audit is in {out}")
 
 
 def _area(max_pixels: str | None) -> int | None:

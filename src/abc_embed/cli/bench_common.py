@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_embed.cli import options
-from abc_embed.cli.output import say, show_json, show_table
+from abc_embed.cli.output import print_json, print_message, print_table
 from abc_embed.errors import UsageError
 from abc_embed.storage.files import check_writable
 
@@ -116,18 +116,18 @@ def show_found(common: Common, encoder: "Encoder", found: "list[Findings]", scor
     records = [make_record(encoder, findings, encoder.name) for findings in found]
     for findings in found:
         if message := say_missing(findings["missing"]):
-            say(f"{findings['benchmark']}: {message}")
+            print_message(f"{findings['benchmark']}: {message}")
     if common.as_json:
-        show_json(records if len(records) > 1 else records[0])
+        print_json(records if len(records) > 1 else records[0])
     else:
         for findings in found:
             _table(findings)
     if common.out is not None:
         for record in records:
-            say(f"the record is {write_record(record, common.out)}")
+            print_message(f"the record is {write_record(record, common.out)}")
     if common.figure is not None:
         draw(found, score, common.figure)
-        say(f"the figure is {common.figure}")
+        print_message(f"the figure is {common.figure}")
 
 
 def _table(findings: "Findings") -> None:
@@ -141,4 +141,4 @@ def _table(findings: "Findings") -> None:
     if findings.get("images_per_s"):
         rows.append(("items with an image per second", f"{findings['images_per_s']:.1f}", "", ""))
     title = findings["benchmark"] + (f", at most {area:,} pixels" if area else "")
-    show_table(("", "%", "95 %", "queries"), rows, title=title)
+    print_table(("", "%", "95 %", "queries"), rows, title=title)

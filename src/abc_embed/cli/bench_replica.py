@@ -1,7 +1,4 @@
-"""`abc-embed bench build-replica`: CtrlBench tier R from one's own images.
-
-Does: check the options, show what was made. Does not: ask or write (bench/replica.py does).
-"""
+"""`abc-embed bench build-replica`: CtrlBench tier R from one's own images."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import show, show_json, show_table
+from abc_embed.cli.output import print_json, print_result, print_table
 from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.progress import progress_bar
 
@@ -51,69 +48,51 @@ JsonMode = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Put the command among those of `abc-embed bench`."""
-    app.command("build-replica", epilog=EXAMPLES)(build_replica)
-
-
+@options.with_settings
 def build_replica(
     source: Source,
     out: Out,
-    vlm: vlm_options.Vlm = None,
     count: Count = 1000,
     seed: Seed = 0,
     license: Licence = "",
     leaks: Leaks = False,
     tries: Tries = 2,
     json_mode: JsonMode = "schema",
-    base_url: vlm_options.BaseUrl = None,
-    key_variable: vlm_options.KeyVariable = "OPENAI_API_KEY",
-    concurrency: vlm_options.Concurrency = 4,
-    rpm: vlm_options.Rpm = None,
-    tpm: vlm_options.Tpm = None,
-    price_in: vlm_options.PriceIn = None,
-    price_out: vlm_options.PriceOut = None,
-    max_cost: vlm_options.MaxCost = None,
     max_tokens: vlm_options.MaxTokens = 1024,
-    image_tokens: vlm_options.ImageTokens = None,
-    token_field: vlm_options.TokenField = "max_tokens",
-    timeout: vlm_options.Timeout = 120.0,
-    retries: vlm_options.Retries = 6,
-    dry_run: vlm_options.DryRun = False,
+    *,
+    vlm: vlm_options.VlmSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Build tier R: five questions about each of your images, by a VLM or from human captions.
 
     What is left out is in the folder's rejects.jsonl, with its reason, and counted in its card.
     """
-    told = dict(locals())  # the options by name, to hand on in groups
-    if vlm is None:
-        if dry_run:
-            raise UsageError("without --vlm nobody is asked; leave --dry-run out")
-        _show(*_from_records(source, out, leaks), as_json)
-        return
     from abc_embed.bench.ctrlbench import replica
 
+    if vlm.vlm is None:
+        if vlm.dry_run:
+            raise UsageError("without --vlm nobody is asked; leave --dry-run out")
+        _print_benchmark(*_from_records(source, out, leaks), as_json)
+        return
     files = replica.sample(source, count, seed)
+    replies = out.with_name(f"{out.name}.replies.sqlite")
     with ExitStack() as stack:
-        replies = out.with_name(f"{out.name}.replies.sqlite")
-        asking = {name: told[name] for name in vlm_options.NAMES}
-        client = vlm_options.vlm_client(stack, vlm, replies, json_mode=json_mode, **asking)
-        if dry_run:
+        client = vlm.client(stack, replies, max_tokens=max_tokens, json_mode=json_mode)
+        if vlm.dry_run:
             requests = replica.planned_requests(files)
-            vlm_options.show_estimate(client, requests, tries, replica.RETRY_TOKENS, as_json)
+            vlm_options.print_estimate(client, requests, tries, replica.RETRY_TOKENS, as_json)
             return
         about = {**replica.about(client), "seed": seed, "license": license}
         how = "a VLM, one request an image"
         pairs = replica.pairs_from_model(files, source, client, license=license, tries=tries)
+        on_progress = stack.enter_context(progress_bar("images", len(files)))
         try:
-            with progress_bar("images", len(files)) as on_progress:
-                found = replica.build(
-                    out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress
-                )
+            benchmark, left_out = replica.build(
+                out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress
+            )
         except CostLimitError as reached:
             raise CostLimitError(f"{reached} (--max-cost)") from None
-    _show(*found, as_json)
+    _print_benchmark(benchmark, left_out, as_json)
 
 
 def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dict[str, int]]":
@@ -128,7 +107,7 @@ def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dic
         return replica.build(out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress)
 
 
-def _show(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:
+def _print_benchmark(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:
     from abc_embed.bench.ctrlbench.validate import gate
 
     bounds = gate(benchmark, "R")
@@ -138,17 +117,17 @@ def _show(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> No
         "questions": len(benchmark.queries),
     }
     if as_json:
-        told = {"out": str(benchmark.folder), **counts, "left_out": left_out, "gate": bounds}
-        show_json({**told, "content_hash": benchmark.content_hash()})
+        summary = {"out": str(benchmark.folder), **counts, "left_out": left_out, "gate": bounds}
+        print_json({**summary, "content_hash": benchmark.content_hash()})
         return
-    show_table(("tier R", ""), list(counts.items()))
+    print_table(("tier R", ""), list(counts.items()))
     if left_out:
-        show_table(("left out", ""), list(left_out.items()))
+        print_table(("left out", ""), list(left_out.items()))
     rows: list[tuple[str, Any]] = [
         ("R@1 of the image alone, at most", bounds["image"]),
         ("R@1 of the words alone, at most", bounds["text"]),
         ("R@1 by chance", bounds["random"]),
         ("prompts with a word of their answer", bounds["leaks"]),
     ]
-    show_table(("from the files alone", ""), rows)
-    show(f"the benchmark is in {benchmark.folder}")
+    print_table(("from the files alone", ""), rows)
+    print_result(f"the benchmark is in {benchmark.folder}")

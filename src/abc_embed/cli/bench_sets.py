@@ -13,7 +13,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.bench_common import Common, checked, load, measured, run, show_found
-from abc_embed.cli.output import say, show_table
+from abc_embed.cli.output import print_message, print_table
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ def _captions(
     further = [load_positives(name, captions) for name in positives]
     for one in further:
         if one.absent:
-            say(f"{one.name}: {one.absent:,} judged pairs are not in the set, and left out")
+            print_message(
+                f"{one.name}: {one.absent:,} judged pairs are not in the set, and left out"
+            )
     run(
         common,
         "image_to_text_r1",
@@ -182,7 +184,7 @@ def mmeb(
         encoder = load(common, stack)
         for name in names:
             chosen = load_task(data, name, prefix=prefix, seed=seed, limit=limit)
-            say(f"{name}: {len(chosen.choices):,} questions")
+            print_message(f"{name}: {len(chosen.choices):,} questions")
 
             def measure_it(e: "Encoder", area: int | None, chosen: Task = chosen) -> "Findings":
                 return measure(e, chosen, max_pixels=area, progress=not common.as_json)
@@ -190,7 +192,7 @@ def mmeb(
             found += measured(common, encoder, measure_it)
     show_found(common, encoder, found, "accuracy")
     if not common.as_json and len(common.areas) == 1:
-        show_table(("MMEB v1, %", "rows", "accuracy", "paper"), rows(found))
+        print_table(("MMEB v1, %", "rows", "accuracy", "paper"), rows(found))
 
 
 def zero_shot(

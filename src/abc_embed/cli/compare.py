@@ -1,12 +1,13 @@
 """`abc-embed compare`: one image, candidate texts, and a ranking for every instruction."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import say, show_json
+from abc_embed.cli.output import print_json, print_message
 
 EXAMPLES = """\
 Examples:
@@ -17,6 +18,7 @@ Examples:
 """
 
 
+@options.with_settings
 def compare(
     image: Annotated[str, typer.Argument(help="An image file.")],
     texts: Annotated[list[str], typer.Argument(help="The texts to rank.")],
@@ -31,39 +33,33 @@ def compare(
         Path | None,
         typer.Option("--plot", help="Also draw image and rankings: .png, .jpg or .webp."),
     ] = None,
-    model: options.Model = options.MODEL,
-    max_pixels: options.MaxPixels = None,
-    decode_limit: options.DecodeLimit = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    *,
+    settings: options.ImageModelSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Rank texts by how well they fit an image, the best first.
 
     The score is the cosine of the two vectors: 1 is the most there can be.
     """
+    from abc_embed.cli import plot as plots
+    from abc_embed.cli.rankings import print_ranking, rank
+    from abc_embed.inputs import DECODE_LIMIT, Item, open_image
+
     if plot is not None:
-        from abc_embed.cli.plot import check_plot
-
-        check_plot(plot)
-    from abc_embed.cli.rankings import Comparison, show_ranking
-    from abc_embed.inputs import open_image
-
-    comparison = Comparison(image, instruction or [None], texts)
-    limit = {} if decode_limit is None else {"decode_limit": decode_limit}
-    photo = open_image(image, **limit)  # a bad image is found before the model is loaded
-    loaded = options.load(
-        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
-    )
-    rankings = comparison.rank(loaded)
+        plots.check_plot(plot)
+    asked: Sequence[str | None] = instruction or [None]
+    questions = [Item(image=image, instruction=words) for words in asked]
+    candidates = [Item(text=text) for text in texts]
+    # A bad image is found before the model is loaded.
+    photo = open_image(image, decode_limit=settings.decode_limit or DECODE_LIMIT)
+    embedder, max_pixels = settings.load_with_pixels()
+    rankings = rank(embedder, questions, candidates, max_pixels)
     if as_json:
-        shown = [ranking.as_json() for ranking in rankings]
-        show_json({"image": image, "model": model, "rankings": shown})
+        listed = [ranking.as_json() for ranking in rankings]
+        print_json({"image": image, "model": settings.model, "rankings": listed})
     else:
         for ranking in rankings:
-            show_ranking(ranking)
+            print_ranking(ranking)
     if plot is not None:
-        from abc_embed.cli.plot import write_plot
-
-        write_plot(plot, photo, rankings)
-        say(f"drawn in {plot}")
+        plots.write_plot(plot, photo, rankings)
+        print_message(f"drawn in {plot}")

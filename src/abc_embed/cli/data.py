@@ -1,28 +1,25 @@
-"""`abc-embed data`: fetch, index, check, unpack and describe data sets.
+"""`abc-embed data`: fetch, index, check, unpack, convert and describe data sets."""
 
-Does: the subcommands about sources and cards. Does not: work on records or write instructions;
-sibling files do, and each is named in `PARTS`.
-"""
-
-import importlib
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli import options
-from abc_embed.cli.output import say, show, show_json, show_table
+from abc_embed.cli import data_instruct, options
+from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
-    from abc_embed.data.published.verify import Completeness
+    from abc_embed.data import Dataset
 
-PARTS: tuple[str, ...] = ("data_records", "data_instruct")
-"""Sibling files with more subcommands, like "data_records"; each has `register(app)` and imports
-what is heavy inside its functions."""
-
+MB = 2**20
 SHOWN = 10
-"""Missing images and bad rows that are named in a message; --json names them all."""
+"""Lines of each kind in a message; --json has them all."""
+CHECK_SHOWN = 20
+"""The same, of `abc-embed data check`."""
 
 EXAMPLES = """\
 Examples:
@@ -35,6 +32,16 @@ Examples:
   abc-embed data card vg
 """
 
+RECORDS_EXAMPLES = """\
+Examples:
+
+\b
+  abc-embed data check scenes
+  abc-embed data convert scenes --to parquet --out scenes-parquet
+  abc-embed data show scenes --out scenes.png --count 8
+  abc-embed data check photos --column caption=title
+"""
+
 app = typer.Typer(
     help="Fetch, index, check and describe data sets.",
     no_args_is_help=True,
@@ -42,12 +49,31 @@ app = typer.Typer(
     epilog=EXAMPLES,
 )
 
+
 Folder = Annotated[Path, typer.Argument(help="The folder of the data set.")]
 
 
-@app.callback()
-def _data() -> None:
-    """Fetch, index, check and describe data sets."""
+class Form(StrEnum):
+    """What a data set can be written as."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    WEBDATASET = "webdataset"
+    FOLDER = "folder"
+
+
+DataSet = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="Records (.jsonl or their folder), .parquet, .tar, a folder of these, or of images; "
+        "a published set as SET:FOLDER.",
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="OURS=THEIRS: how a field is called there; may be repeated."),
+]
 
 
 @app.command(epilog=EXAMPLES)
@@ -69,18 +95,18 @@ def fetch(
     from abc_embed.data.published.fetch import plan
 
     planned = plan(name, out)
-    say(
+    print_message(
         f"{planned.repository} at {planned.commit[:12]}: {len(planned.files)} files, "
         f"{planned.size / 1e6:,.1f} MB, of which {planned.missing / 1e6:,.1f} MB are still to fetch"
         f" ({planned.free / 1e6:,.0f} MB free)"
     )
     if not dry_run:
-        with progress_bar("fetching MB", unit=1 << 20) as on_progress:
-            run(planned, out, said=say, counted=on_progress)
+        with progress_bar("fetching MB", unit=MB) as on_progress:
+            run(planned, out, said=print_message, counted=on_progress)
     if as_json:
-        show_json({**planned.as_json(), "out": str(out), "fetched": not dry_run})
+        print_json({**planned.as_json(), "out": str(out), "fetched": not dry_run})
     elif not dry_run:
-        show(f"{name} is in {out}; next: abc-embed data index {out}")
+        print_result(f"{name} is in {out}; next: abc-embed data index {out}")
 
 
 @app.command(epilog=EXAMPLES)
@@ -102,18 +128,18 @@ def index(
     """
     from abc_embed.data.published.dataset import prepare
 
-    with progress_bar("indexing MB", unit=1 << 20) as on_progress:
-        made = prepare(
+    with progress_bar("indexing MB", unit=MB) as on_progress:
+        summary = prepare(
             folder,
-            spacing=options.size_in_bytes(spacing, "--spacing"),
+            spacing=options.parse_size(spacing, "--spacing"),
             again=again,
-            on_message=say,
+            on_message=print_message,
             on_progress=on_progress,
         )
     if as_json:
-        show_json({"folder": str(folder), **made})
+        print_json({"folder": str(folder), **summary})
     else:
-        show_table(("index", ""), [(k.replace("_", " "), v) for k, v in made.items()])
+        print_table(("index", ""), [(k.replace("_", " "), v) for k, v in summary.items()])
 
 
 @app.command(epilog=EXAMPLES)
@@ -125,23 +151,16 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
     from abc_embed.data.published.verify import check_complete
 
     with progress_bar("rows") as on_progress:
-        found = check_complete(folder, counted=on_progress)
+        result = check_complete(folder, counted=on_progress)
     if as_json:
-        show_json(found.as_json())
+        print_json(result.as_json())
     else:
-        show_table(("rows", ""), found.counts())
-    _say_problems(found)
-    if not found.ok:
+        print_table(("rows", ""), result.counts())
+    problems = result.problems()
+    _print_first(problems, SHOWN)
+    print_message("complete" if result.ok else f"not complete: {len(problems):,} problems")
+    if not result.ok:
         raise typer.Exit(1)
-
-
-def _say_problems(found: "Completeness") -> None:
-    lines = found.problems()
-    for line in lines[:SHOWN]:
-        say(line)
-    if len(lines) > SHOWN:
-        say(f"and {len(lines) - SHOWN} more; --json names them all")
-    say("complete" if found.ok else f"not complete: {len(lines):,} problems")
 
 
 @app.command(epilog=EXAMPLES)
@@ -161,20 +180,15 @@ def unpack(
     from abc_embed.data.published.dataset import open_images
     from abc_embed.data.published.unpack import unpack as run
 
-    most = None if limit is None else options.size_in_bytes(limit, "--limit")
-    with progress_bar("unpacking MB", unit=1 << 20) as on_progress:
-        done = run(
-            open_images(folder),
-            out,
-            limit=most,
-            counted=on_progress,
-        )
+    most = None if limit is None else options.parse_size(limit, "--limit")
+    with progress_bar("unpacking MB", unit=MB) as on_progress:
+        done = run(open_images(folder), out, limit=most, counted=on_progress)
     for name, why in done.left_out[:SHOWN]:
-        say(f"left out: {name} ({why})")
+        print_message(f"left out: {name} ({why})")
     if as_json:
-        show_json(done.as_json())
+        print_json(done.as_json())
     else:
-        show(
+        print_result(
             f"{done.written:,} images written to {out}, {done.kept:,} were there, "
             f"{len(done.left_out):,} left out"
         )
@@ -188,10 +202,128 @@ def card(folder: Folder, as_json: options.AsJson = False) -> None:
     with progress_bar("files") as on_progress:
         facts, path = write_card(folder, counted=on_progress)
     if as_json:
-        show_json(facts)
+        print_json(facts)
     else:
-        show(f"the card is {path}")
+        print_result(f"the card is {path}")
 
 
-for _part in PARTS:
-    importlib.import_module(f"abc_embed.cli.{_part}").register(app)
+@app.command(epilog=RECORDS_EXAMPLES)
+def check(
+    data: DataSet,
+    columns: Columns = None,
+    longest: Annotated[
+        int, typer.Option("--longest", min=1, help="Characters beyond which a text is long.")
+    ] = 2000,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail for what comes twice or is long as well.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Look at every row and image: what is wrong, where, and how to mend it.
+
+    Ends with exit code 1 when a row cannot be used.
+    """
+    from abc_embed.data.formats.check import ERRORS, REMARKS
+    from abc_embed.data.formats.check import check as run
+
+    dataset = _open(data, columns)
+    with progress_bar("checking rows") as on_progress:
+        report = run(dataset, longest=longest, counted=on_progress)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        for kind, lines in (("error", report.errors), ("remark", report.remarks)):
+            _print_first([f"{kind}: {line.place}: {line.why}" for line in lines], CHECK_SHOWN)
+        counts = [("rows", report.rows), ("usable", report.usable), *sorted(report.texts.items())]
+        counts += [(name, report.counts[name]) for name in (*ERRORS, *REMARKS)]
+        print_table((f"{dataset.form}", ""), counts)
+    if not report.good or (strict and report.remarks):
+        raise typer.Exit(1)
+
+
+@app.command(epilog=RECORDS_EXAMPLES)
+def convert(
+    data: DataSet,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    to: Annotated[Form, typer.Option("--to", help="What to write.")] = Form.JSONL,
+    columns: Columns = None,
+    part_size: Annotated[
+        int, typer.Option("--part-size", min=1, help="Rows of a Parquet or tar file.")
+    ] = 1000,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a data set in another form; given again, goes on where it was stopped.
+
+    Rows that cannot be used are left out, counted, and kept in rejects.jsonl with the reason. A
+    folder holds images and captions alone.
+    """
+    from abc_embed.data.formats.convert import REJECTS_FILE
+    from abc_embed.data.formats.convert import convert as run
+
+    dataset = _open(data, columns)
+    with progress_bar("rows") as on_progress:
+        done = run(dataset, out, to.value, part_size=part_size, counted=on_progress)
+    if done.rejected:
+        print_message(f"{done.rejected:,} rows cannot be used; {out / REJECTS_FILE} names them")
+    if as_json:
+        print_json({"out": str(out), "written": done.written, "rejected": done.rejected})
+    else:
+        print_result(f"{done.written:,} rows written to {out}")
+
+
+@app.command(epilog=RECORDS_EXAMPLES)
+def show(
+    data: DataSet,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")],
+    columns: Columns = None,
+    number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the rows.")] = 0,
+) -> None:
+    """Draw a contact sheet: images with boxes, captions, instructions and negatives."""
+    import numpy as np
+
+    from abc_embed.data import Row
+    from abc_embed.data.contact_sheet import write_rows
+
+    check_writable(out)
+    dataset = _open(data, columns)
+    sample = np.random.default_rng(seed).permutation(len(dataset))[:number]
+    rows: list[Row] = []
+    for place in sorted(map(int, sample)):
+        rows += [row for row in dataset.rows(place, place + 1) if isinstance(row, Row)]
+    left_out = min(number, len(dataset)) - len(rows)
+    if left_out:
+        print_message(
+            f"{left_out} of the chosen rows cannot be used; abc-embed data check names them"
+        )
+    if not rows:
+        raise UsageError(f"{data} has no row that can be shown; see abc-embed data check")
+    write_rows(rows, out)
+    print_result(f"{len(rows)} of {len(dataset):,} rows are on {out}")
+
+
+app.command(epilog=data_instruct.EXAMPLES)(data_instruct.instruct)
+
+
+def _open(data: Path, columns: list[str] | None) -> "Dataset":
+    from abc_embed.data import open_dataset
+    from abc_embed.data.records import FIELDS
+
+    names: dict[str, str] = {}
+    for text in columns or []:
+        ours, equals, theirs = text.partition("=")
+        if not equals or ours not in FIELDS:
+            raise UsageError(
+                f"--column {text!r} is not of the form OURS=THEIRS, with OURS one of "
+                f"{', '.join(sorted(FIELDS))}"
+            )
+        names[ours] = theirs
+    return open_dataset(data, names)
+
+
+def _print_first(lines: list[str], count: int) -> None:
+    """The first lines, and how many more there are."""
+    for line in lines[:count]:
+        print_message(line)
+    if len(lines) > count:
+        print_message(f"and {len(lines) - count:,} more; --json names them all")

@@ -1,11 +1,11 @@
 """`abc-embed doctor`: what works here, what is missing, and how to get it.
 
-Does: look at packages, devices, memory and model files, and try the model on a text and a picture.
-Does not: fetch or change anything, but a model that --model names.
+Nothing is fetched or changed, but for a model that --model names.
 """
 
-import importlib.util
+import importlib.metadata
 import json
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import show, show_json, show_table
+from abc_embed.cli.output import print_json, print_result, print_table
 from abc_embed.errors import AbcError
 
 EXAMPLES = """\
@@ -25,15 +25,6 @@ Examples:
   abc-embed doctor
   abc-embed doctor --model runs/mine --json
 """
-
-EXTRAS = {
-    "mine": ("faiss", "pyarrow"),
-    "bench": ("matplotlib", "mteb", "sentence_transformers"),
-    "index": ("lancedb",),
-    "serve": ("fastapi", "uvicorn", "prometheus_client"),
-    "scale": ("ray",),
-}
-"""Extra -> what it makes importable."""
 
 PUBLISHED_GB = 17
 """Size of the published model's base and adapters, on disk and in memory as bfloat16."""
@@ -55,10 +46,10 @@ class Check:
     """Whether nothing works without it."""
 
 
+@options.with_settings
 def doctor(
-    model: options.Model = options.MODEL,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    *,
+    settings: options.ModelSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Look at this installation and try the model.
@@ -66,7 +57,7 @@ def doctor(
     Exits with 1 if something is missing that every command needs, or the model does not work.
     """
     facts = _facts()
-    checks = [*_packages(facts["versions"]), _trial(model, device, dtype)]
+    checks = [*_packages(facts["versions"]), _trial(settings)]
     if checks[0].good:
         checks += [*_published(), _memory(facts["hardware"])]
     checks += _extras()
@@ -76,13 +67,15 @@ def doctor(
             {"name": c.name, "good": c.good, "found": c.found, "mend": c.mend, "needed": c.needed}
             for c in checks
         ]
-        show_json({**facts, "checks": listed, "healthy": healthy})
+        print_json({**facts, "checks": listed, "healthy": healthy})
     else:
-        show_table(("version", ""), list(facts["versions"].items()))
-        show_table(("machine", ""), _machine_rows(facts["hardware"]))
+        print_table(("version", ""), list(facts["versions"].items()))
+        print_table(("machine", ""), _machine_rows(facts["hardware"]))
         rows = [(_YES_NO[c.good], c.name, c.found, c.mend) for c in checks]
-        show_table(("works", "what", "found", "how to get it"), rows)
-        show("All that is needed is here." if healthy else "Something that is needed is missing.")
+        print_table(("works", "what", "found", "how to get it"), rows)
+        print_result(
+            "All that is needed is here." if healthy else "Something that is needed is missing."
+        )
     if not healthy:
         raise typer.Exit(1)
 
@@ -119,23 +112,22 @@ def _packages(versions: dict[str, str]) -> list[Check]:
     return [Check("packages", True, "all there", needed=True)]
 
 
-def _trial(name: str, device: str, dtype: str) -> Check:
+def _trial(settings: options.ModelSettings) -> Check:
     """Load the model and embed with it."""
+    name = f"model {settings.model}"
     started = time.perf_counter()
     try:
         from abc_embed.cli.quickstart import QUESTIONS, example_picture
         from abc_embed.inputs import Item
 
-        loaded = options.load(name, device=device, dtype=dtype)
-        asked = Item(image=example_picture(), instruction=next(iter(QUESTIONS)))
-        loaded.embedder.embed(["a dog", asked])
+        embedder = settings.load()
+        embedder.embed(["a dog", Item(image=example_picture(), instruction=next(iter(QUESTIONS)))])
     except (AbcError, ImportError) as error:
-        return Check(f"model {name}", False, "does not work", str(error), needed=True)
-    model = loaded.embedder.model
+        return Check(name, False, "does not work", str(error), needed=True)
     seconds = time.perf_counter() - started
-    what = f"{loaded.embedder.dim} numbers, {str(model.dtype).removeprefix('torch.')}"
-    found = f"{what} on {model.device}, first answer after {seconds:.1f} s"
-    return Check(f"model {name}", True, found, needed=True)
+    dtype = str(embedder.model.dtype).removeprefix("torch.")
+    found = f"{embedder.dim} numbers, {dtype} on {embedder.model.device}"
+    return Check(name, True, f"{found}, first answer after {seconds:.1f} s", needed=True)
 
 
 def _published() -> list[Check]:
@@ -197,12 +189,33 @@ def _is_cached(repository: str, patterns: tuple[str, ...]) -> bool:
 
 def _extras() -> list[Check]:
     checks = []
-    for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    for extra, packages in extras().items():
+        missing = [name for name in packages if not _is_installed(name)]
         found = "all there" if not missing else f"without {', '.join(missing)}"
         mend = f"pip install 'abc-embed[{extra}]'" if missing else ""
         checks.append(Check(f"extra {extra}", not missing, found, mend))
     return checks
+
+
+def extras() -> dict[str, list[str]]:
+    """Each extra of this package and what it installs, as the package's metadata say.
+
+    The development tools are left out: no code of the package needs them.
+    """
+    extras: dict[str, list[str]] = {}
+    for requirement in importlib.metadata.requires("abc-embed") or []:
+        match = re.fullmatch(r"([\w.-]+).*; extra == ['\"]([\w-]+)['\"]", requirement)
+        if match and match[2] != "dev":
+            extras.setdefault(match[2], []).append(match[1])
+    return extras
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _size(count: int) -> str:

@@ -1,7 +1,6 @@
 """`abc-embed embed`: images and texts -> vectors in a file, or on stdout.
 
-Does: read items (items.py), stream them through the model, write (writers.py), and end with what
-was left out and why. Does not: resume; a run that is broken off leaves nothing.
+A run that is broken off leaves nothing; there is no resuming.
 """
 
 import sys
@@ -9,19 +8,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import say, show, show_json
+from abc_embed.cli.output import print_json, print_message, print_result
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
-from abc_embed.vectors import Writer, open_writer
+from abc_embed.vectors import Writer, jsonl_line, open_writer
 
 if TYPE_CHECKING:
-    from abc_embed.cli.items import Named
+    from abc_embed.cli.items import NamedItem
+    from abc_embed.embedder import Embedder
     from abc_embed.inputs import Item
     from abc_embed.pipeline import Vector
 
@@ -40,6 +40,7 @@ A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, w
 STDIN = "-"
 
 
+@options.with_settings
 def embed(
     inputs: Annotated[
         list[str] | None,
@@ -64,12 +65,8 @@ def embed(
         OnError,
         typer.Option("--on-error", help="A bad item ends the work, or is left out and listed."),
     ] = OnError.RAISE,
-    model: options.Model = options.MODEL,
-    max_pixels: options.MaxPixels = None,
-    batch_size: options.BatchSize = 32,
-    decode_limit: options.DecodeLimit = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    *,
+    settings: options.BatchSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Write one vector per image or text, in the order given.
@@ -77,36 +74,56 @@ def embed(
     Vectors have unit length: their dot product is their cosine. An image with an instruction has
     another vector than the image alone.
     """
-    named, total = _named(inputs or [], text or [], instruction)
+    named_items, total = _read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
-    reading = Reading(named, on_error)
-    reading.check()
-    with open_writer(out) as writer:
-        loaded = options.load(
-            model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
-        )
+    run = EmbeddingRun(named_items, on_error)
+    run.check()
+    opened: Writer | StdoutWriter = StdoutWriter() if out is None else open_writer(out)
+    with opened as writer:
+        embedder, max_pixels = settings.load_with_pixels()
         with progress_bar("embedding", total) as on_progress:
-            for name, vector in reading.vectors(loaded, batch_size):
+            for name, vector in run.vectors(embedder, max_pixels, settings.batch_size):
                 writer.add(name, vector)
-                on_progress(reading.done)
-        reading.finish()
+                on_progress(run.done)
+        run.check_written()
         writer.finish()
-    reading.report()
-    _summarize(writer, reading, loaded.embedder.dim, model, as_json)
+    run.report()
+    if out is not None:
+        _summarize(writer.files, run, embedder.dim, settings.model, as_json)
+
+
+class StdoutWriter:
+    """`{"id": ..., "vector": [...]}` per line, on stdout."""
+
+    files: tuple[Path, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """stdout is not ours to close."""
+
+    def add(self, name: str, vector: "Vector") -> None:
+        """One vector `(D,)` and what it is called."""
+        sys.stdout.write(jsonl_line(name, vector))
+
+    def finish(self) -> None:
+        """Everything is printed."""
+        sys.stdout.flush()
 
 
 @dataclass
-class Reading:
+class EmbeddingRun:
     """The items on their way into the model, and what became of them."""
 
-    named: "Iterable[Named]"
+    named_items: "Iterable[NamedItem]"
     on_error: OnError
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of each item that was left out."""
     written: int = 0
     # Those that the model has and whose vectors have not come back.
-    _handed_out: "deque[Named]" = field(default_factory=deque)
+    _in_flight: "deque[NamedItem]" = field(default_factory=deque)
 
     def check(self) -> None:
         """Find what is bad before a model is loaded for nothing.
@@ -114,12 +131,14 @@ class Reading:
         Raises:
             InputError: an item is bad, and that is to end the work.
         """
-        if isinstance(self.named, list) and self.on_error is OnError.RAISE:
-            for named in self.named:
+        if isinstance(self.named_items, list) and self.on_error is OnError.RAISE:
+            for named in self.named_items:
                 if named.error is not None:
                     self.skip(named, named.error)
 
-    def vectors(self, loaded: options.Loaded, batch_size: int) -> "Iterator[tuple[str, Vector]]":
+    def vectors(
+        self, embedder: "Embedder", max_pixels: int | None, batch_size: int
+    ) -> "Iterator[tuple[str, Vector]]":
         """Name and vector `(D,)` of every good item.
 
         Raises:
@@ -127,11 +146,11 @@ class Reading:
         """
         from abc_embed.embedder import Skipped
 
-        results = loaded.embedder.stream(
-            self._items(), max_pixels=loaded.max_pixels, batch_size=batch_size, on_error="skip"
+        results = embedder.stream(
+            self._items(), max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
         )
         for result in results:
-            named = self._handed_out.popleft()
+            named = self._in_flight.popleft()
             if isinstance(result, Skipped):
                 self.skip(named, result.error)
             else:
@@ -139,11 +158,11 @@ class Reading:
                 yield named.name, result
 
     def _items(self) -> "Iterator[Item]":
-        for named in self.named:
+        for named in self.named_items:
             if named.item is None:
                 self.skip(named, named.error or InputError("the item is empty"))
             else:
-                self._handed_out.append(named)
+                self._in_flight.append(named)
                 yield named.item
 
     @property
@@ -151,7 +170,7 @@ class Reading:
         """How many items are behind us."""
         return self.written + len(self.skipped)
 
-    def skip(self, named: "Named", error: AbcError) -> None:
+    def skip(self, named: "NamedItem", error: AbcError) -> None:
         """Leave an item out.
 
         Raises:
@@ -161,7 +180,7 @@ class Reading:
             raise type(error)(str(error) if named.line is None else f"{named.where}: {error}")
         self.skipped.append((named.where, str(error)))
 
-    def finish(self) -> None:
+    def check_written(self) -> None:
         """Raises `InputError` if nothing was embedded."""
         if not self.written:
             self.report()
@@ -170,47 +189,47 @@ class Reading:
     def report(self) -> None:
         """The list of what was left out."""
         if self.skipped:
-            say(f"skipped {len(self.skipped)} of {self.done}:")
+            print_message(f"skipped {len(self.skipped)} of {self.done}:")
         for name, why in self.skipped:
-            say(f"  {name}: {why}")
+            print_message(f"  {name}: {why}")
 
 
-def _named(
+def _read_items(
     inputs: list[str], texts: list[str], instruction: str | None
-) -> "tuple[Iterable[Named], int | None]":
+) -> "tuple[Iterable[NamedItem], int | None]":
     """What is to be embedded, and how many items that is, if it can be known."""
-    from abc_embed.cli import items as sources
+    from abc_embed.cli import items
 
     if STDIN in inputs:
         if inputs != [STDIN] or texts or instruction is not None:
             raise UsageError(
                 "with - all items come from stdin; give instructions and texts in its lines"
             )
-        return sources.from_lines(sys.stdin.buffer), None
+        return items.from_lines(sys.stdin.buffer), None
     if not inputs and not texts:
         raise UsageError("there is nothing to embed; give images, folders, --text, or - for stdin")
     if instruction is not None and not inputs:
         raise UsageError("an instruction goes with images; give at least one")
-    found = sources.from_arguments(inputs, texts, instruction)
-    return found, len(found)
+    named_items = items.from_arguments(inputs, texts, instruction)
+    return named_items, len(named_items)
 
 
-def _summarize(writer: Writer, reading: Reading, dim: int, model: str, as_json: bool) -> None:
-    if not writer.files:
-        return
-    out = str(writer.files[-1])
+def _summarize(
+    files: tuple[Path, ...], run: EmbeddingRun, dim: int, model: str, as_json: bool
+) -> None:
+    ids = str(files[0]) if len(files) > 1 else None
     if as_json:
-        show_json(
+        print_json(
             {
-                "out": out,
-                "ids": str(writer.files[0]) if len(writer.files) > 1 else None,
-                "count": reading.written,
+                "out": str(files[-1]),
+                "ids": ids,
+                "count": run.written,
                 "dim": dim,
                 "model": model,
-                "skipped": [{"id": name, "reason": why} for name, why in reading.skipped],
+                "skipped": [{"id": name, "reason": why} for name, why in run.skipped],
             }
         )
         return
-    names = f", names in {writer.files[0]}" if len(writer.files) > 1 else ""
-    what = "vector" if reading.written == 1 else "vectors"
-    show(f"{reading.written} {what} of {dim} numbers in {out}{names}")
+    names = "" if ids is None else f", names in {ids}"
+    noun = "vector" if run.written == 1 else "vectors"
+    print_result(f"{run.written} {noun} of {dim} numbers in {files[-1]}{names}")

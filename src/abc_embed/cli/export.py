@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import say, show, show_json
+from abc_embed.cli.output import print_json, print_message, print_result
 
 EXAMPLES = """\
 Examples:
@@ -30,10 +30,10 @@ def export(
     """
     from abc_embed.interop.export import save_sentence_transformer
 
-    loaded = options.load(model, device="cpu", dtype=dtype)
-    written = save_sentence_transformer(loaded.embedder, folder)
+    embedder = options.ModelSettings(model=model, device="cpu", dtype=dtype).load()
+    written = save_sentence_transformer(embedder, folder)
     if as_json:
-        show_json({"folder": str(written), "fingerprint": loaded.embedder.fingerprint})
+        print_json({"folder": str(written), "fingerprint": embedder.fingerprint})
         return
-    show(str(written))
-    say("load it with: SentenceTransformer(folder, trust_remote_code=True)")
+    print_result(str(written))
+    print_message("load it with: SentenceTransformer(folder, trust_remote_code=True)")

@@ -1,7 +1,7 @@
 """Arguments, folders and JSONL -> items with names: what `abc-embed embed` reads.
 
-Does: name every item, so that its vector can be found again, and turn what cannot be an item into
-an error in its place. Does not: open images, or decide what becomes of a bad item.
+Every item has a name, so that its vector can be found again; what cannot be an item is an error in
+its place.
 
 A line of JSONL is a text (`"a dog"`), or one of
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from abc_embed.cli.output import say, shown
+from abc_embed.cli.output import print_message, printable
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, ImageNotFoundError, InputError
 from abc_embed.inputs import Item
@@ -26,7 +26,7 @@ FIELDS = ("id", "text", "image", "instruction")
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedItem:
     """An item and what it is called; or why there is none."""
 
     name: str
@@ -38,20 +38,20 @@ class Named:
     @property
     def where(self) -> str:
         """What it is called in a message."""
-        return shown(self.name) if self.line is None else f"line {self.line}"
+        return printable(self.name) if self.line is None else f"line {self.line}"
 
 
 def from_arguments(
     paths: Sequence[str], texts: Sequence[str], instruction: str | None
-) -> list[Named]:
+) -> list[NamedItem]:
     """Image files and folders, then texts; `instruction` goes with every image."""
-    found: list[Named] = []
+    named: list[NamedItem] = []
     for path in paths:
         if Path(path).is_dir():
-            found += (_image(str(file), instruction) for file in _pictures(Path(path)))
+            named += (_image(str(file), instruction) for file in _pictures(Path(path)))
         else:
-            found.append(_image(path, instruction))
-    return [*found, *(_text(text) for text in texts)]
+            named.append(_image(path, instruction))
+    return [*named, *(_text(text) for text in texts)]
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -59,22 +59,24 @@ def _pictures(folder: Path) -> list[Path]:
     if not pictures.files:
         raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
     if pictures.others:
-        say(f"{folder}: {len(pictures.files)} images; {pictures.others} other files left out")
+        print_message(
+            f"{folder}: {len(pictures.files)} images; {pictures.others} other files left out"
+        )
     return pictures.files
 
 
-def _image(path: str, instruction: str | None) -> Named:
+def _image(path: str, instruction: str | None) -> NamedItem:
     is_url = path[:5].lower() == "data:" or "://" in path
     name = valid(path if not is_url else f"{path[:60]}...")
     if not is_url and not _exists(path):
         error = ImageNotFoundError(
             f"there is no file {path!r}; check the path (a text is given with --text)"
         )
-        return Named(name, None, error)
+        return NamedItem(name, None, error)
     try:
-        return Named(name, Item(image=path, instruction=instruction))
+        return NamedItem(name, Item(image=path, instruction=instruction))
     except InputError as error:
-        return Named(name, None, error)
+        return NamedItem(name, None, error)
 
 
 def _exists(path: str) -> bool:
@@ -89,28 +91,28 @@ def valid(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _text(text: str) -> Named:
+def _text(text: str) -> NamedItem:
     try:
-        return Named(valid(text), Item(text=text))
+        return NamedItem(valid(text), Item(text=text))
     except InputError as error:
-        return Named(valid(text), None, error)
+        return NamedItem(valid(text), None, error)
 
 
-def from_lines(lines: Iterable[bytes]) -> Iterator[Named]:
+def from_lines(lines: Iterable[bytes]) -> Iterator[NamedItem]:
     """JSONL in UTF-8, line by line as it comes; empty lines are passed over."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield _from_line(line, number)
 
 
-def _from_line(line: bytes, number: int) -> Named:
+def _from_line(line: bytes, number: int) -> NamedItem:
     name = str(number)
     try:
         fields = _fields(line)
         name = valid(fields.pop("id", name))
-        return Named(name, Item(**fields), line=number)
+        return NamedItem(name, Item(**fields), line=number)
     except (InputError, DataError) as error:
-        return Named(name, None, error, line=number)
+        return NamedItem(name, None, error, line=number)
 
 
 def _fields(line: bytes) -> dict[str, str]:
@@ -125,8 +127,8 @@ def _fields(line: bytes) -> dict[str, str]:
         raise DataError(
             'this is neither a text nor an object; give "a dog", or {"image": "photo.jpg"}'
         )
-    if strange := sorted(set(value) - set(FIELDS)):
-        raise DataError(f"{strange[0]!r} is not known; the fields are {', '.join(FIELDS)}")
+    if unknown := sorted(set(value) - set(FIELDS)):
+        raise DataError(f"{unknown[0]!r} is not known; the fields are {', '.join(FIELDS)}")
     if isinstance(value.get("id"), int):
         value["id"] = str(value["id"])
     for key, inner in value.items():

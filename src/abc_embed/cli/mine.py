@@ -1,8 +1,4 @@
-"""`abc-embed mine`: hard negatives for a data set, with a plan before and a report after.
-
-Does: check the options before anything is loaded, and show plan and report. Does not: score
-(mining/ does).
-"""
+"""`abc-embed mine`: hard negatives for a data set, with a plan before and a report after."""
 
 import dataclasses
 import json
@@ -13,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.mine_report import say_bad, say_plan, show_report
-from abc_embed.cli.output import show_json
+from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.errors import OutputError
 from abc_embed.mining.engines import Method
 from abc_embed.mining.sample import DRAW, How
 from abc_embed.progress import progress_bar
-from abc_embed.storage.files import check_writable
+from abc_embed.storage.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
     from abc_embed.mining.embed import Model
     from abc_embed.mining.mine import Mined
     from abc_embed.mining.plan import Plan, Settings
+    from abc_embed.mining.report import Report
     from abc_embed.mining.rows import Rows
 
 EXAMPLES = """\
@@ -36,7 +33,10 @@ Examples:
 """
 
 WORK = "mining-work"
-
+BAD_SHOWN = 10
+"""Bad rows that a message names; the rejects file has them all."""
+PROBED = 64
+"""Items of each kind that are at hand to measure the speed with."""
 
 Records = Annotated[
     str,
@@ -46,69 +46,79 @@ Out = Annotated[
     Path,
     typer.Option("--out", "-o", help="A .parquet of row numbers, or records next to the others."),
 ]
-Epsilon = Annotated[
-    float, typer.Option("--epsilon", help="Keep what scores at most this times the own caption.")
-]
-Pool = Annotated[int, typer.Option("--pool", min=1, help="The best so many below that.")]
-Draw = Annotated[int, typer.Option("--draw", min=1, help="Negatives of each image.")]
-HowOption = Annotated[
-    How, typer.Option("--how", help="Any of the pool, or one of each five, from the best on.")
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Another seed, another draw.")]
-Search = Annotated[
-    Method,
-    typer.Option("--search", help="flat and plain are exact; auto is flat if faiss is there."),
-]
-Cells = Annotated[
-    int, typer.Option("--cells", min=0, help="ivf: cells; 0 for 4 times the root of all.")
-]
-Probes = Annotated[int, typer.Option("--probes", min=1, help="ivf: cells to look into.")]
-Memory = Annotated[
-    str, typer.Option("--memory", help="Ceiling of the search, like 512 MB or 2 GB.")
-]
-Processes = Annotated[
-    int, typer.Option("--processes", min=1, help="That embed; each loads the model.")
-]
-Work = Annotated[
-    Path | None,
-    typer.Option(
-        "--work",
-        help="Folder for vectors and pools, which stay.",
-        show_default=f"{WORK} next to --out",
-    ),
-]
-Store = Annotated[
-    str, typer.Option("--store", help="Vectors on disk: float32, or float16 for half of it.")
-]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Show the plan, and stop.")]
 Examples = Annotated[
     int, typer.Option("--examples", min=0, help="Rows on the page of examples; 0 for none.")
 ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MiningOptions:
+    """What is searched and drawn, with what, and where the work is kept."""
+
+    epsilon: Annotated[
+        float,
+        typer.Option("--epsilon", help="Keep what scores at most this times the own caption."),
+    ] = 0.95
+    pool: Annotated[int, typer.Option("--pool", min=1, help="The best so many below that.")] = 100
+    draw: Annotated[int, typer.Option("--draw", min=1, help="Negatives of each image.")] = DRAW
+    how: Annotated[
+        How, typer.Option("--how", help="Any of the pool, or one of each five, from the best on.")
+    ] = How.UNIFORM
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another draw.")] = 0
+    search: Annotated[
+        Method,
+        typer.Option("--search", help="flat and plain are exact; auto is flat if faiss is there."),
+    ] = Method.AUTO
+    cells: Annotated[
+        int, typer.Option("--cells", min=0, help="ivf: cells; 0 for 4 times the root of all.")
+    ] = 0
+    probes: Annotated[int, typer.Option("--probes", min=1, help="ivf: cells to look into.")] = 16
+    memory: Annotated[
+        str, typer.Option("--memory", help="Ceiling of the search, like 512 MB or 2 GB.")
+    ] = "1 GB"
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="That embed; each loads the model.")
+    ] = 1
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            help="Folder for vectors and pools, which stay.",
+            show_default=f"{WORK} next to --out",
+        ),
+    ] = None
+    store: Annotated[
+        str,
+        typer.Option("--store", help="Vectors on disk: float32, or float16 for half of it."),
+    ] = "float32"
+
+    def settings(self) -> "Settings":
+        """Raises `UsageError` when a value cannot be."""
+        from abc_embed.mining.plan import Settings
+        from abc_embed.mining.search import How as SearchHow
+
+        memory = options.parse_size(self.memory, "--memory")
+        return Settings(
+            epsilon=self.epsilon,
+            pool=self.pool,
+            draw=self.draw,
+            how=self.how,
+            seed=self.seed,
+            store=self.store,
+            search=SearchHow(self.search, memory, self.cells, self.probes, self.seed),
+        )
+
+
+@options.with_settings
 def mine(
     records: Records,
     out: Out,
-    epsilon: Epsilon = 0.95,
-    pool: Pool = 100,
-    draw: Draw = DRAW,
-    how: HowOption = How.UNIFORM,
-    seed: Seed = 0,
-    search: Search = Method.AUTO,
-    cells: Cells = 0,
-    probes: Probes = 16,
-    memory: Memory = "1 GB",
-    processes: Processes = 1,
-    work: Work = None,
-    store: Store = "float32",
     plan_only: PlanOnly = False,
     examples: Examples = 12,
-    model: options.Model = options.MODEL,
-    max_pixels: options.MaxPixels = None,
-    batch_size: options.BatchSize = 32,
-    decode_limit: options.DecodeLimit = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    *,
+    mining: MiningOptions,
+    model_settings: options.BatchSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Give each image captions of other images that nearly fit.
@@ -116,101 +126,58 @@ def mine(
     What is embedded and searched stays in --work: a run that was stopped goes on when the same
     command is given again, and one with another draw needs seconds.
     """
-    from abc_embed.mining import plan as plans
+    from abc_embed.mining.mine import mine as run
     from abc_embed.mining.rows import read_rows
-    from abc_embed.mining.search import How as SearchHow
 
-    settings = plans.Settings(
-        epsilon=epsilon,
-        pool=pool,
-        draw=draw,
-        how=how,
-        seed=seed,
-        store=store,
-        search=SearchHow(search, options.size_in_bytes(memory, "--memory"), cells, probes, seed),
-    )
+    settings = mining.settings()
     _check_out(records, out, settings)
-    place = out.parent / WORK if work is None else work
-    loaded = _model(model, device, dtype, max_pixels, decode_limit, batch_size)
+    work = mining.work or out.parent / WORK
+    model = _model(model_settings)
     with progress_bar("reading") as on_progress:
         rows = read_rows(records, on_progress)
-    planned = _plan(rows, loaded, settings, place, processes)
-    say_plan(planned, place, settings, whole=not plan_only)
+    plan = _plan(rows, model, settings, work, mining.processes)
+    free_bytes = print_plan(plan, work, settings)
     if plan_only:
         if as_json:
-            show_json(dataclasses.asdict(planned))
+            print_json(dataclasses.asdict(plan))
         return
-    mined = _mine(rows, loaded, settings, place, processes)
-    told = _write(mined, out, {"model": model, "fingerprint": loaded.embedder.fingerprint})
-    told |= {"settings": dataclasses.asdict(settings), "plan": dataclasses.asdict(planned)}
-    pictures = _pictures(mined, out, examples, told)
-    say_bad(mined.report, told["rejects"])
-    if as_json:
-        show_json(told)
-    else:
-        show_report(mined.report, settings, out, pictures)
-
-
-def _mine(
-    rows: "Rows", model: "Model", settings: "Settings", place: Path, processes: int
-) -> "Mined":
-    from abc_embed.mining.mine import mine as run
-
+    earlier_bytes = sum(path.stat().st_size for path in work.rglob("*.np[yz]"))
+    if plan.disk_bytes > free_bytes + earlier_bytes:
+        raise OutputError(f"{work} has too little room; make room, or give another --work")
     with progress_bar("mining") as on_progress:
-        return run(
+        mined = run(
             rows,
             model,
             settings,
-            work=place,
-            processes=processes,
+            work=work,
+            processes=mining.processes,
             counted=lambda what, done, of: on_progress(done, of),
         )
+    source = {"model": model_settings.model, "fingerprint": model.embedder.fingerprint}
+    summary, pictures = _write(mined, out, examples, plan, source)
+    print_bad(mined.report, summary["rejects"])
+    if as_json:
+        print_json(summary)
+    else:
+        print_report(mined.report, settings, out, pictures)
 
 
-def _write(mined: "Mined", out: Path, told: dict[str, object]) -> dict[str, object]:
-    """The result and what was left out; what to tell of both."""
-    from abc_embed.mining.output import write_mined, write_rejects
-
-    write_mined(mined, out)
-    rejects = write_rejects(mined, out)
-    found = {"out": str(out), "rejects": None if rejects is None else str(rejects)}
-    return {**found, **told, "report": mined.report.as_json()}
-
-
-def _model(
-    model: str,
-    device: str,
-    dtype: str,
-    max_pixels: str | None,
-    decode_limit: int | None,
-    batch_size: int,
-) -> "Model":
-    loaded = options.load(
-        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
-    )
+def _model(settings: options.BatchSettings) -> "Model":
+    embedder, max_pixels = settings.load_with_pixels()
     from abc_embed.mining.embed import Model
 
-    loading = partial(_embedder, model, device, dtype, max_pixels, decode_limit)
-    return Model(loaded.embedder, loading, loaded.max_pixels, batch_size)
+    return Model(embedder, partial(_load_in_process, settings), max_pixels, settings.batch_size)
 
 
-def _embedder(
-    model: str,
-    device: str,
-    dtype: str,
-    max_pixels: str | None,
-    decode_limit: int | None,
-    number: int,
-) -> "Embedder":
+def _load_in_process(settings: options.BatchSettings, number: int) -> "Embedder":
     """The model in process `number`; with several GPUs and no choice, each has its own."""
-    if device == "auto":
+    if settings.device == "auto":
         import torch
 
         if torch.cuda.device_count() > 1:
             device = f"cuda:{number % torch.cuda.device_count()}"
-    return options.load(
-        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
-    ).embedder
+            settings = dataclasses.replace(settings, device=device)
+    return settings.load_with_pixels()[0]
 
 
 def _check_out(records: str, out: Path, settings: "Settings") -> None:
@@ -230,39 +197,126 @@ def _check_out(records: str, out: Path, settings: "Settings") -> None:
         check_can_hold_texts(dataset, out)
 
 
-def _plan(
-    rows: "Rows", model: "Model", settings: "Settings", place: Path, processes: int
-) -> "Plan":
+def _plan(rows: "Rows", model: "Model", settings: "Settings", work: Path, processes: int) -> "Plan":
     """The plan, and how long embedding what is missing would take."""
     from abc_embed.inputs import Item
     from abc_embed.mining.mine import vectors_of
     from abc_embed.mining.plan import embed_seconds, plan
 
     planned = plan(len(rows.minable), len(rows.captions), model.embedder.dim, settings)
-    captions, images = vectors_of(rows, model, settings, place)
-    left = [
-        [n for shard in one.missing() for n in range(*one.span(shard).indices(one.shape[0]))]
-        for one in (captions, images)
-    ]
-    texts = [Item(text=rows.captions[n]) for n in left[0][:64]]
-    pictures = [Item(image=rows.image(int(rows.minable[n]))) for n in left[1][:64]]
-    of_image, of_text = embed_seconds(model, pictures, texts)
-    whole = of_text * len(left[0]) + of_image * len(left[1])
-    return dataclasses.replace(planned, embed_s=whole / processes)
+    captions, images = (
+        [n for shard in store.missing() for n in range(*store.span(shard).indices(store.shape[0]))]
+        for store in vectors_of(rows, model, settings, work)
+    )
+    texts = [Item(text=rows.captions[n]) for n in captions[:PROBED]]
+    pictures = [Item(image=rows.image(int(rows.minable[n]))) for n in images[:PROBED]]
+    image_s, text_s = embed_seconds(model, pictures, texts)
+    embed_s = (text_s * len(captions) + image_s * len(images)) / processes
+    return dataclasses.replace(planned, embed_s=embed_s)
 
 
-def _pictures(mined: "Mined", out: Path, examples: int, told: dict[str, object]) -> list[Path]:
-    """The page of examples, the histograms, and all numbers as JSON, next to the result."""
+def _write(
+    mined: "Mined", out: Path, examples: int, plan: "Plan", source: dict[str, str]
+) -> tuple[dict[str, object], list[Path]]:
+    """Write the result, and next to it a page of examples, histograms and all numbers as JSON.
+
+    Returns:
+        The numbers, and the files that were written besides the result.
+    """
+    from abc_embed.mining.output import write_mined, write_rejects
     from abc_embed.mining.report import draw_report
     from abc_embed.mining.sheet import draw_sheet
-    from abc_embed.storage.files import atomic_write
 
-    written = []
-    if examples:
-        draw_sheet(mined, out.with_suffix(".png"), examples)
-        written.append(out.with_suffix(".png"))
+    write_mined(mined, out)
+    rejects = write_rejects(mined, out)
+    summary: dict[str, object] = {
+        "out": str(out),
+        "rejects": None if rejects is None else str(rejects),
+        **source,
+        "report": mined.report.as_json(),
+        "settings": dataclasses.asdict(mined.settings),
+        "plan": dataclasses.asdict(plan),
+    }
     page = out.with_name(f"{out.stem}.report.png")
+    pictures = [page, page.with_suffix(".json")]
+    if examples:
+        pictures.insert(0, out.with_suffix(".png"))
+        draw_sheet(mined, pictures[0], examples)
     draw_report(mined.report, page)
     with atomic_write(page.with_suffix(".json")) as file:
-        file.write(json.dumps(told, indent=1).encode() + b"\n")
-    return [*written, page, page.with_suffix(".json")]
+        file.write(json.dumps(summary, indent=1).encode() + b"\n")
+    return summary, pictures
+
+
+def print_plan(plan: "Plan", work: Path, settings: "Settings") -> int:
+    """Bytes that are free for it."""
+    from abc_embed.mining.plan import free_bytes
+
+    free = free_bytes(work)
+    print_message(
+        f"plan: {plan.rows:,} images × {plan.captions:,} different captions ="
+        f" {plan.scores:,} scores at width {plan.width:,}, by the search"
+        f" {plan.method!r}, {plan.queries_at_once:,} × {plan.candidates_at_once:,} at a"
+        " time"
+    )
+    print_message(
+        f"plan: {size(plan.vector_bytes)} of disk for vectors in {settings.store} and"
+        f" {size(plan.pool_bytes)} for pools ({size(free)} free in {work}); at most"
+        f" {size(plan.memory_bytes)} of memory for the search"
+    )
+    print_message(
+        f"plan: about {span(plan.embed_s)} to embed what is missing and"
+        f" {span(plan.search_s)} to search, as a probe of some seconds has it"
+    )
+    return free
+
+
+def print_bad(report: "Report", rejects: object) -> None:
+    if rejects is not None:
+        print_message(
+            f"{len(report.bad)} of {report.rows} rows were left out; all are in {rejects}:"
+        )
+    for _, where, why in report.bad[:BAD_SHOWN]:
+        print_message(f"  {where}: {why}")
+    if len(report.bad) > BAD_SHOWN:
+        print_message(f"  and {len(report.bad) - BAD_SHOWN} more")
+
+
+def print_report(report: "Report", settings: "Settings", out: Path, pictures: list[Path]) -> None:
+    rows = [
+        ("rows", report.rows),
+        ("without caption", report.without_caption),
+        ("that cannot be used", len(report.bad)),
+        ("mined", report.mined),
+        ("with a pool that is not full", report.short_pools),
+        (f"with fewer than {settings.draw} negatives", report.short_draws),
+        ("without any negative", report.empty),
+        ("whose own caption scores 0 or less", report.own_not_positive),
+        ("whose own caption comes first", report.own_ranks[0]),
+        ("vectors there already", report.remembered),
+        ("searched before", report.searched_before),
+    ]
+    print_table(("rows", ""), rows)
+    pairs: list[tuple[str, int]] = [("scored", report.scored)]
+    pairs += [(f"dropped: {rule}", count) for rule, count in report.dropped.items()]
+    pairs += [("in the pools", report.pooled), ("drawn", report.drawn)]
+    print_table(("candidates, over all rows", ""), pairs)
+    medians = (
+        ("own captions", report.own_scores.median),
+        ("pools", report.pool_scores.median),
+        ("drawn negatives", report.drawn_scores.median),
+    )
+    print_table(("median score", ""), [(n, "-" if v is None else v) for n, v in medians])
+    if report.recall is not None:
+        print_result(f"recall of the pools against exact ones, on a sample: {report.recall:.4f}")
+    print_result(f"the negatives are in {out}; see {', '.join(map(str, pictures))}")
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 10**9 else f"{count / 1e6:,.1f} MB"
+
+
+def span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -1,12 +1,16 @@
-"""What several commands take, said once: the model, the machine, the resolution, bad items.
+"""Options that several commands take, declared once, and the model that they name.
 
-Does: declare the options, and load the model they name. Does not: import torch before that.
+A command takes such options as one object: a dataclass of them, spread out for typer by
+`with_settings`. torch is imported only when a model is loaded.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -67,35 +71,91 @@ BatchSize = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model as the options describe it."""
-
-    embedder: "Embedder"
-    max_pixels: int | None
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def load(
-    model: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    max_pixels: str | None = None,
-    decode_limit: int | None = None,
-) -> Loaded:
-    """The model that the options name.
+def with_settings(command: Command) -> Command:
+    """Let typer see the fields of each dataclass that `command` takes as options of their own.
 
-    Raises:
-        UsageError: an option is wrong; found before anything is loaded, where that is possible.
-        CheckpointError, DeviceError: as `Embedder.from_pretrained`.
+    A field is declared like an option: its type is `Annotated` with a `typer.Option`.
     """
-    area = None if max_pixels is None else parse_area(max_pixels)
-    from abc_embed.embedder import Embedder  # torch comes with it: seconds
+    options: list[Parameter] = []
+    settings: dict[str, Any] = {}
+    for parameter in signature(command, eval_str=True).parameters.values():
+        kind: Any = parameter.annotation
+        if not is_dataclass(kind):
+            options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        settings[parameter.name] = kind
+        hints = get_type_hints(kind, include_extras=True)
+        for field in fields(kind):
+            default = Parameter.empty if field.default is MISSING else field.default
+            options.append(
+                Parameter(
+                    field.name,
+                    Parameter.KEYWORD_ONLY,
+                    default=default,
+                    annotation=hints[field.name],
+                )
+            )
 
-    embedder = Embedder.from_pretrained(model, device=device, dtype=dtype)
-    if decode_limit is not None:
-        embedder.processor.decode_limit = decode_limit
-    return Loaded(embedder, None if area is None else _in_pixels(area, embedder.processor))
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, kind in settings.items():
+            chosen = {field.name: values.pop(field.name) for field in fields(kind)}
+            values[name] = kind(**chosen)
+        command(**values)
+
+    run.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The model, and the machine that it computes on."""
+
+    model: Model = MODEL
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+    def load(self) -> "Embedder":
+        """The model that the options name.
+
+        Raises:
+            CheckpointError, DeviceError: as `Embedder.from_pretrained`.
+        """
+        from abc_embed.embedder import Embedder  # torch comes with it: seconds
+
+        return Embedder.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageModelSettings(ModelSettings):
+    """The model, and at what size it sees images."""
+
+    max_pixels: MaxPixels = None
+    decode_limit: DecodeLimit = None
+
+    def load_with_pixels(self) -> "tuple[Embedder, int | None]":
+        """The model that the options name, and the `max_pixels` to call it with.
+
+        Raises:
+            UsageError: an option is wrong; found before anything is loaded, where that is possible.
+            CheckpointError, DeviceError: as `Embedder.from_pretrained`.
+        """
+        area = None if self.max_pixels is None else parse_area(self.max_pixels)
+        embedder = self.load()
+        if self.decode_limit is not None:
+            embedder.processor.decode_limit = self.decode_limit
+        return embedder, None if area is None else _in_pixels(area, embedder.processor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(ImageModelSettings):
+    """The model, and how many items go through it at once."""
+
+    batch_size: BatchSize = 32
 
 
 def parse_area(text: str) -> tuple[int, bool]:
@@ -104,12 +164,12 @@ def parse_area(text: str) -> tuple[int, bool]:
     Raises:
         UsageError: it is neither.
     """
-    found = re.fullmatch(r"\s*([0-9][0-9_]*)\s*(tokens?)?\s*", text)
-    if not found:
+    match = re.fullmatch(r"\s*([0-9][0-9_]*)\s*(tokens?)?\s*", text)
+    if not match:
         raise UsageError(
             f"--max-pixels is {text!r}; give a number of pixels, or of tokens like '256 tokens'"
         )
-    return int(found[1]), found[2] is not None
+    return int(match[1]), match[2] is not None
 
 
 def _in_pixels(area: tuple[int, bool], processor: "Processor") -> int:
@@ -119,13 +179,13 @@ def _in_pixels(area: tuple[int, bool], processor: "Processor") -> int:
     return pixels
 
 
-def size_in_bytes(text: str, option: str) -> int:
+def parse_size(text: str, option: str) -> int:
     """`"512 MB"` or `"2.5 GB"` -> bytes, powers of ten; `option` is named in the message.
 
     Raises:
         UsageError: it is no size.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([MGT]B)\s*", text, re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([MGT]B)\s*", text, re.IGNORECASE)
+    if not match:
         raise UsageError(f"{option} is {text!r}; give a size like '512 MB' or '2 GB'")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -15,22 +15,22 @@ PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
 
 
-def say(message: str) -> None:
+def print_message(message: str) -> None:
     """One line of message, on stderr."""
-    sys.stderr.write(f"{shown(message)}\n")
+    sys.stderr.write(f"{printable(message)}\n")
 
 
-def show(text: str) -> None:
+def print_result(text: str) -> None:
     """One line of result, on stdout."""
-    sys.stdout.write(f"{shown(text)}\n")
+    sys.stdout.write(f"{printable(text)}\n")
 
 
-def show_json(value: object) -> None:
+def print_json(value: object) -> None:
     """A result for programs, on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def show_table(
+def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
 ) -> None:
     """A result for people, on stdout; numbers stand on the right, decimals with three places."""
@@ -48,17 +48,17 @@ def show_table(
     console = _console(sys.stdout)
     with console.capture() as captured:
         if title is not None:
-            console.print(Text(shown(title), style="bold"))
+            console.print(Text(printable(title), style="bold"))
         console.print(table)
     lines = (line.rstrip() for line in captured.get().rstrip().splitlines())
     sys.stdout.write("\n".join(lines) + "\n\n")
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else shown(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """`text` as it can be printed: control characters and broken Unicode become escapes."""
     if text.isprintable():
         return text

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import say, show, show_json
+from abc_embed.cli.output import print_json, print_message, print_result
 
 EXAMPLES = """\
 Examples:
@@ -26,14 +26,14 @@ QUESTIONS = {
 TEXTS = ("a dog", "a cat", "a horse", "a rabbit", "a car", "a house")
 
 
+@options.with_settings
 def quickstart(
-    model: options.Model = options.MODEL,
+    *,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Also draw picture and rankings: .png, .jpg or .webp."),
     ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    settings: options.ModelSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask one picture of a dog and a cat what is on the left and what is on the right.
@@ -41,32 +41,29 @@ def quickstart(
     The same texts are ranked twice, by the same picture. Only the instruction differs, and the
     ranking swaps. Exits with 1 if it does not.
     """
+    from abc_embed.cli import plot as plots
+    from abc_embed.cli.rankings import print_ranking, rank
+    from abc_embed.inputs import Item, open_image
+
     if plot is not None:
-        from abc_embed.cli.plot import check_plot
-
-        check_plot(plot)
-    from abc_embed.cli.rankings import Comparison, show_ranking
-
+        plots.check_plot(plot)
     picture = example_picture()
-    comparison = Comparison(picture, list(QUESTIONS), TEXTS)
-    rankings = comparison.rank(options.load(model, device=device, dtype=dtype))
+    questions = [Item(image=picture, instruction=words) for words in QUESTIONS]
+    rankings = rank(settings.load(), questions, [Item(text=text) for text in TEXTS])
     winners = [ranking.texts[0] for ranking in rankings]
     swaps = winners == list(QUESTIONS.values())
     verdict = "The ranking swaps" if swaps else "The ranking does not swap as it should"
     verdict += f": on the left {winners[0]}, on the right {winners[1]}."
     if as_json:
-        shown = [ranking.as_json() for ranking in rankings]
-        show_json({"model": model, "rankings": shown, "swaps": swaps})
+        listed = [ranking.as_json() for ranking in rankings]
+        print_json({"model": settings.model, "rankings": listed, "swaps": swaps})
     else:
         for ranking in rankings:
-            show_ranking(ranking)
-        show(verdict)
+            print_ranking(ranking)
+        print_result(verdict)
     if plot is not None:
-        from abc_embed.cli.plot import write_plot
-        from abc_embed.inputs import open_image
-
-        write_plot(plot, open_image(picture), rankings)
-        say(f"drawn in {plot}")
+        plots.write_plot(plot, open_image(picture), rankings)
+        print_message(f"drawn in {plot}")
     if not swaps:
         raise typer.Exit(1)
 

@@ -1,15 +1,17 @@
-"""Texts ranked by how well they fit an image, alone or with an instruction: computed, then shown.
+"""Texts ranked by how well they fit an image, alone or with an instruction: computed and printed.
 
 Shapes: `N` questions (instructions, or the image alone), `K` candidate texts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from abc_embed.cli.options import Loaded
-from abc_embed.cli.output import show_table
+from abc_embed.cli.output import print_table
+
+if TYPE_CHECKING:
+    from abc_embed.embedder import Embedder
+    from abc_embed.inputs import Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,61 +29,42 @@ class Ranking:
         """What was asked."""
         return "the image alone" if self.instruction is None else self.instruction
 
+    def rows(self) -> list[tuple[int, str, float]]:
+        """Rank, text and score of each text."""
+        pairs = zip(self.texts, self.scores, strict=True)
+        return [(rank, text, score) for rank, (text, score) in enumerate(pairs, 1)]
+
     def as_json(self) -> dict[str, Any]:
         """The ranking for programs."""
-        rows = zip(self.texts, self.scores, strict=True)
-        return {
-            "instruction": self.instruction,
-            "ranking": [
-                {"rank": rank, "text": text, "score": score}
-                for rank, (text, score) in enumerate(rows, 1)
-            ],
-        }
+        keys = ("rank", "text", "score")
+        ranking = [dict(zip(keys, row, strict=True)) for row in self.rows()]
+        return {"instruction": self.instruction, "ranking": ranking}
 
 
-class Comparison:
-    """What is to be ranked for what; checked when it is made, before a model is loaded for nothing.
+def rank(
+    embedder: "Embedder",
+    questions: "Sequence[Item]",
+    texts: "Sequence[Item]",
+    max_pixels: int | None = None,
+) -> list[Ranking]:
+    """One ranking of the `K` texts for each of the `N` questions; an image is encoded once.
 
     Raises:
-        InputError: an instruction or a text is empty.
+        InputError: an image or a text cannot be embedded.
     """
-
-    def __init__(
-        self, image: Path | str, instructions: Sequence[str | None], texts: Sequence[str]
-    ) -> None:
-        from abc_embed.inputs import Item
-
-        self.instructions = list(instructions)
-        self.texts = list(texts)
-        questions = [Item(image=image, instruction=words) for words in instructions]
-        self._items = [*questions, *(Item(text=text) for text in texts)]
-
-    def rank(self, loaded: Loaded) -> list[Ranking]:
-        """One ranking of the `K` texts for each of the `N` questions; the image is encoded once.
-
-        Raises:
-            InputError: the image or a text cannot be embedded.
-        """
-        embedder = loaded.embedder
-        vectors, skipped = embedder.embed(
-            self._items, max_pixels=loaded.max_pixels, on_error="skip"
-        )
-        if skipped:
-            raise skipped[0].error
-        asked = len(self.instructions)
-        rankings = []
-        for words, vector in zip(self.instructions, vectors[:asked], strict=True):
-            scores = embedder.similarity(vector, vectors[asked:])
-            order = (-scores).argsort(kind="stable")
-            texts = [self.texts[i] for i in order]
-            rankings.append(Ranking(words, texts, [float(scores[i]) for i in order]))
-        return rankings
+    vectors, skipped = embedder.embed([*questions, *texts], max_pixels=max_pixels, on_error="skip")
+    if skipped:
+        raise skipped[0].error
+    count = len(questions)
+    rankings = []
+    for question, vector in zip(questions, vectors[:count], strict=True):
+        scores = embedder.similarity(vector, vectors[count:])
+        order = (-scores).argsort(kind="stable")
+        words = [texts[i].text or "" for i in order]
+        rankings.append(Ranking(question.instruction, words, [float(scores[i]) for i in order]))
+    return rankings
 
 
-def show_ranking(ranking: Ranking) -> None:
+def print_ranking(ranking: Ranking) -> None:
     """A table for people, on stdout."""
-    rows = [
-        (rank, text, score)
-        for rank, (text, score) in enumerate(zip(ranking.texts, ranking.scores, strict=True), 1)
-    ]
-    show_table(("", "text", "cosine"), rows, title=ranking.title)
+    print_table(("", "text", "cosine"), ranking.rows(), title=ranking.title)

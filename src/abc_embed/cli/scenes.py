@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import show, show_json
+from abc_embed.cli.output import print_json, print_result
 from abc_embed.progress import progress_bar
 
 EXAMPLES = """\
@@ -47,6 +47,6 @@ def scenes(
     dataset = open_dataset(out)
     write_rows([dataset[number] for number in range(min(SHOWN, count))], sheet)
     if as_json:
-        show_json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
+        print_json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
     else:
-        show(f"{count} scenes in {out}; {sheet} shows them")
+        print_result(f"{count} scenes in {out}; {sheet} shows them")

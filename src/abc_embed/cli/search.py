@@ -1,7 +1,6 @@
 """`abc-embed search`: the images of a folder that fit a text, an image, or both at once.
 
-Does: embed what is new in the folder (index/), rank all of it, show the best. Does not: change the
-folder.
+What is new in the folder is embedded, the rest remembered; the folder itself stays as it is.
 """
 
 from contextlib import ExitStack
@@ -12,11 +11,12 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import say, show_json, show_table
+from abc_embed.cli.output import print_json, print_message, print_table
 from abc_embed.errors import ImageNotFoundError, OutputError, UsageError
 from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
+    from abc_embed.embedder import Embedder
     from abc_embed.inputs import Item
     from abc_embed.search.folder import FolderIndex
     from abc_embed.storage.vector_cache import VectorCache
@@ -31,6 +31,7 @@ Examples:
 """
 
 
+@options.with_settings
 def search(
     folder: Annotated[Path, typer.Argument(help="A folder of images; its subfolders count too.")],
     text: Annotated[str | None, typer.Argument(help="What the images are to show.")] = None,
@@ -56,12 +57,8 @@ def search(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Remember nothing, and embed every image anew.")
     ] = False,
-    model: options.Model = options.MODEL,
-    max_pixels: options.MaxPixels = None,
-    batch_size: options.BatchSize = 32,
-    decode_limit: options.DecodeLimit = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    *,
+    settings: options.BatchSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the images of a folder that fit best.
@@ -69,25 +66,34 @@ def search(
     The first search embeds every image; later ones, with the same model, only those whose content
     is new.
     """
+    from abc_embed.search.folder import index_images
+
     query = _query(text, image, instruction)
     files = _files(folder)
-    loaded = options.load(
-        model, device=device, dtype=dtype, max_pixels=max_pixels, decode_limit=decode_limit
-    )
-    wanted = loaded.embedder.embed(query, max_pixels=loaded.max_pixels)
+    embedder, max_pixels = settings.load_with_pixels()
+    query_vector = embedder.embed(query, max_pixels=max_pixels)
     with ExitStack() as stack:
-        vectors = None if no_cache else _open_cache(cache, loaded)
+        vectors = None if no_cache else _open_cache(cache, embedder, max_pixels)
         if vectors is not None:
             stack.enter_context(vectors)
-        index = _index(files, loaded, vectors, batch_size)
+        on_progress = stack.enter_context(progress_bar("embedding", len(files)))
+        index = index_images(
+            files,
+            embedder,
+            vectors,
+            max_pixels=max_pixels,
+            batch_size=settings.batch_size,
+            on_progress=on_progress,
+        )
     _report(index, on_error)
-    hits = index.search(wanted, count)
+    hits = index.search(query_vector, count)
     rows = [(rank, str(hit.path), hit.score) for rank, hit in enumerate(hits, 1)]
     if as_json:
         keys = ("rank", "path", "score")
-        show_json({"model": model, "hits": [dict(zip(keys, row, strict=True)) for row in rows]})
+        listed = [dict(zip(keys, row, strict=True)) for row in rows]
+        print_json({"model": settings.model, "hits": listed})
     else:
-        show_table(("", "image", "cosine"), rows)
+        print_table(("", "image", "cosine"), rows)
 
 
 def _query(text: str | None, image: str | None, instruction: str | None) -> "Item":
@@ -111,33 +117,19 @@ def _files(folder: Path) -> list[Path]:
     return pictures.files
 
 
-def _index(
-    files: list[Path], loaded: options.Loaded, cache: "VectorCache | None", batch_size: int
-) -> "FolderIndex":
-    from abc_embed.search.folder import index_images
-
-    with progress_bar("embedding", len(files)) as on_progress:
-        return index_images(
-            files,
-            loaded.embedder,
-            cache,
-            max_pixels=loaded.max_pixels,
-            batch_size=batch_size,
-            on_progress=on_progress,
-        )
-
-
-def _open_cache(folder: Path | None, loaded: options.Loaded) -> "VectorCache | None":
+def _open_cache(
+    folder: Path | None, embedder: "Embedder", max_pixels: int | None
+) -> "VectorCache | None":
     """The cache; where none was asked for and the usual place cannot be written, none."""
     from abc_embed.storage.vector_cache import VectorCache, default_folder
 
-    key = (loaded.embedder.fingerprint, loaded.max_pixels)
+    key = (embedder.fingerprint, max_pixels)
     if folder is not None:
         return VectorCache(folder, *key)
     try:
         return VectorCache(default_folder(), *key)
     except OutputError as error:
-        say(f"nothing is remembered: {error}")
+        print_message(f"nothing is remembered: {error}")
         return None
 
 
@@ -150,10 +142,10 @@ def _report(index: "FolderIndex", on_error: OnError) -> None:
     bad = index.bad
     if bad and (on_error is OnError.RAISE or not index.paths):
         raise bad[0].error
-    say(f"{len(index.paths)} images, {index.from_cache} of them remembered")
+    print_message(f"{len(index.paths)} images, {index.from_cache} of them remembered")
     if index.cache_error is not None:
-        say(f"not all of them are remembered for the next time: {index.cache_error}")
+        print_message(f"not all of them are remembered for the next time: {index.cache_error}")
     if bad:
-        say(f"skipped {len(bad)} of {len(bad) + len(index.paths)}:")
+        print_message(f"skipped {len(bad)} of {len(bad) + len(index.paths)}:")
     for picture in bad:
-        say(f"  {picture.path}: {picture.error}")
+        print_message(f"  {picture.path}: {picture.error}")

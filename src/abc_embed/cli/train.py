@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli.options import AsJson
-from abc_embed.cli.output import say, show, show_json, show_table
+from abc_embed.cli.output import print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _stage(
     if not dry:
         folder = train_from_config(path, overrides, resume=resume)
         if PartialState().is_main_process:  # of several, one speaks
-            show(f"the model is in {folder}")
+            print_result(f"the model is in {folder}")
         return
     from abc_embed.train.dry_run import dry_run
 
@@ -161,7 +161,7 @@ def _stage(
     if as_json:
         from dataclasses import asdict
 
-        show_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
+        print_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
     else:
         _show_plan(plan, config)
 
@@ -170,10 +170,10 @@ def _show_plan(plan: "Plan", config: "TrainConfig") -> None:
     rows: list[tuple[object, ...]] = [(g.name, g.tensors, f"{g.parameters:,}") for g in plan.groups]
     total = sum(g.parameters for g in plan.groups)
     rows.append(("all of it", sum(g.tensors for g in plan.groups), f"{total:,}"))
-    show_table(("trains", "tensors", "parameters"), rows)
+    print_table(("trains", "tensors", "parameters"), rows)
     load = plan.load
     padding = 1 - load.tokens / load.padded if load.padded else 0.0
-    show_table(
+    print_table(
         ("one step", "number"),
         [
             ("images", f"{load.images:,}"),
@@ -196,8 +196,8 @@ def _show_plan(plan: "Plan", config: "TrainConfig") -> None:
         ("reserve for CUDA and its allocator (a guess)", found.reserve),
         ("all of it", found.total),
     ]
-    show_table(("memory, estimated", "GiB"), [(name, f"{n / 2**30:.2f}") for name, n in parts])
-    say(_verdict(plan, config))
+    print_table(("memory, estimated", "GiB"), [(name, f"{n / 2**30:.2f}") for name, n in parts])
+    print_message(_verdict(plan, config))
 
 
 def _verdict(plan: "Plan", config: "TrainConfig") -> str:
@@ -229,7 +229,7 @@ def plot(
     """Loss, accuracy, temperature and gradient norm of several runs in one picture."""
     from abc_embed.train.plot import draw_runs
 
-    show(f"drawn: {draw_runs(runs, out)}")
+    print_result(f"drawn: {draw_runs(runs, out)}")
 
 
 @app.command(epilog=BUNDLED_EXAMPLES)
@@ -246,4 +246,4 @@ def bundled(
     """
     from experiments.curriculum.run import Lengths, run
 
-    show(f"the model is in {run(out, lengths=Lengths().scaled(scale))}")
+    print_result(f"the model is in {run(out, lengths=Lengths().scaled(scale))}")
