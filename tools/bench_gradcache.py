@@ -138,7 +138,7 @@ def measure(case: Case, batch_size: int) -> tuple[float, float]:
     from abc_embed.adapters import detach
     from abc_embed.train.batches import make_batch
     from abc_embed.train.config import AdapterConfig, RunConfig, TrainConfig
-    from abc_embed.train.gather import exchange_batch_info
+    from abc_embed.train.processes import ProcessGroup, exchange_batch_info
     from abc_embed.train.stages import Instruct, Pretrain
 
     torch.set_num_threads(1)
@@ -155,17 +155,17 @@ def measure(case: Case, batch_size: int) -> tuple[float, float]:
         ),
     )
     kind = Pretrain if case.stage == "pretrain" else Instruct
-    stage = kind(config, model, processor, Accelerator(cpu=True))
+    stage = kind(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
     optimizer = torch.optim.AdamW(stage.parameters.values())
 
     def step(count: int) -> float:
-        mine = groups(case.stage, count // case.processes, stage.team.rank)
+        mine = groups(case.stage, count // case.processes, stage.process_group.rank)
         batch = make_batch(mine, processor, SIDE * SIDE)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         held = _status("VmRSS")
-        stage.backward(batch, exchange_batch_info(stage.team, batch, case.chunk_size))
+        stage.backward(batch, exchange_batch_info(stage.process_group, batch, case.chunk_size))
         most = _status("VmHWM")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -179,7 +179,7 @@ def measure(case: Case, batch_size: int) -> tuple[float, float]:
 
 def groups(stage: str, count: int, rank: int) -> list[Any]:
     """Noise with words: only sizes matter here."""
-    from abc_embed.train.batches import captioned, instructed
+    from abc_embed.train.batches import caption_group, instruction_group
 
     random = np.random.default_rng([count, rank])
     made = []
@@ -188,9 +188,9 @@ def groups(stage: str, count: int, rank: int) -> list[Any]:
         words = [f"a thing {rank} {i} {n} beside another" for n in range(4)]
         asks = [(f"what is at place {n}?", word) for n, word in enumerate(words)]
         if stage == "pretrain":
-            made.append(captioned(image, words[0], words[1:]))
+            made.append(caption_group(image, words[0], words[1:]))
         else:
-            made.append(instructed(image, asks))
+            made.append(instruction_group(image, asks))
     return made
 
 

@@ -25,7 +25,7 @@ from abc_embed.scenes import caption, make_scene, render
 from abc_embed.scenes.questions import same_meaning
 from abc_embed.train.config import DataConfig
 from abc_embed.train.loop import run_stage1, run_stage2
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 from experiments.curriculum.run import Lengths, instruct_config, pretrain_config
 from experiments.curriculum.source import SceneSource
 
@@ -87,7 +87,7 @@ def train(start: Path, out: Path, arm: str, pictures: Path, steps: Lengths, seed
         data = DataConfig(negatives=0 if arm == "none" else NEGATIVES)
         records = pictures / ("mined.jsonl" if arm == "mined" else "records.jsonl")
         model, processor = checkpoint.load(str(start))
-        source = RecordSource(records, "pretrain", data)
+        source = RecordSampler(records, "pretrain", data)
         run_stage1(config, source, model, processor, out / "stage1")
         (out / "stage1" / "done").touch()
     if not (out / "stage2" / "done").exists():

@@ -71,11 +71,11 @@ def learn(
     loader = DataLoader(_Endless(stream, first), batch_size=None, num_workers=1, prefetch_factor=4)
     feed, saved = iter(loader), time.monotonic()
     log = out.with_name(f"{out.stem}.metrics.jsonl")
-    with MetricsLogger(log, first_step=first, steps=steps, every=25) as logbook:
+    with MetricsLogger(log, first_step=first, steps=steps, every=25) as logger:
         for step in range(first, steps):
-            began = time.perf_counter()
+            start = time.perf_counter()
             batch = next(feed)
-            logbook.waited(time.perf_counter() - began)
+            waited_s = time.perf_counter() - start
             seed_everything(step)
             rate, tau_now = rate_at(step), tau()
             for group in optimizer.param_groups:
@@ -85,7 +85,7 @@ def learn(
             loss.backward()
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
             optimizer.step()
-            logbook.write(
+            logger.log(
                 StepRecord(
                     step=step + 1,
                     loss=loss.item(),
@@ -95,7 +95,8 @@ def learn(
                     learning_rate=rate,
                     queries=items,
                     candidates=0,
-                )
+                ),
+                waited_s,
             )
             if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                 saved = time.monotonic()

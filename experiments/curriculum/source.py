@@ -9,7 +9,7 @@ from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import all_answers, caption, hard_captions, questions
 from abc_embed.scenes.render import render
 from abc_embed.scenes.things import KIND_WORDS, THINGS
-from abc_embed.train.batches import Group, LazyGroups, captioned, instructed
+from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
 from abc_embed.train.config import StageName
 from experiments.curriculum.language import choose, wording
 from experiments.curriculum.world import single
@@ -44,7 +44,7 @@ class SceneSource:
             question = choose(found, rng)
             pairs.append((wording(question, rng), question.answer))
         others = all_answers()
-        return instructed(
+        return instruction_group(
             _picture(scene, rng),
             pairs,
             [others[int(i)] for i in rng.integers(len(others), size=self.negatives)],
@@ -60,13 +60,13 @@ class SceneSource:
                 if t is not thing and t.kind == thing.kind and t.kind in KIND_WORDS
             ]
             near = kin or [t.phrase for t in THINGS if t is not thing]
-            return captioned(
+            return caption_group(
                 _picture(scene, rng),
                 thing.phrase,
                 [near[int(i)] for i in rng.integers(len(near), size=self.negatives)],
             )
         scene = make_scene(seed, index)
-        return captioned(
+        return caption_group(
             _picture(scene, rng), caption(scene), hard_captions(scene, rng, self.negatives)
         )
 

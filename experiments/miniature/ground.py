@@ -32,7 +32,7 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.scenes.dataset import write_dataset
 from abc_embed.train.loop import run_stage1
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 from experiments.miniature.plan import Condition, Job, Sizes, configure, shared_key
 
 MINING = Condition(name="mining", negatives=0)
@@ -67,7 +67,7 @@ class Ground:
         sizes, scenes = self.sizes, self.records.parent
         plain = write_dataset(scenes, sizes.images, sizes.world, sizes.side)
         config = configure(Job(MINING, 0), sizes, sizes.mining_steps)
-        source = RecordSource(plain, "pretrain", config.data)
+        source = RecordSampler(plain, "pretrain", config.data)
         model, processor = load(self.base, config.model.attention)
         out = self.folder / "mining"
         run_stage1(config, source, model, processor, out)

@@ -12,7 +12,7 @@ import numpy as np
 
 from abc_embed.data.records import Instruction, Record, read_records
 from abc_embed.errors import DataError
-from abc_embed.train.batches import Group, instructed
+from abc_embed.train.batches import Group, instruction_group
 from experiments.miniature.plan import INSTRUCTIONS
 
 Pair = tuple[str, str]
@@ -43,13 +43,13 @@ class PairSource:
         for place in order[step * count : (step + 1) * count]:
             image, ask = divmod(int(place), INSTRUCTIONS)
             group = self._group(int(chosen[image]), seed)
-            singles.append(Group(group.image, (group.asks[ask],)))
+            singles.append(Group(group.image, (group.pairs[ask],)))
         return singles
 
     def _group(self, number: int, seed: int) -> Group:
         record = self._records[number]
         pairs = choose(record, np.random.default_rng([seed, 1, number]))
-        return instructed(self._folder / record.image, pairs)
+        return instruction_group(self._folder / record.image, pairs)
 
 
 def choose(record: Record, random: np.random.Generator) -> list[Pair]:

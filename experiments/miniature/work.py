@@ -14,7 +14,7 @@ from abc_embed import runtime
 from abc_embed.embedder import Embedder
 from abc_embed.train.loop import run_stage1, run_stage2
 from abc_embed.train.metrics_logger import read_metrics
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 from experiments.miniature.ground import Ground, load
 from experiments.miniature.measure import measure
 from experiments.miniature.plan import REFERENCE, START, Job, configure, key
@@ -60,7 +60,7 @@ def _train(job: Job, folder: Path, out: Path, ground: Ground) -> None:
     before = out / job.needs.name / "model" if job.needs else ground.base
     model, processor = load(before, config.model.attention)
     if config.stage == "pretrain":
-        source = RecordSource(ground.records, "pretrain", config.data)
+        source = RecordSampler(ground.records, "pretrain", config.data)
         run_stage1(config, source, model, processor, folder)
     else:
         sizes = ground.sizes

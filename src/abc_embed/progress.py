@@ -22,15 +22,28 @@ class ProgressCallback(Protocol):
         """So many are done, of so many if that is known by now."""
 
 
+class StatusCallback(ProgressCallback, Protocol):
+    """What `progress_bar` gives: it can also show what goes on."""
+
+    def __call__(self, done: int, total: int | None = None, status: str = "") -> None:
+        """As `ProgressCallback`, with a text beside the bar."""
+
+
 @contextmanager
 def progress_bar(
-    description: str, total: int | None = None, *, unit: int = 1, transient: bool = True
-) -> Iterator[ProgressCallback]:
+    description: str,
+    total: int | None = None,
+    *,
+    first: int = 0,
+    unit: int = 1,
+    transient: bool = True,
+) -> Iterator[StatusCallback]:
     """Shows on stderr what is reported to the callback that it gives.
 
     Args:
         description: what is being done, in a word or two.
         total: how many there are, where that is known before the work.
+        first: how many were done before; the time left does not count on them.
         unit: shows whole units of so many, like `2**20` for bytes in MB.
         transient: leaves nothing behind; else the last state stays.
     """
@@ -49,21 +62,24 @@ def progress_bar(
         TextColumn(description),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=transient,
         disable=not (console.is_terminal or console.is_jupyter),
     )
-    task = bar.add_task(description, total=total and total // unit)
+    task = bar.add_task(
+        description, total=total and total // unit, completed=first // unit, status=""
+    )
     last_line = time.monotonic()
     state = ""
 
-    def on_progress(done: int, total: int | None = total) -> None:
+    def on_progress(done: int, total: int | None = total, status: str = "") -> None:
         nonlocal last_line, state
-        bar.update(task, completed=done // unit, total=total and total // unit)
+        bar.update(task, completed=done // unit, total=total and total // unit, status=status)
         of = "" if total is None else f" of {total // unit:,}"
-        state = f"{description} {done // unit:,}{of}\n"
+        state = f"{description} {done // unit:,}{of}  {status}".rstrip() + "\n"
         if bar.disable and time.monotonic() - last_line >= PLAIN_LINE_EVERY_S:
             last_line = time.monotonic()
             sys.stderr.write(state)

@@ -73,7 +73,7 @@ def test_train_hands_over(cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatc
         calls.append((path, overrides, resume))
         return Path("run/model")
 
-    monkeypatch.setattr("abc_embed.train.recipe.train_from_config", train_from_config)
+    monkeypatch.setattr("abc_embed.train.run.train_from_config", train_from_config)
     words = ("--set", "train.steps=3", "--set", "out=elsewhere", "--no-resume")
     done = cli("train", "pretrain", "--config", config, *words)
     assert done.out == "the model is in run/model\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli, leftovers
 from golden_parts import BASE
-from team_parts import command, run_team
+from process_parts import command, run_processes
 
 RECIPE = """\
 stage = "pretrain"
@@ -59,8 +59,8 @@ def test_train_log_and_draw(cli: Cli, here: Path, recipe: Path) -> None:
 
 def test_of_two_processes_one_says_where_the_model_is(recipe: Path, here: Path) -> None:
     words = ["train", "mining-model", "--config", str(recipe)]
-    told = [one.value for one in run_team(2, command, here, words)]
-    assert told == [(0, "the model is in run/model\n"), (0, "")]
+    results = [one.value for one in run_processes(2, command, here, words)]
+    assert results == [(0, "the model is in run/model\n"), (0, "")]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,10 @@ from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
 from abc_embed.backbone import LAZY_REGISTRY, parse_config
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
-from abc_embed.train.batches import captioned, instructed, make_batch
+from abc_embed.train.batches import caption_group, instruction_group, make_batch
 from abc_embed.train.config import AdapterConfig, ModelConfig, RunConfig, StageName, TrainConfig
-from abc_embed.train.dry_run import skeleton
+from abc_embed.train.dry_run import meta_model
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain
 
 REGISTRY = tiny_families.ALL
@@ -112,7 +113,7 @@ def test_a_new_family_is_one_file_and_one_line(
     loaded = checkpoint.load(str(tmp_path / "saved"))
     first = golden_parts.vectors((model, processor), ITEMS)
     assert torch.equal(golden_parts.vectors(loaded, ITEMS), first)
-    planned, _ = skeleton(
+    planned, _ = meta_model(
         TrainConfig(
             stage="pretrain",
             model=ModelConfig(base=str(folder), head_width=96),
@@ -383,12 +384,14 @@ def test_one_step_gives_gradients_exactly_to_what_the_stage_trains(
         train=RunConfig(steps=1, batch_size=2, gradient_checkpointing=checkpointing),
     )
     kind = Pretrain if name == "pretrain" else Instruct
-    stage = kind(config, model, processor, Accelerator(cpu=True))
+    stage = kind(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
     wake_adapter(model)
     images = [ITEMS[1].image, ITEMS[5].image]
     pairs = [("what is on top?", "red"), ("what is below?", "a blue one")]
     made = [
-        captioned(image, f"caption {i}") if name == "pretrain" else instructed(image, pairs)
+        caption_group(image, f"caption {i}")
+        if name == "pretrain"
+        else instruction_group(image, pairs)
         for i, image in enumerate(images)
         if image is not None
     ]

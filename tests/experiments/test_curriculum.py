@@ -112,12 +112,12 @@ def test_a_source_repeats_itself_and_no_negative_is_true() -> None:
         source = SceneSource(stage, negatives=3)  # type: ignore[arg-type]
         first, again = source.groups(2, 6, seed=1), source.groups(2, 6, seed=1)
         for one, two in zip(first, again, strict=True):
-            assert one.asks == two.asks
+            assert one.pairs == two.pairs
             assert np.array_equal(np.asarray(one.image), np.asarray(two.image))
-            assert len(one.asks) == asks
+            assert len(one.pairs) == asks
             if stage == "pretrain":
-                assert one.asks[0][1] not in one.negatives
-        assert source.groups(3, 6, seed=1)[0].asks != first[0].asks
+                assert one.pairs[0][1] not in one.negatives
+        assert source.groups(3, 6, seed=1)[0].pairs != first[0].pairs
 
 
 def test_questions_of_a_batch_fit_their_scenes(tokenizer_file: Path) -> None:

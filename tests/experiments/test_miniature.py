@@ -126,11 +126,11 @@ def test_whole_and_shuffled_batches_hold_the_same_pairs(scenes: Path) -> None:
     singles = [mixed.groups(step, count * INSTRUCTIONS, 5) for step in range(steps)]
 
     def pairs(batches: Any) -> list[tuple[str, str | None, str]]:
-        return sorted((str(g.image), *ask) for batch in batches for g in batch for ask in g.asks)
+        return sorted((str(g.image), *ask) for batch in batches for g in batch for ask in g.pairs)
 
     assert pairs(groups) == pairs(singles)
-    assert all(len(g.asks) == INSTRUCTIONS for batch in groups for g in batch)
-    assert all(len(g.asks) == 1 for batch in singles for g in batch)
+    assert all(len(g.pairs) == INSTRUCTIONS for batch in groups for g in batch)
+    assert all(len(g.pairs) == 1 for batch in singles for g in batch)
     assert [len(batch) * INSTRUCTIONS for batch in groups] == [len(batch) for batch in singles]
     assert max(len({str(g.image) for g in batch}) for batch in singles) > count
     assert pairs([whole.groups(0, count, 6)]) != pairs([groups[0]])

@@ -31,7 +31,7 @@ from abc_embed.mining.rows import read_rows
 from abc_embed.mining.search import How, Method
 from abc_embed.mining.sheet import draw_sheet
 from abc_embed.train.config import DataConfig
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 
 
 def test_training_reads_the_records_as_they_are(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_training_reads_the_records_as_they_are(tmp_path: Path) -> None:
         assert set(new.negatives) <= {r.caption for r in before}
         assert len(set(new.negatives)) == len(new.negatives) <= 7
         assert (new.image, new.width) == (old.image, old.width)
-    for group in RecordSource(out, "pretrain", DataConfig(negatives=7)).groups(0, 20, seed=0):
-        assert set(group.negatives) == set(negatives[group.asks[0][1]])
+    for group in RecordSampler(out, "pretrain", DataConfig(negatives=7)).groups(0, 20, seed=0):
+        assert set(group.negatives) == set(negatives[group.pairs[0][1]])
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from abc_embed import checkpoint
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
-from abc_embed.train.batches import Group, captioned, instructed
+from abc_embed.train.batches import Group, caption_group, instruction_group
 from abc_embed.train.config import AdapterConfig, OptimConfig, RunConfig, StageName, TrainConfig
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (250,) * 3}
@@ -30,7 +31,7 @@ def picture(top: str, bottom: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A source: two-coloured pictures, whichever stage asks. Module level, so that it pickles."""
+    """A sampler: two-coloured pictures, whichever stage asks. Module level, so that it pickles."""
 
     stage: StageName
     count: int = 12
@@ -51,9 +52,9 @@ class Pictures:
         above, below = NAMES[top], NAMES[bottom]
         if self.stage == "pretrain":
             caption = f"{above} above {below}"
-            return captioned(picture(above, below), caption, [f"{below} above {above}"])
+            return caption_group(picture(above, below), caption, [f"{below} above {above}"])
         pairs = [("what is on top?", above), ("what is below?", f"a {below} one")]
-        return instructed(picture(above, below), pairs)
+        return instruction_group(picture(above, below), pairs)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def make_stage(tiny: Callable[[], tuple[AbcModel, Processor]]) -> Callable[[Trai
         model, processor = tiny()
         torch.manual_seed(1)
         kind = Pretrain if config.stage == "pretrain" else Instruct
-        stage = kind(config, model, processor, Accelerator(cpu=True))
+        stage = kind(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
         with torch.no_grad():
             for name, parameter in stage.parameters.items():
                 if "lora_B" in name:

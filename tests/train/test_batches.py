@@ -14,16 +14,17 @@ from abc_embed.errors import DataError, ImageError, TrainingError
 from abc_embed.train.batches import (
     Group,
     LazyGroups,
+    PackedShard,
     TrainBatch,
-    captioned,
-    instructed,
+    caption_group,
+    instruction_group,
+    load_batches,
     make_batch,
-    merge,
-    prepare,
+    make_shard,
+    merge_shards,
     split_queries,
     split_texts,
 )
-from abc_embed.train.loader import batches, pack
 
 
 def test_equal_texts_are_one_candidate(tiny: Any, pictures: Any) -> None:
@@ -32,9 +33,9 @@ def test_equal_texts_are_one_candidate(tiny: Any, pictures: Any) -> None:
     other = 255 - image
     batch = make_batch(
         [
-            captioned(image, "a dog", ["a cat in the rain", "a cow"]),
-            captioned(other, "a cow", ["a dog"]),
-            captioned(image, "a dog"),
+            caption_group(image, "a dog", ["a cat in the rain", "a cow"]),
+            caption_group(other, "a cow", ["a dog"]),
+            caption_group(image, "a dog"),
         ],
         processor,
     )
@@ -97,7 +98,7 @@ def test_a_group_without_a_query_is_refused(tiny: Any) -> None:
     with pytest.raises(DataError, match="without"):
         make_batch([], processor)
     with pytest.raises(DataError, match="without"):
-        make_batch([instructed("x.png", [])], processor)
+        make_batch([instruction_group("x.png", [])], processor)
 
 
 @pytest.mark.parametrize("first_step", [0, 2])
@@ -109,9 +110,9 @@ def test_workers_give_the_same_batches_in_the_same_order(
     with_workers = replace(plain, data=replace(plain.data, workers=2))
     source = pictures("instruct")
     before = torch.get_rng_state()
-    alone = list(batches(source, processor, plain, first_step))
+    alone = list(load_batches(source, processor, plain, first_step))
     assert torch.equal(torch.get_rng_state(), before)  # loading draws nothing from training
-    apart = list(batches(source, processor, with_workers, first_step))
+    apart = list(load_batches(source, processor, with_workers, first_step))
     assert len(alone) == len(apart) == 4 - first_step
     for one, two in zip(alone, apart, strict=True):
         assert one.texts == two.texts and torch.equal(one.positives, two.positives)
@@ -126,38 +127,44 @@ def test_workers_give_the_same_batches_in_the_same_order(
 def test_workers_share_a_step_and_change_nothing(
     workers: int, size: int, stage: Any, tiny: Any, config: Any, pictures: Any
 ) -> None:
-    """Also with more workers than groups, and texts that several portions hold."""
+    """Also with more workers than groups, and texts that several shards hold."""
     _, processor = tiny()
     settings = config(stage, steps=2, batch_size=size)
     apart = replace(settings, data=replace(settings.data, workers=workers))
-    for step, batch in enumerate(batches(pictures(stage), processor, apart, 0)):
+    for step, batch in enumerate(load_batches(pictures(stage), processor, apart, 0)):
         same_batch(batch, make_batch(pictures(stage).groups(step, size, 0), processor))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
-def test_portions_merge_to_the_batch_of_the_whole(parts: int, tiny: Any, pictures: Any) -> None:
+def test_shards_merge_to_the_batch_of_the_whole(parts: int, tiny: Any, pictures: Any) -> None:
     _, processor = tiny()
     groups = [
         *pictures("pretrain").groups(0, 4, 0),
-        captioned(np.zeros((84, 56, 3), np.uint8), "x"),
+        caption_group(np.zeros((84, 56, 3), np.uint8), "x"),
     ]
     cuts = [groups[len(groups) * p // parts : len(groups) * (p + 1) // parts] for p in range(parts)]
-    merged = merge([pack(prepare(cut, processor)).unpack() for cut in cuts])
+    merged = merge_shards([PackedShard.pack(make_shard(cut, processor)).unpack() for cut in cuts])
     same_batch(merged, make_batch(groups, processor))
 
 
-def test_a_portion_travels_as_two_tensors(tiny: Any) -> None:
+def test_a_shard_travels_as_one_tensor(tiny: Any) -> None:
     """One by one, the texts of a batch use up the file handles that a process may have."""
     _, processor = tiny()
     picture = np.zeros((56, 56, 3), dtype=np.uint8)
     groups = [
-        captioned(picture, f"caption {i}", [f"wrong {i} {j}" for j in range(7)]) for i in range(9)
+        caption_group(picture, f"caption {i}", [f"wrong {i} {j}" for j in range(7)])
+        for i in range(9)
     ]
-    packed = pack(prepare(groups, processor))
+    packed = PackedShard.pack(make_shard(groups, processor))
     tensors = [getattr(packed, field.name) for field in fields(packed)]
-    assert sum(isinstance(value, torch.Tensor) for value in tensors) == 2
-    asks = pack(prepare([instructed(picture, [("a?", "b"), ("c?", "d")])], processor))
-    assert len(asks.blocks) == 1  # one picture, however much is asked of it
+    assert sum(isinstance(value, torch.Tensor) for value in tensors) == 1
+    pairs = [("what is it?", "nothing"), ("which colour?", "black")]
+    packed = PackedShard.pack(make_shard([instruction_group(picture, pairs)], processor))
+    one, two = packed.unpack().queries[0]
+    assert one.pixel_values is two.pixel_values  # one picture, however much is asked of it
+    assert one.pixel_values is not None and len(packed.pickled) < 5000
+    pixels = one.pixel_values.numel() * 4
+    assert pixels < packed.content.numel() < 2 * pixels
 
 
 def same_batch(one: TrainBatch, two: TrainBatch) -> None:
@@ -182,9 +189,9 @@ def test_short_ones_first_pads_less_and_gives_the_same_gradients(
     sizes = [(56, 56), (28, 28), (56, 56), (28, 28)]
     images = [random.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
     ask = (
-        (lambda i: captioned(images[i], f"caption {i}"))
+        (lambda i: caption_group(images[i], f"caption {i}"))
         if stage == "pretrain"
-        else (lambda i: instructed(images[i], [("what is it?", f"answer {i}")]))
+        else (lambda i: instruction_group(images[i], [("what is it?", f"answer {i}")]))
     )
     packed = make_batch([ask(i) for i in range(4)], processor)
     order = [packed.texts.index(t) for t in sorted(packed.texts, key=lambda t: int(t.split()[1]))]
@@ -222,16 +229,16 @@ def test_a_killed_worker_is_one_sentence(tiny: Any, config: Any) -> None:
     settings = config("pretrain")
     settings = replace(settings, data=replace(settings.data, workers=1))
     with pytest.raises(TrainingError, match="prepares data was killed") as caught:
-        next(batches(Killed(), processor, settings, 0))
+        next(load_batches(Killed(), processor, settings, 0))
     assert "\n" not in str(caught.value)
 
 
 def test_groups_are_made_when_they_are_taken() -> None:
     made: list[int] = []
-    lazy = LazyGroups(5, lambda i: made.append(i) or captioned("x.png", str(i)))  # type: ignore
+    lazy = LazyGroups(5, lambda i: made.append(i) or caption_group("x.png", str(i)))  # type: ignore
     assert len(lazy) == 5 and made == []
-    assert lazy[3].asks == ((None, "3"),) and [g.asks[0][1] for g in lazy[1:3]] == ["1", "2"]
-    assert made == [3, 1, 2] and lazy[-1].asks == ((None, "4"),)
+    assert lazy[3].pairs == ((None, "3"),) and [g.pairs[0][1] for g in lazy[1:3]] == ["1", "2"]
+    assert made == [3, 1, 2] and lazy[-1].pairs == ((None, "4"),)
     with pytest.raises(IndexError):
         lazy[5]
 
@@ -242,7 +249,7 @@ class Broken:
 
     def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
         image = "gone.png" if step == 1 else np.zeros((56, 56, 3), dtype=np.uint8)
-        return [captioned(image, "red above blue")]
+        return [caption_group(image, "red above blue")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -252,7 +259,7 @@ def test_an_image_that_cannot_be_opened_is_one_sentence(
     _, processor = tiny()
     settings = config("pretrain")
     settings = replace(settings, data=replace(settings.data, workers=workers))
-    feed = batches(Broken(), processor, settings, 0)
+    feed = load_batches(Broken(), processor, settings, 0)
     next(feed)
     with pytest.raises(ImageError, match=r"gone\.png") as caught:
         next(feed)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from team_parts import Uneven, small_config, train_run
+from process_parts import Uneven, small_config, train_run
 
 from abc_embed.train.metrics_logger import read_metrics
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from abc_embed import checkpoint
 from abc_embed.adapters import load_adapter, set_trainable
-from abc_embed.train.batches import Group, captioned, instructed, make_batch
+from abc_embed.train.batches import Group, caption_group, instruction_group, make_batch
 from abc_embed.train.config import AdapterConfig, RunConfig, TrainConfig
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 
@@ -29,7 +30,7 @@ class GoldenInstruct(Instruct):
 
     def _attach(self) -> None:
         set_trainable(self.model, "instruct")
-        self._vectors = {}
+        self._text_cache = {}
 
 
 def published_name(name: str) -> str:
@@ -49,11 +50,11 @@ def groups_of(step: dict[str, Any], images: Path) -> list[Group]:
     texts = step["candidates"]
     if step["stage"] == "pretrain":
         first, second = (str(images / name) for name in step["queries"])
-        return [captioned(first, texts[0], texts[2:]), captioned(second, texts[1])]
+        return [caption_group(first, texts[0], texts[2:]), caption_group(second, texts[1])]
     pairs: dict[str, list[tuple[str, str]]] = {}
     for (image, instruction), answer in zip(step["queries"], texts, strict=True):
         pairs.setdefault(image, []).append((instruction, answer))
-    return [instructed(str(images / image), asked) for image, asked in pairs.items()]
+    return [instruction_group(str(images / image), asked) for image, asked in pairs.items()]
 
 
 def load_unmerged(
@@ -78,12 +79,12 @@ def load_unmerged(
             base, positions="sequential", pixels=(256 * 784, 1024 * 784), head_width=width
         )
         load_adapter(model, "pretrain", pretrain)
-        made: Stage = GoldenPretrain(config, model, processor, Accelerator(cpu=True))
+        made: Stage = GoldenPretrain(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
     else:
         model, processor = checkpoint.load_published(
             base, str(pretrain), str(golden / "instruct_adapter")
         )
-        made = GoldenInstruct(config, model, processor, Accelerator(cpu=True))
+        made = GoldenInstruct(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from abc_embed import checkpoint
 from abc_embed.errors import ConfigError, OutputError, TrainingError
 from abc_embed.model import AbcModel
-from abc_embed.train import checkpoints as resume
+from abc_embed.train import checkpoints
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.loop import learning_rate_share, run_stage1, run_stage2
+from abc_embed.train.loop import learning_rate_factor, run_stage1, run_stage2
 from abc_embed.train.metrics_logger import read_metrics
 
 RUNS = {"pretrain": run_stage1, "instruct": run_stage2}
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     error: Exception, train: Any, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config("pretrain", steps=4, checkpoint_every=1)
-    save, calls = resume.save_file, []
+    save, calls = checkpoints.save_file, []
 
     def failing(*arguments: Any) -> None:
         calls.append(1)
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "save_file", failing)
+        patch.setattr(checkpoints, "save_file", failing)
         with pytest.raises(OutputError, match="last good checkpoint is intact"):
             train(settings, tmp_path / "broken")
     assert sorted(p.name for p in (tmp_path / "broken/checkpoints").iterdir()) == [
@@ -227,14 +227,14 @@ def test_a_collapsed_temperature_stops_with_a_diagnosis(
 
 def test_warm_up_and_cosine(config: Any) -> None:
     settings = config("pretrain", steps=100, optim={"warmup_share": 0.1})
-    shares = [learning_rate_share(step, settings) for step in range(100)]
+    shares = [learning_rate_factor(step, settings) for step in range(100)]
     assert shares[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5)
     assert all(a > b for a, b in pairwise(shares[10:]))
     assert 0 < shares[-1] < 0.001
     short = config("pretrain", steps=1)
-    assert learning_rate_share(0, short) == 1.0
+    assert learning_rate_factor(0, short) == 1.0
 
 
 def test_every_line_of_the_log_is_complete(
@@ -248,7 +248,7 @@ def test_every_line_of_the_log_is_complete(
         assert all(math.isfinite(value) for value in row.values())
         assert row["items_per_s"] > 0 and 0 <= row["wait_share"] <= 1
     printed = capfd.readouterr()
-    assert printed.out == "" and "step 5/5" in printed.err and "items/s" in printed.err
+    assert printed.out == "" and "step 5 of 5" in printed.err and "items/s" in printed.err
     assert len(printed.err.splitlines()) == 1  # not wrapped where there is no terminal
 
 
@@ -262,7 +262,7 @@ def test_the_stage_must_be_the_one_that_is_run(train: Any, config: Any, tiny: An
 
 def test_an_unwritable_folder_is_one_sentence(train: Any, config: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="cannot make the folder"):
+    with pytest.raises(OutputError, match="cannot be made"):
         train(config("pretrain"), tmp_path / "file" / "run")
 
 

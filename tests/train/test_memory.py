@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 from abc_embed.backbone import EncoderShape, build_backbone, parse_config
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
-from abc_embed.train.batches import TrainBatch, captioned, instructed, make_batch
+from abc_embed.train.batches import TrainBatch, caption_group, instruction_group, make_batch
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.dry_run import _estimate, _setting
-from abc_embed.train.memory import Chunk, Setting, estimate
+from abc_embed.train.dry_run import _estimate, _run_shape
+from abc_embed.train.memory import ChunkShape, RunShape, estimate
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 ABOVE = 1.7
@@ -78,11 +79,13 @@ def small_batch(stage: str, processor: Processor) -> TrainBatch:
     pictures = [random.integers(0, 255, (168, 168, 3), dtype=np.uint8) for _ in range(4)]
     words = "red above blue " * 3
     if stage == "pretrain":
-        groups = [captioned(p, f"{words}{i}", [f"{words}no {i}"]) for i, p in enumerate(pictures)]
+        groups = [
+            caption_group(p, f"{words}{i}", [f"{words}no {i}"]) for i, p in enumerate(pictures)
+        ]
     else:
         asks = ("what is on top?", "what is below it?")
         groups = [
-            instructed(p, [(ask, f"{words}{i}{ask}") for ask in asks])
+            instruction_group(p, [(ask, f"{words}{i}{ask}") for ask in asks])
             for i, p in enumerate(pictures)
         ]
     return make_batch(groups, processor)
@@ -132,15 +135,15 @@ def test_the_estimate_is_a_little_above_what_was_counted(
     )
     kind = Pretrain if stage == "pretrain" else Instruct
     accelerator = Accelerator if number_bytes == 4 else Half
-    made = kind(settings, model, processor, accelerator(cpu=True))
+    made = kind(settings, model, processor, ProcessGroup(accelerator(cpu=True)))
     batch = small_batch(stage, processor)
-    setting = _setting(settings, model, processor, number_bytes, on_gpu=False)
-    found = _estimate(settings, setting, batch, chunk_size, on_gpu=False)
+    shape = _run_shape(settings, model, processor, number_bytes, on_gpu=False)
+    found = _estimate(settings, shape, batch, chunk_size, on_gpu=False)
     share = (found.activations + found.vectors) / counted(made, batch)
     assert 1.0 <= share <= ABOVE, share
 
 
-SETTING = Setting(
+SHAPE = RunShape(
     language=EncoderShape(layers=2, width=8, inner=16, heads=8),
     vision=EncoderShape(layers=2, width=8, inner=16, heads=8),
     frozen_bytes=1000,
@@ -157,13 +160,13 @@ SETTING = Setting(
 
 
 def test_weights_gradients_and_means_by_hand() -> None:
-    found = estimate(SETTING, [], queries=0, candidates=0, on_gpu=False)
+    found = estimate(SHAPE, [], queries=0, candidates=0, on_gpu=False)
     assert (found.frozen, found.trained, found.gradients, found.optimizer) == (1000, 40, 40, 80)
     assert found.activations == found.vectors == found.reserve == 0 and found.total == 1160
 
 
 def test_memory_follows_the_largest_chunk_not_the_batch() -> None:
-    one = Chunk(tokens=100, patches=40)
-    few = estimate(SETTING, [one], queries=4, candidates=4, on_gpu=True)
-    many = estimate(SETTING, [one] * 50, queries=4, candidates=4, on_gpu=True)
+    one = ChunkShape(tokens=100, patches=40)
+    few = estimate(SHAPE, [one], queries=4, candidates=4, on_gpu=True)
+    many = estimate(SHAPE, [one] * 50, queries=4, candidates=4, on_gpu=True)
     assert few.activations == many.activations > 0 and few.reserve == many.reserve > 0

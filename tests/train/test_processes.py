@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from team_parts import (
+from process_parts import (
     Uneven,
     assert_same_run,
     curve,
-    run_team,
+    run_processes,
     small_config,
     split_run,
     train_run,
@@ -18,7 +18,7 @@ from team_parts import (
 )
 
 from abc_embed.errors import ConfigError
-from abc_embed.train.sharding import wants_sharding
+from abc_embed.train.sharding import fsdp_requested
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -31,16 +31,16 @@ def test_two_processes_learn_what_one_does(stage: str, tmp_path: Path) -> None:
     config = small_config(stage, chunk_size=2)
     alone = train_run(config, Uneven(stage), tmp_path / "alone")
     source = Uneven(stage, own_only=True)
-    one, two = values(run_team(2, train_run, config, source, tmp_path / "team"))
-    assert_same_run(tmp_path / "team", tmp_path / "alone", one, alone)
+    one, two = values(run_processes(2, train_run, config, source, tmp_path / "together"))
+    assert_same_run(tmp_path / "together", tmp_path / "alone", one, alone)
     for name, weight in one["weights"].items():
         assert np.array_equal(two["weights"][name], weight), name
     assert one["tau"] == two["tau"]
-    moved = {row[3] for row in curve(tmp_path / "team")}
+    moved = {row[3] for row in curve(tmp_path / "together")}
     assert len(moved) == (5 if stage == "pretrain" else 1)  # τ learns in stage 1, for all alike
     # Written once, by one of them: nothing half done or doubled lies beside it.
-    assert [p.name for p in (tmp_path / "team/checkpoints").iterdir()] == ["step-00000005"]
-    assert sorted(p.name for p in (tmp_path / "team").iterdir()) == [
+    assert [p.name for p in (tmp_path / "together/checkpoints").iterdir()] == ["step-00000005"]
+    assert sorted(p.name for p in (tmp_path / "together").iterdir()) == [
         *("checkpoints", "metrics.jsonl", "model")
     ]
 
@@ -51,18 +51,18 @@ def test_split_weights_learn_what_whole_ones_do(stage: str, tmp_path: Path) -> N
     config = small_config(stage, chunk_size=2, gradient_checkpointing=True)
     alone = train_run(config, Uneven(stage), tmp_path / "alone")
     source = Uneven(stage, own_only=True)
-    told = values(run_team(2, split_run, config, source, tmp_path / "team", env=SPLIT))
-    assert_same_run(tmp_path / "team", tmp_path / "alone", told[0], alone)
-    assert all(0.45 < one["held"] < 0.6 for one in told)  # about half, each
-    assert (tmp_path / "team/model/model.safetensors").is_file()
+    results = values(run_processes(2, split_run, config, source, tmp_path / "together", env=SPLIT))
+    assert_same_run(tmp_path / "together", tmp_path / "alone", results[0], alone)
+    assert all(0.45 < one["held"] < 0.6 for one in results)  # about half, each
+    assert (tmp_path / "together/model/model.safetensors").is_file()
 
 
 def test_the_published_gather_learns_something_else(tmp_path: Path) -> None:
-    """What it learns is tested by formula in test_gather; here, that the field is heeded."""
+    """What it learns is tested by formula elsewhere; here, that the field is heeded."""
     found = {}
     for how in ("gradient", "published"):
         config = small_config("pretrain", gather=how, steps=2, checkpoint_every=2)
-        run_team(2, train_run, config, Uneven("pretrain"), tmp_path / how)
+        run_processes(2, train_run, config, Uneven("pretrain"), tmp_path / how)
         found[how] = curve(tmp_path / how)
     assert found["gradient"][0][1] == found["published"][0][1]  # the loss itself is the same
     assert abs(found["gradient"][0][4] - found["published"][0][4]) > 1e-3
@@ -72,11 +72,11 @@ def test_a_killed_team_goes_on_to_the_last_bit(tmp_path: Path) -> None:
     """Dropout on, and in stage 2, where vectors of both processes are kept."""
     stage = "instruct"
     config = small_config(stage, chunk_size=2, dropout=0.2, checkpoint_every=2)
-    whole = values(run_team(2, train_run, config, Uneven(stage), tmp_path / "whole"))
-    stopped = run_team(2, train_run, config, Uneven(stage, stop_before=3), tmp_path / "broken")
-    assert all("KeyboardInterrupt" in told.error for told in stopped)
+    whole = values(run_processes(2, train_run, config, Uneven(stage), tmp_path / "whole"))
+    stopped = run_processes(2, train_run, config, Uneven(stage, stop_before=3), tmp_path / "broken")
+    assert all("KeyboardInterrupt" in result.error for result in stopped)
     assert len(curve(tmp_path / "broken")) == 3
-    resumed = values(run_team(2, train_run, config, Uneven(stage), tmp_path / "broken"))
+    resumed = values(run_processes(2, train_run, config, Uneven(stage), tmp_path / "broken"))
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
     for name, weight in whole[0]["weights"].items():
         assert np.array_equal(resumed[0]["weights"][name], weight), name
@@ -89,16 +89,18 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path) -> None:
     for step, count in ((3, 2), (4, 1)):
         source = Uneven("pretrain", stop_before=step)
         env = SPLIT if count > 1 else {}
-        told = run_team(count, train_run, config, source, tmp_path / "team", env=env)
-        assert all("KeyboardInterrupt" in one.error for one in told)
-    found = values(run_team(2, split_run, config, Uneven("pretrain"), tmp_path / "team", env=SPLIT))
-    assert_same_run(tmp_path / "team", tmp_path / "alone", found[0], alone)
+        results = run_processes(count, train_run, config, source, tmp_path / "together", env=env)
+        assert all("KeyboardInterrupt" in one.error for one in results)
+    found = values(
+        run_processes(2, split_run, config, Uneven("pretrain"), tmp_path / "together", env=SPLIT)
+    )
+    assert_same_run(tmp_path / "together", tmp_path / "alone", found[0], alone)
 
 
 def test_bad_data_on_one_process_ends_all_with_one_sentence(tmp_path: Path) -> None:
     config = small_config("pretrain")
     source = Uneven("pretrain", broken=(1, 4))  # step 2, the second process's share
-    one, two = run_team(2, train_run, config, source, tmp_path)
+    one, two = run_processes(2, train_run, config, source, tmp_path)
     assert "no/such/picture.png" in two.error and not two.said_elsewhere
     assert one.error == f"process 1 of 2 stopped: {two.error}" and one.said_elsewhere
     assert "\n" not in two.error
@@ -108,15 +110,15 @@ def test_bad_data_on_one_process_ends_all_with_one_sentence(tmp_path: Path) -> N
 def test_a_full_disk_or_a_bad_folder_ends_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     source = Uneven("pretrain")
-    one, two = run_team(2, train_run, small_config("pretrain"), source, tmp_path / "file/run")
-    assert "cannot make the folder" in one.error and not one.said_elsewhere
-    assert "cannot make the folder" in two.error and two.said_elsewhere
+    one, two = run_processes(2, train_run, small_config("pretrain"), source, tmp_path / "file/run")
+    assert "cannot be made" in one.error and not one.said_elsewhere
+    assert "cannot be made" in two.error and two.said_elsewhere
 
 
 def test_a_process_that_is_gone_does_not_leave_the_other_hanging(tmp_path: Path) -> None:
     config = small_config("pretrain", checkpoint_every=1)
     source = Uneven("pretrain", exit_at=(2, "1"))
-    one, two = run_team(2, train_run, config, source, tmp_path)
+    one, two = run_processes(2, train_run, config, source, tmp_path)
     assert two.error == "gone"
     assert one.error.startswith("another process of this run has ended")
     state = json.loads((tmp_path / "checkpoints/step-00000002/state.json").read_text())
@@ -145,8 +147,8 @@ def test_the_shipped_configurations_are_read_by_accelerate() -> None:
 def test_what_is_not_built_is_refused(
     wrong: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not wants_sharding()
+    assert not fsdp_requested()
     for name, value in (SPLIT | wrong).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=sentence):
-        wants_sharding()
+        fsdp_requested()

@@ -11,6 +11,7 @@ from torch import Tensor
 from abc_embed.errors import DataError
 from abc_embed.train.batches import make_batch, split_texts
 from abc_embed.train.config import TrainConfig
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Stage
 
 Config = Callable[..., TrainConfig]
@@ -157,7 +158,7 @@ def test_stage2_candidates_are_those_of_the_frozen_model(
     frozen, processor = tiny()
     with torch.no_grad():
         expected = frozen(processor.collate(batch.candidates))
-    found = torch.stack([stage.memory[text] for text in batch.texts])
+    found = torch.stack([stage.text_cache[text] for text in batch.texts])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert not found.requires_grad
 
@@ -200,10 +201,10 @@ def test_both_stages_follow_each_other(config: Config, tiny: Any, pictures: Any)
     from abc_embed.train.stages import Pretrain
 
     model, processor = tiny()
-    accelerator = Accelerator(cpu=True)
-    first = Pretrain(config("pretrain"), model, processor, accelerator)
+    process_group = ProcessGroup(Accelerator(cpu=True))
+    first = Pretrain(config("pretrain"), model, processor, process_group)
     first.backward(make_batch(pictures("pretrain").groups(0, 2, 0), processor))
     first.finish()
-    second = Instruct(config("instruct"), model, processor, accelerator)
+    second = Instruct(config("instruct"), model, processor, process_group)
     second.backward(make_batch(pictures("instruct").groups(0, 2, 0), processor))
     assert all(p.grad is not None for p in second.parameters.values())

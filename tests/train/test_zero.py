@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from team_parts import (
+from process_parts import (
     Uneven,
     assert_same_run,
     curve,
-    run_team,
+    run_processes,
     small_config,
     train_run,
     values,
     zero_run,
 )
+from safetensors.numpy import load_file
 
 from abc_embed.errors import ConfigError, MissingExtraError
-from abc_embed.train.zero import hidden_from_accelerate, wants_zero
+from abc_embed.train.zero import hide_deepspeed, zero_settings
 
 USE, LEVEL = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 ZERO = {USE: "true", LEVEL: "2"}
@@ -40,29 +40,33 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """The same by two processes under ZeRO."""
-    out = tmp_path_factory.mktemp("team") / "run"
+    out = tmp_path_factory.mktemp("together") / "run"
     source = Uneven("pretrain", own_only=True)
-    return out, values(run_team(2, zero_run, CONFIG, source, out, env=ZERO))
+    return out, values(run_processes(2, zero_run, CONFIG, source, out, env=ZERO))
 
 
-def assert_split_and_equal(told: list[Any]) -> None:
-    one, two = told
+def assert_split_and_equal(results: list[Any]) -> None:
+    one, two = results
     assert one["tau"] == two["tau"]
     for name, weight in one["weights"].items():
         assert np.array_equal(two["weights"][name], weight), name
-    assert all(0.49 < each["held"] < 0.51 and each["left"] == [] for each in told)
+    assert all(0.49 < each["held"] < 0.51 and each["left"] == [] for each in results)
 
 
 def test_two_processes_learn_what_one_does(
-    alone: tuple[Path, Any], team: tuple[Path, list[Any]]
+    alone: tuple[Path, Any], together: tuple[Path, list[Any]]
 ) -> None:
-    assert_same_run(team[0], alone[0], team[1][0], alone[1])
-    assert_split_and_equal(team[1])
+    assert_same_run(together[0], alone[0], together[1][0], alone[1])
+    assert_split_and_equal(together[1])
     assert all(row[4] > CONFIG.optim.clip_norm for row in curve(alone[0]))
-    assert len({row[3] for row in curve(team[0])}) == 5  # τ learns too
-    assert [p.name for p in sorted(team[0].iterdir())] == ["checkpoints", "metrics.jsonl", "model"]
+    assert len({row[3] for row in curve(together[0])}) == 5  # τ learns too
+    assert [p.name for p in sorted(together[0].iterdir())] == [
+        "checkpoints",
+        "metrics.jsonl",
+        "model",
+    ]
 
 
 def test_they_do_in_stage_2_with_the_first_stage_of_zero(tmp_path: Path) -> None:
@@ -73,24 +77,26 @@ def test_they_do_in_stage_2_with_the_first_stage_of_zero(tmp_path: Path) -> None
     config = small_config("instruct", chunk_size=2)
     one = train_run(config, Uneven("instruct"), tmp_path / "alone")
     source = Uneven("instruct", own_only=True)
-    told = values(run_team(2, zero_run, config, source, tmp_path / "team", env=env))
-    assert_same_run(tmp_path / "team", tmp_path / "alone", told[0], one)
-    assert_split_and_equal(told)
+    results = values(run_processes(2, zero_run, config, source, tmp_path / "together", env=env))
+    assert_same_run(tmp_path / "together", tmp_path / "alone", results[0], one)
+    assert_split_and_equal(results)
 
 
 def test_a_run_goes_on_after_a_kill_and_in_another_way(
-    alone: tuple[Path, Any], team: tuple[Path, list[Any]], tmp_path: Path
+    alone: tuple[Path, Any], together: tuple[Path, list[Any]], tmp_path: Path
 ) -> None:
     """To the last bit by the same processes, within 1e-5 by one that holds everything."""
     source = Uneven("pretrain", exit_at=(3, "1"))
-    told = run_team(2, zero_run, CONFIG, source, tmp_path / "run", env=ZERO)
-    assert told[0].error.startswith("another process of this run has ended")
+    results = run_processes(2, zero_run, CONFIG, source, tmp_path / "run", env=ZERO)
+    assert results[0].error.startswith("another process of this run has ended")
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000002"]
     shutil.copytree(tmp_path / "run", tmp_path / "by-one")
 
-    found = values(run_team(2, zero_run, CONFIG, Uneven("pretrain"), tmp_path / "run", env=ZERO))
-    assert curve(tmp_path / "run") == curve(team[0])
-    for name, weight in team[1][0]["weights"].items():
+    found = values(
+        run_processes(2, zero_run, CONFIG, Uneven("pretrain"), tmp_path / "run", env=ZERO)
+    )
+    assert curve(tmp_path / "run") == curve(together[0])
+    for name, weight in together[1][0]["weights"].items():
         assert np.array_equal(found[0]["weights"][name], weight), name
     assert_split_and_equal(found)
 
@@ -98,10 +104,10 @@ def test_a_run_goes_on_after_a_kill_and_in_another_way(
     assert_same_run(tmp_path / "by-one", alone[0], one, alone[1])
 
 
-def test_means_are_stored_whole(alone: tuple[Path, Any], team: tuple[Path, list[Any]]) -> None:
+def test_means_are_stored_whole(alone: tuple[Path, Any], together: tuple[Path, list[Any]]) -> None:
     """Under the same numbers, so that it does not show how they were held."""
     last = "checkpoints/step-00000005/optimizer.safetensors"
-    one, two = load_file(alone[0] / last), load_file(team[0] / last)
+    one, two = load_file(alone[0] / last), load_file(together[0] / last)
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert value.shape == two[name].shape, name
@@ -112,17 +118,17 @@ def test_means_are_stored_whole(alone: tuple[Path, Any], team: tuple[Path, list[
 
 
 def test_what_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert wants_zero() is None
+    assert zero_settings() is None
     for name, value in ZERO.items():
         monkeypatch.setenv(name, value)
-    assert wants_zero() == {"stage": 2, "reduce_bucket_size": 50_000_000}
+    assert zero_settings() == {"stage": 2, "reduce_bucket_size": 50_000_000}
     sizes = {"stage": 1, "reduce_bucket_size": 1000, "allgather_bucket_size": 2000}
     file = tmp_path / "zero.json"
     unsaid = {"gradient_clipping": "auto", "fp16": {"enabled": False}}
     file.write_text(json.dumps({"train_batch_size": "auto", "zero_optimization": sizes} | unsaid))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
-    assert wants_zero() == sizes
-    with hidden_from_accelerate():
+    assert zero_settings() == sizes
+    with hide_deepspeed():
         assert USE not in os.environ
     assert os.environ[USE] == "true"
 
@@ -150,7 +156,7 @@ def test_what_is_not_built_is_refused(
     for name, value in (ZERO | wrong).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=sentence):
-        wants_zero()
+        zero_settings()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_so_is_what_a_file_says(
     monkeypatch.setenv(USE, "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
     with pytest.raises(ConfigError, match=sentence):
-        wants_zero()
+        zero_settings()
 
 
 def test_without_deepspeed_there_is_a_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,4 +190,4 @@ def test_without_deepspeed_there_is_a_pip_line(monkeypatch: pytest.MonkeyPatch) 
     absent = lambda name, package=None: None if name == "deepspeed" else found(name, package)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", absent)
     with pytest.raises(MissingExtraError, match=r"pip install 'abc-embed\[deepspeed\]'"):
-        wants_zero()
+        zero_settings()

@@ -14,7 +14,7 @@ from vlm_server import Fault, Request, VlmServer
 from abc_embed.data.records import Record, Region, read_records, write_records
 from abc_embed.errors import EndpointError
 from abc_embed.train.config import DataConfig
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 from abc_embed.vlm.client import VlmClient
 from abc_embed.vlm.instruct import (
     InstructSettings,
@@ -132,10 +132,10 @@ def test_what_a_good_model_writes_is_kept(folder: Path) -> None:
 def test_training_reads_it(folder: Path) -> None:
     with VlmServer(good) as server:
         instruct(folder, server)
-    source = RecordSource(folder / "out.jsonl", "instruct", DataConfig(records="out.jsonl"))
+    source = RecordSampler(folder / "out.jsonl", "instruct", DataConfig(records="out.jsonl"))
     assert len(source) == 5
     (group,) = source.groups(0, 1, seed=0)
-    assert len(group.asks) == 4
+    assert len(group.pairs) == 4
 
 
 def test_what_is_asked(folder: Path) -> None:

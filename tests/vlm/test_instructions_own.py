@@ -9,7 +9,7 @@ import pytest
 from abc_embed.data.records import Instruction, Record, Region, read_records
 from abc_embed.scenes.dataset import write_dataset
 from abc_embed.train.config import DataConfig
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 from abc_embed.vlm.instruct import InstructSettings, file_beside, write_instructions
 from abc_embed.vlm.region_files import read_regions
 from abc_embed.vlm.regions import RegionSettings
@@ -42,7 +42,7 @@ def test_scenes_answer_for_themselves(tmp_path: Path) -> None:
     assert report.images_written > 20
     assert report.written == kinds.total() == 2 * report.images_written
     assert len(kinds) >= 3
-    source = RecordSource(tmp_path / "out.jsonl", "instruct", DataConfig(records="x"))
+    source = RecordSampler(tmp_path / "out.jsonl", "instruct", DataConfig(records="x"))
     assert len(source) == report.images_written
 
 

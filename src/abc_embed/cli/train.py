@@ -15,7 +15,7 @@ from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
     from abc_embed.train.config import TrainConfig
-    from abc_embed.train.dry_run import Plan
+    from abc_embed.train.dry_run import DryRunReport
 
 STAGES_EXAMPLES = """\
 Examples:
@@ -147,7 +147,7 @@ def _stage(
 ) -> None:
     from accelerate import PartialState
 
-    from abc_embed.train.recipe import read_recipe, train_from_config
+    from abc_embed.train.run import read_run_config, train_from_config
 
     if not dry:
         folder = train_from_config(path, overrides, resume=resume)
@@ -156,7 +156,7 @@ def _stage(
         return
     from abc_embed.train.dry_run import dry_run
 
-    read_recipe(path, overrides)
+    read_run_config(path, overrides)
     plan = dry_run(config, gpu)
     if as_json:
         from dataclasses import asdict
@@ -166,7 +166,7 @@ def _stage(
         _show_plan(plan, config)
 
 
-def _show_plan(plan: "Plan", config: "TrainConfig") -> None:
+def _show_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
     rows: list[tuple[object, ...]] = [(g.name, g.tensors, f"{g.parameters:,}") for g in plan.groups]
     total = sum(g.parameters for g in plan.groups)
     rows.append(("all of it", sum(g.tensors for g in plan.groups), f"{total:,}"))
@@ -200,7 +200,7 @@ def _show_plan(plan: "Plan", config: "TrainConfig") -> None:
     print_message(_verdict(plan, config))
 
 
-def _verdict(plan: "Plan", config: "TrainConfig") -> str:
+def _verdict(plan: "DryRunReport", config: "TrainConfig") -> str:
     if not plan.gpu_bytes:
         return "No GPU here and none named: give --gpu 24GB to see whether it fits."
     if plan.fits:

@@ -1,28 +1,38 @@
-"""Training data: from a source, by step number, to the features that one step eats.
+"""Training data: from a sampler, by step number, to the features of one step, worked ahead.
 
-Does: say what a source is (`Source`), open and tokenize its groups, merge equal texts, cut chunks.
-Does not: work ahead in other processes (``loader``), embed, or remember anything between steps: a
-step's data follow from its number and the seed alone, so a resumed run sees what an unbroken one
-would.
+Nothing is remembered between steps: a step's data follow from its number and the seed alone, so a
+resumed run sees what an unbroken one would.
 
-Two choices that differ from a plain loader. *Equal texts are one candidate*: when two images of a
-batch share a caption, the second is not wrong for the first, as it would be if it stood there
-twice. *Short ones come first*, images as well as texts, so that chunks of them hold little padding;
-the loss is a mean over the queries and a sum over the candidates, so it does not see the order.
+Choices that differ from a plain loader:
+
+* *Equal texts are one candidate*: when two images of a batch share a caption, the second is not
+  wrong for the first, as it would be if it stood there twice.
+* *Short ones come first*, images as well as texts, so that chunks of them hold little padding; the
+  loss is a mean over the queries and a sum over the candidates, so it does not see the order.
+* *A step is shared among the workers*, not given to one of them: the first step comes sooner, and
+  workers hold parts of about two steps instead of two steps each (a batch of 512 pictures is
+  gigabytes of pixels).
+* *A worker's share travels as one tensor*: one by one, the thousands of small tensors of a batch
+  use up the file handles of a process.
 
 Shapes: `Q` queries, `C` candidates (distinct texts).
 """
 
-from collections.abc import Callable, Sequence
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from abc_embed.errors import DataError
+from abc_embed.errors import AbcError, DataError, TrainingError
 from abc_embed.inputs import ImageInput, Item
 from abc_embed.processor import Features, Processor
+from abc_embed.train.config import TrainConfig
 
 T = TypeVar("T")
 
@@ -32,27 +42,27 @@ class Group:
     """One image, what is asked of it, and which texts are wrong for it."""
 
     image: ImageInput
-    asks: tuple[tuple[str | None, str], ...]
-    """(instruction, right answer) pairs. Instruction None: the image alone is the query, as in
-    stage 1, and the answer is its caption."""
+    pairs: tuple[tuple[str | None, str], ...]
+    """(instruction, right answer). Instruction None: the image alone is the query, as in stage 1,
+    and the answer is its caption."""
     negatives: tuple[str, ...] = ()
     """Further texts to put among the candidates of the whole batch: mined captions, or more
     answers."""
 
 
-def captioned(image: ImageInput, caption: str, negatives: Sequence[str] = ()) -> Group:
+def caption_group(image: ImageInput, caption: str, negatives: Sequence[str] = ()) -> Group:
     """What stage 1 learns from: an image, its caption and captions that are nearly right."""
     return Group(image, ((None, caption),), tuple(negatives))
 
 
-def instructed(
+def instruction_group(
     image: ImageInput, pairs: Sequence[tuple[str, str]], negatives: Sequence[str] = ()
 ) -> Group:
     """What stage 2 learns from: an image and several (instruction, answer) pairs about it."""
     return Group(image, tuple(pairs), tuple(negatives))
 
 
-class Source(Protocol):
+class GroupSampler(Protocol):
     """Anything that yields training groups by number. It must give the same for the same arguments,
     in any process, and with `data.workers` it must survive pickling."""
 
@@ -84,7 +94,7 @@ class LazyGroups(Sequence[Group]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainBatch:
-    """What one step eats, before it is cut into chunks."""
+    """The features of one step, before they are cut into chunks."""
 
     queries: tuple[Features, ...]
     """`Q`, whole groups one after the other, those with few tokens first."""
@@ -93,7 +103,7 @@ class TrainBatch:
     candidates: tuple[Features, ...]
     """`C` distinct texts, short ones first."""
     texts: tuple[str, ...]
-    """The `C` texts themselves: keys under which stage 2 remembers their vectors."""
+    """The `C` texts themselves: keys under which stage 2 caches their vectors."""
     positives: Tensor
     """`(Q,)` int64: the right candidate of each query."""
 
@@ -106,8 +116,7 @@ class BatchShard:
     """The queries of each group."""
     answers: tuple[tuple[str, ...], ...]
     """The right text of each of them."""
-    others: tuple[str, ...]
-    """Further texts."""
+    negatives: tuple[str, ...]
     texts: dict[str, Features]
     """Features of every text above."""
 
@@ -115,58 +124,61 @@ class BatchShard:
 def make_batch(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> TrainBatch:
     """Open, resize and tokenize the groups of one step.
 
-    `max_pixels` 0 keeps the processor's own budget. Raises `DataError` for groups without a query,
-    `InputError` for an image or a text that cannot be used.
+    Args:
+        groups: Of all processes and workers together.
+        processor: Of the model in training.
+        max_pixels: Of each image after resizing; 0 keeps the processor's own budget.
+
+    Raises:
+        DataError: there is no group, or one without a query.
+        InputError: an image or a text cannot be used.
     """
-    return merge([prepare(groups, processor, max_pixels)])
+    return merge_shards([make_shard(groups, processor, max_pixels)])
 
 
-def prepare(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> BatchShard:
+def make_shard(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> BatchShard:
     """The costly part of `make_batch`, which may be done apart for parts of a step."""
-    if not groups or any(not group.asks for group in groups):
+    if not groups or any(not group.pairs for group in groups):
         raise DataError("the source gave a step without groups, or a group without a query")
-    answers = tuple(tuple(answer for _, answer in group.asks) for group in groups)
-    others = tuple(text for group in groups for text in group.negatives)
-    wanted = dict.fromkeys([*(text for texts in answers for text in texts), *others])
+    answers = tuple(tuple(answer for _, answer in group.pairs) for group in groups)
+    negatives = tuple(text for group in groups for text in group.negatives)
+    distinct = dict.fromkeys([*(text for texts in answers for text in texts), *negatives])
     return BatchShard(
         queries=tuple(_queries(group, processor, max_pixels or None) for group in groups),
         answers=answers,
-        others=others,
-        texts={text: processor.features(Item(text=text)) for text in wanted},
+        negatives=negatives,
+        texts={text: processor.features(Item(text=text)) for text in distinct},
     )
-
-
-def merge(portions: Sequence[BatchShard]) -> TrainBatch:
-    """The portions of one step, in their order, as the batch that `make_batch` makes of it all."""
-    queries = [group for portion in portions for group in portion.queries]
-    answers = [group for portion in portions for group in portion.answers]
-    known = {text: features for p in portions for text, features in p.texts.items()}
-    # Answers before others: texts of one length keep this order, so it must not follow the cut.
-    wanted = dict.fromkeys([*(t for texts in answers for t in texts), *_others(portions)])
-    texts = sorted(wanted, key=lambda text: known[text].tokens)
-    place = {text: i for i, text in enumerate(texts)}
-    order = sorted(range(len(queries)), key=lambda i: max(f.tokens for f in queries[i]))
-    right = [place[answer] for i in order for answer in answers[i]]
-    return TrainBatch(
-        queries=tuple(features for i in order for features in queries[i]),
-        group_sizes=tuple(len(queries[i]) for i in order),
-        candidates=tuple(known[text] for text in texts),
-        texts=tuple(texts),
-        positives=torch.tensor(right, dtype=torch.int64),
-    )
-
-
-def _others(portions: Sequence[BatchShard]) -> list[str]:
-    return [text for portion in portions for text in portion.others]
 
 
 def _queries(group: Group, processor: Processor, max_pixels: int | None) -> tuple[Features, ...]:
-    """The features of each ask, with one tensor of pixels for all of them."""
+    """The features of each pair, with one tensor of pixels for all of them."""
     patches = processor.patches(group.image, max_pixels=max_pixels)
-    items = [Item(image=group.image, instruction=instruction) for instruction, _ in group.asks]
-    made = [processor.features(item, max_pixels=max_pixels, patches=patches) for item in items]
+    items = [Item(image=group.image, instruction=instruction) for instruction, _ in group.pairs]
+    queries = [processor.features(item, max_pixels=max_pixels, patches=patches) for item in items]
     # The same tensor, not an equal one: on the way out of a worker process it then travels once.
-    return tuple(replace(features, pixel_values=made[0].pixel_values) for features in made)
+    return tuple(replace(query, pixel_values=queries[0].pixel_values) for query in queries)
+
+
+def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
+    """The shards of one step, in their order, as the batch that `make_batch` makes of it all."""
+    queries = [group for shard in shards for group in shard.queries]
+    answers = [group for shard in shards for group in shard.answers]
+    negatives = [text for shard in shards for text in shard.negatives]
+    features = {text: value for shard in shards for text, value in shard.texts.items()}
+    # Answers before negatives: texts of one length keep this order, so it must not follow the cut.
+    distinct = dict.fromkeys([*(text for texts in answers for text in texts), *negatives])
+    texts = sorted(distinct, key=lambda text: features[text].tokens)
+    number = {text: i for i, text in enumerate(texts)}
+    order = sorted(range(len(queries)), key=lambda i: max(f.tokens for f in queries[i]))
+    positives = [number[answer] for i in order for answer in answers[i]]
+    return TrainBatch(
+        queries=tuple(query for i in order for query in queries[i]),
+        group_sizes=tuple(len(queries[i]) for i in order),
+        candidates=tuple(features[text] for text in texts),
+        texts=tuple(texts),
+        positives=torch.tensor(positives, dtype=torch.int64),
+    )
 
 
 def split_queries(batch: TrainBatch, chunk_size: int) -> list[tuple[Features, ...]]:
@@ -188,3 +200,132 @@ def split_texts(texts: Sequence[T], chunk_size: int) -> list[tuple[T, ...]]:
     """Cut texts, or their numbers, into chunks of at most `chunk_size` (0: one chunk)."""
     size = chunk_size or max(len(texts), 1)
     return [tuple(texts[i : i + size]) for i in range(0, len(texts), size)]
+
+
+# -- ahead of the model ----------------------------------------------------------------------------
+
+
+def load_batches(
+    sampler: GroupSampler,
+    processor: Processor,
+    config: TrainConfig,
+    first_step: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[TrainBatch]:
+    """The batches of steps `first_step` to `train.steps - 1`, prepared ahead by `data.workers`.
+
+    The batches of process `rank` of `world_size` hold the groups of its share of each step, and no
+    others are opened. They are the same for any number of workers.
+
+    Raises:
+        AbcError: what reading a group raised, in the order of the steps.
+        TrainingError: a worker was killed.
+    """
+    shards = max(1, config.data.workers)
+    loader = DataLoader(
+        _ShardDataset(sampler, processor, config, shards, rank, world_size),
+        batch_size=None,
+        sampler=range(first_step * shards, config.train.steps * shards),
+        num_workers=config.data.workers,
+        # A generator of its own: starting the loader must not move the random state of training.
+        generator=torch.Generator(),
+    )
+    waiting: list[BatchShard] = []
+    for number, packed in enumerate(_detect_killed_workers(iter(loader)), 1):
+        if isinstance(packed, AbcError):
+            raise packed
+        waiting += [packed.unpack()] if packed else []
+        if number % shards == 0:
+            yield merge_shards(waiting)
+            waiting = []
+
+
+def _detect_killed_workers(packed: Iterator[T]) -> Iterator[T]:
+    """The same, with one sentence for a worker that is gone."""
+    try:
+        yield from packed
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a process that prepares data was killed, most likely for want of memory (main memory, "
+            "or shared memory, which containers keep small); lower data.workers or "
+            "train.batch_size, or give the container more shared memory"
+        ) from error
+
+
+class _ShardDataset(Dataset["PackedShard | AbcError | None"]):
+    """Shards by number, so many to a step; None for an empty one. An error is handed over as a
+    value: torch would turn it, on its way out of a worker, into a page of traceback."""
+
+    def __init__(
+        self,
+        sampler: GroupSampler,
+        processor: Processor,
+        config: TrainConfig,
+        shards: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._sampler = sampler
+        self._processor = processor
+        self._config = config
+        self._shards = shards
+        self._rank = rank
+        self._world_size = world_size
+
+    def __getitem__(self, number: int) -> "PackedShard | AbcError | None":
+        train = self._config.train
+        step, shard = divmod(number, self._shards)
+        try:
+            groups = self._sampler.groups(step, train.batch_size, train.seed)
+            if not groups:
+                raise DataError("the source gave a step without groups")
+            if len(groups) < self._world_size:
+                raise DataError(
+                    f"the source gave {len(groups)} images for step {step + 1}, fewer than the "
+                    f"{self._world_size} processes; start fewer of them"
+                )
+            first, shards = self._rank * self._shards + shard, self._world_size * self._shards
+            start, end = (len(groups) * i // shards for i in (first, first + 1))
+            own = [groups[i] for i in range(start, end)]
+            max_pixels = self._config.data.max_pixels
+            return PackedShard.pack(make_shard(own, self._processor, max_pixels)) if own else None
+        except AbcError as error:
+            return error
+
+
+class _TensorPickler(pickle.Pickler):
+    """Pickles tensors as arrays, whose content protocol 5 can leave out of the pickle."""
+
+    def reducer_override(self, value: object) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedShard:
+    """A shard on its way from one process to another; a tensor that stands twice is one."""
+
+    pickled: bytes
+    """All of it but the content of its tensors."""
+    sizes: tuple[int, ...]
+    """Bytes of each tensor; each begins at a multiple of 8."""
+    content: Tensor
+    """Of all tensors, uint8: what torch moves between processes without a copy."""
+
+    @classmethod
+    def pack(cls, shard: BatchShard) -> "PackedShard":
+        """Copies the content of all tensors into one."""
+        stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+        _TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(shard)
+        parts = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in buffers]
+        content = torch.cat([F.pad(part, (0, -len(part) % 8)) for part in parts])
+        return cls(stream.getvalue(), tuple(map(len, parts)), content)
+
+    def unpack(self) -> BatchShard:
+        """The shard; its tensors are views of `content`."""
+        parts = self.content.split([size + -size % 8 for size in self.sizes])
+        buffers = [part[:size].numpy() for part, size in zip(parts, self.sizes, strict=True)]
+        shard: BatchShard = pickle.loads(self.pickled, buffers=buffers)
+        return shard

@@ -1,18 +1,15 @@
 """Checkpoints of a run in progress: written whole or not at all, and taken back exactly.
 
-Does: keep what changes in training (trained weights, optimizer, cached vectors, step), so that a
-killed run goes on with the same loss curve to the last bit. Does not keep: the frozen weights,
-which the run begins with anyway; the learning rate, data order and dropout, which follow from the
-step number and the seed. What is not stored cannot be stored wrongly.
+They hold what changes in training, so that a killed run goes on with the same loss curve to the
+last bit. The frozen weights, which the run begins with anyway, are not in them, nor what follows
+from the step number and the seed: learning rate, data order, dropout. What is not stored cannot be
+stored wrongly.
 
     checkpoints/step-00000100/   trained.safetensors  optimizer.safetensors
                                  vectors.safetensors  state.json
 
-A folder is filled under another name, flushed to the disk, and renamed: a crash at any moment
-leaves the last good one intact and no half one to load.
-
-With several processes the main one writes, whole tensors also where weights or means are split, and
-all of them read: a run may go on with another number of processes, or split where it was not.
+With several processes the main one writes, full tensors also where weights or optimizer are split,
+and all of them read: a run may go on with another number of processes, or split where it was not.
 """
 
 import json
@@ -32,10 +29,10 @@ from abc_embed.storage.files import replace_folder
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.optimizer import Optimizer
 from abc_embed.train.processes import ProcessGroup
-from abc_embed.train.sharding import like, whole
-from abc_embed.train.toml_config import flat
+from abc_embed.train.sharding import full_tensor, shard_like
+from abc_embed.train.toml_config import flatten
 
-FREE_FIELDS = frozenset(
+CHANGEABLE_FIELDS = frozenset(
     {
         "out",
         "model.device",
@@ -52,7 +49,7 @@ FREE_FIELDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunState:
     """Where a run stands."""
 
     step: int
@@ -64,55 +61,54 @@ class Progress:
 class CheckpointManager:
     """The checkpoints of one run, in `folder`."""
 
-    def __init__(self, folder: Path, config: TrainConfig, team: ProcessGroup) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, process_group: ProcessGroup) -> None:
         self._folder = folder
         self._config = config
-        self._team = team
-
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
-        return latest(self._folder)
+        self._process_group = process_group
 
     def save(
         self,
-        progress: Progress,
+        state: RunState,
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
-        memory: Mapping[str, Tensor],
+        text_cache: Mapping[str, Tensor],
     ) -> None:
         """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
 
-        All processes call it and one writes. Raises `OutputError` on all of them for a full disk or
-        a folder that cannot be written; older checkpoints are untouched then.
+        All processes call it and one writes.
+
+        Raises:
+            OutputError: on all of them, for a full disk or a folder that cannot be written; older
+                checkpoints are untouched then.
         """
-        # Whole tensors: where weights are split, all processes bring their parts together here.
-        trained = {k: whole(v.detach()).cpu().contiguous() for k, v in parameters.items()}
-        means = optimizer.means()
-        with self._team.propagate_errors():
-            if self._team.main:
-                self._write(progress, trained, means, memory)
+        # Where weights are split, all processes bring their parts together here.
+        trained = {k: full_tensor(v.detach()).cpu().contiguous() for k, v in parameters.items()}
+        optimizer_state = optimizer.state_dict()
+        with self._process_group.propagate_errors():
+            if self._process_group.is_main:
+                self._write(state, trained, optimizer_state, text_cache)
 
     def _write(
         self,
-        progress: Progress,
-        trained: Mapping[str, Tensor],
-        means: Mapping[str, Tensor],
-        memory: Mapping[str, Tensor],
+        state: RunState,
+        trained: dict[str, Tensor],
+        optimizer_state: dict[str, Tensor],
+        text_cache: Mapping[str, Tensor],
     ) -> None:
-        aside = self._folder / ".partial"
-        state = {"config": asdict(self._config), "texts": list(memory), **asdict(progress)}
+        partial = self._folder / ".partial"
+        values = {"config": asdict(self._config), "texts": list(text_cache), **asdict(state)}
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            save_file(dict(trained), aside / "trained.safetensors")
-            if memory:
-                vectors = torch.stack(list(memory.values()))
-                save_file({"vectors": vectors}, aside / "vectors.safetensors")
-            save_file(dict(means), aside / "optimizer.safetensors")
-            (aside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-            replace_folder(aside, self._folder / f"step-{progress.step:08d}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_file(trained, partial / "trained.safetensors")
+            if text_cache:
+                vectors = torch.stack(list(text_cache.values()))
+                save_file({"vectors": vectors}, partial / "vectors.safetensors")
+            save_file(optimizer_state, partial / "optimizer.safetensors")
+            (partial / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+            replace_folder(partial, self._folder / f"step-{state.step:08d}")
         except (OSError, SafetensorError) as error:  # which of the two a full disk is, varies
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise OutputError(
                 f"cannot write a checkpoint to {self._folder} ({error}); make room or choose "
                 "another folder, then start again: the last good checkpoint is intact"
@@ -125,45 +121,58 @@ class CheckpointManager:
         path: Path,
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
-    ) -> tuple[Progress, dict[str, Tensor]]:
-        """Put a checkpoint back into parameters and optimizer; progress and cached vectors.
+    ) -> tuple[RunState, dict[str, Tensor]]:
+        """Put a checkpoint back into parameters and optimizer.
 
-        Raises `TrainingError` when it belongs to another run or is damaged.
+        Returns:
+            Where the run stands, and the cached vectors.
+
+        Raises:
+            TrainingError: it belongs to another run or is damaged.
         """
-        state = check(path, self._config)
+        values = read_state(path, self._config)
         try:
             trained = load_file(path / "trained.safetensors")
             vectors = path / "vectors.safetensors"
             rows = list(load_file(vectors)["vectors"]) if vectors.exists() else []
-            memory = dict(zip(state["texts"], rows, strict=True))
-            means = load_file(path / "optimizer.safetensors")
+            text_cache = dict(zip(values["texts"], rows, strict=True))
+            optimizer_state = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _unreadable(path, error) from error
         _fill(parameters, trained, path)
-        optimizer.restore(means)
-        return Progress(step=state["step"], at_floor=state["at_floor"]), memory
+        optimizer.load_state_dict(optimizer_state)
+        return RunState(step=values["step"], at_floor=values["at_floor"]), text_cache
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder of checkpoints, or None."""
-    found = sorted(folder.glob("step-*"))
+def find_resumable(run_folder: Path, resume: bool) -> Path | None:
+    """The newest whole checkpoint of a run, or None.
+
+    Raises:
+        TrainingError: there is one, and `resume` is False.
+    """
+    found = sorted((run_folder / "checkpoints").glob("step-*"))
+    if found and not resume:
+        raise TrainingError(
+            f"{run_folder} holds a run already ({found[-1].name}); choose another folder"
+        )
     return found[-1] if found else None
 
 
-def check(path: Path, config: TrainConfig) -> dict[str, Any]:
+def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
     """What `state.json` of a checkpoint says; needs no model, so it can be asked before one loads.
 
-    Raises `TrainingError` when it is damaged, or of a run with another configuration.
+    Raises:
+        TrainingError: it is damaged, or of a run with another configuration.
     """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        then = flat(state["config"])
+        then = flatten(state["config"])
         _ = state["step"], state["at_floor"], state["texts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error
-    now = flat(json.loads(json.dumps(asdict(config))))
+    now = flatten(json.loads(json.dumps(asdict(config))))
     for name in sorted(now.keys() | then.keys()):
-        if name not in FREE_FIELDS and now.get(name) != then.get(name):
+        if name not in CHANGEABLE_FIELDS and now.get(name) != then.get(name):
             raise TrainingError(
                 f"{name} was {then.get(name)!r} when {path} was written and is "
                 f"{now.get(name)!r} now; put it back to go on, or train into another folder"
@@ -191,4 +200,4 @@ def _fill(
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(like(trained[name], parameter))
+            parameter.copy_(shard_like(trained[name], parameter))

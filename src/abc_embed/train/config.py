@@ -1,9 +1,6 @@
-"""What can be said about a training run, in full, and how it is read from a TOML file.
+"""Every field of a training run with its meaning, default and check; read from a TOML file.
 
-Does: define every field with its meaning and its check, and refuse combinations that cannot be or
-in which a field would do nothing. Does not: parse TOML (``tables``), load, look at the machine, or
-know what a field will do.
-Why dataclasses and TOML: one place per field, defaults that can be read, and a wrong name or type
+Combinations that cannot be, or in which a field would do nothing, are refused: a wrong name or type
 is one sentence that names field, file and line instead of a run that silently ignores it.
 
 The numbers of the paper are in `configs/`, each with its section.
@@ -18,11 +15,11 @@ from abc_embed.errors import ConfigError
 from abc_embed.train.toml_config import read_toml
 
 StageName = Literal["pretrain", "instruct"]
-GatherName = Literal["gradient", "published"]
+GatherMode = Literal["gradient", "published"]
 
 
-def _require(good: bool, name: str, value: object, rule: str) -> None:
-    if not good:
+def _require(valid: bool, name: str, value: object, rule: str) -> None:
+    if not valid:
         raise ConfigError(f"{name} is {value!r}; it must be {rule}")
 
 
@@ -52,13 +49,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.head_width >= 1, "model.head_width", self.head_width, "at least 1")
         smallest, largest = self.pixels
-        good = min(smallest, largest) >= 0 and (not largest or smallest <= largest)
-        _require(good, "model.pixels", self.pixels, "[smallest, largest], each 0 or more")
+        valid = min(smallest, largest) >= 0 and (not largest or smallest <= largest)
+        _require(valid, "model.pixels", self.pixels, "[smallest, largest], each 0 or more")
         if self.attention.startswith("flash"):
             for name, value in (("device", "cpu"), ("precision", "float32")):
-                good = getattr(self, name) != value
+                valid = getattr(self, name) != value
                 rule = f"something else than {value} for model.attention {self.attention!r}"
-                _require(good, f"model.{name}", value, rule)
+                _require(valid, f"model.{name}", value, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,11 +149,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
-        good = all(0 <= beta < 1 for beta in self.betas)
-        _require(good, "optim.betas", self.betas, "two numbers from 0 to below 1")
+        valid = all(0 <= beta < 1 for beta in self.betas)
+        _require(valid, "optim.betas", self.betas, "two numbers from 0 to below 1")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        good = 0 <= self.warmup_share < 1
-        _require(good, "optim.warmup_share", self.warmup_share, "from 0 to below 1")
+        valid = 0 <= self.warmup_share < 1
+        _require(valid, "optim.warmup_share", self.warmup_share, "from 0 to below 1")
         _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 or more")
 
 
@@ -178,7 +175,7 @@ class RunConfig:
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all candidates (paper section 4)."""
-    gather: GatherName = "gradient"
+    gather: GatherMode = "gradient"
     """With several processes: "gradient" passes gradients back to the candidates of the others, so
     the number of processes does not change what is learnt; "published" takes them as constants, as
     the published training code does."""
@@ -200,8 +197,8 @@ class RunConfig:
             _require(value >= 1, f"train.{name}", value, "at least 1")
         _require(self.chunk_size >= 0, "train.chunk_size", self.chunk_size, "0 or more")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to below 2^63")
-        good = 0 <= self.label_smoothing < 1
-        _require(good, "train.label_smoothing", self.label_smoothing, "from 0 to below 1")
+        valid = 0 <= self.label_smoothing < 1
+        _require(valid, "train.label_smoothing", self.label_smoothing, "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,7 +270,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Paths in the file are relative to the current folder, like those of the command line.
 
-    Raises `ConfigError` for a file that cannot be read, an unknown or missing field, a wrong type
-    or an impossible value; the sentence names the field, the file and the line.
+    Raises:
+        ConfigError: the file cannot be read, a field is unknown or missing, a type is wrong or a
+            value impossible; the sentence names the field, the file and the line.
     """
     return read_toml(TrainConfig, path, overrides)

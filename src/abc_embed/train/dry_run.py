@@ -1,8 +1,8 @@
-"""What a recipe would do, without doing it: `abc-embed train … --dry-run`.
+"""What a run would do, without doing it: `abc-embed train … --dry-run`.
 
-Does: build the model without its weights, load one batch, count what trains, estimate memory. Does
-not: fetch, load weights, train, or write anything. A folder with a model's `config.json` and its
-tokenizer is enough, so a recipe for a large model can be planned on a small machine.
+Builds the model without its weights, loads one batch, counts what trains, and estimates memory;
+nothing is fetched or written. A folder with a model's `config.json` and its tokenizer is enough, so
+a run of a large model can be planned on a small machine.
 """
 
 import re
@@ -24,14 +24,20 @@ from abc_embed.processor import Features, Processor
 from abc_embed.runtime import hardware
 from abc_embed.storage.json_files import read_json
 from abc_embed.train import memory
-from abc_embed.train.batches import Source, TrainBatch, make_batch, split_queries, split_texts
+from abc_embed.train.batches import (
+    GroupSampler,
+    TrainBatch,
+    make_batch,
+    split_queries,
+    split_texts,
+)
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.recipe import is_embedder
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.run import is_embedder
+from abc_embed.train.sampler import RecordSampler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
+class TrainedPart:
     """Tensors that train, of one part of the model."""
 
     name: str
@@ -40,7 +46,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class StepLoad:
     """What one step puts through the model."""
 
     images: int
@@ -55,15 +61,15 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a dry run found."""
+class DryRunReport:
+    """What a dry run counted."""
 
     stage: str
-    groups: tuple[Group, ...]
+    groups: tuple[TrainedPart, ...]
     frozen: int
     """Parameters that do not train."""
-    load: Load
-    memory: memory.Estimate
+    load: StepLoad
+    memory: memory.MemoryEstimate
     number_format: str
     gpu: str
     """Name or size of the GPU that was asked for; empty if there is none."""
@@ -74,60 +80,67 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the recipe as it stands fits the GPU."""
+        """Whether the run as it is configured fits the GPU."""
         return 0 < self.memory.total <= self.gpu_bytes
 
 
-def dry_run(config: TrainConfig, gpu: str = "", source: Source | None = None) -> Plan:
-    """Try a recipe out.
+def dry_run(
+    config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = None
+) -> DryRunReport:
+    """Try a run out.
 
-    `gpu` is a size ("24GB"; a card's GB are counted as GiB, as its makers do) or empty for the one
-    that is present. `source` stands in for `data.records`.
+    Args:
+        config: Of the run.
+        gpu: A size ("24GB"; a card's GB are counted as GiB, as its makers do), or empty for the
+            one that is present.
+        sampler: Stands in for `data.records`.
 
-    Raises what training would raise for its records, `OfflineError` when `model.base` is not on
-    this machine, `UsageError` for a `gpu` that is no size.
+    Raises:
+        DataError: as training would for its records.
+        OfflineError: `model.base` is not on this machine.
+        UsageError: `gpu` is no size.
     """
-    name, size = _gpu(gpu) if gpu or config.model.device != "cpu" else ("", 0)
-    model, processor = skeleton(config)
+    name, size = _gpu_memory(gpu) if gpu or config.model.device != "cpu" else ("", 0)
+    model, processor = meta_model(config)
     on_gpu = size > 0
     half = config.model.precision == "bfloat16" or (config.model.precision == "auto" and on_gpu)
-    setting = _setting(config, model, processor, 2 if half else 4, on_gpu)
-    if source is None:
-        source = RecordSource(config.data.records, config.stage, config.data)
-    groups = source.groups(0, config.train.batch_size, config.train.seed)
+    shape = _run_shape(config, model, processor, 2 if half else 4, on_gpu)
+    if sampler is None:
+        sampler = RecordSampler(config.data.records, config.stage, config.data)
+    groups = sampler.groups(0, config.train.batch_size, config.train.seed)
     batch = make_batch(groups, processor, config.data.max_pixels)
-    found = _estimate(config, setting, batch, config.train.chunk_size, on_gpu)
-    return Plan(
+    return DryRunReport(
         stage=config.stage,
-        groups=_groups(model),
+        groups=_trained_parts(model),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        load=_load(config, batch),
-        memory=found,
+        load=_step_load(config, batch),
+        memory=_estimate(config, shape, batch, config.train.chunk_size, on_gpu),
         number_format="bfloat16" if half else "float32",
         gpu=name,
         gpu_bytes=size,
-        fitting_chunk=_fitting(config, setting, batch, size) if on_gpu else 0,
+        fitting_chunk=_fitting_chunk(config, shape, batch, size) if on_gpu else 0,
     )
 
 
-def skeleton(config: TrainConfig) -> tuple[AbcModel, Processor]:
+def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
     """The model of a run, set up for its stage, without weights (on the meta device).
 
-    Raises `OfflineError` when `model.base` is a name whose files are not on this machine.
+    Raises:
+        OfflineError: `model.base` is a name whose files are not on this machine.
     """
     base, head_width = config.model.base, config.model.head_width
     low: int | None = config.model.pixels[0] or None
     high: int | None = config.model.pixels[1] or None
     if is_embedder(base):
-        found = hub.resolve(base)
-        folder = found if isinstance(found, Path) else _local(found.base)
-        if isinstance(found, Path):
+        source = hub.resolve(base)
+        folder = source if isinstance(source, Path) else _local_folder(source.base)
+        if isinstance(source, Path):
             head_width = int(read_json(folder / "abc.json").get("head_width", HIDDEN_WIDTH))
         else:
             published = ImageBudget()
             low, high, head_width = published.min_pixels, published.max_pixels, HIDDEN_WIDTH
     else:
-        folder = _local(base)
+        folder = _local_folder(base)
     processor = Processor.from_folder(folder, min_pixels=low, max_pixels=high)
     with torch.device("meta"):
         values = read_json(folder / "config.json")
@@ -142,7 +155,7 @@ def skeleton(config: TrainConfig) -> tuple[AbcModel, Processor]:
     return model, processor
 
 
-def _local(name: str) -> Path:
+def _local_folder(name: str) -> Path:
     """The folder of a model that is on this machine already."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -157,25 +170,25 @@ def _local(name: str) -> Path:
         ) from problem
 
 
-def _gpu(given: str) -> tuple[str, int]:
+def _gpu_memory(gpu: str) -> tuple[str, int]:
     """Name and bytes of the GPU to plan for; ("", 0) if there is none."""
-    if not given:
+    if not gpu:
         cards = hardware()["cuda"]
         return (cards[0]["name"], cards[0]["memory_bytes"]) if cards else ("", 0)
-    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:Gi?B?)?\s*", given, re.IGNORECASE)
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:Gi?B?)?\s*", gpu, re.IGNORECASE)
     if not size or float(size[1]) <= 0:
-        raise UsageError(f"--gpu is {given!r}; give a size like 24GB")
+        raise UsageError(f"--gpu is {gpu!r}; give a size like 24GB")
     return f"{float(size[1]):g} GB", int(float(size[1]) * memory.GIB)
 
 
-def _setting(
+def _run_shape(
     config: TrainConfig, model: AbcModel, processor: Processor, number_bytes: int, on_gpu: bool
-) -> memory.Setting:
+) -> memory.RunShape:
     image = processor.image
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = sum(p.numel() for p in model.head.parameters() if not p.requires_grad)  # is float32
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    return memory.Setting(
+    return memory.RunShape(
         language=model.backbone.language_shape(),
         vision=model.backbone.vision_shape(),
         frozen_bytes=(frozen - head) * number_bytes + head * 4,
@@ -192,71 +205,74 @@ def _setting(
 
 
 def _chunks(
-    config: TrainConfig, batch: TrainBatch, size: int
+    config: TrainConfig, batch: TrainBatch, chunk_size: int
 ) -> tuple[list[Sequence[Features]], int]:
     """All chunks of a step, those of the queries first, and how many these are."""
-    queries = split_queries(batch, size)
-    return [*queries, *split_texts(batch.candidates, size)], len(queries)
+    queries = split_queries(batch, chunk_size)
+    return [*queries, *split_texts(batch.candidates, chunk_size)], len(queries)
 
 
 def _estimate(
-    config: TrainConfig, setting: memory.Setting, batch: TrainBatch, size: int, on_gpu: bool
-) -> memory.Estimate:
-    chunks, queries = _chunks(config, batch, size)
-    passes = [
-        memory.Chunk(
-            tokens=_padded(chunk),
-            patches=_patches(chunk),
+    config: TrainConfig, shape: memory.RunShape, batch: TrainBatch, chunk_size: int, on_gpu: bool
+) -> memory.MemoryEstimate:
+    chunks, queries = _chunks(config, batch, chunk_size)
+    shapes = [
+        memory.ChunkShape(
+            tokens=_padded_tokens(chunk),
+            patches=_patch_count(chunk),
             gradient=number < queries or config.stage == "pretrain",
         )
         for number, chunk in enumerate(chunks)
     ]
     return memory.estimate(
-        setting,
-        passes,
+        shape,
+        shapes,
         queries=len(batch.queries),
         candidates=len(batch.candidates),
         on_gpu=on_gpu,
     )
 
 
-def _fitting(config: TrainConfig, setting: memory.Setting, batch: TrainBatch, size: int) -> int:
+def _fitting_chunk(
+    config: TrainConfig, shape: memory.RunShape, batch: TrainBatch, gpu_bytes: int
+) -> int:
     """The largest chunk size that fits, of those given and the powers of two."""
-    chunked = replace(setting, chunked=True)
-    most = len(batch.queries) + len(batch.candidates)
-    sizes = {2**n for n in range(most.bit_length())} | {config.train.chunk_size}
-    fitting = [
-        one for one in sizes if one and _estimate(config, chunked, batch, one, True).total <= size
-    ]
-    return max(fitting, default=0)
+    chunked = replace(shape, chunked=True)
+    rows = len(batch.queries) + len(batch.candidates)
+    sizes = {2**n for n in range(rows.bit_length())} | {config.train.chunk_size}
+
+    def fits(size: int) -> bool:
+        return _estimate(config, chunked, batch, size, True).total <= gpu_bytes
+
+    return max((size for size in sizes if size and fits(size)), default=0)
 
 
-def _padded(chunk: Sequence[Features]) -> int:
+def _padded_tokens(chunk: Sequence[Features]) -> int:
     return len(chunk) * max((features.tokens for features in chunk), default=0)
 
 
-def _patches(chunk: Sequence[Features]) -> int:
+def _patch_count(chunk: Sequence[Features]) -> int:
     """Of the distinct pictures of a chunk: each is encoded once."""
     values = {f.image_key: len(f.pixel_values) for f in chunk if f.pixel_values is not None}
     return sum(values.values())
 
 
-def _load(config: TrainConfig, batch: TrainBatch) -> Load:
+def _step_load(config: TrainConfig, batch: TrainBatch) -> StepLoad:
     chunks, _ = _chunks(config, batch, config.train.chunk_size)
-    return Load(
+    return StepLoad(
         images=len(batch.group_sizes),
         queries=len(batch.queries),
         candidates=len(batch.candidates),
         tokens=sum(f.tokens for f in (*batch.queries, *batch.candidates)),
-        padded=sum(_padded(chunk) for chunk in chunks),
-        patches=sum(_patches([f]) for f in {f.image_key: f for f in batch.queries}.values()),
+        padded=sum(_padded_tokens(chunk) for chunk in chunks),
+        patches=sum(_patch_count([f]) for f in {f.image_key: f for f in batch.queries}.values()),
         chunks=len(chunks),
     )
 
 
-def _groups(model: AbcModel) -> tuple[Group, ...]:
+def _trained_parts(model: AbcModel) -> tuple[TrainedPart, ...]:
     """What trains, by part."""
-    found: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -265,7 +281,8 @@ def _groups(model: AbcModel) -> tuple[Group, ...]:
             part = f"LoRA, {part}"
         else:
             part = "temperature" if name.startswith("temperature.") else name.partition(".")[0]
-        found.setdefault(part, []).append(parameter.numel())
+        sizes.setdefault(part, []).append(parameter.numel())
     return tuple(
-        Group(name=part, tensors=len(sizes), parameters=sum(sizes)) for part, sizes in found.items()
+        TrainedPart(name=part, tensors=len(counts), parameters=sum(counts))
+        for part, counts in sizes.items()
     )

@@ -10,8 +10,6 @@ the way on, section 4.)
 The second pass must draw the same dropout as the first, or the gradient belongs to another vector:
 the random state before each chunk is kept and put back.
 
-Knows nothing of models or losses: it is handed functions.
-
 Shapes: `N` vectors of all chunks together, `n` of one chunk, `D` width.
 """
 
@@ -46,9 +44,16 @@ def plain_backward(
 ) -> tuple[Tensor, Tensor]:
     """Embed all chunks, keep all activations, go back once. What `cached_backward` must equal.
 
-    `encode` maps a chunk to `(n, D)`; `loss_of` maps all `(N, D)` vectors, in the order of the
-    chunks, to loss and accuracy; `backward` is `Tensor.backward` or accelerate's. Gradients are
-    left in the parameters. Returns loss and accuracy, both without gradient.
+    Gradients are left in the parameters.
+
+    Args:
+        chunks: What goes through the model, in passes.
+        encode: Maps a chunk to `(n, D)`.
+        loss_of: Maps all `(N, D)` vectors, in the order of the chunks, to loss and accuracy.
+        backward: `Tensor.backward` or accelerate's.
+
+    Returns:
+        Loss and accuracy, both without gradient.
     """
     loss, accuracy = loss_of(torch.cat([encode(chunk) for chunk in chunks]))
     backward(loss)

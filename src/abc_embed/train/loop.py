@@ -1,9 +1,7 @@
 """The run itself: data, gradients, step, log, checkpoint, until done. Read it from top to bottom.
 
-Does: one plain loop on accelerate (device, autocast, backward, clipping), resume, watch over loss
-and τ, save the trained model as a folder of ours. With several processes each runs this loop on its
-share of every step; the main one writes. Does not: know what a stage trains (``stages``), how
-gradients fit into memory (``gradcache``) or how processes agree (``processes``).
+One plain loop on accelerate (device, autocast, backward, clipping). With several processes each
+runs this loop on its share of every step; the main one writes.
 
 A run is a function of its configuration: learning rate, data and dropout of a step follow from the
 step number and the seed. So a killed run, started again with the same command, gives the same loss
@@ -22,27 +20,25 @@ import torch
 from accelerate import Accelerator
 
 from abc_embed import checkpoint
-from abc_embed.errors import ConfigError, OutputError, TrainingError
+from abc_embed.errors import ConfigError, TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.runtime import resolve_device, seed_everything
-from abc_embed.train.batches import Source, TrainBatch
-from abc_embed.train.checkpoints import CheckpointManager, Progress
+from abc_embed.storage.files import make_folder
+from abc_embed.train.batches import GroupSampler, TrainBatch, load_batches
+from abc_embed.train.checkpoints import CheckpointManager, RunState, find_resumable
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
-from abc_embed.train.gather import exchange_batch_info
-from abc_embed.train.loader import batches
-from abc_embed.train.metrics_logger import MetricsLogger, StepRecord
+from abc_embed.train.metrics_logger import MetricsLogger, StepRecord, open_tracker
 from abc_embed.train.optimizer import AdamW, Optimizer
-from abc_embed.train.processes import ProcessGroup, check_share
-from abc_embed.train.sharding import wants_sharding
+from abc_embed.train.processes import ProcessGroup, check_batch_size, exchange_batch_info
+from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import Instruct, Pretrain, Stage
-from abc_embed.train.trackers import open_tracker
-from abc_embed.train.zero import ZeroAdamW, hidden_from_accelerate, wants_zero
+from abc_embed.train.zero import ZeroAdamW, hide_deepspeed, zero_settings
 
 
 def run_stage1(
     config: TrainConfig,
-    source: Source,
+    sampler: GroupSampler,
     model: AbcModel,
     processor: Processor,
     out_dir: str | Path,
@@ -51,23 +47,32 @@ def run_stage1(
 ) -> AbcModel:
     """Train `model` from image to caption (paper section 4), in place.
 
-    `model` is a vision-language model with head, without adapters. It comes back with stage 1
-    merged, and lies in `out_dir/model`. Started again with the same arguments, a broken run goes on
-    and a finished one only saves again; `resume=False` refuses a folder that holds a run.
+    Started again with the same arguments, a broken run goes on and a finished one only saves again.
+    With several processes all of them call this, with the same arguments.
 
-    With several processes all of them call this, with the same arguments. Where the weights are
-    split over them, `model` is used up and the trained one is what is returned.
+    Args:
+        config: Of stage "pretrain".
+        sampler: What it learns from, by step number.
+        model: A vision-language model with head, without adapters. Where weights are split over
+            processes it is used up, and the trained one is what is returned.
+        processor: Of the model.
+        out_dir: Folder of the run; the trained model lies in `out_dir/model`.
+        resume: False refuses a folder that holds a run.
 
-    Raises `ConfigError`, `DataError`, `InputError`, `OutputError` or `TrainingError`.
+    Returns:
+        The model with stage 1 merged.
+
+    Raises:
+        AbcError: `ConfigError`, `DataError`, `InputError`, `OutputError` or `TrainingError`.
     """
     if config.stage != "pretrain":
         raise ConfigError(f"stage is {config.stage!r}; stage 1 needs 'pretrain'")
-    return _run(Pretrain, config, source, model, processor, Path(out_dir), resume)
+    return _run(Pretrain, config, sampler, model, processor, Path(out_dir), resume)
 
 
 def run_stage2(
     config: TrainConfig,
-    source: Source,
+    sampler: GroupSampler,
     model: AbcModel,
     processor: Processor,
     out_dir: str | Path,
@@ -76,12 +81,12 @@ def run_stage2(
 ) -> AbcModel:
     """Train `model` from image and instruction to answer (paper section 5), in place.
 
-    `model` is what stage 1 returned or saved. It comes back with the stage-2 adapter attached, and
-    lies in `out_dir/model`. Resuming and errors are as in `run_stage1`.
+    `model` is what stage 1 returned or saved; it comes back with the stage-2 adapter attached. All
+    else is as in `run_stage1`.
     """
     if config.stage != "instruct":
         raise ConfigError(f"stage is {config.stage!r}; stage 2 needs 'instruct'")
-    return _run(Instruct, config, source, model, processor, Path(out_dir), resume)
+    return _run(Instruct, config, sampler, model, processor, Path(out_dir), resume)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,128 +95,117 @@ class _Run:
 
     config: TrainConfig
     stage: Stage
-    team: ProcessGroup
+    process_group: ProcessGroup
     optimizer: Optimizer
     checkpoints: CheckpointManager
     out_dir: Path
 
 
 def _run(
-    kind: type[Stage],
+    stage_class: type[Stage],
     config: TrainConfig,
-    source: Source,
+    sampler: GroupSampler,
     model: AbcModel,
     processor: Processor,
     out_dir: Path,
     resume: bool,
 ) -> AbcModel:
-    accelerator = _accelerator(config.model)
-    team = ProcessGroup(accelerator)
-    with team.in_contact():
-        with team.propagate_errors():
-            check_share(team, config.train.batch_size)
-        checkpoints = CheckpointManager(out_dir / "checkpoints", config, team)
-        last = team.broadcast_from_main(lambda: _last_checkpoint(checkpoints, out_dir, resume))
+    process_group = ProcessGroup(_accelerator(config.model))
+    with process_group.detect_lost_processes():
+        with process_group.propagate_errors():
+            check_batch_size(config.train.batch_size, process_group.world_size)
+        checkpoints = CheckpointManager(out_dir / "checkpoints", config, process_group)
+        last = process_group.broadcast_from_main(
+            lambda: find_resumable(make_folder(out_dir), resume)
+        )
         seed_everything(config.train.seed)
-        stage = kind(config, model, processor, accelerator)
+        stage = stage_class(config, model, processor, process_group)
         run = _Run(
             config=config,
             stage=stage,
-            team=team,
-            optimizer=_optimizer(stage, config.optim, accelerator),
+            process_group=process_group,
+            optimizer=_optimizer(stage, config.optim),
             checkpoints=checkpoints,
             out_dir=out_dir,
         )
-        progress = Progress(step=0)
-        with team.propagate_errors():
+        state = RunState(step=0)
+        with process_group.propagate_errors():
             if last:
-                progress, memory = checkpoints.load(last, stage.parameters, run.optimizer)
-                stage.remember(memory)
-        share = (team.rank, team.count)
-        _loop(run, batches(source, processor, config, progress.step, share), progress)
+                state, text_cache = checkpoints.load(last, stage.parameters, run.optimizer)
+                stage.load_text_cache(text_cache)
+        rank, world_size = process_group.rank, process_group.world_size
+        batches = load_batches(sampler, processor, config, state.step, rank, world_size)
+        _loop(run, batches, state)
         run.optimizer.close()
         stage.finish()
-        with team.propagate_errors():
-            if team.main:
+        with process_group.propagate_errors():
+            if process_group.is_main:
                 checkpoint.save(stage.model, processor, out_dir / "model")
     return stage.model
 
 
-def _last_checkpoint(checkpoints: CheckpointManager, out_dir: Path, resume: bool) -> Path | None:
-    """The newest checkpoint; makes the folder of the run if there is none."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {out_dir}: {error.strerror}") from error
-    last = checkpoints.latest()
-    if last and not resume:
-        raise TrainingError(f"{out_dir} holds a run already ({last.name}); choose another folder")
-    return last
-
-
-def _loop(run: _Run, feed: Iterator[TrainBatch], progress: Progress) -> None:
-    """From `progress` to the last step."""
-    train, team = run.config.train, run.team
+def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
+    """From `state` to the last step."""
+    train, stage, process_group = run.config.train, run.stage, run.process_group
     with ExitStack() as stack:
-        with team.propagate_errors():
-            logbook = stack.enter_context(_logbook(run, progress)) if team.main else None
-        for step in range(progress.step, train.steps):
-            began = time.perf_counter()
-            with team.propagate_errors():
-                batch = next(feed)
-            waited = time.perf_counter() - began
+        with process_group.propagate_errors():
+            logger = None
+            if process_group.is_main:
+                logger = stack.enter_context(_metrics_logger(run, state.step))
+        for step in range(state.step, train.steps):
+            start = time.perf_counter()
+            with process_group.propagate_errors():
+                batch = next(batches)
+            waited_s = time.perf_counter() - start
             record = _step(run, batch, step)
-            with team.propagate_errors():
-                if logbook:
-                    logbook.waited(waited)
-                    logbook.write(record)
-                progress = _watch(run, record, progress)
-            if progress.step % train.checkpoint_every == 0 or progress.step == train.steps:
-                stage = run.stage
-                run.checkpoints.save(progress, stage.parameters, run.optimizer, stage.memory)
+            with process_group.propagate_errors():
+                if logger:
+                    logger.log(record, waited_s)
+                state = _watch_temperature(run, record, state)
+            if state.step % train.checkpoint_every == 0 or state.step == train.steps:
+                run.checkpoints.save(state, stage.parameters, run.optimizer, stage.text_cache)
 
 
-def _logbook(run: _Run, progress: Progress) -> MetricsLogger:
-    train = run.config.train
+def _metrics_logger(run: _Run, first_step: int) -> MetricsLogger:
     return MetricsLogger(
         run.out_dir / "metrics.jsonl",
-        first_step=progress.step,
-        steps=train.steps,
-        every=train.log_every,
-        tracker=open_tracker(run.config, run.out_dir, progress.step),
+        first_step=first_step,
+        steps=run.config.train.steps,
+        every=run.config.train.log_every,
+        tracker=open_tracker(run.config, run.out_dir, first_step),
     )
 
 
 def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
     """One step of the optimizer; `step` counts from 0."""
     stage, optim, train = run.stage, run.config.optim, run.config.train
-    shares = exchange_batch_info(run.team, batch, train.chunk_size)
-    seed_everything(_step_seed(train.seed, step, run.team.rank))
-    rate = optim.learning_rate * learning_rate_share(step, run.config)
-    run.optimizer.set_rate(rate)
+    global_batch = exchange_batch_info(run.process_group, batch, train.chunk_size)
+    seed_everything(_step_seed(train.seed, step, run.process_group.rank))
+    learning_rate = optim.learning_rate * learning_rate_factor(step, run.config)
+    run.optimizer.set_learning_rate(learning_rate)
     tau = stage.model.temperature.value
-    with run.optimizer.gathering():
-        loss, accuracy = stage.backward(batch, shares)
-    norm = run.optimizer.clip(optim.clip_norm)
+    with run.optimizer.grad_sync():
+        loss, accuracy = stage.backward(batch, global_batch)
+    grad_norm = run.optimizer.clip_grad_norm(optim.clip_norm)
     record = StepRecord(
         step=step + 1,
         loss=loss.item(),
         accuracy=accuracy.item(),
         tau=tau,
-        grad_norm=norm,
-        learning_rate=rate,
-        queries=shares.queries,
-        candidates=len(shares.numbers()),
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        queries=global_batch.query_count,
+        candidates=len(global_batch.candidate_numbers()),
     )
-    with run.team.propagate_errors():
+    with run.process_group.propagate_errors():
         _check_finite(record)  # before the step: the weights stay those of the last good one
     run.optimizer.step()
     stage.after_update()
     return record
 
 
-def learning_rate_share(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step, counted from 0, as a share of the highest.
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Learning rate of a step, counted from 0, as a factor of the highest.
 
     A line up over the first `optim.warmup_share` of the steps, whose first step is above 0, then
     half a cosine down, whose last step is above 0 (paper section 4).
@@ -234,30 +228,30 @@ def _check_finite(record: StepRecord) -> None:
     )
 
 
-def _watch(run: _Run, record: StepRecord, progress: Progress) -> Progress:
+def _watch_temperature(run: _Run, record: StepRecord, state: RunState) -> RunState:
     """Count the steps that τ lay at its floor; stop when it has collapsed."""
     floor, temperature = run.config.temperature.floor, run.stage.model.temperature
     # The floor is a double, τ float32 and so perhaps a hair above it.
     low = temperature.temp.requires_grad and temperature.value <= floor * (1 + 1e-6)
-    progress = replace(progress, step=record.step, at_floor=progress.at_floor + 1 if low else 0)
-    if progress.at_floor >= run.config.temperature.patience:
+    state = replace(state, step=record.step, at_floor=state.at_floor + 1 if low else 0)
+    if state.at_floor >= run.config.temperature.patience:
         raise TrainingError(
             f"stopped at step {record.step}: τ has collapsed, it lay at its floor of {floor} for "
-            f"{progress.at_floor} steps (loss {record.loss:.4g}, accuracy {record.accuracy:.3f}); "
+            f"{state.at_floor} steps (loss {record.loss:.4g}, accuracy {record.accuracy:.3f}); "
             "the negatives are too easy: mine harder ones (data.negatives), or keep τ fixed with "
             "temperature.learn = false"
         )
-    return progress
+    return state
 
 
-def _optimizer(stage: Stage, config: OptimConfig, accelerator: Accelerator) -> Optimizer:
-    zero = wants_zero()
-    if zero and stage.team.count > 1:
-        return ZeroAdamW(stage.parameters, config, stage.team, accelerator, zero)
-    return AdamW(list(stage.parameters.values()), config, accelerator)
+def _optimizer(stage: Stage, config: OptimConfig) -> Optimizer:
+    zero = zero_settings()
+    if zero and stage.process_group.world_size > 1:
+        return ZeroAdamW(stage.parameters, config, stage.process_group, zero)
+    return AdamW(list(stage.parameters.values()), config, stage.process_group.accelerator)
 
 
-def autocast_type(config: ModelConfig) -> torch.dtype | None:
+def autocast_dtype(config: ModelConfig) -> torch.dtype | None:
     """The number format of training, or None for plain float32."""
     on_gpu = config.device != "cpu" and resolve_device("auto").type == "cuda"
     if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu):
@@ -267,23 +261,22 @@ def autocast_type(config: ModelConfig) -> torch.dtype | None:
 
 def _accelerator(config: ModelConfig) -> Accelerator:
     """Where and in which numbers this process trains, and with which others."""
-    wants_sharding()  # both refuse what is not built before accelerate begins it
-    wants_zero()
+    fsdp_requested()  # both refuse what is not built before accelerate begins it
+    zero_settings()
     try:
-        with hidden_from_accelerate():
-            accelerator = Accelerator(
+        with hide_deepspeed():
+            return Accelerator(
                 cpu=config.device == "cpu",
-                mixed_precision="bf16" if autocast_type(config) else "no",
+                mixed_precision="bf16" if autocast_dtype(config) else "no",
             )
     except ValueError as error:  # accelerate fixes device and precision once per process
         raise TrainingError(
             "this process has trained at another precision or on another device already; "
             "start a new one"
         ) from error
-    return accelerator
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """A seed for the dropout of one step, unlike that of any other step, process or run."""
-    place = [seed, 2, step, rank] if rank else [seed, 2, step]
-    return int(np.random.SeedSequence(place).generate_state(1)[0])
+    entropy = [seed, 2, step, rank] if rank else [seed, 2, step]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -1,8 +1,8 @@
 """The contrastive loss of both stages: each query among every candidate of the batch.
 
-Does one thing: cosines over the temperature, cross-entropy with label smoothing (paper sections 4
-and 5). It knows neither models nor data, so the same lines serve a plain step, a chunked one
-(``gradcache``) and, with gathered candidates, several processes.
+Cosines over the temperature, cross-entropy with label smoothing (paper sections 4 and 5). The same
+lines serve a plain step, a chunked one (`gradcache`) and, with gathered candidates, several
+processes.
 
 Shapes: `Q` queries, `C` candidates (all texts of the batch, the right ones among them), `D` width.
 """
@@ -23,17 +23,22 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of each query's scores over all candidates, and the share ranked first.
 
-    `query` is `(Q, D)` and `candidates` `(C, D)`, both of unit length; `positives` `(Q,)` int64
-    says which candidate is right for each query. Scores are `cosine / temperature`: the smaller
-    the temperature, the sharper. Everything is computed in float32 whatever comes in, because
-    scores of ±30 lose two digits in bfloat16. Label smoothing of 0.1 spreads a tenth of the
-    target evenly over all candidates (paper section 4).
+    Everything is computed in float32 whatever comes in: scores of ±30 lose two digits in bfloat16.
 
-    Returns the loss, a scalar that carries gradients, and the accuracy, a scalar that does not.
-    A tie with the right candidate counts as wrong, so a model that gives every text one and the
-    same vector scores 0, not by luck of the order.
+    Args:
+        query: `(Q, D)`, of unit length.
+        candidates: `(C, D)`, of unit length.
+        positives: `(Q,)` int64, the right candidate of each query.
+        temperature: Scores are `cosine / temperature`: the smaller, the sharper.
+        label_smoothing: Share of the target spread evenly over all candidates (paper section 4).
 
-    Raises `TrainingError` when the shapes do not belong together.
+    Returns:
+        The loss, a scalar that carries gradients, and the accuracy, a scalar that does not. A tie
+        with the right candidate counts as wrong, so a model that gives every text one and the same
+        vector scores 0, not by luck of the order.
+
+    Raises:
+        TrainingError: the shapes do not belong together.
     """
     _check_shapes(query, candidates, positives)
     with torch.autocast(query.device.type, enabled=False):

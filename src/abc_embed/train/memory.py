@@ -1,8 +1,7 @@
-"""How much memory a step takes, from shapes alone.
+"""How much memory a step takes, from shapes alone: the arithmetic, in bytes, for one process.
 
-Does: the arithmetic, in bytes, for one process. Does not: look at a model (``dry_run`` reads the
-shapes off it) or at the machine. docs/recipes.md has the same formula in words, how far it is from
-what was counted, and what could not be counted.
+`dry_run` reads the shapes off a model. docs/recipes.md has the same formula in words, how far it is
+from what was counted, and what could not be counted.
 
 What stays through a step: the weights, their gradients, AdamW's two means. On top comes the
 largest chunk: what its forward pass keeps for the backward pass, and what one layer needs while it
@@ -18,16 +17,16 @@ from dataclasses import dataclass
 from abc_embed.backbone import EncoderShape
 
 GIB = 1024**3
-_FLOAT = 4
 RESERVE_BYTES = GIB
 """A guess, not measured: CUDA's own memory and the workspace of its kernels."""
 RESERVE_SHARE = 0.1
 """A guess, not measured: what an allocator loses of activations, whose sizes change."""
+_FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What of a configuration decides memory."""
+class RunShape:
+    """What of a model and its configuration decides memory."""
 
     language: EncoderShape
     vision: EncoderShape
@@ -51,7 +50,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
+class ChunkShape:
     """What goes through the model in one pass."""
 
     tokens: int
@@ -63,7 +62,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes by purpose."""
 
     frozen: int
@@ -79,30 +78,30 @@ class Estimate:
     @property
     def total(self) -> int:
         """All of it."""
-        kept = self.frozen + self.trained + self.gradients + self.optimizer
-        return kept + self.activations + self.vectors + self.reserve
+        weights = self.frozen + self.trained + self.gradients + self.optimizer
+        return weights + self.activations + self.vectors + self.reserve
 
 
 def estimate(
-    setting: Setting, chunks: Sequence[Chunk], *, queries: int, candidates: int, on_gpu: bool
-) -> Estimate:
+    shape: RunShape, chunks: Sequence[ChunkShape], *, queries: int, candidates: int, on_gpu: bool
+) -> MemoryEstimate:
     """Peak memory of one process, in bytes, for the chunks of one step."""
-    each = [_pass(setting, chunk) for chunk in chunks]
-    if setting.chunked:
-        largest = max((one.kept + one.working for one in each), default=0)
+    passes = [_pass(shape, chunk) for chunk in chunks]
+    if shape.chunked:
+        largest = max((p.kept + p.working for p in passes), default=0)
     else:
-        largest = sum(one.kept for one in each) + max((one.working for one in each), default=0)
-    largest = max([largest, *(one.opening for one in each)])
-    vectors = (queries + candidates) * setting.language.width * _FLOAT * 3  # and two of gradients
-    vectors += queries * candidates * _FLOAT * 4  # cosines, scores, their softmax, its gradient
-    if not setting.vision_trains:
+        largest = sum(p.kept for p in passes) + max((p.working for p in passes), default=0)
+    largest = max([largest, *(p.opening for p in passes)])
+    vectors = (queries + candidates) * shape.language.width * _FLOAT32 * 3  # and two of gradients
+    vectors += queries * candidates * _FLOAT32 * 4  # cosines, scores, their softmax, its gradient
+    if not shape.vision_trains:
         patches = sum(chunk.patches for chunk in chunks)
-        vectors += patches // 4 * setting.language.width * setting.number_bytes
-    return Estimate(
-        frozen=setting.frozen_bytes,
-        trained=setting.trained * _FLOAT,
-        gradients=setting.trained * _FLOAT,
-        optimizer=2 * setting.trained * _FLOAT,
+        vectors += patches // 4 * shape.language.width * shape.number_bytes
+    return MemoryEstimate(
+        frozen=shape.frozen_bytes,
+        trained=shape.trained * _FLOAT32,
+        gradients=shape.trained * _FLOAT32,
+        optimizer=2 * shape.trained * _FLOAT32,
         activations=largest,
         vectors=vectors,
         reserve=int(RESERVE_BYTES + RESERVE_SHARE * largest) if on_gpu else 0,
@@ -110,7 +109,7 @@ def estimate(
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class _PassMemory:
     """What one chunk needs, in bytes."""
 
     kept: int
@@ -121,61 +120,63 @@ class _Pass:
     """While the pixels go into the vision encoder, before anything else is kept."""
 
 
-def _pass(setting: Setting, chunk: Chunk) -> _Pass:
-    b, tokens, patches = setting.number_bytes, chunk.tokens, chunk.patches
-    language, vision = setting.language, setting.vision
-    pixels = patches * setting.patch_values
-    reading, looking = tokens * _work(setting, language), patches * _work(setting, vision)
+def _pass(shape: RunShape, chunk: ChunkShape) -> _PassMemory:
+    b, tokens, patches = shape.number_bytes, chunk.tokens, chunk.patches
+    language, vision = shape.language, shape.vision
+    pixels = patches * shape.patch_values
+    language_working = tokens * _working(shape, language)
+    vision_working = patches * _working(shape, vision)
     # As they came, in the vision encoder's order, and in b.
-    opening = pixels * _FLOAT + max(pixels * (_FLOAT + b), looking)
+    opening = pixels * _FLOAT32 + max(pixels * (_FLOAT32 + b), vision_working)
     if not chunk.gradient:
-        return _Pass(0, reading, opening)
-    layer = tokens * _language_layer(setting)
-    block = patches * _vision_layer(setting) if setting.vision_trains else 0
+        return _PassMemory(0, language_working, opening)
+    layer = tokens * _language_layer(shape)
+    block = patches * _vision_layer(shape) if shape.vision_trains else 0
     # Around the layers: the states that go in, and the last norm, in float32.
-    kept = tokens * language.width * (b + 2 * _FLOAT)
+    kept = tokens * language.width * (b + 2 * _FLOAT32)
     # In stage 2 the pixels are gone by now; the visual tokens count as vectors.
-    kept += pixels * _FLOAT if setting.vision_trains else 0
-    looking = looking if setting.vision_trains else 0
-    if setting.checkpointing:
+    kept += pixels * _FLOAT32 if shape.vision_trains else 0
+    vision_working = vision_working if shape.vision_trains else 0
+    if shape.checkpointing:
         kept += language.layers * tokens * language.width * b
-        kept += vision.layers * patches * vision.width * b if setting.vision_trains else 0
-        return _Pass(kept, max(layer + reading, block + looking), opening)
+        kept += vision.layers * patches * vision.width * b if shape.vision_trains else 0
+        working = max(layer + language_working, block + vision_working)
+        return _PassMemory(kept, working, opening)
     kept += language.layers * layer + vision.layers * block
-    return _Pass(kept, max(reading, looking), opening)
+    return _PassMemory(kept, max(language_working, vision_working), opening)
 
 
-def _language_layer(setting: Setting) -> int:
+def _language_layer(shape: RunShape) -> int:
     """Bytes that one layer keeps per token."""
-    b, e = setting.number_bytes, setting.language
+    b, e = shape.number_bytes, shape.language
     inputs = 5 * e.width + e.heads + e.inner  # of q k v gate up, of o, of down: each has LoRA
     # Without dropout in float32 q k v share one input, gate and up another, and o has attention's.
-    shared = 2 * e.width + e.inner if b == _FLOAT and not setting.dropout else inputs
+    shared = 2 * e.width + e.inner if b == _FLOAT32 and not shape.dropout else inputs
     attention = 2 * e.heads + 2 * e.heads  # query, output; key and value repeated to as many
-    low = 7 * setting.rank
-    masks = inputs * setting.mask_bytes if setting.dropout else 0
-    norms = 2 * e.width * _FLOAT  # in float32 whatever the weights are
-    return b * (shared + attention + 3 * e.inner + low) + norms + masks
+    low_rank = 7 * shape.rank
+    masks = inputs * shape.mask_bytes if shape.dropout else 0
+    norms = 2 * e.width * _FLOAT32  # in float32 whatever the weights are
+    return b * (shared + attention + 3 * e.inner + low_rank) + norms + masks
 
 
-def _vision_layer(setting: Setting) -> int:
+def _vision_layer(shape: RunShape) -> int:
     """Bytes that one block keeps per patch."""
-    b, e = setting.number_bytes, setting.vision
+    b, e = shape.number_bytes, shape.vision
     inputs = 3 * e.width + e.inner  # of qkv, proj and fc1, of fc2: each has LoRA
-    masks = inputs * setting.mask_bytes if setting.dropout else 0
-    # 3: what qkv gave, whole; 3: query, key, output; 3: inputs of LoRA; F: before, in, after the
+    masks = inputs * shape.mask_bytes if shape.dropout else 0
+    # 3: what qkv gave; 3: query, key, output; 3: inputs of LoRA; F: before, in, after the
     # activation; and two norms in float32.
-    more = inputs if setting.dropout and b == _FLOAT else 0
-    kept = b * (9 * e.width + 3 * e.inner + 4 * setting.rank + more)
-    return kept + 2 * e.width * _FLOAT + masks
+    dropped = inputs if shape.dropout and b == _FLOAT32 else 0
+    kept = b * (9 * e.width + 3 * e.inner + 4 * shape.rank + dropped)
+    return kept + 2 * e.width * _FLOAT32 + masks
 
 
-def _work(setting: Setting, encoder: EncoderShape) -> int:
+def _working(shape: RunShape, encoder: EncoderShape) -> int:
     """Bytes per token that come and go while one layer computes, at its widest place: attention,
     whose rotation is in float32, or the end of the MLP, where LoRA holds its input in float32, and
     with dropout what is left of it too."""
-    b = setting.number_bytes
-    attention = 5 * b * encoder.heads + 6 * _FLOAT * encoder.heads
-    dropped = _FLOAT if setting.dropout and b < _FLOAT else 0
-    mlp = (3 * b + _FLOAT + dropped) * encoder.inner
+    b = shape.number_bytes
+    attention = 5 * b * encoder.heads + 6 * _FLOAT32 * encoder.heads
+    dropped = _FLOAT32 if shape.dropout and b < _FLOAT32 else 0
+    mlp = (3 * b + _FLOAT32 + dropped) * encoder.inner
     return max(attention, mlp) + 2 * b * encoder.width

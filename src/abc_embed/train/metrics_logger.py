@@ -1,28 +1,31 @@
-"""What a training run writes down: a line per step on disk, a progress bar for people.
+"""What a training run writes down: a line per logged step on disk, a progress bar for people.
 
-Does: append to `metrics.jsonl`, show loss, accuracy, τ, gradient norm, items per second, the share
-of time spent waiting for data and the time left on stderr, hand each line to a tracker as well.
-Does not: decide anything.
-A resumed run first drops the lines after its checkpoint, so that the file reads as if the run had
-never been broken.
+The lines of `metrics.jsonl` go to TensorBoard or Weights & Biases as well if `train.log_to` says
+so, by the libraries' own writers and not accelerate's: they can go on with a broken run
+(TensorBoard drops the points after the checkpoint, W&B takes the run up by its id); accelerate's
+begin anew. A resumed run first drops the lines after its checkpoint, so that the file reads as if
+the run had never been broken.
 """
 
+import importlib
 import json
+import secrets
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from abc_embed.errors import DataError, OutputError
+from abc_embed.errors import DataError, MissingExtraError, OutputError, TrainingError
+from abc_embed.progress import progress_bar
 from abc_embed.storage.files import atomic_write
-from abc_embed.train.trackers import NoTracker, Tracker
+from abc_embed.storage.json_files import read_json
+from abc_embed.train.config import TrainConfig
 
-PLAIN_LINE_EVERY_S = 30.0
-"""Without a terminal there is no bar; then a line this often says that the run is alive."""
+WANDB_PROJECT = "abc-embed"
+"""Name of the W&B project, unless the environment's WANDB_PROJECT gives another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,18 @@ class StepRecord:
     """Seconds since this process began to train."""
 
 
+class Tracker(Protocol):
+    """Where lines go besides `metrics.jsonl`."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """One line; `step` counts from 1."""
+
+    def close(self) -> None:
+        """Write out what is still held back."""
+
+
 class MetricsLogger:
-    """Context manager around a run; `write` once per step."""
+    """Context manager around a run; `log` once per step."""
 
     def __init__(
         self,
@@ -60,26 +73,23 @@ class MetricsLogger:
         every: int = 1,
         tracker: Tracker | None = None,
     ) -> None:
-        """`first_step` steps are done already; their lines in `path` are kept, later ones not.
-        `tracker` is given each line too, and closed in the end."""
+        """Begin or go on with a log.
+
+        Args:
+            path: The file; its lines after `first_step` are dropped.
+            first_step: Steps that are done already.
+            steps: Of the whole run.
+            every: Steps between lines.
+            tracker: Is given each line too, and closed in the end.
+        """
         self._path = path
-        self._every = every
+        self._first_step = first_step
         self._steps = steps
-        self._tracker = tracker or NoTracker()
-        _keep_until(path, first_step)
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=steps, completed=first_step)
-        self._begin = self._line_time = self._shown_time = time.perf_counter()
+        self._every = every
+        self._tracker = tracker
+        _drop_lines_after(path, first_step)
+        self._exit_stack = ExitStack()
+        self._start = self._last_line = time.perf_counter()
         self._items = 0
         self._waited_s = 0.0
 
@@ -88,7 +98,8 @@ class MetricsLogger:
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self._path, error) from error
-        self._progress.start()
+        bar = progress_bar("step", self._steps, first=self._first_step, transient=False)
+        self._on_progress = self._exit_stack.enter_context(bar)
         return self
 
     def __exit__(
@@ -97,33 +108,41 @@ class MetricsLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._exit_stack.close()
         try:
             self._file.close()
-        except OSError as problem:  # what could not be flushed before: said already
+        except OSError as problem:  # what could not be flushed before: raised already
             if error is None:
                 raise _unwritable(self._path, problem) from problem
         finally:
-            self._tracker.close()
+            if self._tracker:
+                self._tracker.close()
 
-    def waited(self, seconds: float) -> None:
-        """Count time in which the model had nothing to do but wait for data."""
-        self._waited_s += seconds
-
-    def write(self, record: StepRecord) -> None:
+    def log(self, record: StepRecord, waited_s: float = 0.0) -> None:
         """Show the step, and append its line if it is due.
 
-        Raises `OutputError` when the disk is full or the file gone.
+        Args:
+            record: The step; the three fields of time are filled in here.
+            waited_s: Time before it in which the model had nothing to do but wait for data.
+
+        Raises:
+            OutputError: the disk is full or the file gone.
         """
         now = time.perf_counter()
         self._items += record.queries + record.candidates
-        passed = max(now - self._line_time, 1e-9)
+        self._waited_s += waited_s
+        passed_s = max(now - self._last_line, 1e-9)
         values = asdict(record) | {
-            "items_per_s": round(self._items / passed, 2),
-            "wait_share": round(self._waited_s / passed, 4),
-            "elapsed_s": round(now - self._begin, 3),
+            "items_per_s": round(self._items / passed_s, 2),
+            "wait_share": round(self._waited_s / passed_s, 4),
+            "elapsed_s": round(now - self._start, 3),
         }
-        self._show(StepRecord(**values), now)
+        self._on_progress(
+            record.step,
+            status=f"loss {record.loss:.4f}  acc {record.accuracy:.3f}  τ {record.tau:.4f}  "
+            f"grad {record.grad_norm:.3g}  {values['items_per_s']:.1f} items/s  "
+            f"waiting {values['wait_share']:.0%}",
+        )
         if record.step % self._every and record.step != self._steps:
             return
         try:
@@ -131,28 +150,16 @@ class MetricsLogger:
             self._file.flush()
         except OSError as error:
             raise _unwritable(self._path, error) from error
-        self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
-        self._line_time, self._items, self._waited_s = now, 0, 0.0
-
-    def _show(self, record: StepRecord, now: float) -> None:
-        text = (
-            f"loss {record.loss:.4f}  acc {record.accuracy:.3f}  τ {record.tau:.4f}  "
-            f"grad {record.grad_norm:.3g}  {record.items_per_s:.1f} items/s  "
-            f"waiting {record.wait_share:.0%}"
-        )
-        self._progress.update(self._task, completed=record.step, description=text)
-        last = record.step == self._steps
-        if self._progress.disable and (last or now - self._shown_time >= PLAIN_LINE_EVERY_S):
-            self._shown_time = now
-            self._console.print(
-                f"step {record.step}/{self._steps}  {text}", highlight=False, soft_wrap=True
-            )
+        if self._tracker:
+            self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
+        self._last_line, self._items, self._waited_s = now, 0, 0.0
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole lines of a `metrics.jsonl`; a last line cut by a crash is left out.
 
-    Raises `DataError` when it cannot be read, or a line before the last is damaged.
+    Raises:
+        DataError: it cannot be read, or a line before the last is damaged.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -174,13 +181,115 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines after `step`, aside and then renamed."""
+def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
     with atomic_write(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def open_tracker(config: TrainConfig, out_dir: Path, first_step: int) -> Tracker | None:
+    """The tracker that `train.log_to` names; lines after `first_step` are logged anew.
+
+    Raises:
+        MissingExtraError: its library is not installed.
+        OutputError: its folder cannot be written.
+        TrainingError: W&B refuses.
+    """
+    if config.train.log_to == "tensorboard":
+        return TensorBoard(out_dir, first_step)
+    return Wandb(config, out_dir, first_step) if config.train.log_to == "wandb" else None
+
+
+def check_tracker(config: TrainConfig) -> None:
+    """Raise `MissingExtraError` now if the library will be missing when training begins."""
+    if config.train.log_to != "none":
+        _import_library(config.train.log_to)
+
+
+class TensorBoard:
+    """Scalars in `OUT/tensorboard`."""
+
+    def __init__(self, out_dir: Path, first_step: int) -> None:
+        _import_library("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = out_dir / "tensorboard"
+        try:
+            # Points that a broken run wrote after its checkpoint are written again: hide the first.
+            purge = first_step + 1 if first_step else None
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(f"train/{name}", value, step)
+            self._writer.flush()
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+
+class Wandb:
+    """A run of the project `abc-embed`, taken up again where it broke off.
+
+    What W&B itself reads from the environment holds: WANDB_API_KEY, WANDB_PROJECT, WANDB_MODE.
+    """
+
+    def __init__(self, config: TrainConfig, out_dir: Path, first_step: int) -> None:
+        wandb = _import_library("wandb")
+        settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+        settings.project = settings.project or WANDB_PROJECT
+        try:
+            self._run = wandb.init(
+                id=_wandb_id(out_dir, fresh=first_step == 0),
+                name=out_dir.name,
+                dir=str(out_dir),
+                resume="allow",
+                config=asdict(config),
+                settings=settings,
+            )
+        except (wandb.errors.Error, OSError) as error:
+            raise TrainingError(
+                f"Weights & Biases cannot be used ({' '.join(str(error).split())}); log in with "
+                "wandb login, set WANDB_MODE=offline, or set train.log_to to 'none'"
+            ) from error
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb_id(out_dir: Path, *, fresh: bool) -> str:
+    """The W&B id of the run in `out_dir`; a new one for a run that begins."""
+    path = out_dir / "wandb.json"
+    if not fresh and path.is_file():
+        mend = "remove it to log a new W&B run"
+        content = read_json(path, error=TrainingError, mend=mend)
+        if not isinstance(content.get("id"), str):
+            raise TrainingError(f"{path} is damaged (no id); {mend}")
+        return str(content["id"])
+    new_id = secrets.token_hex(8)
+    with atomic_write(path) as file:
+        file.write(json.dumps({"id": new_id}).encode() + b"\n")
+    return new_id
+
+
+def _import_library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as missing:
+        raise MissingExtraError.of("log", f"train.log_to = {name!r}") from missing
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

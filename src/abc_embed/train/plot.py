@@ -1,7 +1,5 @@
 """Curves of one or several runs in one picture: loss, accuracy, τ, gradient norm.
 
-Does: read `metrics.jsonl` of each run and draw. Does not: change the runs.
-
 Faint: every line as it was logged. Strong: a running mean, so that curves can be told apart.
 """
 
@@ -33,8 +31,11 @@ SMOOTH_SHARE = 1 / 25
 def draw_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
     """Draw the runs, folders or `metrics.jsonl` files, into `out`; the picture's path.
 
-    Raises `UsageError` for a name that does not end in a known format, `DataError` for a run
-    without lines, `MissingExtraError` without matplotlib, `OutputError` when it cannot be written.
+    Raises:
+        UsageError: `out` does not end in a known format, or a run is named twice.
+        DataError: a run without lines.
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the picture cannot be written.
     """
     out = Path(out)
     if out.suffix.lower() not in FORMATS:

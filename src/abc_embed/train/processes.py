@@ -1,27 +1,45 @@
-"""The processes of one run: who they are, what they agree on, what they add up.
+"""The processes of one run: what they agree on, what they average, whose candidates they score.
 
-Does: tell this process its place, make an error of one an error of all, average gradients and
-numbers, take every process's word where they must agree. Does not: gather candidates (``gather``),
-split weights (``sharding``) or AdamW's means (``zero``), or start processes (accelerate's launcher,
-torchrun or Slurm do).
+Split weights are in `sharding`, split AdamW state in `zero`; accelerate's launcher, torchrun or
+Slurm start the processes.
 
 Why no DistributedDataParallel wrapper: it hooks one forward call per step, and a step here is many
-(GradCache, two kinds of rows, the vision encoder apart). What it does is one average of the
-gradients after the last backward pass, and that is one line here, over the few trained weights.
+(GradCache, two kinds of rows, the vision encoder apart). Averaging the gradients once, after the
+last backward pass, is one message over the few trained weights.
+
+Each process embeds its own candidates, and every query is scored against all of them:
+
+    "gradient"    what another process's queries say about my candidates comes back to me: the loss
+                  and the gradients are those of one process with the whole batch
+    "published"   candidates of other processes are constants, as in the published training code:
+                  half of what a negative could teach is lost, and the more so the more processes
+
+Shapes: `C` distinct candidates of all processes, `c` of one, `D` width, `Q` queries of one process.
 """
 
 import atexit
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from abc_embed.errors import AbcError, ConfigError, TrainingError
-from abc_embed.train.sharding import is_sharded, wants_sharding
+from abc_embed.train.batches import TrainBatch, split_queries
+from abc_embed.train.config import GatherMode
+from abc_embed.train.sharding import fsdp_requested, is_sharded
+
+try:
+    from torch.distributed._functional_collectives import all_gather_single_autograd
+except ImportError:  # its name before torch 2.13
+    from torch.distributed._functional_collectives import (
+        all_gather_tensor_autograd as all_gather_single_autograd,
+    )
 
 T = TypeVar("T")
 
@@ -30,143 +48,238 @@ _LOST = ("Connection closed", "Connection reset", "Connection refused", "Broken 
 
 
 class ProcessGroup:
-    """The processes of a run, seen from one of them. All of them make the same calls in the same
-    order; with one process each of these does nothing."""
+    """The processes of a run, seen from one of them.
+
+    All of them make the same calls in the same order; with one process each of these does nothing.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         """Raises `ConfigError` for a way of splitting weights that is not built."""
+        self.accelerator = accelerator
         self.rank: int = accelerator.process_index
-        self.count: int = accelerator.num_processes
-        self.sharded = self.count > 1 and wants_sharding()
+        self.world_size: int = accelerator.num_processes
+        self.sharded = self.world_size > 1 and fsdp_requested()
         """Whether weights are split, so that every process must make the same passes."""
-        self._device = accelerator.device
-        self._in_zero: set[nn.Parameter] = set()
-        if self.count > 1:
-            atexit.register(_leave)
+        self._averaged_elsewhere: set[nn.Parameter] = set()
+        if self.world_size > 1:
+            atexit.register(_destroy_process_group)
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes files and shows progress."""
         return self.rank == 0
 
-    # -- agreeing ----------------------------------------------------------------------------------
-
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """What fails inside on one process fails on all, and one of them says it.
+        """What fails inside on one process fails on all, and one of them prints it.
 
         No process waits for one that has failed. Nothing inside may itself wait for the others.
-        Raises the error of this process, or `TrainingError` with the sentence of another one.
+
+        Raises:
+            TrainingError: another process failed; with its sentence.
         """
-        failed: Exception | None = None
+        error: Exception | None = None
         try:
             yield
-        except Exception as error:  # noqa: BLE001  (raised again below, once all know)
-            failed = error
-        if self.count > 1 and self._any(failed is not None):
-            self._fail_together(failed)
-        if failed is not None:
-            raise failed
+        except Exception as caught:  # noqa: BLE001  (raised again below, once all know)
+            error = caught
+        if self.world_size > 1 and self._any(error is not None):
+            self._raise_on_all(error)
+        if error is not None:
+            raise error
 
-    def _fail_together(self, failed: Exception | None) -> None:
-        sentence = None if failed is None else str(failed) or type(failed).__name__
+    def _raise_on_all(self, error: Exception | None) -> None:
+        sentence = None if error is None else str(error) or type(error).__name__
         sentences = self.all_gather_object(sentence)
         first = next(rank for rank, sentence in enumerate(sentences) if sentence is not None)
-        if failed is None:
-            failed = TrainingError(f"process {first} of {self.count} stopped: {sentences[first]}")
-        if isinstance(failed, AbcError):
-            failed.said_elsewhere = self.rank != first
-        raise failed
+        if error is None:
+            error = TrainingError(
+                f"process {first} of {self.world_size} stopped: {sentences[first]}"
+            )
+        if isinstance(error, AbcError):
+            error.said_elsewhere = self.rank != first
+        raise error
 
     @contextmanager
-    def in_contact(self) -> Iterator[None]:
+    def detect_lost_processes(self) -> Iterator[None]:
         """Turns the end of another process, seen from this one, into a `TrainingError`."""
         try:
             yield
-        except RuntimeError as problem:
-            lost = isinstance(problem, dist.DistError) or any(w in str(problem) for w in _LOST)
-            if self.count == 1 or not lost:
+        except RuntimeError as error:
+            lost = isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
+            if self.world_size == 1 or not lost:
                 raise
             raise TrainingError(
                 "another process of this run has ended, and its own message says why if it could; "
                 "start all of them again: the run goes on from its last checkpoint"
-            ) from problem
+            ) from error
 
-    def all_gather_object(self, mine: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Everyone's value, by process. Values must pickle."""
-        told: list[T | None] = [None] * self.count
-        if self.count == 1:
-            return [mine]
-        dist.all_gather_object(told, mine)
-        return told  # type: ignore[return-value]  # filled by now
+        if self.world_size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]  # filled by now
 
     def broadcast_from_main(self, choose: Callable[[], T]) -> T:
         """What the main process chooses, for all."""
         with self.propagate_errors():
-            chosen = [choose() if self.main else None]
-        if self.count > 1:
+            chosen = [choose() if self.is_main else None]
+        if self.world_size > 1:
             dist.broadcast_object_list(chosen, src=0)
         return chosen[0]  # type: ignore[return-value]  # from the main process, who chose
 
-    def _any(self, mine: bool) -> bool:
-        flag = torch.tensor(int(mine), device=self._device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
-
-    # -- adding up ---------------------------------------------------------------------------------
-
-    def share_of(self, mine: int, all_of_them: int) -> float:
-        """What a mean over `mine` rows counts for, so that the mean over the processes is the mean
-        over `all_of_them`; 1 where all processes have equally many."""
-        return self.count * mine / all_of_them
+    def _any(self, flag: bool) -> bool:
+        flags = torch.tensor(int(flag), device=self.accelerator.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, without gradient."""
-        if self.count > 1:
+        if self.world_size > 1:
             values = values.detach().clone()
             dist.all_reduce(values)
-            values /= self.count
+            values /= self.world_size
         return values
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Put the mean over the processes into every gradient, in one message.
 
-        Those of split weights are left: they have been averaged on the way; and those of ZeRO,
-        which does both at once.
+        FSDP2 has averaged those of split weights already, and ZeRO does its own.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return
-        whole = [p for p in parameters if not is_sharded(p) and p not in self._in_zero]
-        if not whole:
+        averaged = [
+            p for p in parameters if not is_sharded(p) and p not in self._averaged_elsewhere
+        ]
+        if not averaged:
             return
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in whole]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in averaged]
         mean = self.mean(torch.cat([grad.flatten() for grad in grads]))
-        parts = mean.split([p.numel() for p in whole])
-        for parameter, part in zip(whole, parts, strict=True):
+        parts = mean.split([p.numel() for p in averaged])
+        for parameter, part in zip(averaged, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def leave_to_zero(self, parameters: Iterable[nn.Parameter]) -> None:
-        """From now on something else averages and splits the gradients of these."""
-        self._in_zero.update(parameters)
+    def exclude_from_averaging(self, parameters: Iterable[nn.Parameter]) -> None:
+        """From now on something else averages the gradients of these."""
+        self._averaged_elsewhere.update(parameters)
 
     @torch.no_grad()
     def broadcast_parameters(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the first weights of the main one."""
-        if self.count > 1 and not self.sharded:
+        if self.world_size > 1 and not self.sharded:
             for parameter in parameters:
                 dist.broadcast(parameter, src=0)
 
 
-def check_share(team: ProcessGroup, batch_size: int) -> None:
+def check_batch_size(batch_size: int, world_size: int) -> None:
     """Raises `ConfigError` when there are fewer images in a step than processes."""
-    if batch_size < team.count:
+    if batch_size < world_size:
         raise ConfigError(
             f"train.batch_size is {batch_size}, for all processes together, and there are "
-            f"{team.count}: each needs an image; raise it or start fewer processes"
+            f"{world_size}: each needs an image; raise it or start fewer processes"
         )
 
 
-def _leave() -> None:
+def _destroy_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalBatch:
+    """What each process brings to one step; the same on all of them but for `rank`."""
+
+    rank: int
+    texts: tuple[tuple[str, ...], ...]
+    """The candidates of each process, in its own order; a text may be with several."""
+    group_sizes: tuple[tuple[int, ...], ...]
+    """The number of queries of each image of each process."""
+    query_chunks: tuple[int, ...]
+    """In how many chunks each process passes its queries through the model."""
+
+    @classmethod
+    def single(cls, batch: TrainBatch) -> "GlobalBatch":
+        """Of a process that is alone."""
+        return cls(0, (batch.texts,), (batch.group_sizes,), (1,))
+
+    @property
+    def query_count(self) -> int:
+        """Queries of all processes."""
+        return sum(map(sum, self.group_sizes))
+
+    def candidate_numbers(self) -> dict[str, int]:
+        """The `C` distinct texts of all processes, numbered in the order of first mention."""
+        distinct = dict.fromkeys(text for texts in self.texts for text in texts)
+        return {text: number for number, text in enumerate(distinct)}
+
+    def positives(self, batch: TrainBatch) -> Tensor:
+        """`(Q,)` int64: the `candidate_numbers` of the right answers of this process's queries."""
+        if len(self.texts) == 1:
+            return batch.positives
+        numbers = self.candidate_numbers()
+        return torch.tensor([numbers[batch.texts[i]] for i in batch.positives.tolist()])
+
+    def loss_weight(self, queries: int) -> float:
+        """What a mean over `queries` of this process counts for, so that the mean over processes
+        is the mean over all queries; 1 where all processes have equally many."""
+        return len(self.texts) * queries / self.query_count
+
+    def new_texts(self, known: Container[str]) -> list[list[str]]:
+        """For each process the texts that are not `known` and that it is the first to name."""
+        seen: set[str] = set()
+        new: list[list[str]] = []
+        for texts in self.texts:
+            new.append([text for text in texts if text not in known and text not in seen])
+            seen.update(texts)
+        return new
+
+
+def exchange_batch_info(
+    process_group: ProcessGroup, batch: TrainBatch, chunk_size: int
+) -> GlobalBatch:
+    """Tell the others what this process brings, and hear what they do."""
+    chunks = len(split_queries(batch, chunk_size))
+    infos = process_group.all_gather_object((batch.texts, batch.group_sizes, chunks))
+    texts, group_sizes, query_chunks = zip(*infos, strict=True)
+    return GlobalBatch(process_group.rank, texts, group_sizes, query_chunks)
+
+
+def gather_candidates(own: Tensor, global_batch: GlobalBatch, mode: GatherMode) -> Tensor:
+    """`own` `(c, D)` of this process -> `(C, D)`, in the order of `candidate_numbers`.
+
+    A text that several processes embedded is taken from the first of them; without gradient through
+    the gather, from this process if it has it: what is its own keeps its gradient.
+    """
+    if len(global_batch.texts) == 1:
+        return own
+    lengths = [len(texts) for texts in global_batch.texts]
+    rows = gather_rows(own, lengths, mode)
+    processes = list(range(len(lengths)))
+    if mode == "published":
+        processes.insert(0, processes.pop(global_batch.rank))
+    row_of: dict[str, int] = {}
+    for process in processes:
+        for row, text in enumerate(global_batch.texts[process], sum(lengths[:process])):
+            row_of.setdefault(text, row)
+    order = [row_of[text] for text in global_batch.candidate_numbers()]
+    return rows[torch.tensor(order, device=rows.device)]
+
+
+def gather_rows(own: Tensor, lengths: Sequence[int], mode: GatherMode) -> Tensor:
+    """The rows `(c, D)` of all processes one after the other; `lengths` has each one's c.
+
+    Rows are padded to the longest for the message, and cut again after it.
+    """
+    longest = max(lengths)
+    padded = F.pad(own, (0, 0, 0, longest - len(own)))
+    sent = padded if mode == "gradient" else padded.detach()
+    world = dist.group.WORLD
+    rows: Tensor = all_gather_single_autograd(sent, 0, world)  # type: ignore[arg-type]  # exists
+    if mode == "published":
+        start = dist.get_rank() * longest
+        rows = torch.cat([rows[:start], padded, rows[start + longest :]])
+    kept = [p * longest + i for p, length in enumerate(lengths) for i in range(length)]
+    return rows[torch.tensor(kept, device=rows.device)]

@@ -1,9 +1,5 @@
 """Weights split over the processes, for models that do not fit one device: FSDP2.
 
-Does: read from accelerate whether and how to split, split a model with torch's `fully_shard`, put
-it together again. Does not: gather candidates, average other gradients, or split what AdamW keeps
-of whole weights (``zero`` does).
-
 Each block of both encoders is one unit, the rest another; a unit is brought together for its pass
 and let go after it. τ is left whole: the loss uses it outside the model. Accelerate's own `prepare`
 is not used because it knows one entrance to a model, `forward`, and training has two, the vision
@@ -24,20 +20,21 @@ from abc_embed.errors import ConfigError
 from abc_embed.model import AbcModel
 
 
-def wants_sharding() -> bool:
+def fsdp_requested() -> bool:
     """Whether accelerate's launcher was told to split the weights.
 
-    Raises `ConfigError` for ways of splitting that are not built, or not needed.
+    Raises:
+        ConfigError: a way of splitting that is not built, or not needed.
     """
     # Read here, not from accelerate's state: on CPUs it knows nothing of FSDP.
-    if not launcher_says("ACCELERATE_USE_FSDP"):
+    if not launcher_flag("ACCELERATE_USE_FSDP"):
         return False
     for name, wrong, mend in (
         ("fsdp_version", os.environ.get("FSDP_VERSION") != "2", "set it to 2"),
-        ("fsdp_offload_params", launcher_says("FSDP_OFFLOAD_PARAMS"), "set it to false"),
+        ("fsdp_offload_params", launcher_flag("FSDP_OFFLOAD_PARAMS"), "set it to false"),
         (
             "fsdp_activation_checkpointing",
-            launcher_says("FSDP_ACTIVATION_CHECKPOINTING"),
+            launcher_flag("FSDP_ACTIVATION_CHECKPOINTING"),
             "set it to false and train.gradient_checkpointing to true",
         ),
     ):
@@ -46,42 +43,38 @@ def wants_sharding() -> bool:
     return True
 
 
-def launcher_says(name: str, otherwise: str = "false") -> bool:
+def launcher_flag(name: str, default: str = "false") -> bool:
     """Whether accelerate's launcher put a yes under this name into the environment."""
-    return os.environ.get(name, otherwise).lower() in ("1", "true", "yes")
+    return os.environ.get(name, default).lower() in ("1", "true", "yes")
 
 
 def shard(model: AbcModel, device: torch.device) -> None:
     """Split the weights of `model` over the devices of all processes, in place."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    again = launcher_says("FSDP_RESHARD_AFTER_FORWARD", "true")
-    for block in _blocks(model):
-        fully_shard(block, mesh=mesh, reshard_after_forward=again)
+    reshard = launcher_flag("FSDP_RESHARD_AFTER_FORWARD", "true")
+    layer_lists = [m for m in model.backbone.vlm.modules() if isinstance(m, nn.ModuleList)]
+    for layers in reversed(layer_lists):  # the innermost first
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, ignored_params={model.temperature.temp})
-    for entrance in ("encode_images", "embed"):
-        register_fsdp_forward_method(model, entrance)
+    for method in ("encode_images", "embed"):
+        register_fsdp_forward_method(model, method)
 
 
-def _blocks(model: AbcModel) -> list[nn.Module]:
-    """The members of every list of layers in both encoders, the innermost first."""
-    lists = [m for m in model.backbone.vlm.modules() if isinstance(m, nn.ModuleList)]
-    return [block for layers in reversed(lists) for block in layers]
-
-
-def outline(model: AbcModel) -> AbcModel:
-    """A copy of `model` without its weights, to be filled by `put_together`."""
-    hollow = {
+def meta_copy(model: AbcModel) -> AbcModel:
+    """A copy of `model` with its weights on the meta device, to be filled by `unshard_into`."""
+    empty = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()
     }
-    return copy.deepcopy(model, hollow)
+    return copy.deepcopy(model, empty)
 
 
-def put_together(hollow: AbcModel, split: AbcModel) -> AbcModel:
-    """Fill an outline with the weights of the split model, in main memory, on every process."""
-    weights = {name: whole(value).cpu() for name, value in split.state_dict().items()}
-    hollow.load_state_dict(weights, assign=True)
-    return hollow
+def unshard_into(target: AbcModel, sharded: AbcModel) -> AbcModel:
+    """Fill a meta copy with the weights of the split model, in main memory, on every process."""
+    weights = {name: full_tensor(value).cpu() for name, value in sharded.state_dict().items()}
+    target.load_state_dict(weights, assign=True)
+    return target
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -89,12 +82,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor. Where it is split, every process must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(values: Tensor, target: Tensor) -> Tensor:
+def shard_like(values: Tensor, target: Tensor) -> Tensor:
     """`values`, the same on all processes, split as `target` is."""
     if not isinstance(target, DTensor):
         return values

@@ -1,8 +1,7 @@
-"""A TOML file into frozen dataclasses, strictly.
+"""A TOML file into frozen dataclasses, strictly: every name known, every type right, none missing.
 
-Does: read a file, apply `section.field=value`, and build the dataclass it describes: every name
-known, every type right, nothing missing. Does not: know any field. What is wrong is one sentence
-with the field's name, the file and the line, or `--set` where the value came from there.
+It knows no field. What is wrong is one sentence with the field's name, the file and the line, or
+`--set` where the value came from there.
 """
 
 import dataclasses
@@ -18,18 +17,19 @@ from abc_embed.errors import ConfigError
 
 T = TypeVar("T")
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _HEADER = re.compile(r"\s*\[\s*(?P<name>[^\[\]]+?)\s*\]\s*(#.*)?$")
 _KEY = re.compile(r"""\s*(?P<name>[\w"'.\s-]+?)\s*=""")
 
 
-def read_toml(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """The dataclass `kind` from a file, after `overrides` of the form `"section.field=value"`.
+def read_toml(config_class: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """The dataclass from a file, after `overrides` of the form `"section.field=value"`.
 
     A message that begins with a field's dotted name, also one of the dataclass's own checks, is
     given the place of that field.
 
-    Raises `ConfigError` for anything that is not exactly as `kind` says.
+    Raises:
+        ConfigError: anything is not exactly as the dataclass says.
     """
     path = Path(path)
     try:
@@ -43,28 +43,28 @@ def read_toml(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     overridden: set[str] = set()
     for assignment in overrides:
-        name = _override(values, assignment)
+        name = _apply_override(values, assignment)
         if name in overridden:
             raise ConfigError(f"--set {name} is given twice; say which one you mean")
         overridden.add(name)
     try:
-        return _build(kind, values, "")
+        return _build(config_class, values, "")
     except ConfigError as error:
         name = re.split(r"[\s:]", str(error), maxsplit=1)[0]
-        where = "--set" if name in overridden else _place(path, text, name)
+        where = "--set" if name in overridden else _location(path, text, name)
         raise ConfigError(f"{error} ({where})") from error
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted names."""
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for key, value in values.items():
         inner = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
+        dotted |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return dotted
 
 
-def _override(values: dict[str, Any], assignment: str) -> str:
+def _apply_override(values: dict[str, Any], assignment: str) -> str:
     """Write one `section.field=value` into nested tables; returns the dotted name."""
     name, equals, raw = assignment.partition("=")
     name, raw = name.strip(), raw.strip()
@@ -89,44 +89,44 @@ def _override(values: dict[str, Any], assignment: str) -> str:
     return name
 
 
-def _place(path: Path, text: str, name: str) -> str:
+def _location(path: Path, text: str, name: str) -> str:
     """`file, line N` of a dotted field name; else of the nearest section that holds it; else the
     file alone. Sections, dotted keys and inline tables are all found."""
-    here, found, depth = "", 0, 0
+    section, nearest, depth = "", 0, 0
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            full = here = _plain(header["name"])
+            full = section = _unquoted(header["name"])
         elif key := _KEY.match(line):
-            full = ".".join(filter(None, (here, _plain(key["name"]))))
+            full = ".".join(filter(None, (section, _unquoted(key["name"]))))
         else:
             continue
         if full == name:
             return f"{path}, line {number}"
         if name.startswith(f"{full}.") and len(full) > depth:
-            found, depth = number, len(full)
-    return f"{path}, line {found}" if found else str(path)
+            nearest, depth = number, len(full)
+    return f"{path}, line {nearest}" if nearest else str(path)
 
 
-def _plain(name: str) -> str:
+def _unquoted(name: str) -> str:
     """A dotted TOML name without quotes and blanks."""
     return ".".join(part.strip().strip("\"'") for part in name.split("."))
 
 
-def _build(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
+def _build(config_class: type[T], values: Mapping[str, Any], prefix: str) -> T:
     """A dataclass from a table."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(config_class)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(hints)}"
+            similar = difflib.get_close_matches(key, hints, n=1)
+            mend = f"did you mean {similar[0]}?" if similar else f"known here: {', '.join(hints)}"
             raise ConfigError(f"{prefix}{key} is not a field; {mend}")
         arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for item in dataclasses.fields(config_class):  # type: ignore[arg-type]
         optional = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
         if item.name not in arguments and not optional:
             raise ConfigError(f"{prefix}{item.name} is missing; give it a value")
-    return kind(**arguments)
+    return config_class(**arguments)
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
@@ -142,15 +142,15 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} is {value!r}; it must be one of {listed}")
         return value
     if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if not isinstance(value, list) or len(value) != len(kinds):
-            raise ConfigError(f"{name} is {value!r}; it must be a list of {len(kinds)} numbers")
-        return tuple(_convert(kind, part, name) for kind, part in zip(kinds, value, strict=True))
+        hints = get_args(hint)
+        if not isinstance(value, list) or len(value) != len(hints):
+            raise ConfigError(f"{name} is {value!r}; it must be a list of {len(hints)} numbers")
+        return tuple(_convert(hint, part, name) for hint, part in zip(hints, value, strict=True))
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
         quoted = f', in quotes: "{value}"' if hint is str and type(value) in (int, float) else ""
-        raise ConfigError(f"{name} is {value!r}; it must be {_WORDS[hint]}{quoted}")
+        raise ConfigError(f"{name} is {value!r}; it must be {_TYPE_NAMES[hint]}{quoted}")
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{name} is {value!r}; it must be a number that is finite")
     return value

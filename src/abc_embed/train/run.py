@@ -1,8 +1,6 @@
 """A TOML file in, a trained model in a folder out: what `abc-embed train` calls.
 
-Does: read the configuration, find out what can be wrong before anything is loaded, open the records
-it names, load its model, run the stage. Does not: train (``loop``), define fields (``config``), or
-try a recipe out without running it (``dry_run``).
+What can be wrong is found before a model is loaded; the training itself is in `loop`.
 """
 
 import logging
@@ -14,15 +12,15 @@ import torch
 
 from abc_embed import checkpoint, hub
 from abc_embed.adapters import detach
-from abc_embed.errors import ConfigError, OutputError, TrainingError
+from abc_embed.errors import ConfigError, OutputError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
-from abc_embed.train.batches import Source
-from abc_embed.train.checkpoints import check, latest
+from abc_embed.train.batches import GroupSampler
+from abc_embed.train.checkpoints import find_resumable, read_state
 from abc_embed.train.config import TrainConfig, load_config
-from abc_embed.train.loop import autocast_type, run_stage1, run_stage2
-from abc_embed.train.sources import RecordSource
-from abc_embed.train.trackers import check_tracker
+from abc_embed.train.loop import autocast_dtype, run_stage1, run_stage2
+from abc_embed.train.metrics_logger import check_tracker
+from abc_embed.train.sampler import RecordSampler
 
 logger = logging.getLogger(__name__)
 
@@ -32,32 +30,41 @@ def train_from_config(
     overrides: Sequence[str] = (),
     *,
     resume: bool = True,
-    source: Source | None = None,
+    sampler: GroupSampler | None = None,
 ) -> Path:
-    """Run what a TOML file says; the folder of the trained model, ready for `--model`.
+    """Run what a TOML file says; called again, a broken run goes on.
 
-    `overrides` are `"section.field=value"`. `source` stands in for `data.records`. Called again, a
-    broken run goes on; with `resume=False` a folder that holds a run is refused.
+    Args:
+        path: The TOML file.
+        overrides: `"section.field=value"` each.
+        resume: False refuses a folder that holds a run.
+        sampler: Stands in for `data.records`.
 
-    Raises `ConfigError` before anything is loaded, and what `run_stage1` raises.
+    Returns:
+        The folder of the trained model, ready for `--model`.
+
+    Raises:
+        ConfigError: before anything is loaded.
+        AbcError: as `run_stage1`.
     """
-    config = read_recipe(path, overrides, needs_records=source is None)
+    config = read_run_config(path, overrides, needs_records=sampler is None)
     check_tracker(config)
     check_folder(config, resume)
-    if source is None:
-        source = RecordSource(config.data.records, config.stage, config.data)
+    if sampler is None:
+        sampler = RecordSampler(config.data.records, config.stage, config.data)
     model, processor = load_for_training(config)
-    run = run_stage1 if config.stage == "pretrain" else run_stage2
-    run(config, source, model, processor, config.out, resume=resume)
+    run_stage = run_stage1 if config.stage == "pretrain" else run_stage2
+    run_stage(config, sampler, model, processor, config.out, resume=resume)
     return Path(config.out) / "model"
 
 
-def read_recipe(
+def read_run_config(
     path: str | Path, overrides: Sequence[str] = (), *, needs_records: bool = True
 ) -> TrainConfig:
     """The configuration of a run that can start.
 
-    Raises `ConfigError` as `load_config`, and where the run would not know what, on what or where.
+    Raises:
+        ConfigError: as `load_config`, and where the run would not know what, on what or where.
     """
     config = load_config(path, overrides)
     needed = [("out", config.out), ("model.base", config.model.base)]
@@ -76,19 +83,18 @@ def read_recipe(
 def check_folder(config: TrainConfig, resume: bool) -> None:
     """Look at the folder of a run before a model is loaded; nothing is made.
 
-    Raises `OutputError` when it cannot be written, `TrainingError` when the run in it cannot go on
-    with this configuration, or must not.
+    Raises:
+        OutputError: it cannot be written.
+        TrainingError: the run in it cannot go on with this configuration, or must not.
     """
     out = Path(config.out)
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         why = "may not be written" if nearest.is_dir() else "is a file"
         raise OutputError(f"cannot make the folder {out}: {nearest} {why}; choose another folder")
-    last = latest(out / "checkpoints")
-    if last and not resume:
-        raise TrainingError(f"{out} holds a run already ({last.name}); choose another folder")
+    last = find_resumable(out, resume)
     if last:
-        check(last, config)
+        read_state(last, config)
 
 
 def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
@@ -96,21 +102,21 @@ def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
 
     The frozen weights are in the number format of training: half the memory in bfloat16.
     """
-    chosen = config.model
-    dtype = autocast_type(chosen) or torch.float32
-    if is_embedder(chosen.base):
-        model, processor = checkpoint.load(chosen.base, dtype=dtype, attn=chosen.attention)
+    settings = config.model
+    dtype = autocast_dtype(settings) or torch.float32
+    if is_embedder(settings.base):
+        model, processor = checkpoint.load(settings.base, dtype=dtype, attn=settings.attention)
     else:
         model, processor = checkpoint.load_base(
-            chosen.base,
-            pixels=(chosen.pixels[0] or None, chosen.pixels[1] or None),
-            head_width=chosen.head_width,
+            settings.base,
+            pixels=(settings.pixels[0] or None, settings.pixels[1] or None),
+            head_width=settings.head_width,
             dtype=dtype,
-            attn=chosen.attention,
+            attn=settings.attention,
         )
     if model.has_instruct_adapter:
         logger.warning(
-            "the stage-2 adapter of %s is left out; this run begins without", chosen.base
+            "the stage-2 adapter of %s is left out; this run begins without", settings.base
         )
         detach(model)
     return model, processor

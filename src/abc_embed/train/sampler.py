@@ -1,9 +1,6 @@
 """Training groups from records.
 
-Does: choose the records that a stage can use, put them in a new random order each time through,
-draw negatives, instructions and wordings anew. Does not: open images (``batches`` does, in worker
-processes), or hold records: of millions, it keeps where each one lies. Other sources of groups need
-only the one method of `batches.Source`.
+Other samplers need only the one method of `batches.GroupSampler`.
 """
 
 from collections.abc import Sequence
@@ -16,23 +13,23 @@ from numpy.typing import NDArray
 from abc_embed.data import open_dataset
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.mining.output import read_mined
-from abc_embed.train.batches import Group, LazyGroups, captioned, instructed
+from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
 from abc_embed.train.config import DataConfig, StageName
 
 T = TypeVar("T")
 
 
-class RecordSource:
-    """Groups from records, in a new random order each time through.
+class RecordSampler:
+    """Groups from records, in a new order each epoch; negatives and wordings are drawn anew.
 
-    Records are read, and images opened, when their turn comes.
+    Records are read, and images opened, when their turn comes: of millions it holds the numbers.
     """
 
     def __init__(self, name: str | Path, stage: StageName, data: DataConfig) -> None:
-        """Keeps the numbers of the records that the stage can use: with a caption, or with
-        instructions.
+        """Finds the records that the stage can use: with a caption, or with instructions.
 
-        Raises `DataError` when there is none, or a record is wrong.
+        Raises:
+            DataError: there is none, or a record is wrong.
         """
         self._stage = stage
         self._data = data
@@ -60,22 +57,22 @@ class RecordSource:
         return LazyGroups(count, lambda i: self._group(step * count + i, seed))
 
     def _group(self, position: int, seed: int) -> Group:
-        epoch, place = divmod(position, len(self))
+        epoch, index = divmod(position, len(self))
         if self._order is None or self._order[0] != (seed, epoch):
             order = np.random.default_rng([seed, 0, epoch]).permutation(len(self))
             self._order = ((seed, epoch), order)
-        number = int(self._usable[self._order[1][place]])
+        number = int(self._usable[self._order[1][index]])
         row = self._dataset[number]
         record = row.record
         random = np.random.default_rng([seed, 1, position])
         if self._stage == "pretrain" and record.caption:
             negatives = self._negatives(random, number, record.negatives)
-            return captioned(row.image, record.caption, negatives)
+            return caption_group(row.image, record.caption, negatives)
         pairs = []
-        for ask in _sample(random, record.instructions, self._data.instructions):
-            wordings = (ask.instruction, *ask.paraphrases)
-            pairs.append((wordings[random.integers(len(wordings))], ask.answer))
-        return instructed(row.image, pairs)
+        for instruction in _sample(random, record.instructions, self._data.instructions):
+            wordings = (instruction.instruction, *instruction.paraphrases)
+            pairs.append((wordings[random.integers(len(wordings))], instruction.answer))
+        return instruction_group(row.image, pairs)
 
     def _negatives(
         self, random: np.random.Generator, number: int, pool: Sequence[str]

@@ -13,7 +13,7 @@ from abc_embed import checkpoint
 from abc_embed.errors import ConfigError, OutputError, TrainingError, UnknownModelError
 from abc_embed.train.batches import Group
 from abc_embed.train.metrics_logger import read_metrics
-from abc_embed.train.recipe import train_from_config
+from abc_embed.train.run import train_from_config
 
 RECIPE = """\
 stage = "pretrain"
@@ -43,7 +43,7 @@ def recipe(golden: Path, tmp_path: Path) -> Path:
 
 
 def test_both_stages_from_files(recipe: Path, tmp_path: Path, pictures: Any) -> None:
-    first = train_from_config(recipe, source=pictures("pretrain"))
+    first = train_from_config(recipe, sampler=pictures("pretrain"))
     assert first == tmp_path / "one" / "model"
     model, processor = checkpoint.load(str(first))
     assert not model.has_instruct_adapter
@@ -51,7 +51,7 @@ def test_both_stages_from_files(recipe: Path, tmp_path: Path, pictures: Any) -> 
 
     recipe.write_text(recipe.read_text().replace("head_width = 96\npixels = [784, 3136]\n", ""))
     stage2 = ["stage=instruct", f"model.base={first}", f"out={tmp_path}/two"]
-    second = train_from_config(recipe, stage2, source=pictures("instruct"))
+    second = train_from_config(recipe, stage2, sampler=pictures("instruct"))
     trained, _ = checkpoint.load(str(second))
     assert trained.has_instruct_adapter
     assert trained.temperature.value == model.temperature.value
@@ -60,7 +60,7 @@ def test_both_stages_from_files(recipe: Path, tmp_path: Path, pictures: Any) -> 
     # What stage 2 made can be trained again; its adapter is left out first.
     again = ["stage=instruct", f"model.base={second}", f"out={tmp_path}/three"]
     repeated, _ = checkpoint.load(
-        str(train_from_config(recipe, again, source=pictures("instruct")))
+        str(train_from_config(recipe, again, sampler=pictures("instruct")))
     )
     for (name, one), (_, other) in zip(
         sorted(trained.state_dict().items()), sorted(repeated.state_dict().items()), strict=True
@@ -70,9 +70,9 @@ def test_both_stages_from_files(recipe: Path, tmp_path: Path, pictures: Any) -> 
 
 def test_the_same_command_goes_on(recipe: Path, tmp_path: Path, pictures: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train_from_config(recipe, source=pictures("pretrain", stop_before=2))
-    train_from_config(recipe, source=pictures("pretrain"))
-    train_from_config(recipe, [f"out={tmp_path}/whole"], source=pictures("pretrain"))
+        train_from_config(recipe, sampler=pictures("pretrain", stop_before=2))
+    train_from_config(recipe, sampler=pictures("pretrain"))
+    train_from_config(recipe, [f"out={tmp_path}/whole"], sampler=pictures("pretrain"))
     broken, whole = (read_metrics(tmp_path / d / "metrics.jsonl") for d in ("one", "whole"))
     assert [row["loss"] for row in broken] == [row["loss"] for row in whole]
 
@@ -96,7 +96,7 @@ def test_what_is_missing_is_said_before_anything_starts(
     override: str, message: str, recipe: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        train_from_config(recipe, [override], source=Never())
+        train_from_config(recipe, [override], sampler=Never())
     assert not (tmp_path / "one").exists()
 
 
@@ -107,13 +107,13 @@ def test_records_or_a_source_is_needed(recipe: Path) -> None:
 
 def test_an_unknown_base_is_named(recipe: Path) -> None:
     with pytest.raises(UnknownModelError, match="no such thing"):
-        train_from_config(recipe, ["model.base='no such thing'"], source=Never())
+        train_from_config(recipe, ["model.base='no such thing'"], sampler=Never())
 
 
 def test_stage_2_needs_what_stage_1_made(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("head_width = 96\npixels = [784, 3136]\n", ""))
     with pytest.raises(ConfigError, match="stage 2 needs a model that has passed stage 1"):
-        train_from_config(recipe, ["stage=instruct"], source=Never())
+        train_from_config(recipe, ["stage=instruct"], sampler=Never())
 
 
 def refuse(*arguments: Any, **options: Any) -> None:
@@ -123,12 +123,12 @@ def refuse(*arguments: Any, **options: Any) -> None:
 def test_another_configuration_is_found_before_the_model_is_loaded(
     recipe: Path, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_from_config(recipe, source=pictures("pretrain"))
+    train_from_config(recipe, sampler=pictures("pretrain"))
     monkeypatch.setattr(checkpoint, "load_base", refuse)
     with pytest.raises(TrainingError, match=r"optim\.learning_rate was 0\.001 .* is 0\.002 now"):
-        train_from_config(recipe, ["optim.learning_rate=2e-3"], source=Never())
+        train_from_config(recipe, ["optim.learning_rate=2e-3"], sampler=Never())
     with pytest.raises(TrainingError, match="holds a run already"):
-        train_from_config(recipe, source=Never(), resume=False)
+        train_from_config(recipe, sampler=Never(), resume=False)
 
 
 def test_a_folder_that_cannot_be_is_found_before_the_model_is_loaded(
@@ -137,10 +137,10 @@ def test_a_folder_that_cannot_be_is_found_before_the_model_is_loaded(
     monkeypatch.setattr(checkpoint, "load_base", refuse)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"file is a file; choose another folder"):
-        train_from_config(recipe, [f"out={tmp_path}/file/run"], source=Never())
+        train_from_config(recipe, [f"out={tmp_path}/file/run"], sampler=Never())
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
     with pytest.raises(OutputError, match=r"may not be written; choose another folder"):
-        train_from_config(recipe, source=Never())
+        train_from_config(recipe, sampler=Never())
 
 
 @contextmanager
@@ -160,18 +160,18 @@ def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(
 ) -> None:
     """Refused by the system itself: first a checkpoint's file, then the model's, the largest."""
     with pytest.raises(KeyboardInterrupt):
-        train_from_config(recipe, source=pictures("pretrain", stop_before=2))
+        train_from_config(recipe, sampler=pictures("pretrain", stop_before=2))
     folder = tmp_path / "one/checkpoints/step-00000002"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     if largest > 10_000:
         assert max(map(len, before.values())) < largest
     with disk_of(largest), pytest.raises(OutputError, match=r"cannot (write|be saved)") as caught:
-        train_from_config(recipe, source=pictures("pretrain"))
+        train_from_config(recipe, sampler=pictures("pretrain"))
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     left = {path.name for path in (tmp_path / "one").iterdir()}
     assert left == {"checkpoints", "metrics.jsonl"}
-    train_from_config(recipe, source=pictures("pretrain"))
-    train_from_config(recipe, [f"out={tmp_path}/whole"], source=pictures("pretrain"))
+    train_from_config(recipe, sampler=pictures("pretrain"))
+    train_from_config(recipe, [f"out={tmp_path}/whole"], sampler=pictures("pretrain"))
     broken, whole = (read_metrics(tmp_path / d / "metrics.jsonl") for d in ("one", "whole"))
     assert [row["loss"] for row in broken] == [row["loss"] for row in whole]

@@ -1,7 +1,7 @@
-"""Several processes for a test: started here, each with its place in the environment as a launcher
-gives it, joined by gloo over loopback, and ended if they hang.
+"""Several processes for a test: each with its rank in the environment as a launcher gives it,
+joined by gloo over loopback, and ended if they hang.
 
-What they do must be importable by name in a new process, so it lives in this file.
+What they run must be importable by name in a new process, so it lives in this file.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ import numpy as np
 from abc_embed.errors import AbcError
 
 TIMEOUT_S = 300.0
-"""A team that is not done by then hangs."""
+"""Processes that are not done by then hang."""
 
 GOLDEN_BASE = str(Path(__file__).parent.parent / "golden" / "base")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one process had to say in the end."""
+class ProcessResult:
+    """What one process returned or how it ended."""
 
     value: Any = None
     error: str = ""
@@ -35,67 +35,67 @@ class Told:
     said_elsewhere: bool = False
 
 
-def run_team(
-    count: int, work: Callable[..., Any], *args: Any, env: Mapping[str, str] | None = None
-) -> list[Told]:
-    """`work(*args)` in `count` processes at once; what each told, or "gone" if it never did."""
+def run_processes(
+    world_size: int, function: Callable[..., Any], *args: Any, env: Mapping[str, str] | None = None
+) -> list[ProcessResult]:
+    """`function(*args)` in several processes at once; the result of each, or the error "gone"."""
     context = multiprocessing.get_context("forkserver")  # imports once, then forks
-    context.set_forkserver_preload(["team_parts", "abc_embed.train.loop"])
+    context.set_forkserver_preload(["process_parts", "abc_embed.train.loop"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes, ears = [], []
-    for rank in range(count):
-        ear, mouth = context.Pipe(duplex=False)
+    processes, receivers = [], []
+    for rank in range(world_size):
+        receiver, sender = context.Pipe(duplex=False)
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-        numbers = (rank, rank, count, count, port)
-        place = {name: str(number) for name, number in zip(names, numbers, strict=True)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        numbers = (rank, rank, world_size, world_size, port)
+        launcher = {name: str(number) for name, number in zip(names, numbers, strict=True)}
+        launcher |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         process = context.Process(
-            target=_member, args=(place | dict(env or {}), mouth, work, args), daemon=True
+            target=_run, args=(launcher | dict(env or {}), sender, function, args), daemon=True
         )
         process.start()
-        mouth.close()
+        sender.close()
         processes.append(process)
-        ears.append(ear)
+        receivers.append(receiver)
     try:
-        return [_hear(ear) for ear in ears]
+        return [_receive(receiver) for receiver in receivers]
     finally:
         for process in processes:
             process.join(5)
             process.kill()
 
 
-def _hear(ear: Connection) -> Told:
-    if not ear.poll(TIMEOUT_S):
-        return Told(error="hangs")
+def _receive(receiver: Connection) -> ProcessResult:
+    if not receiver.poll(TIMEOUT_S):
+        return ProcessResult(error="hangs")
     try:
-        return ear.recv()  # type: ignore[no-any-return]
+        return receiver.recv()  # type: ignore[no-any-return]
     except EOFError:
-        return Told(error="gone")
+        return ProcessResult(error="gone")
 
 
-def _member(place: dict[str, str], mouth: Connection, work: Any, args: Sequence[Any]) -> None:
-    os.environ.update(place)
+def _run(env: dict[str, str], sender: Connection, function: Any, args: Sequence[Any]) -> None:
+    os.environ.update(env)
     import torch
 
     torch.set_num_threads(1)
     try:
-        told = Told(work(*args))
+        result = ProcessResult(function(*args))
     except AbcError as error:
-        told = Told(error=str(error), said_elsewhere=error.said_elsewhere)
+        result = ProcessResult(error=str(error), said_elsewhere=error.said_elsewhere)
     except BaseException as error:  # noqa: BLE001  (the test looks at it)
-        told = Told(error=f"{type(error).__name__}: {error}")
-    mouth.send(told)
+        result = ProcessResult(error=f"{type(error).__name__}: {error}")
+    sender.send(result)
 
 
-def command(folder: Path, words: Sequence[str]) -> tuple[int, str]:
-    """`abc-embed` with words, run in `folder`: exit code and what it printed."""
+def command(folder: Path, arguments: Sequence[str]) -> tuple[int, str]:
+    """`abc-embed` with arguments, run in `folder`: exit code and what it printed."""
     from abc_embed.cli import run
 
     os.chdir(folder)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        return run(words), printed.getvalue()
+        return run(arguments), printed.getvalue()
 
 
 # -- data and models -------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Uneven:
         return [self._group(step, i, count) for i in range(count)]
 
     def _group(self, step: int, i: int, count: int) -> Any:
-        from abc_embed.train.batches import captioned, instructed
+        from abc_embed.train.batches import caption_group, instruction_group
 
         k = step * count + i
         top, bottom = k % 4, (k // 4 + 1) % 4
@@ -140,9 +140,9 @@ class Uneven:
         above, below = NAMES[top], NAMES[bottom]
         if self.stage == "pretrain":
             wrong = [f"{below} on top of {above}" + " again" * (k % 5), "nothing", f"only {below}"]
-            return captioned(image, f"{above} above {below}", wrong[: 1 + k % 3])
+            return caption_group(image, f"{above} above {below}", wrong[: 1 + k % 3])
         asks = [("what is on top?", above), ("what is below?", f"a {below} one"), ("both?", "two")]
-        return instructed(image, asks[: 1 + k % 3])
+        return instruction_group(image, asks[: 1 + k % 3])
 
 
 def small_config(stage: str, **train: Any) -> Any:
@@ -197,51 +197,50 @@ def zero_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
 
     def spy(self: Any) -> None:
         parts = [values["exp_avg"].numel() for values in self._adamw.state.values()]
-        found["held"] = sum(parts) / sum(p.numel() for p in self._before)
+        found["held"] = sum(parts) / sum(p.numel() for p in self._attributes)
         close(self)
-        found["left"] = sorted({name for p in self._before for name in vars(p)})
+        found["left"] = sorted({name for p in self._attributes for name in vars(p)})
 
     ZeroAdamW.close = spy  # type: ignore[method-assign]
     return train_run(config, source, out) | found
 
 
 def gathered_step(
-    how: Any, parts: Sequence[tuple[Any, Any, Any, list[str]]], tau: float, smoothing: float
+    mode: Any, parts: Sequence[tuple[Any, Any, Any, list[str]]], tau: float, smoothing: float
 ) -> dict[str, Any]:
     """One loss over vectors that lie with several processes: `parts` has each one's queries,
     positives, candidates and their names. Loss and the gradients of what this process has."""
     import torch
     from accelerate import Accelerator
 
-    from abc_embed.train.gather import GlobalBatch, gather_candidates
     from abc_embed.train.losses import contrastive_loss
-    from abc_embed.train.processes import ProcessGroup
+    from abc_embed.train.processes import GlobalBatch, ProcessGroup, gather_candidates
 
-    team = ProcessGroup(Accelerator(cpu=True))
-    query, names_of_positives, own, _ = parts[team.rank]
+    process_group = ProcessGroup(Accelerator(cpu=True))
+    query, names_of_positives, own, _ = parts[process_group.rank]
     query, own = torch.tensor(query).requires_grad_(), torch.tensor(own).requires_grad_()
     temperature = torch.nn.Parameter(torch.tensor(tau))
-    shares = GlobalBatch(
-        rank=team.rank,
+    global_batch = GlobalBatch(
+        rank=process_group.rank,
         texts=tuple(tuple(names) for *_, names in parts),
-        sizes=tuple((len(queries),) for queries, *_ in parts),
+        group_sizes=tuple((len(queries),) for queries, *_ in parts),
         query_chunks=(1,) * len(parts),
     )
-    candidates = gather_candidates(own, shares, how)
-    numbers = shares.numbers()
+    candidates = gather_candidates(own, global_batch, mode)
+    numbers = global_batch.candidate_numbers()
     right = torch.tensor([numbers[name] for name in names_of_positives])
     loss, accuracy = contrastive_loss(query, candidates, right, temperature, smoothing)
-    part = team.share_of(len(query), shares.queries)
-    (loss * part).backward()
-    team.average_gradients([temperature])
-    found = team.mean(torch.stack([loss * part, accuracy * part]).detach())
+    weight = global_batch.loss_weight(len(query))
+    (loss * weight).backward()
+    process_group.average_gradients([temperature])
+    found = process_group.mean(torch.stack([loss * weight, accuracy * weight]).detach())
     return {
         "loss": found[0].item(),
         "accuracy": found[1].item(),
         "tau": temperature.grad.item(),  # type: ignore[union-attr]
         # The mean over the processes is what weights get; here nothing is shared to average.
-        "query": query.grad.numpy() / team.count,  # type: ignore[union-attr]
-        "own": own.grad.numpy() / team.count,  # type: ignore[union-attr]
+        "query": query.grad.numpy() / process_group.world_size,  # type: ignore[union-attr]
+        "own": own.grad.numpy() / process_group.world_size,  # type: ignore[union-attr]
         "candidates": candidates.detach().numpy(),
     }
 
@@ -262,9 +261,9 @@ def train_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
 EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")
 
 
-def values(told: list[Told]) -> list[Any]:
-    assert [t.error for t in told] == [""] * len(told)
-    return [t.value for t in told]
+def values(results: list[ProcessResult]) -> list[Any]:
+    assert [result.error for result in results] == [""] * len(results)
+    return [result.value for result in results]
 
 
 def curve(out: Path) -> list[list[float]]:
@@ -273,12 +272,12 @@ def curve(out: Path) -> list[list[float]]:
     return [[row[name] for name in EXACT] for row in read_metrics(out / "metrics.jsonl")]
 
 
-def assert_same_run(team: Path, alone: Path, found: Any, wanted: Any) -> None:
+def assert_same_run(together: Path, alone: Path, found: Any, wanted: Any) -> None:
     """Loss within 1e-5 at each of 5 steps, and so each weight and τ after them."""
     import pytest
 
-    assert len(curve(team)) == len(curve(alone)) == 5
-    for a, b in zip(curve(team), curve(alone), strict=True):
+    assert len(curve(together)) == len(curve(alone)) == 5
+    for a, b in zip(curve(together), curve(alone), strict=True):
         assert a[1] == pytest.approx(b[1], abs=1e-5)
         assert a[0] == b[0] and a[2] == pytest.approx(b[2], abs=1e-6) and a[5:] == b[5:]
         assert a[4] == pytest.approx(b[4], rel=1e-4)  # norm of the gradients

@@ -12,7 +12,7 @@ from PIL import Image
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.train.batches import Group, make_batch
 from abc_embed.train.config import DataConfig
-from abc_embed.train.sources import RecordSource
+from abc_embed.train.sampler import RecordSampler
 
 
 def record(i: int, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -56,21 +56,21 @@ def folder(write: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def captions(groups: Any) -> list[str]:
-    return [group.asks[0][1] for group in groups]
+    return [group.pairs[0][1] for group in groups]
 
 
 def flat(groups: Any) -> list[tuple[Any, ...]]:
-    return [(str(group.image), group.asks, group.negatives) for group in groups]
+    return [(str(group.image), group.pairs, group.negatives) for group in groups]
 
 
 def test_stage1_gets_captions_with_negatives_drawn_anew(folder: Path) -> None:
-    source = RecordSource(folder, "pretrain", DataConfig(negatives=2))
+    source = RecordSampler(folder, "pretrain", DataConfig(negatives=2))
     first, again = source.groups(0, 10, seed=0), source.groups(1, 10, seed=0)
     assert sorted(captions(first)) == sorted(captions(again)) == [f"caption {i}" for i in range(10)]
     assert captions(first) != captions(again)  # another order the second time through
     for group in first:
         number = captions([group])[0].split()[1]
-        assert group.asks[0][0] is None and Path(str(group.image)).is_file()
+        assert group.pairs[0][0] is None and Path(str(group.image)).is_file()
         assert len(set(group.negatives)) == 2
         assert all(text.startswith(f"wrong {number} ") for text in group.negatives)
     by_image = {str(group.image): set(group.negatives) for group in first}
@@ -78,26 +78,26 @@ def test_stage1_gets_captions_with_negatives_drawn_anew(folder: Path) -> None:
 
 
 def test_stage2_gets_several_instructions_of_an_image(folder: Path) -> None:
-    source = RecordSource(folder / "records.jsonl", "instruct", DataConfig(instructions=2))
+    source = RecordSampler(folder / "records.jsonl", "instruct", DataConfig(instructions=2))
     wordings = set()
     for group in source.groups(0, 10, seed=0):
-        assert len(group.asks) == 2 and len({answer for _, answer in group.asks}) == 2
-        for instruction, answer in group.asks:
+        assert len(group.pairs) == 2 and len({answer for _, answer in group.pairs}) == 2
+        for instruction, answer in group.pairs:
             assert instruction is not None and instruction.strip("?")[-1] == answer[-1]
             wordings.add(instruction.split()[0])
     assert wordings == {"ask", "say"}  # paraphrases take their turn
 
 
 def test_every_record_comes_once_before_any_comes_twice(folder: Path) -> None:
-    source = RecordSource(folder, "pretrain", DataConfig())
+    source = RecordSampler(folder, "pretrain", DataConfig())
     seen = [text for step in range(5) for text in captions(source.groups(step, 4, seed=3))]
     assert sorted(seen[:10]) == sorted(seen[10:]) == [f"caption {i}" for i in range(10)]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
 def test_a_step_follows_from_its_number_and_the_seed(folder: Path, stage: Any) -> None:
-    def source() -> RecordSource:
-        return RecordSource(folder, stage, DataConfig(negatives=2, instructions=2))
+    def source() -> RecordSampler:
+        return RecordSampler(folder, stage, DataConfig(negatives=2, instructions=2))
 
     one, other = source(), source()
     forward = [flat(one.groups(step, 3, seed=5)) for step in range(8)]
@@ -116,15 +116,15 @@ def test_records_that_a_stage_cannot_use_are_left_out(
             record(2, tmp_path),
         ]
     )
-    assert len(RecordSource(path, "pretrain", DataConfig())) == 2
-    assert len(RecordSource(path, "instruct", DataConfig())) == 2
+    assert len(RecordSampler(path, "pretrain", DataConfig())) == 2
+    assert len(RecordSampler(path, "instruct", DataConfig())) == 2
     write([record(0, tmp_path, caption=None)])
     with pytest.raises(DataError, match="has no record with caption"):
-        RecordSource(path, "pretrain", DataConfig())
+        RecordSampler(path, "pretrain", DataConfig())
 
 
 def test_a_batch_larger_than_the_data_is_refused(folder: Path) -> None:
-    source = RecordSource(folder, "pretrain", DataConfig())
+    source = RecordSampler(folder, "pretrain", DataConfig())
     with pytest.raises(ConfigError, match=r"train\.batch_size is 11 but only 10 records"):
         source.groups(0, 11, seed=0)
 
@@ -132,7 +132,7 @@ def test_a_batch_larger_than_the_data_is_refused(folder: Path) -> None:
 def test_groups_become_a_batch(folder: Path, tiny: Any) -> None:
     _, processor = tiny()
     groups: list[Group] = list(
-        RecordSource(folder, "instruct", DataConfig(instructions=3)).groups(0, 2, seed=0)
+        RecordSampler(folder, "instruct", DataConfig(instructions=3)).groups(0, 2, seed=0)
     )
     batch = make_batch(groups, processor)
     assert len(batch.queries) == 6 and len(batch.texts) == 6
@@ -145,7 +145,7 @@ def test_mined_negatives_take_the_place_of_the_records_own(folder: Path, tmp_pat
     mined = tmp_path / "mined.parquet"
     lists = {"row": [0, 2], "negatives": [[5, 6, 7], [1]]}
     parquet.write_table(pyarrow.table(lists), mined)
-    source = RecordSource(folder, "pretrain", DataConfig(negatives=2, negatives_file=str(mined)))
+    source = RecordSampler(folder, "pretrain", DataConfig(negatives=2, negatives_file=str(mined)))
     found = {captions([group])[0]: set(group.negatives) for group in source.groups(0, 10, seed=0)}
     assert len(found["caption 0"]) == 2
     assert found["caption 0"] < {"caption 5", "caption 6", "caption 7"}
@@ -155,7 +155,7 @@ def test_mined_negatives_take_the_place_of_the_records_own(folder: Path, tmp_pat
 
     parquet.write_table(pyarrow.table({"row": [0], "negatives": [[10]]}), mined)
     with pytest.raises(DataError, match="names row 10 but there are 10 rows"):
-        RecordSource(folder, "pretrain", DataConfig(negatives_file=str(mined)))
+        RecordSampler(folder, "pretrain", DataConfig(negatives_file=str(mined)))
 
 
 def test_a_mined_row_without_a_caption_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -165,14 +165,14 @@ def test_a_mined_row_without_a_caption_is_named(write: Callable[..., Path], tmp_
     path = write([record(0, tmp_path), record(1, tmp_path, caption=None)])
     mined = tmp_path / "mined.parquet"
     parquet.write_table(pyarrow.table({"row": [0], "negatives": [[1]]}), mined)
-    source = RecordSource(path, "pretrain", DataConfig(negatives_file=str(mined)))
+    source = RecordSampler(path, "pretrain", DataConfig(negatives_file=str(mined)))
     with pytest.raises(DataError, match=r"names row 1 of \S+, which has no caption"):
         list(source.groups(0, 1, seed=0))
 
 
 def test_records_are_read_when_their_turn_comes(folder: Path) -> None:
     """Nothing of a record stays in memory; a line that was changed since is then a plain error."""
-    source = RecordSource(folder, "pretrain", DataConfig())
+    source = RecordSampler(folder, "pretrain", DataConfig())
     groups = source.groups(0, 10, seed=0)
     text = (folder / "records.jsonl").read_text()
     (folder / "records.jsonl").write_text(text.replace("caption 3", "CAPTION 3"))
@@ -186,10 +186,10 @@ def test_a_folder_of_images_with_captions_is_enough(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (56, 56), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"shade {i}")
-    source = RecordSource(tmp_path, "pretrain", DataConfig())
+    source = RecordSampler(tmp_path, "pretrain", DataConfig())
     assert sorted(captions(source.groups(0, 3, seed=0))) == ["shade 0", "shade 1", "shade 2"]
 
 
 def test_a_published_set_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="abc-embed data fetch"):
-        RecordSource(f"abc-pretrain:{tmp_path / 'gone'}", "pretrain", DataConfig())
+        RecordSampler(f"abc-pretrain:{tmp_path / 'gone'}", "pretrain", DataConfig())

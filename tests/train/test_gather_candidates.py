@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from team_parts import gathered_step, run_team, small_config, small_model
+from process_parts import gathered_step, run_processes, small_config, small_model
 
 from abc_embed.errors import ConfigError, DataError
-from abc_embed.train.batches import captioned, make_batch
-from abc_embed.train.gather import GlobalBatch
-from abc_embed.train.loader import batches
-from abc_embed.train.processes import check_share
+from abc_embed.train.batches import caption_group, load_batches, make_batch
+from abc_embed.train.processes import GlobalBatch, check_batch_size
 
 
 def by_hand(
@@ -36,9 +34,9 @@ def by_hand(
     }
 
 
-@pytest.mark.parametrize("how", ["gradient", "published"])
+@pytest.mark.parametrize("mode", ["gradient", "published"])
 def test_two_processes_give_the_published_loss_and_the_gradients_of_the_formula(
-    how: str, golden: Path
+    mode: str, golden: Path
 ) -> None:
     expected = np.load(golden / "expected_loss.npz")
     query, candidate = expected["query"], expected["candidate"]
@@ -50,9 +48,9 @@ def test_two_processes_give_the_published_loss_and_the_gradients_of_the_formula(
         (query[:cut], names[:cut], candidate[list(texts[0])], [names[i] for i in texts[0]]),
         (query[cut:], names[cut:count], candidate[list(texts[1])], [names[i] for i in texts[1]]),
     ]
-    told = run_team(2, gathered_step, how, parts, tau, smoothing)
-    assert [t.error for t in told] == ["", ""]
-    one, two = (t.value for t in told)
+    results = run_processes(2, gathered_step, mode, parts, tau, smoothing)
+    assert [t.error for t in results] == ["", ""]
+    one, two = (t.value for t in results)
 
     exact = by_hand(
         *(v.astype(np.float64) for v in (query, candidate)), range(count), tau, smoothing
@@ -69,7 +67,7 @@ def test_two_processes_give_the_published_loss_and_the_gradients_of_the_formula(
 
     pull = exact["pull"]
     if (
-        how == "gradient"
+        mode == "gradient"
     ):  # all queries pull at a candidate, wherever it lies; the first copy counts
         wanted = [pull[:, list(texts[0])].sum(0), pull[:, list(texts[1])].sum(0)]
         wanted[1][0] = 0
@@ -82,12 +80,14 @@ def test_two_processes_give_the_published_loss_and_the_gradients_of_the_formula(
 
 
 def test_what_the_processes_bring_is_numbered_alike() -> None:
-    shares = GlobalBatch(1, (("a", "b"), ("c", "a"), ("d", "c")), ((1, 2), (3,), (1,)), (1, 1, 1))
-    assert shares.queries == 7
-    assert shares.numbers() == {"a": 0, "b": 1, "c": 2, "d": 3}
-    assert shares.new_texts({"b"}) == [["a"], ["c"], ["d"]]
+    global_batch = GlobalBatch(
+        1, (("a", "b"), ("c", "a"), ("d", "c")), ((1, 2), (3,), (1,)), (1, 1, 1)
+    )
+    assert global_batch.query_count == 7
+    assert global_batch.candidate_numbers() == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert global_batch.new_texts({"b"}) == [["a"], ["c"], ["d"]]
     batch: Any = SimpleNamespace(texts=("c", "a"), positives=torch.tensor([1, 1, 0]))
-    assert shares.positives(batch).tolist() == [0, 0, 2]
+    assert global_batch.positives(batch).tolist() == [0, 0, 2]
 
 
 class Named:
@@ -99,7 +99,7 @@ class Named:
     def groups(self, step: int, count: int, seed: int) -> list[Any]:
         picture = np.zeros((28, 28, 3), dtype=np.uint8)
         return [
-            captioned(picture if i in self.mine else "no.png", f"caption {step} {i}")
+            caption_group(picture if i in self.mine else "no.png", f"caption {step} {i}")
             for i in range(count)
         ]
 
@@ -109,27 +109,26 @@ def test_each_process_opens_its_own_share_and_none_is_dropped(workers: int) -> N
     _, processor = small_model()
     config = small_config("pretrain", steps=2, batch_size=5)
     config = replace(config, data=replace(config.data, workers=workers))
-    shares = [(0,), (1, 2), (3, 4)]
-    for rank, mine in enumerate(shares):
-        made = [b.texts for b in batches(Named(*mine), processor, config, 0, (rank, 3))]
+    owners = [(0,), (1, 2), (3, 4)]
+    for rank, mine in enumerate(owners):
+        made = [b.texts for b in load_batches(Named(*mine), processor, config, 0, rank, 3)]
         wanted = [{f"caption {step} {i}" for i in mine} for step in range(2)]
         assert [set(texts) for texts in made] == wanted
 
 
 def test_fewer_images_than_processes_is_one_sentence() -> None:
-    team: Any = SimpleNamespace(count=4)
-    check_share(team, 4)
+    check_batch_size(4, 4)
     with pytest.raises(ConfigError, match=r"train\.batch_size is 3, .* there are 4"):
-        check_share(team, 3)
+        check_batch_size(3, 4)
     _, processor = small_model()
     config = small_config("pretrain", batch_size=3)
     with pytest.raises(DataError, match="3 images for step 1, fewer than the 4 processes"):
-        next(batches(Named(0, 1, 2), processor, config, 0, (0, 4)))
+        next(load_batches(Named(0, 1, 2), processor, config, 0, 0, 4))
 
 
 def test_one_batch_alone_is_its_own_share() -> None:
     _, processor = small_model()
     batch = make_batch(Named(0, 1).groups(0, 2, 0), processor)
-    shares = GlobalBatch.of_one(batch)
-    assert shares.positives(batch) is batch.positives
-    assert list(shares.numbers()) == list(batch.texts)
+    global_batch = GlobalBatch.single(batch)
+    assert global_batch.positives(batch) is batch.positives
+    assert list(global_batch.candidate_numbers()) == list(batch.texts)

@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 
 from abc_embed.errors import MissingExtraError, OutputError, TrainingError
-from abc_embed.train.metrics_logger import MetricsLogger, StepRecord
-from abc_embed.train.trackers import check_tracker, open_tracker
+from abc_embed.train.metrics_logger import (
+    MetricsLogger,
+    StepRecord,
+    check_tracker,
+    open_tracker,
+)
 
 
 def lines(config: Any, out: Path, to: str, first: int, last: int) -> None:
     """Log steps `first + 1` to `last` as a run does."""
     settings = config("pretrain", steps=9, log_to=to)
-    logbook = MetricsLogger(
+    logger = MetricsLogger(
         out / "metrics.jsonl",
         first_step=first,
         steps=9,
         tracker=open_tracker(settings, out, first),
     )
-    with logbook:
+    with logger:
         for step in range(first + 1, last + 1):
-            logbook.write(
+            logger.log(
                 StepRecord(
                     step=step,
                     loss=10.0 + step + first / 100,
@@ -53,8 +57,8 @@ def test_tensorboard_shows_a_broken_run_once(config: Any, tmp_path: Path) -> Non
 
 
 class FakeRun:
-    def __init__(self, told: dict[str, Any]) -> None:
-        self.told, self.logged, self.finished = told, list[Any](), False
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings, self.logged, self.finished = settings, list[Any](), False
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.logged.append((step, values["loss"]))
@@ -69,8 +73,8 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake: Any = types.ModuleType("wandb")
     fake.runs = []
     fake.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
-    fake.Settings = lambda **told: types.SimpleNamespace(project=None, **told)
-    fake.init = lambda **told: fake.runs.append(FakeRun(told)) or fake.runs[-1]
+    fake.Settings = lambda **values: types.SimpleNamespace(project=None, **values)
+    fake.init = lambda **settings: fake.runs.append(FakeRun(settings)) or fake.runs[-1]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -81,14 +85,14 @@ def test_wandb_takes_the_same_run_up_again(config: Any, wandb: Any, tmp_path: Pa
     lines(config, tmp_path, "wandb", 0, 1)  # begun anew in the same folder
     first, again, anew = wandb.runs
     assert first.logged[0] == (1, 11.0) and len(first.logged) == 5 and again.logged == [(4, 14.03)]
-    assert first.told["id"] == again.told["id"] != anew.told["id"]
-    assert first.told["resume"] == "allow" and first.told["settings"].project == "abc-embed"
-    assert first.told["config"]["train"]["steps"] == 9
+    assert first.settings["id"] == again.settings["id"] != anew.settings["id"]
+    assert first.settings["resume"] == "allow" and first.settings["settings"].project == "abc-embed"
+    assert first.settings["config"]["train"]["steps"] == 9
     assert all(run.finished for run in wandb.runs)
 
 
 def test_wandb_that_refuses_is_one_sentence(config: Any, wandb: Any, tmp_path: Path) -> None:
-    def refuse(**told: Any) -> None:
+    def refuse(**settings: Any) -> None:
         raise wandb.errors.Error("no API key\nconfigured")
 
     wandb.init = refuse
