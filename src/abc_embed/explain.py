@@ -8,8 +8,8 @@ Shapes: `V` visual tokens of the picture, `W` their width, `T` tokens of the ite
 embedding.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -106,28 +106,103 @@ def explain(
     """
     if method not in get_args(Method):
         raise UsageError(f"method is {method!r}; use one of: {', '.join(get_args(Method))}")
-    if item.image is None:
-        raise UsageError("evidence is for an item with a picture; a text has none")
-    budget = processor.image.limited(max_pixels)
-    picture = open_image(item.image, decode_limit=processor.decode_limit)
-    patches = to_patches(picture, budget)
-    batch = processor.collate([processor.features(item, patches=patches)])
-    batch = batch.to(model.device, model.dtype)
-    was_training = model.training
-    model.eval()
-    adapter = model.adapter_off() if _without_adapter(model, batch) else nullcontext()
-    try:
-        with adapter:
-            values, cosine = _contributions(model, batch, text.to(model.device), method)
-    finally:
-        model.train(was_training)
-    numbers = values.float().cpu().numpy()
-    size = budget.size_for(picture.height, picture.width)
-    return Evidence(on_grid(numbers, patches.grid_thw, size, budget.factor), cosine, method)
+    with TokenProbe.of(model, processor, item, text, max_pixels=max_pixels) as probe:
+        values = _contributions(probe, method)
+        return Evidence(probe.on_grid(values), float(probe.cosines(probe.visual)[0]), method)
+
+
+class TokenProbe:
+    """An item and a text with the picture's visual tokens in hand, to be changed and tried."""
+
+    def __init__(
+        self, model: AbcModel, batch: Batch, text: Tensor, size: tuple[int, int], factor: int
+    ) -> None:
+        self._model, self._batch, self._size, self._factor = model, batch, size, factor
+        self._text = text.to(model.device).float()
+        with torch.no_grad():
+            visual = model.encode_images(batch)
+        if visual is None:
+            raise UsageError("evidence is for an item with a picture; a text has none")
+        self.visual = visual
+        """`(V, W)`"""
+        self.mean = visual.mean(dim=0, keepdim=True)
+        """`(1, W)`: what stands for a token that is not shown."""
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls,
+        model: AbcModel,
+        processor: Processor,
+        item: Item,
+        text: Tensor,
+        *,
+        max_pixels: int | None = None,
+    ) -> "Iterator[TokenProbe]":
+        """A probe, with dropout off and the stage-2 adapter as the item wants it, while it is used.
+
+        Raises:
+            UsageError: the item has no picture.
+            ImageError: the picture cannot be used.
+        """
+        if item.image is None:
+            raise UsageError("evidence is for an item with a picture; a text has none")
+        budget = processor.image.limited(max_pixels)
+        picture = open_image(item.image, decode_limit=processor.decode_limit)
+        size = budget.size_for(picture.height, picture.width)
+        features = processor.features(item, patches=to_patches(picture, budget))
+        batch = processor.collate([features]).to(model.device, model.dtype)
+        was_training = model.training
+        model.eval()
+        without = model.has_instruct_adapter and item.instruction is None
+        try:
+            with model.adapter_off() if without else nullcontext():
+                yield cls(model, batch, text, size, budget.factor)
+        finally:
+            model.train(was_training)
+
+    def hidden(self, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of `B` rows `(B * V, W)` -> last hidden states `(B, T, D)`, pooled `(B, D)`."""
+        rows = len(visual) // len(self.visual)
+        mask = self._batch.attention_mask.expand(rows, -1)
+        ids, positions = self._batch.input_ids, self._batch.position_ids
+        hidden = self._model.backbone.language(
+            ids.expand(rows, -1), mask, positions.expand(-1, rows, -1), visual
+        )
+        return hidden, mean_pool(hidden, mask)
+
+    def cosine_of_pooled(self, pooled: Tensor) -> Tensor:
+        """Pooled states `(B, D)` -> cosines with the text `(B,)`."""
+        return l2_normalize(self._model.head(pooled)) @ self._text
+
+    def cosines(self, visual: Tensor) -> Tensor:
+        """Tokens of `B` rows `(B * V, W)` -> cosines `(B,)`, without gradient."""
+        with torch.no_grad():
+            return self.cosine_of_pooled(self.hidden(visual)[1])
+
+    def gradient(self, visual: Tensor) -> Tensor:
+        """Gradient `(V, W)` of the cosine at these tokens `(V, W)`."""
+        with torch.enable_grad():
+            leaf = visual.detach().requires_grad_(True)
+            cosine = self.cosine_of_pooled(self.hidden(leaf)[1]).sum()
+            (gradient,) = torch.autograd.grad(cosine, [leaf])
+        return gradient
+
+    @property
+    def is_visual(self) -> Tensor:
+        """`(T,)`: which tokens of the item are those of the picture."""
+        return self._batch.input_ids[0] == int(self._model.backbone.vlm.config.image_token_id)
+
+    def on_grid(self, values: Tensor) -> NDArray[np.float32]:
+        """One number per visual token `(V,)` -> `(rows, columns)` over the picture."""
+        if self._batch.image_grid_thw is None:
+            raise UsageError("evidence is for an item with a picture; a text has none")
+        views = int(self._batch.image_grid_thw[0, 0])
+        return on_grid(values.float().cpu().numpy(), views, self._size, self._factor)
 
 
 def on_grid(
-    values: NDArray[np.float32], grid_thw: tuple[int, int, int], size: tuple[int, int], factor: int
+    values: NDArray[np.float32], views: int, size: tuple[int, int], factor: int
 ) -> NDArray[np.float32]:
     """One number per visual token `(V,)` -> `(rows, columns)` over the picture.
 
@@ -136,12 +211,11 @@ def on_grid(
 
     Args:
         values: `(V,)`, view by view, each row by row.
-        grid_thw: views, and rows and columns of patches in one view.
+        views: pictures that the vision encoder sees, the one of the whole included.
         size: `(height, width)` in pixels of all that the vision encoder sees side by side.
         factor: side of a visual token in pixels.
     """
     down, across = size[0] // factor, size[1] // factor
-    views = grid_thw[0]
     if views == 1:
         return values.reshape(down, across)
     grids = values.reshape(views, -1)
@@ -156,85 +230,38 @@ def on_grid(
     return laid_out
 
 
-def _without_adapter(model: AbcModel, batch: Batch) -> bool:
-    return model.has_instruct_adapter and not bool(batch.instructed.all())
-
-
-def _contributions(
-    model: AbcModel, batch: Batch, text: Tensor, method: Method
-) -> tuple[Tensor, float]:
-    """`(V,)` contributions and the cosine, with the adapter as it is now."""
-    with torch.no_grad():
-        visual = model.encode_images(batch)
-        if visual is None:
-            raise UsageError("evidence is for an item with a picture; a text has none")
-        cosine = float(_cosines(model, batch, visual, text)[0])
-    mean = visual.mean(dim=0, keepdim=True)
-
-    def towards(share: float) -> Tensor:
-        """Integrand of integrated gradients, `share` of the way from the mean to the picture."""
-        return _gradient(model, batch, mean + (visual - mean) * share, text)
-
+def _contributions(probe: TokenProbe, method: Method) -> Tensor:
+    """`(V,)`, in units of the cosine."""
+    visual, mean = probe.visual, probe.mean
     if method == "occlusion":
-        with torch.no_grad():
-            return occlusion(visual, lambda rows: _cosines(model, batch, rows, text)), cosine
+        return _occlusion(probe)
     if method == "last_layer":
-        return _last_layer(model, batch, visual, text), cosine
+        return _last_layer(probe)
     if method == "input_x_gradient":
-        return (towards(1.0) * visual).sum(dim=-1), cosine
+        return (probe.gradient(visual) * visual).sum(dim=-1)
     steps = 1 if method == "midpoint" else INTEGRATION_STEPS
-    gradient = torch.stack([towards((step + 0.5) / steps) for step in range(steps)]).mean(dim=0)
-    return (gradient * (visual - mean)).sum(dim=-1), cosine
+    shares = [(step + 0.5) / steps for step in range(steps)]
+    gradients = [probe.gradient(mean + (visual - mean) * share) for share in shares]
+    return (torch.stack(gradients).mean(dim=0) * (visual - mean)).sum(dim=-1)
 
 
-def _pooled(model: AbcModel, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Visual tokens of `B` rows `(B * V, W)` -> last hidden states `(B, T, D)`, pooled `(B, D)`."""
-    count = len(visual) // int(model.backbone.visual_lengths(_grid(batch))[0])
-    mask = batch.attention_mask.expand(count, -1)
-    hidden = model.backbone.language(
-        batch.input_ids.expand(count, -1), mask, batch.position_ids.expand(-1, count, -1), visual
-    )
-    return hidden, mean_pool(hidden, mask)
-
-
-def _grid(batch: Batch) -> Tensor:
-    if batch.image_grid_thw is None:
-        raise UsageError("evidence is for an item with a picture; a text has none")
-    return batch.image_grid_thw
-
-
-def _cosines(model: AbcModel, batch: Batch, visual: Tensor, text: Tensor) -> Tensor:
-    """`(B,)` cosines of the rows with the text."""
-    return l2_normalize(model.head(_pooled(model, batch, visual)[1])) @ text.float()
-
-
-def _gradient(model: AbcModel, batch: Batch, visual: Tensor, text: Tensor) -> Tensor:
-    """Gradient `(V, W)` of the cosine with respect to the visual tokens."""
-    with torch.enable_grad():
-        leaf = visual.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(_cosines(model, batch, leaf, text).sum(), [leaf])
-    return gradient
-
-
-def _last_layer(model: AbcModel, batch: Batch, visual: Tensor, text: Tensor) -> Tensor:
+def _last_layer(probe: TokenProbe) -> Tensor:
     """Each last hidden state times the gradient of pooling and head, for the visual tokens."""
     with torch.no_grad():
-        hidden, pooled = _pooled(model, batch, visual)
+        hidden, pooled = probe.hidden(probe.visual)
     with torch.enable_grad():
         leaf = pooled.detach().requires_grad_(True)
-        cosine = (l2_normalize(model.head(leaf)) @ text.float()).sum()
-        (gradient,) = torch.autograd.grad(cosine, [leaf])
-    shares = (hidden[0].float() @ gradient[0]) / batch.attention_mask[0].sum()
-    return shares[batch.input_ids[0] == int(model.backbone.vlm.config.image_token_id)]
+        (gradient,) = torch.autograd.grad(probe.cosine_of_pooled(leaf).sum(), [leaf])
+    return (hidden[0].float() @ gradient[0])[probe.is_visual] / len(hidden[0])
 
 
-def occlusion(visual: Tensor, cosines: Callable[[Tensor], Tensor]) -> Tensor:
-    """`(V,)`: the cosine lost when each token is replaced by the mean of all."""
-    count, mean = len(visual), visual.mean(dim=0)
-    losses, shown = [], cosines(visual)
+def _occlusion(probe: TokenProbe) -> Tensor:
+    """The cosine lost when each token is replaced by the mean of all."""
+    count, losses = len(probe.visual), []
+    shown = probe.cosines(probe.visual)
     for first in range(0, count, OCCLUSION_BATCH):
         numbers = torch.arange(first, min(count, first + OCCLUSION_BATCH))
-        rows = visual.unsqueeze(0).repeat(len(numbers), 1, 1)
-        rows[torch.arange(len(numbers)), numbers] = mean
-        losses.append(shown - cosines(rows.flatten(0, 1)))
+        rows = probe.visual.unsqueeze(0).repeat(len(numbers), 1, 1)
+        rows[torch.arange(len(numbers)), numbers] = probe.mean
+        losses.append(shown - probe.cosines(rows.flatten(0, 1)))
     return torch.cat(losses)

@@ -89,11 +89,11 @@ def test_the_last_layer_adds_up_exactly() -> None:
 
 def test_tiles_are_laid_out_as_they_were_cut() -> None:
     tiles = np.arange(2 * 3 * 4, dtype=np.float32)  # 2 x 3 tiles of 2 x 2 tokens
-    grid = on_grid(tiles, (6, 4, 4), (112, 168), 28)
+    grid = on_grid(tiles, 6, (112, 168), 28)
     assert grid.shape == (4, 6)
     assert grid[:2, :2].ravel().tolist() == [0, 1, 2, 3]
     assert grid[2:, 4:].ravel().tolist() == [20, 21, 22, 23]
-    with_whole = on_grid(np.append(tiles, [6.0] * 4).astype(np.float32), (7, 4, 4), (112, 168), 28)
+    with_whole = on_grid(np.append(tiles, [6.0] * 4).astype(np.float32), 7, (112, 168), 28)
     assert np.abs(with_whole - grid - 1.0).max() <= 1e-6  # 6, spread over six tiles
 
 
