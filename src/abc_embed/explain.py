@@ -47,8 +47,6 @@ class Evidence:
 
     contributions: NDArray[np.float32]
     """`(rows, columns)`, in units of the cosine; negative where a place spoke against the text."""
-    cosine: float
-    """Of the item with the text."""
     method: Method
 
     @property
@@ -107,8 +105,7 @@ def explain(
     if method not in get_args(Method):
         raise UsageError(f"method is {method!r}; use one of: {', '.join(get_args(Method))}")
     with TokenProbe.of(model, processor, item, text, max_pixels=max_pixels) as probe:
-        values = _contributions(probe, method)
-        return Evidence(probe.on_grid(values), float(probe.cosines(probe.visual)[0]), method)
+        return Evidence(probe.on_grid(_contributions(probe, method)), method)
 
 
 class TokenProbe:
