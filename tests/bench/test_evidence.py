@@ -1,0 +1,91 @@
+"""The measure of evidence: pairs really move, and a good map is told from a random one."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from abc_embed import Embedder
+from abc_embed.bench import evidence
+from abc_embed.explain import Evidence, TokenProbe
+from abc_embed.inputs import Item
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.render import render
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Embedder:
+    return Embedder.from_pretrained("bundled", device="cpu")
+
+
+def test_pairs_ask_for_two_things() -> None:
+    asked = evidence.instruction_pairs(20)
+    assert len(asked) >= 15
+    for pair in asked:
+        assert pair.scenes[0] is pair.scenes[1]
+        assert pair.questions[0].region != pair.questions[1].region
+    mirrored = evidence.mirrored_pairs(20)
+    assert len(mirrored) >= 10
+    for pair in mirrored:
+        assert pair.scenes[0].mirrored() == pair.scenes[1]
+        assert pair.questions[0].instruction == pair.questions[1].instruction
+        assert pair.questions[0].answer != pair.questions[1].answer
+
+
+def at(x: float, y: float) -> Evidence:
+    """Evidence at one place of the picture."""
+    contributions = np.zeros((56, 56), dtype=np.float32)
+    contributions[int(y * 56), int(x * 56)] = 1.0
+    return Evidence(contributions, "midpoint")
+
+
+def test_pointing_is_in_the_box_with_a_margin() -> None:
+    scene = make_scene(evidence.SEED, 0)
+    placed = scene.placed[0]
+    assert evidence.points_to(at(placed.x, placed.y), scene, 0)
+    other = scene.placed[1]
+    assert not evidence.points_to(at(other.x, other.y), scene, 0)
+
+
+@pytest.fixture
+def probe(bundled: Embedder) -> Iterator[TokenProbe]:
+    item = Item(image=np.asarray(render(make_scene(evidence.SEED, 1), 112)))
+    text = torch.from_numpy(bundled.embed("a dog"))
+    with TokenProbe.of(bundled.model, bundled.processor, item, text) as opened:
+        yield opened
+
+
+def test_deletion_ends_where_insertion_begins(probe: TokenProbe) -> None:
+    count = len(probe.visual)
+    order = torch.arange(count)
+    deleted, inserted, whole = evidence.deletion_and_insertion(probe, order)
+    backwards = evidence.deletion_and_insertion(probe, order.flip(0))
+    # Hiding the first k of an order is showing the last V - k of it.
+    assert deleted == pytest.approx(backwards[1], abs=1e-6)
+    assert inserted == pytest.approx(backwards[0], abs=1e-6)
+    assert whole == pytest.approx(float(probe.cosines(probe.visual)[0]), abs=1e-6)
+    by_hand = []
+    for hidden in range(count + 1):
+        tokens = probe.visual.clone()
+        tokens[:hidden] = probe.mean
+        by_hand.append(float(probe.cosines(tokens)[0]))
+    assert deleted == pytest.approx(np.mean(by_hand), abs=1e-6)
+
+
+def test_a_good_map_beats_a_random_one(bundled: Embedder) -> None:
+    steps: list[tuple[int, int]] = []
+    found = evidence.measure(
+        bundled,
+        scenes=6,
+        methods=("midpoint",),
+        on_progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(n, 4) for n in range(1, 5)]
+    good, random = found["methods"]["midpoint"], found["methods"]["random map"]
+    assert good["pointing"]["value"] > random["pointing"]["value"] + 0.3
+    assert good["pointing"]["low"] <= good["pointing"]["value"] <= good["pointing"]["high"]
+    assert good["deletion"] < random["deletion"] and good["insertion"] > random["insertion"]
+    shuffled = found["methods"]["other instruction"]
+    assert shuffled["pointing"]["value"] < good["pointing"]["value"]
+    assert found["methods"]["random layers"]["cosine"] == good["cosine"]  # of the model itself
