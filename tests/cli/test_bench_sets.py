@@ -10,7 +10,7 @@ import pytest
 from cli_parts import Cli, picture
 from PIL import Image
 
-from abc_embed.cli.bench_common import parse_areas
+from abc_embed.cli.options import parse_areas
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`abc-embed bench`: measure a model; a table for people, a record for the repository.
 
-Does: the commands about CtrlBench. The others are in bench_audit.py, bench_replica.py and
+Here are the commands about CtrlBench; the others are in bench_audit.py, bench_replica.py and
 bench_sets.py.
 """
 
@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import bench_audit, bench_replica, bench_sets, options
-from abc_embed.cli.bench_common import parse_areas
-from abc_embed.cli.bench_sets import Areas, Cache, Model
 from abc_embed.cli.output import print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
-    from abc_embed.bench.encoders.registry import Encoder
 
 EXAMPLES = """\
 Examples:
@@ -49,19 +46,15 @@ Tiers = Annotated[
 ]
 
 
-@app.callback()
-def _bench() -> None:
-    """Measure a model."""
-
-
 bench_sets.register(app)
 app.command("build-replica", epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
 app.command("audit", epilog=bench_audit.EXAMPLES)(bench_audit.audit)
 
 
 @app.command(epilog=EXAMPLES)
+@options.with_settings
 def ctrlbench(
-    model: Model = options.MODEL,
+    model: options.EncoderName = options.MODEL,
     tier: Tiers = None,
     data: Annotated[
         Path | None,
@@ -77,11 +70,9 @@ def ctrlbench(
     again: Annotated[
         bool, typer.Option("--again", help="Measure even if the record is there already.")
     ] = False,
-    cache: Cache = None,
-    max_pixels: Areas = None,
-    batch_size: options.BatchSize = 32,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    max_pixels: options.MaxPixelsList = None,
+    *,
+    settings: options.EncoderSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Does the vector follow the instruction? With every control, the composition gap first.
@@ -90,21 +81,39 @@ def ctrlbench(
     image's instruction, with both vectors added, and at random. What was measured before is
     answered from its record.
     """
-    areas = parse_areas(max_pixels)
-    from abc_embed.bench.encoders.registry import CachedEncoder, load_encoder
+    areas = options.parse_areas(max_pixels)
+    from abc_embed.bench.encoders.registry import CachedEncoder
+    from abc_embed.bench.run import measured
     from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
 
     folder = make_folder(default_folder() / "results" if out is None else out)
-    chosen = _benchmarks(tier, data)
-    encoder = load_encoder(model, device=device, dtype=dtype, batch_size=batch_size)
+    benchmarks = _benchmarks(tier, data)
+    encoder = settings.load_encoder(model)
     records = []
     with ExitStack() as stack:
-        cached = stack.enter_context(CachedEncoder(encoder, cache))
-        for (benchmark, name), area in product(chosen, areas):
-            records.append(_measured(cached, benchmark, name, folder, area, limit, again))
+        cached = stack.enter_context(CachedEncoder(encoder, settings.cache))
+        for (benchmark, name), area in product(benchmarks, areas):
+            with progress_bar(f"tier {name}, images") as on_progress:
+                record, path = measured(
+                    cached,
+                    benchmark,
+                    name,
+                    folder,
+                    max_pixels=area,
+                    limit=limit,
+                    again=again,
+                    progress=on_progress,
+                )
+            date = record["time"][:10]
+            print_message(
+                f"measured on {date}, answered from the record; --again measures anew"
+                if path is None
+                else f"the record is {path}"
+            )
+            records.append(record)
             if not as_json:
-                _show(records[-1])
+                _print_record(record)
     if as_json:
         print_json(records if len(records) > 1 else records[0])
 
@@ -115,47 +124,16 @@ def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Bench
     from abc_embed.bench.ctrlbench.schema import read_benchmark
 
     if data is not None:
-        own = read_benchmark(data)
-        return [(own, name) for name in tiers or own.tiers]
-    found = []
+        benchmark = read_benchmark(data)
+        return [(benchmark, name) for name in tiers or benchmark.tiers]
+    benchmarks = []
     for name in tiers or ("G", "B"):
         with progress_bar(f"drawing tier {name}") as on_progress:
-            found.append((frozen.load(name, on_progress), name))
-    return found
+            benchmarks.append((frozen.load(name, on_progress), name))
+    return benchmarks
 
 
-def _measured(
-    encoder: "Encoder",
-    benchmark: "Benchmark",
-    tier: str,
-    folder: Path,
-    area: int | None,
-    limit: int | None,
-    again: bool,
-) -> dict[str, Any]:
-    from abc_embed.bench.run import measured
-
-    with progress_bar(f"tier {tier}, images") as on_progress:
-        record, path = measured(
-            encoder,
-            benchmark,
-            tier,
-            folder,
-            max_pixels=area,
-            limit=limit,
-            again=again,
-            progress=on_progress,
-        )
-    if path is None:
-        print_message(
-            f"measured on {record['time'][:10]}, answered from the record; --again measures anew"
-        )
-    else:
-        print_message(f"the record is {path}")
-    return record
-
-
-def _show(record: dict[str, Any]) -> None:
+def _print_record(record: dict[str, Any]) -> None:
     from abc_embed.bench import tables
 
     title = f"{record['benchmark']}, {record['model']['name']}"
@@ -177,11 +155,11 @@ def build(
 
     with progress_bar(f"drawing tier {tier}") as on_progress:
         benchmark = frozen.build(tier, out, on_progress)
-    told = {**benchmark.card["counts"], **gate(benchmark, tier)}
+    summary = {**benchmark.card["counts"], **gate(benchmark, tier)}
     if as_json:
-        print_json({"out": str(out), **told, "content_hash": benchmark.content_hash()})
+        print_json({"out": str(out), **summary, "content_hash": benchmark.content_hash()})
         return
-    print_table((f"tier {tier}", ""), list(told.items()))
+    print_table((f"tier {tier}", ""), list(summary.items()))
     print_result(f"the benchmark is in {out}")
 
 
@@ -196,18 +174,18 @@ def diff(
     from abc_embed.bench.records import read_record
     from abc_embed.bench.tables import WAYS
 
-    one, other = read_record(a), read_record(b)
-    rows = compare(one, other)
+    records = read_record(a), read_record(b)
+    rows = compare(*records)
     if as_json:
         print_json(rows)
         return
-    names = [record["model"]["name"] for record in (one, other)]
+    names = [record["model"]["name"] for record in records]
     lines = []
     for row in rows:
         low, high = row["interval"]
         change = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append((WAYS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
-    print_table(("R@1", *names, "difference (95 %)", "p"), lines, title=one["benchmark"])
+    print_table(("R@1", *names, "difference (95 %)", "p"), lines, title=records[0]["benchmark"])
 
 
 @app.command(epilog=EXAMPLES)
@@ -237,10 +215,10 @@ def report(
     ):
         with atomic_write(out / name) as file:
             file.write(text.encode())
-    ours = [record for record in records if tables.is_ctrlbench(record)]
-    if ours:
-        pictures.draw_bars(ours, out / "report.png")
-    for number, record in enumerate(ours):
+    ctrlbench_records = [record for record in records if tables.is_ctrlbench(record)]
+    if ctrlbench_records:
+        pictures.draw_bars(ctrlbench_records, out / "report.png")
+    for number, record in enumerate(ctrlbench_records):
         benchmark = folders.get(record["benchmark_hash"]) or _drawn(record)
         if benchmark is not None and record.get("top"):
             path = out / f"answers-{number:02}-{record['benchmark']}.png"
@@ -252,8 +230,8 @@ def _drawn(record: dict[str, Any]) -> "Benchmark | None":
     """The frozen tier that a record is of, if it is of one."""
     from abc_embed.bench.ctrlbench import tiers as frozen
 
-    for tier, its in frozen.TIERS.items():
-        if its.content_hash == record["benchmark_hash"]:
+    for tier, frozen_tier in frozen.TIERS.items():
+        if frozen_tier.content_hash == record["benchmark_hash"]:
             with progress_bar(f"drawing tier {tier}") as on_progress:
                 return frozen.load(tier, on_progress)
     print_message(

@@ -21,9 +21,8 @@ A line of questions.jsonl: {"image": "a.jpg", "instruction": "what is on the lef
 is one.
 """
 
-PIXELS_PER_TOKEN = 28 * 28
 
-
+@options.with_settings
 def audit(
     source: Annotated[
         str,
@@ -46,34 +45,26 @@ def audit(
         Path | None,
         typer.Option("--out", "-o", help="Folder for audit.json, audit.md and audit.png."),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder to keep vectors in between runs.")
-    ] = None,
     max_pixels: options.MaxPixels = None,
-    batch_size: options.BatchSize = 32,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    *,
+    settings: options.EncoderSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Count the questions that the image alone solves, the words alone, or the sum of both vectors.
 
     What is left over needs a model that reads the picture and the words together.
     """
-    area = _area(max_pixels)
+    area = None if max_pixels is None else options.area_in_pixels(max_pixels)
     from abc_embed.bench.audit import tables as audit_table
     from abc_embed.bench.audit.measure import run
     from abc_embed.bench.audit.questions import read_set
-    from abc_embed.bench.encoders.registry import load_encoder
     from abc_embed.storage.files import make_folder
 
     if out is not None:
         make_folder(out)
     questions = read_set(source, limit=limit)
-    panel = [
-        load_encoder(name, device=device, dtype=dtype, batch_size=batch_size)
-        for name in dict.fromkeys(model)
-    ]
-    findings = run(panel, questions, max_pixels=area, cache=cache, progress=not as_json)
+    panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
+    findings = run(panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json)
     if as_json:
         print_json(findings)
     else:
@@ -82,14 +73,6 @@ def audit(
     if out is not None:
         _write(findings, out)
         print_message(f"the audit is in {out}")
-
-
-def _area(max_pixels: str | None) -> int | None:
-    """Pixels; of the panel's models any may come first, so a token is 28 x 28 for all."""
-    if max_pixels is None:
-        return None
-    number, counts_tokens = options.parse_area(max_pixels)
-    return number * PIXELS_PER_TOKEN if counts_tokens else number
 
 
 def _write(findings: dict[str, Any], out: Path) -> None:

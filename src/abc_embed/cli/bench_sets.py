@@ -1,24 +1,23 @@
-"""`abc-embed bench coco|flickr30k|mmeb|zero-shot`: evaluations of others, in their own layouts.
+"""`abc-embed bench coco|flickr30k|mmeb|zero-shot`: evaluations of others, in their own layouts."""
 
-Does: load model and set, measure at one resolution or at several, show, record. Does not: register
-itself; cli/bench.py does.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.bench_common import Common, checked, load, measured, run, show_found
-from abc_embed.cli.output import print_message, print_table
+from abc_embed.cli.output import print_json, print_message, print_table
 from abc_embed.errors import UsageError
+from abc_embed.storage.files import check_writable, make_folder
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
     from abc_embed.bench.sets.findings import Findings
+
+    Measure = Callable[[Encoder, int | None], Findings]
 
 EXAMPLES = """\
 Examples:
@@ -32,31 +31,6 @@ Examples:
 Several resolutions are measured one after the other, and drawn with --figure.
 """
 
-Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder to put the records in, as JSON.")
-]
-Figure = Annotated[
-    Path | None, typer.Option("--figure", help="PNG of several resolutions: score and speed.")
-]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Folder to keep vectors in between runs.")
-]
-Areas = Annotated[
-    str | None,
-    typer.Option(
-        "--max-pixels",
-        help='Largest area at which an image is seen: pixels, "256 tokens" of 28 x 28, or several.',
-        show_default="as the model says",
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="bundled, a folder, a published name, st:NAME, open_clip:MODEL/PRETRAINED, "
-        "late:NAME or random.",
-    ),
-]
 Split = Annotated[str, typer.Option("--split", help="Of Karpathy's splits.")]
 Karpathy = Annotated[
     Path, typer.Option("--data", help="dataset_coco.json or dataset_flickr30k.json.")
@@ -64,12 +38,45 @@ Karpathy = Annotated[
 Images = Annotated[Path, typer.Option("--images", help="Folder that the images' paths start from.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(options.EncoderSettings):
+    """The model, the resolutions, and what becomes of the results.
+
+    Raises:
+        UsageError: a resolution that is none, or a figure of a single one.
+        OutputError: the figure cannot be written.
+    """
+
+    model: options.EncoderName = options.MODEL
+    max_pixels: options.MaxPixelsList = None
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to put the records in, as JSON.")
+    ] = None
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="PNG of several resolutions: score and speed.")
+    ] = None
+    as_json: options.AsJson = False
+
+    def __post_init__(self) -> None:
+        several = len(self.areas) > 1
+        if self.figure is not None and not several:
+            raise UsageError(
+                "--figure needs several resolutions: --max-pixels '128,256,512 tokens'"
+            )
+        if self.figure is not None:
+            check_writable(self.figure)
+
+    @property
+    def areas(self) -> list[int | None]:
+        """The resolutions, in pixels; None: as the model says."""
+        return options.parse_areas(self.max_pixels)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `abc-embed bench`."""
-    app.command("coco", epilog=EXAMPLES)(coco)
-    app.command("flickr30k", epilog=EXAMPLES)(flickr30k)
-    app.command("mmeb", epilog=EXAMPLES)(mmeb)
-    app.command("zero-shot", epilog=EXAMPLES)(zero_shot)
+    for command in (coco, flickr30k, mmeb, zero_shot):
+        name = command.__name__.replace("_", "-")
+        app.command(name, epilog=EXAMPLES)(options.with_settings(command))
 
 
 def coco(
@@ -80,68 +87,42 @@ def coco(
         typer.Option("--positives", help="cxc or eccv: further right pairs; may be repeated."),
     ] = None,
     split: Split = "test",
-    model: Model = options.MODEL,
-    max_pixels: Areas = None,
-    out: Out = None,
-    figure: Figure = None,
-    cache: Cache = None,
-    batch_size: options.BatchSize = 32,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    as_json: options.AsJson = False,
+    *,
+    settings: EvaluationSettings,
 ) -> None:
     """MSCOCO 5K in Karpathy's split: 25,000 captions, both directions, RSUM."""
-    common = checked(
-        model, max_pixels, device, dtype, batch_size, cache, out, figure, as_json=as_json
-    )
-    _captions(data, images, split, positives or [], common)
+    _evaluate_captions(data, images, split, positives or [], settings)
 
 
 def flickr30k(
-    data: Karpathy,
-    images: Images,
-    split: Split = "test",
-    model: Model = options.MODEL,
-    max_pixels: Areas = None,
-    out: Out = None,
-    figure: Figure = None,
-    cache: Cache = None,
-    batch_size: options.BatchSize = 32,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    as_json: options.AsJson = False,
+    data: Karpathy, images: Images, split: Split = "test", *, settings: EvaluationSettings
 ) -> None:
     """Flickr30K 1K in Karpathy's split: 5,000 captions, both directions, RSUM."""
-    common = checked(
-        model, max_pixels, device, dtype, batch_size, cache, out, figure, as_json=as_json
-    )
-    _captions(data, images, split, [], common)
+    _evaluate_captions(data, images, split, [], settings)
 
 
-def _captions(
-    data: Path, images: Path, split: str, positives: Sequence[str], common: Common
+def _evaluate_captions(
+    data: Path, images: Path, split: str, positives: Sequence[str], settings: EvaluationSettings
 ) -> None:
-    wrong = [name for name in positives if name not in ("cxc", "eccv")]
-    if wrong:
-        raise UsageError(f"--positives is {wrong[0]!r}; give cxc or eccv")
+    unknown = [name for name in positives if name not in ("cxc", "eccv")]
+    if unknown:
+        raise UsageError(f"--positives is {unknown[0]!r}; give cxc or eccv")
     from abc_embed.bench.sets.karpathy import load_karpathy
     from abc_embed.bench.sets.positives import load_positives
     from abc_embed.bench.sets.retrieval import measure
 
     captions = load_karpathy(data, images, split=split)
     further = [load_positives(name, captions) for name in positives]
-    for one in further:
-        if one.absent:
+    for pairs in further:
+        if pairs.absent:
             print_message(
-                f"{one.name}: {one.absent:,} judged pairs are not in the set, and left out"
+                f"{pairs.name}: {pairs.absent:,} judged pairs are not in the set, and left out"
             )
-    run(
-        common,
-        "image_to_text_r1",
-        lambda encoder, area: measure(
-            encoder, captions, further, max_pixels=area, progress=not common.as_json
-        ),
-    )
+
+    def measure_captions(encoder: "Encoder", area: int | None) -> "Findings":
+        return measure(encoder, captions, further, max_pixels=area, progress=not settings.as_json)
+
+    evaluate(settings, "image_to_text_r1", [measure_captions])
 
 
 def mmeb(
@@ -159,40 +140,28 @@ def mmeb(
         int | None, typer.Option("--limit", min=1, help="Only the first rows of each set.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Shuffles the candidates.")] = 0,
-    model: Model = options.MODEL,
-    max_pixels: Areas = None,
-    out: Out = None,
-    figure: Figure = None,
-    cache: Cache = None,
-    batch_size: options.BatchSize = 32,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    as_json: options.AsJson = False,
+    *,
+    settings: EvaluationSettings,
 ) -> None:
     """MMEB v1: 9 classification and 10 VQA sets of the paper, and the other sets that are there."""
-    common = checked(
-        model, max_pixels, device, dtype, batch_size, cache, out, figure, as_json=as_json
-    )
-    from abc_embed.bench.sets.mmeb import Task, load_task, measure, tasks_in
+    from abc_embed.bench.sets.mmeb import load_task, measure, tasks_in
     from abc_embed.bench.sets.mmeb_table import rows
 
     names = task or tasks_in(data)
-    if figure is not None and len(names) > 1:
+    if settings.figure is not None and len(names) > 1:
         raise UsageError("--figure draws one set; give one --task")
-    found = []
-    with ExitStack() as stack:
-        encoder = load(common, stack)
+
+    def each_task() -> "Iterator[Measure]":
         for name in names:
-            chosen = load_task(data, name, prefix=prefix, seed=seed, limit=limit)
-            print_message(f"{name}: {len(chosen.choices):,} questions")
+            loaded = load_task(data, name, prefix=prefix, seed=seed, limit=limit)
+            print_message(f"{name}: {len(loaded.choices):,} questions")
+            yield lambda encoder, area, loaded=loaded: measure(  # type: ignore[misc]
+                encoder, loaded, max_pixels=area, progress=not settings.as_json
+            )
 
-            def measure_it(e: "Encoder", area: int | None, chosen: Task = chosen) -> "Findings":
-                return measure(e, chosen, max_pixels=area, progress=not common.as_json)
-
-            found += measured(common, encoder, measure_it)
-    show_found(common, encoder, found, "accuracy")
-    if not common.as_json and len(common.areas) == 1:
-        print_table(("MMEB v1, %", "rows", "accuracy", "paper"), rows(found))
+    findings = evaluate(settings, "accuracy", each_task())
+    if not settings.as_json and len(settings.areas) == 1:
+        print_table(("MMEB v1, %", "rows", "accuracy", "paper"), rows(findings))
 
 
 def zero_shot(
@@ -203,27 +172,83 @@ def zero_shot(
     template: Annotated[
         str, typer.Option("--template", help="How a class is worded.")
     ] = "A photo of a {label}.",
-    model: Model = options.MODEL,
-    max_pixels: Areas = None,
-    out: Out = None,
-    figure: Figure = None,
-    cache: Cache = None,
-    batch_size: options.BatchSize = 32,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    as_json: options.AsJson = False,
+    *,
+    settings: EvaluationSettings,
 ) -> None:
     """Zero-shot classification on any folder of images."""
-    common = checked(
-        model, max_pixels, device, dtype, batch_size, cache, out, figure, as_json=as_json
-    )
     from abc_embed.bench.sets.zero_shot import load_image_folder, measure
 
     folder = load_image_folder(data, labels)
-    run(
-        common,
-        "accuracy",
-        lambda encoder, area: measure(
-            encoder, folder, template=template, max_pixels=area, progress=not common.as_json
-        ),
-    )
+
+    def measure_folder(encoder: "Encoder", area: int | None) -> "Findings":
+        return measure(
+            encoder, folder, template=template, max_pixels=area, progress=not settings.as_json
+        )
+
+    evaluate(settings, "accuracy", [measure_folder])
+
+
+def evaluate(
+    settings: EvaluationSettings, score: str, measures: "Iterable[Measure]"
+) -> "list[Findings]":
+    """Load the model, measure at each resolution, print, and write what was asked for.
+
+    Vectors are cached, unless speed is to be measured, at several resolutions. `score` is what a
+    figure draws.
+    """
+    from abc_embed.bench.encoders.registry import CachedEncoder
+    from abc_embed.bench.sets.sweep import sweep
+
+    if settings.out is not None:
+        make_folder(settings.out)
+    findings: list[Findings] = []
+    with ExitStack() as stack:
+        encoder = settings.load_encoder(settings.model)
+        if len(settings.areas) == 1:
+            encoder = stack.enter_context(CachedEncoder(encoder, settings.cache))
+        for measure in measures:
+            if len(settings.areas) == 1:
+                findings.append(measure(encoder, settings.areas[0]))
+            else:
+                areas = [area for area in settings.areas if area is not None]
+                findings += sweep(encoder, areas, measure)
+    _report(settings, encoder, findings, score)
+    return findings
+
+
+def _report(
+    settings: EvaluationSettings, encoder: "Encoder", findings: "list[Findings]", score: str
+) -> None:
+    from abc_embed.bench.records import make_record, write_record
+    from abc_embed.bench.sets.findings import say_missing
+    from abc_embed.bench.sets.sweep import draw
+
+    records = [make_record(encoder, result, encoder.name) for result in findings]
+    for result in findings:
+        if message := say_missing(result["missing"]):
+            print_message(f"{result['benchmark']}: {message}")
+    if settings.as_json:
+        print_json(records if len(records) > 1 else records[0])
+    else:
+        for result in findings:
+            _print_scores(result)
+    if settings.out is not None:
+        for record in records:
+            print_message(f"the record is {write_record(record, settings.out)}")
+    if settings.figure is not None:
+        draw(findings, score, settings.figure)
+        print_message(f"the figure is {settings.figure}")
+
+
+def _print_scores(result: "Findings") -> None:
+    area = result["settings"]["max_pixels"]
+    rows: list[tuple[Any, ...]] = []
+    for name, figure in result["scores"].items():
+        scale = 1 if name == "rsum" else 100
+        interval = figure["interval"]
+        span = "" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
+        rows.append((name.replace("_", " "), f"{scale * figure['value']:.1f}", span, figure["of"]))
+    if result.get("images_per_s"):
+        rows.append(("items with an image per second", f"{result['images_per_s']:.1f}", "", ""))
+    title = result["benchmark"] + (f", at most {area:,} pixels" if area else "")
+    print_table(("", "%", "95 %", "queries"), rows, title=title)

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -17,9 +18,11 @@ import typer
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
+    from abc_embed.bench.encoders.registry import Encoder
     from abc_embed.embedder import Embedder
     from abc_embed.processor import Processor
 
+PIXELS_PER_TOKEN = 28 * 28
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 MODEL = "bundled"
@@ -67,6 +70,25 @@ DecodeLimit = Annotated[
 ]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Most items that go through the model together.")
+]
+MaxPixelsList = Annotated[
+    str | None,
+    typer.Option(
+        "--max-pixels",
+        help='Largest area at which an image is seen: pixels, "256 tokens" of 28 x 28, or several.',
+        show_default="as the model says",
+    ),
+]
+EncoderName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="bundled, a folder, a published name, st:NAME, open_clip:MODEL/PRETRAINED, "
+        "late:NAME or random.",
+    ),
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Folder to keep vectors in between runs.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 
@@ -156,6 +178,42 @@ class BatchSettings(ImageModelSettings):
     """The model, and how many items go through it at once."""
 
     batch_size: BatchSize = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """How a benchmark computes its vectors."""
+
+    cache: Cache = None
+    batch_size: BatchSize = 32
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+    def load_encoder(self, name: str) -> "Encoder":
+        """A model of ours or of another library."""
+        from abc_embed.bench.encoders.registry import load_encoder
+
+        return load_encoder(name, device=self.device, dtype=self.dtype, batch_size=self.batch_size)
+
+
+def parse_areas(text: str | None) -> list[int | None]:
+    """`"128,256 tokens"` or `"100352"` -> areas in pixels; None: as the model says.
+
+    Raises:
+        UsageError: a part is no area.
+    """
+    if text is None:
+        return [None]
+    parts = [part.strip() for part in text.split(",")]
+    if parts[-1].endswith(("token", "tokens")):  # the unit of all
+        parts = [part if "token" in part else f"{part} tokens" for part in parts]
+    return [area_in_pixels(part) for part in parts]
+
+
+def area_in_pixels(text: str) -> int:
+    """`"256 tokens"` or `"200704"` -> pixels, a token being 28 x 28 for all models."""
+    number, counts_tokens = parse_area(text)
+    return number * PIXELS_PER_TOKEN if counts_tokens else number
 
 
 def parse_area(text: str) -> tuple[int, bool]:
