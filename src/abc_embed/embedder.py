@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     batch_size: int
     progress: bool
 
+
 class Embedder:
     """A loaded model that turns items into unit vectors.
 

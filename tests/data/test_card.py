@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from published_sets import make_pretrain
 
-from abc_embed.data.card import write_card
-from abc_embed.data.card_text import card_text
+from abc_embed.data.card import card_text, write_card
 from abc_embed.data.published.dataset import prepare
-from abc_embed.data.published.verify import check_complete
+from abc_embed.data.published.verify import verify
 from abc_embed.data.records import Record, read_records, write_records
 from abc_embed.errors import DataError
 from abc_embed.scenes.dataset import write_dataset
@@ -97,7 +96,7 @@ def test_a_published_set(tmp_path: Path) -> None:
     assert (found["name"], found["rows"], found["images"]) == ("abc-pretrain", 20, 20)
     assert "complete" not in found
     assert "not checked" in path.read_text()
-    check_complete(tmp_path)
+    verify(tmp_path)
     facts, path = write_card(tmp_path)
     assert facts["published"]["complete"] is True
     assert "yes, checked row by row" in path.read_text()

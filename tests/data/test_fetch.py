@@ -18,7 +18,7 @@ from abc_embed.data import open_dataset
 from abc_embed.data.published import fetch as fetching
 from abc_embed.data.published.dataset import own_file, prepare
 from abc_embed.data.published.fetch import fetch, plan, read_manifest
-from abc_embed.data.published.verify import check_complete
+from abc_embed.data.published.verify import verify
 from abc_embed.errors import DataError, OutputError, UsageError
 
 BIG = "big.bin"
@@ -42,9 +42,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
 
 
 def get(out: Path, name: str = "abc-vg-instruct") -> list[str]:
-    said: list[str] = []
-    fetch(plan(name, out), out, said=said.append)
-    return said
+    messages: list[str] = []
+    fetch(plan(name, out), out, on_message=messages.append)
+    return messages
 
 
 def is_whole(hub: SmallHub, out: Path) -> bool:
@@ -54,18 +54,18 @@ def is_whole(hub: SmallHub, out: Path) -> bool:
 def test_all_of_it_pinned_and_compared(hub: SmallHub, tmp_path: Path) -> None:
     out = tmp_path / "out"
     planned = plan("abc-vg-instruct", out)
-    assert planned.commit == COMMIT
+    assert planned.manifest.commit == COMMIT
     assert planned.missing == planned.size == sum(map(len, hub.files.values()))
     assert not out.exists(), "planning writes nothing"
     seen: list[tuple[int, int]] = []
-    fetch(planned, out, counted=lambda done, of: seen.append((done, of)))
+    fetch(planned, out, on_progress=lambda done, of: seen.append((done, of)))
     assert is_whole(hub, out)
     assert seen[-1] == (planned.size, planned.size)
     assert seen == sorted(seen)
     manifest = read_manifest(out)
     assert set(manifest.checked) == set(hub.files)
     prepare(out)
-    found = check_complete(out)
+    found = verify(out)
     assert found.ok
     assert found.hashes == "4 of 4 files compared"
     assert len(open_dataset(out)) == 6
@@ -109,10 +109,10 @@ import os, signal, sys
 from pathlib import Path
 from abc_embed.data.published.fetch import fetch, plan
 out = Path(sys.argv[1])
-def counted(done, of):
+def on_progress(done, of):
     if done > of // 2:
         os.kill(os.getpid(), signal.SIGKILL)
-fetch(plan("abc-vg-instruct", out), out, counted=counted)
+fetch(plan("abc-vg-instruct", out), out, on_progress=on_progress)
 """
 
 
@@ -145,9 +145,9 @@ def test_a_hub_without_ranges(hub: SmallHub, tmp_path: Path) -> None:
 
 def test_a_wrong_hash_is_fetched_again_once(hub: SmallHub, tmp_path: Path) -> None:
     hub.spoil = {BIG: 1, "README.md": 1}
-    said = get(tmp_path / "one")
-    assert f"{BIG} came with another hash; it is fetched again" in said
-    assert "README.md came with another hash; it is fetched again" in said
+    messages = get(tmp_path / "one")
+    assert f"{BIG} came with another hash; it is fetched again" in messages
+    assert "README.md came with another hash; it is fetched again" in messages
     assert is_whole(hub, tmp_path / "one")
     hub.spoil = {BIG: 2}
     with pytest.raises(DataError, match=f"{BIG} came twice with another hash"):
@@ -167,8 +167,8 @@ def test_what_is_there_already_is_only_compared(hub: SmallHub, tmp_path: Path) -
     out.mkdir()
     (out / BIG).write_bytes(hub.files[BIG])
     (out / "README.md").write_text("the curd")
-    said = get(out)
-    assert "README.md is there with another hash; it is fetched again" in said
+    messages = get(out)
+    assert "README.md is there with another hash; it is fetched again" in messages
     assert BIG not in [name for name, _ in hub.asked]
     assert is_whole(hub, out)
 
@@ -181,13 +181,13 @@ def test_a_file_changed_since_is_compared_again(hub: SmallHub, tmp_path: Path) -
     content[5] ^= 1
     (out / BIG).write_bytes(content)
     os.utime(out / BIG, ns=(1, 1))
-    found = check_complete(out)
+    found = verify(out)
     assert found.files == [f"{BIG} has not been checked; go on with data fetch"]
     (out / "README.md").unlink()
-    assert "README.md is not there; go on with data fetch" in check_complete(out).files
+    assert "README.md is not there; go on with data fetch" in verify(out).files
     get(out)
     assert is_whole(hub, out)
-    assert check_complete(out).ok
+    assert verify(out).ok
 
 
 def test_a_revision(hub: SmallHub, tmp_path: Path) -> None:

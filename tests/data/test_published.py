@@ -24,7 +24,7 @@ from abc_embed.data.formats.convert import convert
 from abc_embed.data.published.arrow_table import ArrowTable
 from abc_embed.data.published.dataset import is_inside, open_images, own_file, prepare
 from abc_embed.data.published.unpack import unpack
-from abc_embed.data.published.verify import check_complete
+from abc_embed.data.published.verify import verify
 from abc_embed.data.records import Record, Region
 from abc_embed.errors import DataError, OutputError
 
@@ -131,7 +131,7 @@ def test_an_unpacked_copy(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset[4].image == images[4]
     (tmp_path / "train/000000005.jpg").unlink()
-    found = check_complete(tmp_path)
+    found = verify(tmp_path)
     assert found.images is None
     assert found.missing == [(5, "train/000000005.jpg")]
 
@@ -149,7 +149,7 @@ def test_complete_is_checked_row_by_row(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     with pytest.raises(DataError, match="was not checked; run: abc-embed data complete"):
         dataset.numbers_with("caption")
-    found = check_complete(tmp_path)
+    found = verify(tmp_path)
     assert not found.ok
     assert found.missing == [(6, "train/000000006.jpg"), (9, "train/000000009.jpg")]
     assert found.bad == [
@@ -171,7 +171,7 @@ def test_complete_is_checked_row_by_row(tmp_path: Path) -> None:
 
 def test_all_there(pretrain: tuple[Path, list[bytes]], vg: tuple[Path, list[bytes]]) -> None:
     for (folder, images), field in ((pretrain, "caption"), (vg, "instructions")):
-        found = check_complete(folder)
+        found = verify(folder)
         assert found.ok
         assert found.images == len(images)
         assert found.problems() == []
@@ -191,7 +191,7 @@ def test_bad_instructions_are_named(tmp_path: Path) -> None:
     files = [(f"ABC-VG-Instruct/{100 + i}.jpg", picture(i)) for i in range(5)]
     (tmp_path / "abc-vg-instruct.tar.gz").write_bytes(gzip.compress(tar_bytes(files)))
     prepare(tmp_path)
-    found = check_complete(tmp_path)
+    found = verify(tmp_path)
     assert [row for row, _ in found.bad] == [1, 2, 3, 4]
     why = " ".join(reason for _, reason in found.bad)
     for part in ("above 0", "instruction is missing", "different images", "it is empty"):

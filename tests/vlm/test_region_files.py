@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from vlm_parts import RejectList
 
-from abc_embed.data import json_stream
-from abc_embed.data.json_stream import stream_json
 from abc_embed.data.records import Record, Region, write_records
 from abc_embed.errors import DataError, UsageError
+from abc_embed.storage import json_stream
+from abc_embed.storage.json_stream import stream_json
 from abc_embed.vlm.region_files import read_regions
 from abc_embed.vlm.rejects import Reason, Rejects
 

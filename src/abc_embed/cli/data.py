@@ -95,14 +95,15 @@ def fetch(
     from abc_embed.data.published.fetch import plan
 
     planned = plan(name, out)
+    manifest = planned.manifest
     print_message(
-        f"{planned.repository} at {planned.commit[:12]}: {len(planned.files)} files, "
+        f"{manifest.repository} at {manifest.commit[:12]}: {len(manifest.files)} files, "
         f"{planned.size / 1e6:,.1f} MB, of which {planned.missing / 1e6:,.1f} MB are still to fetch"
         f" ({planned.free / 1e6:,.0f} MB free)"
     )
     if not dry_run:
         with progress_bar("fetching MB", unit=MB) as on_progress:
-            run(planned, out, said=print_message, counted=on_progress)
+            run(planned, out, on_message=print_message, on_progress=on_progress)
     if as_json:
         print_json({**planned.as_json(), "out": str(out), "fetched": not dry_run})
     elif not dry_run:
@@ -148,10 +149,10 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
 
     Ends with exit code 1 when something is.
     """
-    from abc_embed.data.published.verify import check_complete
+    from abc_embed.data.published.verify import verify
 
     with progress_bar("rows") as on_progress:
-        result = check_complete(folder, counted=on_progress)
+        result = verify(folder, on_progress=on_progress)
     if as_json:
         print_json(result.as_json())
     else:
@@ -182,7 +183,7 @@ def unpack(
 
     most = None if limit is None else options.parse_size(limit, "--limit")
     with progress_bar("unpacking MB", unit=MB) as on_progress:
-        done = run(open_images(folder), out, limit=most, counted=on_progress)
+        done = run(open_images(folder), out, limit=most, on_progress=on_progress)
     for name, why in done.left_out[:SHOWN]:
         print_message(f"left out: {name} ({why})")
     if as_json:
@@ -200,7 +201,7 @@ def card(folder: Folder, as_json: options.AsJson = False) -> None:
     from abc_embed.data.card import write_card
 
     with progress_bar("files") as on_progress:
-        facts, path = write_card(folder, counted=on_progress)
+        facts, path = write_card(folder, on_progress=on_progress)
     if as_json:
         print_json(facts)
     else:
@@ -228,7 +229,7 @@ def check(
 
     dataset = _open(data, columns)
     with progress_bar("checking rows") as on_progress:
-        report = run(dataset, longest=longest, counted=on_progress)
+        report = run(dataset, longest=longest, on_progress=on_progress)
     if as_json:
         print_json(report.as_json())
     else:
@@ -262,7 +263,7 @@ def convert(
 
     dataset = _open(data, columns)
     with progress_bar("rows") as on_progress:
-        done = run(dataset, out, to.value, part_size=part_size, counted=on_progress)
+        done = run(dataset, out, to.value, part_size=part_size, on_progress=on_progress)
     if done.rejected:
         print_message(f"{done.rejected:,} rows cannot be used; {out / REJECTS_FILE} names them")
     if as_json:

@@ -1,20 +1,16 @@
 """The card of a data set: what it holds, how it was made, seeds, counts, licences, hashes.
 
-Does: look at a folder of records (drawn scenes, one's own, with what mining and other tools left
-beside them), or at a published set that was fetched, and write `DATASET_CARD.md` for people and
-`card.json` for programs. Does not: judge the data (`data check` and `data complete` do), or write
-down the time: equal folders get equal cards.
+It describes a folder of records, with what mining and other tools left beside them, or a published
+set that was fetched; equal folders get equal cards, so there is no date in it.
 """
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.card_text import card_text
 from abc_embed.data.published.dataset import (
     COMPLETE_FILE,
     INDEX_FILE,
@@ -27,27 +23,32 @@ from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import Record, read_records
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
-from abc_embed.storage.hashing import sha256_file
+from abc_embed.storage.hashing import sha256, sha256_file
+from abc_embed.storage.json_files import read_json
 
 CARD_FILE = "DATASET_CARD.md"
 FACTS_FILE = "card.json"
 
 _NOTE_LIMIT = 1 << 16  # bytes of a JSON file that is taken for a note of how something was made
 _MOST = 20  # different licences, sources or kinds that are told apart
+_SCENES = "scenes.json"
 
-Counted = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 def write_card(
-    folder: Path, *, counted: Counted = lambda done, of: None
+    folder: Path, *, on_progress: OnProgress = lambda done, of: None
 ) -> tuple[dict[str, Any], Path]:
-    """Write both files into the folder; returns the facts and where the card is.
+    """Write `DATASET_CARD.md` for people and `card.json` for programs into the folder.
+
+    Returns:
+        The facts, and where the card is.
 
     Raises:
         DataError: the folder holds no data set, or a record or an image of it cannot be read.
         OutputError: the card cannot be written.
     """
-    facts = describe(folder, counted=counted)
+    facts = describe(folder, on_progress=on_progress)
     with atomic_write(folder / FACTS_FILE) as file:
         file.write((json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
     with atomic_write(folder / CARD_FILE) as file:
@@ -55,46 +56,54 @@ def write_card(
     return facts, folder / CARD_FILE
 
 
-def describe(folder: Path, *, counted: Counted = lambda done, of: None) -> dict[str, Any]:
+# -- facts -----------------------------------------------------------------------------------------
+
+
+def describe(folder: Path, *, on_progress: OnProgress = lambda done, of: None) -> dict[str, Any]:
     """The facts of a data set, as JSON values."""
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give the folder of a data set")
     from abc_embed import __version__
 
-    facts: dict[str, Any] = {"name": folder.resolve().name, "card_of": f"abc-embed {__version__}"}
-    published = _published(folder)
-    records = _records(folder, counted)
-    mined = list(_mined(folder))
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; give the folder of a data set")
+    published = _published_facts(folder)
+    records = _records_facts(folder, on_progress)
+    mined = list(_mined_facts(folder))
     if not (published or records or mined):
         raise DataError(
             f"{folder} holds neither records (.jsonl) nor a published data set; give the folder of "
             "one"
         )
-    facts["notes"] = _notes(folder)
-    noted = {**facts["notes"], **{found["file"]: found["notes"] for found in mined}}
-    facts["seeds"] = dict(_seeds(noted))
-    facts["published"] = published
-    facts["records"] = records
-    facts["mined"] = mined
-    facts["files"] = list(_files(folder))
-    return facts
+    notes = _notes(folder)
+    return {
+        "name": folder.resolve().name,
+        "card_of": f"abc-embed {__version__}",
+        "notes": notes,
+        "seeds": dict(_seeds(notes | {facts["file"]: facts["notes"] for facts in mined})),
+        "published": published,
+        "records": records,
+        "mined": mined,
+        "files": list(_files(folder)),
+    }
 
 
-def _records(folder: Path, counted: Counted) -> list[dict[str, Any]]:
+def _records_facts(folder: Path, on_progress: OnProgress) -> list[dict[str, Any]]:
     """What each file of records holds; other .jsonl files are passed over."""
     found = []
-    images: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for path in sorted(folder.glob("*.jsonl")):
         try:
             records = list(read_records(path)) if _looks_like_records(path) else []
         except DataError as wrong:
             raise DataError(f"{wrong}; see all that is wrong with: abc-embed data check") from None
+        for number, record in enumerate(records, start=1):
+            if record.image not in hashes:
+                hashes[record.image] = _hash_image(folder, record)
+            on_progress(number, len(records))
         if records:
-            facts = _count(records)
-            hashes = _image_hashes(folder, records, images, counted)
-            facts["images"] = len(hashes)
-            facts["images_sha256"] = _together(hashes)
-            found.append({"file": path.name, **facts})
+            images = sorted({record.image for record in records})
+            lines = "".join(f"{hashes[name]}  {name}\n" for name in images)
+            facts = {"images": len(images), "images_sha256": sha256(lines)}
+            found.append({"file": path.name, **_count(records), **facts})
     return found
 
 
@@ -110,63 +119,44 @@ def _looks_like_records(path: Path) -> bool:
     return isinstance(first, dict) and {"id", "image", "width", "height"} <= set(first)
 
 
+def _hash_image(folder: Path, record: Record) -> str:
+    try:
+        return sha256_file(folder / record.image)
+    except OSError as problem:
+        raise DataError(
+            f"record {record.id!r}: the image {record.image} cannot be read ({problem.strerror}); "
+            "see all that is wrong with: abc-embed data check"
+        ) from problem
+
+
 def _count(records: list[Record]) -> dict[str, Any]:
     captions = [record.caption for record in records if record.caption]
-    asked = [ask for record in records for ask in record.instructions]
+    instructions = [ask for record in records for ask in record.instructions]
+    sides = [side for record in records for side in (record.width, record.height)]
     return {
         "rows": len(records),
         "with_caption": len(captions),
         "different_captions": len(set(captions)),
         "regions": sum(len(record.regions) for record in records),
-        "instructions": len(asked),
-        "different_instructions": len({ask.instruction for ask in asked}),
-        "kinds_of_instruction": _most_common(ask.kind for ask in asked),
+        "instructions": len(instructions),
+        "different_instructions": len({ask.instruction for ask in instructions}),
+        "kinds_of_instruction": _most_common(ask.kind for ask in instructions),
         "negatives": sum(len(record.negatives) for record in records),
         "licenses": _most_common(record.license or "not stated" for record in records),
         "sources": _most_common(record.source or "not stated" for record in records),
-        "sides": _sides(records),
+        "sides": {"least": min(sides), "most": max(sides)},  # of the images, in pixels
     }
 
 
-def _sides(records: list[Record]) -> dict[str, int]:
-    """Of the images, in pixels."""
-    sides = [side for record in records for side in (record.width, record.height)]
-    return {"least": min(sides), "most": max(sides)}
-
-
-def _most_common(values: Iterator[str]) -> dict[str, int]:
+def _most_common(values: Iterable[str]) -> dict[str, int]:
     counts = Counter(values)
-    kept = dict(counts.most_common(_MOST))
-    if rest := counts.total() - sum(kept.values()):
-        kept[f"{len(counts) - len(kept)} others"] = rest
-    return kept
+    shown = dict(counts.most_common(_MOST))
+    if rest := counts.total() - sum(shown.values()):
+        shown[f"{len(counts) - len(shown)} others"] = rest
+    return shown
 
 
-def _image_hashes(
-    folder: Path, records: list[Record], known: dict[str, str], counted: Counted
-) -> dict[str, str]:
-    hashes = {}
-    for number, record in enumerate(records):
-        if record.image not in known:
-            try:
-                known[record.image] = sha256_file(folder / record.image)
-            except OSError as problem:
-                raise DataError(
-                    f"record {record.id!r}: the image {record.image} cannot be read "
-                    f"({problem.strerror}); see all that is wrong with: abc-embed data check"
-                ) from problem
-        hashes[record.image] = known[record.image]
-        counted(number + 1, len(records))
-    return hashes
-
-
-def _together(hashes: dict[str, str]) -> str:
-    """One hash for named hashes, whatever their order."""
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _mined(folder: Path) -> Iterator[dict[str, Any]]:
+def _mined_facts(folder: Path) -> Iterator[dict[str, Any]]:
     """Parquet files of mined negatives: rows, how many of them, and what their maker noted."""
     for path in sorted(folder.glob("*.parquet")):
         try:
@@ -183,17 +173,14 @@ def _mined(folder: Path) -> Iterator[dict[str, Any]]:
             raise DataError(f"{path} is no whole Parquet file; mine again") from problem
         notes = {}
         for key, value in (schema.metadata or {}).items():
-            with suppress(ValueError):
-                notes[key.decode()] = json.loads(value)
-        yield {
-            "file": path.name,
-            "rows": len(lists),
-            "negatives": sum(len(row) for row in lists.to_pylist() if row),
-            "notes": {k: v for k, v in notes.items() if k.startswith(("abc", "mine"))},
-        }
+            if key.startswith((b"abc", b"mine")):
+                with suppress(ValueError):
+                    notes[key.decode()] = json.loads(value)
+        negatives = sum(len(row) for row in lists.to_pylist() if row)
+        yield {"file": path.name, "rows": len(lists), "negatives": negatives, "notes": notes}
 
 
-def _published(folder: Path) -> dict[str, Any] | None:
+def _published_facts(folder: Path) -> dict[str, Any] | None:
     """What is known of a published set; None where there is none."""
     facts: dict[str, Any] = {}
     if own_file(folder, MANIFEST_FILE).is_file():
@@ -223,8 +210,8 @@ def _published(folder: Path) -> dict[str, Any] | None:
     with suppress(DataError):
         dataset = PublishedDataset(folder)
         facts |= {"name": dataset.name, "about": dataset.layout.about, "rows": len(dataset)}
-    with suppress(OSError, ValueError, KeyError):
-        checked = json.loads(own_file(folder, COMPLETE_FILE).read_text(encoding="utf-8"))
+    with suppress(DataError, KeyError):
+        checked = read_json(own_file(folder, COMPLETE_FILE), error=DataError)
         facts["complete"] = checked["complete"]
         facts["rows_without_image"] = len(checked["missing"])
         facts["bad_rows"] = len(checked["bad"])
@@ -237,12 +224,9 @@ def _notes(folder: Path) -> dict[str, Any]:
     """What tools wrote beside the data: small JSON files, such as the plan of drawn scenes."""
     notes = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name == FACTS_FILE or path.stat().st_size > _NOTE_LIMIT:
-            continue
-        with suppress(ValueError, OSError):
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(value, dict):
-                notes[path.name] = value
+        if path.name != FACTS_FILE and path.stat().st_size <= _NOTE_LIMIT:
+            with suppress(DataError):
+                notes[path.name] = read_json(path, error=DataError)
     return notes
 
 
@@ -251,11 +235,11 @@ def _seeds(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(value, dict):
         return
     for name, inner in value.items():
-        where = f"{place}: {name}" if place else str(name)
+        inner_place = f"{place}: {name}" if place else str(name)
         if "seed" in str(name).lower() and isinstance(inner, int | str):
-            yield where, inner
+            yield inner_place, inner
         else:
-            yield from _seeds(inner, where)
+            yield from _seeds(inner, inner_place)
 
 
 def _files(folder: Path) -> Iterator[dict[str, Any]]:
@@ -266,3 +250,107 @@ def _files(folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in named and not path.name.startswith("."):
             yield {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+# -- as Markdown -----------------------------------------------------------------------------------
+
+
+def card_text(facts: Mapping[str, Any]) -> str:
+    """`DATASET_CARD.md`, from what `describe` returns."""
+    lines = [f"# Data set: {facts['name']}", ""]
+    if facts["published"]:
+        lines += _published_lines(facts["published"])
+    for records in facts["records"]:
+        lines += _records_lines(records)
+    for mined in facts["mined"]:
+        lines += [f"## Mined negatives: `{mined['file']}`", ""]
+        lines += [f"{mined['negatives']:,} negatives for {mined['rows']:,} rows.", ""]
+        lines += _table(list(_flat(mined["notes"])))
+    lines += _origin_lines(facts)
+    if facts["files"]:
+        lines += ["## Files", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
+        lines += [f"| {f['name']} | {f['bytes']:,} | `{f['sha256']}` |" for f in facts["files"]]
+        lines.append("")
+    lines.append(f"Written by `{facts['card_of']}` (`abc-embed data card`).")
+    return "\n".join(lines) + "\n"
+
+
+def _records_lines(facts: Mapping[str, Any]) -> list[str]:
+    names = (
+        *("rows", "images", "with_caption", "different_captions", "regions"),
+        *("instructions", "different_instructions", "negatives"),
+    )
+    rows = [(name.replace("_", " "), facts[name]) for name in names]
+    rows.append(("sides of an image", f"{facts['sides']['least']} to {facts['sides']['most']} px"))
+    rows.append(("SHA-256 of all images", f"`{facts['images_sha256']}`"))
+    lines = [f"## Records: `{facts['file']}`", "", *_table(rows)]
+    for title in ("licenses", "sources", "kinds_of_instruction"):
+        if facts[title]:
+            counts = ", ".join(f"{_cell(name)} ({n:,})" for name, n in facts[title].items())
+            lines += [f"{title.replace('_', ' ').capitalize()}: {counts}.", ""]
+    return lines
+
+
+def _published_lines(facts: Mapping[str, Any]) -> list[str]:
+    if "complete" not in facts:
+        complete = "not checked (`abc-embed data complete` does)"
+    elif facts["complete"]:
+        complete = "yes, checked row by row"
+    else:
+        missing, bad = facts["rows_without_image"], facts["bad_rows"]
+        complete = f"no: {missing:,} images missing, {bad:,} bad rows"
+    names = ("name", "about", "repository", "commit", "rows", "images", "image_bytes")
+    rows = [(name.replace("_", " "), facts[name]) for name in names if name in facts]
+    rows += [("complete", complete), ("license", facts["license"])]
+    lines = ["## Published data set", "", *_table(rows)]
+    if files := facts.get("files"):
+        lines += ["| file | bytes | SHA-256 | compared |", "| --- | ---: | --- | --- |"]
+        for file in files:
+            digest = f"`{file['sha256']}`" if file["sha256"] else "git only"
+            compared = "yes" if file["compared"] else "no"
+            lines.append(f"| {file['name']} | {file['bytes']:,} | {digest} | {compared} |")
+        lines.append("")
+    return lines
+
+
+def _origin_lines(facts: Mapping[str, Any]) -> list[str]:
+    """How it was made: the command where it is known, and what the tools noted."""
+    notes = facts["notes"]
+    if not notes:
+        return []
+    lines = ["## How it was made", ""]
+    scenes = notes.get(_SCENES, {})
+    if {"count", "seed", "side"} <= set(scenes):
+        held_out = " --held-out" if scenes.get("held_out") else ""
+        lines += [
+            f"Drawn by `abc-embed scenes --count {scenes['count']} --seed {scenes['seed']} "
+            f"--side {scenes['side']}{held_out} --out FOLDER`; equal arguments make equal bytes.",
+            "",
+        ]
+    for name, note in notes.items():
+        lines += [f"`{name}`:", "", *_table(list(_flat(note)))]
+    if facts["seeds"]:
+        seeds = (f"{_cell(place)} = {_cell(seed)}" for place, seed in facts["seeds"].items())
+        lines += [f"Seeds: {', '.join(seeds)}.", ""]
+    return lines
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", inner
+
+
+def _table(rows: Sequence[tuple[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return ["| | |", "| --- | --- |", *(f"| {_cell(n)} | {_cell(v)} |" for n, v in rows), ""]
+
+
+def _cell(value: Any) -> str:
+    """In one cell of a table, whatever it holds."""
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    text = text if len(text) <= 200 else f"{text[:199]}…"
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

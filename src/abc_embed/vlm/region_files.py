@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from abc_embed.data.json_stream import stream_json
 from abc_embed.data.records import RECORDS_FILE, Record, Region, read_records
 from abc_embed.errors import DataError, UsageError
+from abc_embed.storage.json_stream import stream_json
 from abc_embed.vlm.rejects import Reason, Rejects
 
 VG_REGIONS = "region_descriptions.json"

@@ -1,16 +1,15 @@
 """From one form of data set to another, in parts, so that a broken run goes on.
 
-Does: write rows with their images as records, Parquet, webdataset or a folder; keep what cannot be
-used in `rejects.jsonl`, with place and reason. Does not: encode images anew: their bytes stay.
+Images keep their bytes. What cannot be used is kept in `rejects.jsonl`, with place and reason.
 """
 
 import csv
-import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +21,16 @@ from abc_embed.data.formats.webdataset import write_tar
 from abc_embed.data.records import RECORDS_FILE, Record, format_line
 from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import short_hash
+from abc_embed.storage.json_files import read_json
 
 Form = Literal["jsonl", "parquet", "webdataset", "folder"]
 
 REJECTS_FILE = "rejects.jsonl"
 _PARTS, _PLAN = ".parts", "plan.json"
+_read_json = partial(read_json, error=OutputError, mend="delete the folder and convert again")
 
-_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def convert(
     form: Form,
     *,
     part_size: int = 1000,
-    counted: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Converted:
     """Write every row that can be used to `out`; given again, goes on where it was stopped.
 
@@ -58,23 +60,22 @@ def convert(
         DataError: `out` holds parts of another data set.
         OutputError: the folder cannot be written, or holds other things.
     """
-    parts = _begin(dataset, out, form, part_size)
+    parts = _open_parts(dataset, out, form, part_size)
     total, done = len(dataset), 0
     ids: set[bytes] = set()
     for number, start in enumerate(range(0, total, part_size)):
-        name = f"{number:05d}"
-        if not (parts / f"{name}.json").is_file():
-            span = (start, min(start + part_size, total))
-            kept, rejected = _usable(dataset, span, ids)
-            _write_part(kept, rejected, out, form, name, start)
-            done += 1
+        part = parts / f"{number:05d}.json"
+        if part.is_file():
+            ids |= {_short(name) for name in _read_json(part)["ids"]}
         else:
-            ids |= {_short(i) for i in json.loads((parts / f"{name}.json").read_text())["ids"]}
-        counted(min(start + part_size, total), total)
-    return _finish(out, form, done)
+            _write_part(dataset, range(start, min(start + part_size, total)), ids, form, part)
+            done += 1
+        on_progress(min(start + part_size, total), total)
+    return _join_parts(out, form, done)
 
 
-def _begin(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path:
+def _open_parts(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path:
+    """The folder of parts: a new one, or that of the same conversion."""
     parts = out / _PARTS
     plan = {
         "source": str(dataset.folder.resolve()),
@@ -84,7 +85,7 @@ def _begin(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path:
         "part_size": part_size,
     }
     if (parts / _PLAN).is_file():
-        if json.loads((parts / _PLAN).read_text()) != plan:
+        if _read_json(parts / _PLAN) != plan:
             raise DataError(
                 f"{out} holds parts of another conversion; delete it or choose another folder"
             )
@@ -99,24 +100,40 @@ def _begin(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path:
     return parts
 
 
-def _usable(
-    dataset: Dataset, span: tuple[int, int], ids: set[bytes]
-) -> tuple[list[tuple[Record, bytes]], list[Rejected]]:
-    """Rows of a span with their images, renamed by their number; and those that cannot be used."""
-    kept: list[tuple[Record, bytes]] = []
+def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, part: Path) -> None:
+    """Rows of a span; `part`, written last, says that they are whole."""
+    out = part.parent.parent
+    rows: list[tuple[Record, bytes]] = []
     rejected: list[Rejected] = []
-    for number, row in enumerate(dataset.rows(*span), start=span[0]):
-        if isinstance(row, Rejected):
+    for number, row in zip(numbers, dataset.rows(numbers.start, numbers.stop), strict=True):
+        if isinstance(row, Row):
+            try:
+                rows.append(_renamed(row, number, ids))
+            except DataError as wrong:
+                rejected.append(Rejected(row.place, str(wrong)))
+        else:
             rejected.append(row)
-            continue
-        try:
-            kept.append(_named(row, number, ids))
-        except DataError as wrong:
-            rejected.append(Rejected(row.place, str(wrong)))
-    return kept, rejected
+    if form == "parquet":
+        with atomic_write(out / f"part-{part.stem}.parquet") as file:
+            write_parquet(file, rows)
+    elif form == "webdataset":
+        with atomic_write(out / f"part-{part.stem}.tar") as file:
+            write_tar(file, rows, numbers.start)
+    else:
+        for record, image in rows:
+            with atomic_write(out / record.image) as file:
+                file.write(image)
+        line = format_line if form == "jsonl" else _csv_line
+        with atomic_write(part.with_suffix(".rows")) as file:
+            file.writelines(line(record) for record, _ in rows)
+    with atomic_write(part.with_suffix(".rejects")) as file:
+        file.writelines(json.dumps(asdict(row)).encode() + b"\n" for row in rejected)
+    facts = {"written": len(rows), "rejected": len(rejected), "ids": [r.id for r, _ in rows]}
+    with atomic_write(part) as file:
+        file.write(json.dumps(facts).encode())
 
 
-def _named(row: Row, number: int, ids: set[bytes]) -> tuple[Record, bytes]:
+def _renamed(row: Row, number: int, ids: set[bytes]) -> tuple[Record, bytes]:
     """The record with its image's new name, and the image."""
     try:
         image = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
@@ -128,43 +145,12 @@ def _named(row: Row, number: int, ids: set[bytes]) -> tuple[Record, bytes]:
     if short in ids:
         raise DataError(f"the id {row.record.id!r} comes twice; give each row its own")
     ids.add(short)
-    ending = _ENDINGS.get(kind, f".{kind.lower()}")
-    return replace(row.record, image=f"images/{number:08d}{ending}"), image
+    suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
+    return replace(row.record, image=f"images/{number:08d}{suffix}"), image
 
 
 def _short(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=12).digest()
-
-
-def _write_part(
-    kept: list[tuple[Record, bytes]],
-    rejected: list[Rejected],
-    out: Path,
-    form: Form,
-    name: str,
-    first: int,
-) -> None:
-    """One part; its `.json`, written last, says that it is whole."""
-    parts = out / _PARTS
-    if form == "parquet":
-        with atomic_write(out / f"part-{name}.parquet") as file:
-            write_parquet(file, kept)
-    elif form == "webdataset":
-        with atomic_write(out / f"part-{name}.tar") as file:
-            write_tar(file, kept, first)
-    else:
-        for record, image in kept:
-            with atomic_write(out / record.image) as file:
-                file.write(image)
-        with atomic_write(parts / f"{name}.rows") as file:
-            line = format_line if form == "jsonl" else _csv_line
-            file.writelines(line(record) for record, _ in kept)
-    with atomic_write(parts / f"{name}.rejects") as file:
-        for row in rejected:
-            file.write(json.dumps({"place": row.place, "why": row.why}).encode() + b"\n")
-    facts = {"written": len(kept), "rejected": len(rejected), "ids": [r.id for r, _ in kept]}
-    with atomic_write(parts / f"{name}.json") as file:
-        file.write(json.dumps(facts).encode())
+    return short_hash(name.encode(), 12)
 
 
 def _csv_line(record: Record) -> bytes:
@@ -173,23 +159,23 @@ def _csv_line(record: Record) -> bytes:
     return line.getvalue().encode()
 
 
-def _finish(out: Path, form: Form, done: int) -> Converted:
+def _join_parts(out: Path, form: Form, done: int) -> Converted:
     """Join what the parts left, count, and take the parts away."""
     parts = out / _PARTS
-    whole = sorted(path for path in parts.glob("*.json") if path.name != _PLAN)
-    facts = [json.loads(path.read_text()) for path in whole]
+    paths = sorted(path for path in parts.glob("*.json") if path.name != _PLAN)
+    facts = [_read_json(path) for path in paths]
     joined = {"jsonl": (RECORDS_FILE, b""), "folder": ("metadata.csv", b"file_name,text\r\n")}
     if form in joined:
         name, head = joined[form]
-        _join([path.with_suffix(".rows") for path in whole], out / name, head)
+        _join([path.with_suffix(".rows") for path in paths], out / name, head)
     rejected = sum(part["rejected"] for part in facts)
     if rejected:
-        _join([path.with_suffix(".rejects") for path in whole], out / REJECTS_FILE, b"")
+        _join([path.with_suffix(".rejects") for path in paths], out / REJECTS_FILE, b"")
     shutil.rmtree(parts)
     return Converted(sum(part["written"] for part in facts), rejected, done)
 
 
-def _join(paths: list[Path], out: Path, head: bytes) -> None:
+def _join(paths: Sequence[Path], out: Path, head: bytes) -> None:
     with atomic_write(out) as file:
         file.write(head)
         for path in paths:

@@ -1,16 +1,13 @@
 """A folder of images with captions: in one file of captions, or in a text file next to each image.
 
-Does: find the captions, whichever way they lie there, and give a row per image. Does not: go
-without a word over a caption whose image is missing; it is a row too, which cannot be used.
-
 Looked for in this order: `metadata.jsonl`, `captions.jsonl` (an object per line), `metadata.csv`,
 `captions.csv` (with a head), `captions.tsv`, `captions.txt` (image, tab, caption); else `a.txt`
-next to `a.jpg`.
+next to `a.jpg`. A caption whose image is missing is a row too, which cannot be used.
 """
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,37 +37,35 @@ class FolderDataset(Dataset):
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file of captions that cannot be read."""
         self.path, self._columns = path, dict(columns)
-        names = [str(image.relative_to(path).as_posix()) for image in find_images(path).files]
-        self._said: dict[str, tuple[str, dict[str, Any]]] = {}
-        found = next((name for name in CAPTION_FILES if (path / name).is_file()), None)
-        if found is not None:
-            for place, name, values in _captions(path / found, columns):
-                self._said[name] = (place, values)
-        self._beside = found is None
-        self._names = [*names, *(name for name in self._said if name not in set(names))]
+        names = [image.relative_to(path).as_posix() for image in find_images(path).files]
+        captions = next((path / name for name in CAPTION_FILES if (path / name).is_file()), None)
+        self._captions: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Image -> place and values of its line."""
+        if captions is not None:
+            self._captions = dict(_read_captions(captions, columns))
+        self._texts_beside = captions is None
+        known = set(names)
+        self._names = [*names, *(name for name in self._captions if name not in known)]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def place(self, number: int) -> str:
         name = self._names[number]
-        return self._said[name][0] if name in self._said else str(self.path / name)
+        return self._captions[name][0] if name in self._captions else str(self.path / name)
 
     def row(self, number: int) -> Row:
         name = self._names[number]
-        values = self._said[name][1] if name in self._said else self._text_beside(name)
         path = self.path / name
+        values = self._captions[name][1] if name in self._captions else self._text_beside(path)
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"the image {name!r} lies outside the folder; move it inside")
-        return Row(
-            self.place(number),
-            record_from_columns({"id": name} | values, path, name, number, self._columns),
-            path,
-        )
+        record = record_from_columns({"id": name} | values, path, name, number, self._columns)
+        return Row(self.place(number), record, path)
 
-    def _text_beside(self, name: str) -> dict[str, Any]:
-        path = (self.path / name).with_suffix(".txt")
-        if not self._beside or not path.is_file():
+    def _text_beside(self, image: Path) -> dict[str, Any]:
+        path = image.with_suffix(".txt")
+        if not self._texts_beside or not path.is_file():
             return {}
         try:
             return {"caption": path.read_text(encoding="utf-8").strip() or None}
@@ -78,24 +73,26 @@ class FolderDataset(Dataset):
             raise DataError(f"{path} cannot be read ({problem}); save it as UTF-8") from None
 
 
-def _captions(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """`(place, image, values)` of each line."""
+def _read_captions(
+    path: Path, columns: Mapping[str, str]
+) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
+    """The image of each line, with the line's place and values."""
     wanted = (columns["image"],) if "image" in columns else ALIASES["image"]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, values in _lines(file, path):
+            for number, values in _read_lines(file, path):
                 image = next((values[name] for name in wanted if values.get(name)), None)
                 if not isinstance(image, str):
                     raise DataError(
                         f"{path}:{number}: no column names the image; call it {wanted[0]!r}"
                     )
                 rest = {k: v for k, v in values.items() if k not in wanted and v not in ("", None)}
-                yield f"{path}:{number}", image.replace("\\", "/"), rest
+                yield image.replace("\\", "/"), (f"{path}:{number}", rest)
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise DataError(f"{path} cannot be read ({problem}); save it as UTF-8") from None
 
 
-def _lines(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_lines(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == ".csv":
         reader = csv.DictReader(file)
         for row in reader:

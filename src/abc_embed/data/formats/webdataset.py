@@ -1,10 +1,7 @@
 """webdataset: tar files in which `000.jpg`, `000.txt` and `000.json` together are one sample.
 
-Does: find where samples begin (one pass over the headers, no image is read), read one by number,
-write a part. Does not: take compressed tars, which cannot be read from the middle; `abc-embed data
-index` is for the published ones.
-
-Shapes: `N` samples of all files.
+One pass over the headers finds where samples begin; no image is read. Compressed tars cannot be
+read from the middle; `abc-embed data index` is for the published ones.
 """
 
 import io
@@ -26,7 +23,7 @@ _BLOCK = 512
 
 
 class TarDataset(Dataset):
-    """Samples of one or several tar files, in the order of their names; 24 bytes of memory each."""
+    """`N` samples of one or several tar files, by the files' names; 24 bytes of memory each."""
 
     form = "webdataset"
 
@@ -35,8 +32,8 @@ class TarDataset(Dataset):
         self.path, self._files, self._columns = path, list(files), dict(columns)
         spans = [
             (number, start, end)
-            for number, path in enumerate(self._files)
-            for start, end in _samples(path)
+            for number, file in enumerate(files)
+            for start, end in _find_samples(file)
         ]
         self._spans: NDArray[np.int64] = np.array(spans, dtype=np.int64).reshape(-1, 3)
         """`(N, 3)`: file, first byte, byte after the last."""
@@ -53,28 +50,27 @@ class TarDataset(Dataset):
         try:
             with self._files[file].open("rb") as opened:
                 opened.seek(start)
-                held = opened.read(end - start)
+                sample = opened.read(end - start)
         except OSError as problem:
             raise DataError(f"{self._files[file]} cannot be read: {problem.strerror}") from problem
         values: dict[str, Any] = {}
-        image, name = None, ""
-        for member, content in _members(held):
-            values.setdefault(SAMPLE_KEY, _key(member))
-            ending = member[len(_key(member)) :].lower()
-            if ending == self._columns.get("image", "") or f".{ending.split('.')[-1]}" in SUFFIXES:
-                image, name = content, member
+        image, image_name = None, ""
+        for name, content in _read_members(sample):
+            key = _sample_key(name)
+            values.setdefault(SAMPLE_KEY, key)
+            ending = name[len(key) :].lower()
+            last = f".{ending.split('.')[-1]}"
+            if ending == self._columns.get("image", "") or last in SUFFIXES:
+                image, image_name = content, name
             else:
-                values |= _read_part(ending.lstrip("."), content)
+                values |= _read_columns(ending.lstrip("."), content)
         if image is None:
             raise DataError("the sample has no image; leave it out, or add one")
-        return Row(
-            self.place(number),
-            record_from_columns(values, image, name, number, self._columns),
-            image,
-        )
+        record = record_from_columns(values, image, image_name, number, self._columns)
+        return Row(self.place(number), record, image)
 
 
-def _samples(path: Path) -> Iterator[tuple[int, int]]:
+def _find_samples(path: Path) -> Iterator[tuple[int, int]]:
     """First byte of each sample and byte after its last."""
     key, start, end = None, 0, 0
     try:
@@ -82,10 +78,10 @@ def _samples(path: Path) -> Iterator[tuple[int, int]]:
             for info in tar:
                 if not info.isfile():
                     continue
-                if key is not None and _key(info.name) != key:
-                    yield start, end
-                if _key(info.name) != key:
-                    key, start = _key(info.name), info.offset
+                if _sample_key(info.name) != key:
+                    if key is not None:
+                        yield start, end
+                    key, start = _sample_key(info.name), info.offset
                 end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
     except (tarfile.TarError, OSError) as problem:
         raise DataError(
@@ -95,9 +91,9 @@ def _samples(path: Path) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _members(held: bytes) -> Iterator[tuple[str, bytes]]:
+def _read_members(sample: bytes) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(fileobj=io.BytesIO(held), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(sample), mode="r:") as tar:
             for info in tar:
                 file = tar.extractfile(info) if info.isfile() else None
                 if file is not None:
@@ -106,20 +102,20 @@ def _members(held: bytes) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"the sample is damaged ({problem}); make the tar file anew") from None
 
 
-def _key(name: str) -> str:
+def _sample_key(name: str) -> str:
     """Up to the first dot of the file's name: what the members of a sample have in common."""
     path = PurePosixPath(name)
     return str(path.with_name(path.name.split(".", 1)[0] or path.name))
 
 
-def _read_part(ending: str, content: bytes) -> dict[str, Any]:
+def _read_columns(ending: str, content: bytes) -> dict[str, Any]:
     """A member that is no image -> columns."""
     try:
         if ending.endswith("json"):
-            found = json.loads(content)
-            if not isinstance(found, dict):
+            values = json.loads(content)
+            if not isinstance(values, dict):
                 raise DataError(f"the {ending} of the sample holds no object")
-            return found
+            return values
         return {ending: content.decode().strip()}
     except (UnicodeDecodeError, ValueError):
         if ending.endswith(("json", "txt")):
@@ -132,11 +128,8 @@ def write_tar(file: BinaryIO, rows: Sequence[tuple[Record, bytes]], first: int) 
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for number, (record, image) in enumerate(rows, start=first):
             values = {key: value for key, value in to_json(record).items() if key != "image"}
-            ending = Path(record.image).suffix
-            for suffix, content in (
-                (ending, image),
-                (".json", json.dumps(values, ensure_ascii=False).encode()),
-            ):
+            text = json.dumps(values, ensure_ascii=False).encode()
+            for suffix, content in ((Path(record.image).suffix, image), (".json", text)):
                 info = tarfile.TarInfo(f"{number:08d}{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

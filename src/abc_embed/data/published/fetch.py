@@ -1,7 +1,4 @@
-"""Published data sets from the Hugging Face hub into a folder.
-
-Does: pin the commit, write down what is to come, look at the free disk, fetch file by file, going
-on inside a file that was broken off, and compare size and hash of each. Does not: unpack or index.
+"""Published data sets from the Hugging Face hub into a folder: pinned, resumed, and compared.
 
 Why not huggingface_hub's own download: since its version 1.x a file that was broken off is fetched
 again from its first byte, and a part of the large set has some 33 GB. Addresses, headers, the HTTP
@@ -33,6 +30,7 @@ from abc_embed.data.published.dataset import is_inside, own_file
 from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.json_files import read_json
 
 MANIFEST_FILE = "source.json"
 TRIES = 5
@@ -41,13 +39,12 @@ _PAUSE_S = 2.0
 _TIMEOUT_S = 60.0
 _PIECE = 1 << 22
 _CHUNK = 1 << 16  # a line that breaks loses less than this
-_BEGUN_FOLDER = "fetching"
+_PARTIAL_FOLDER = "fetching"
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # see hub.py
 _INDEX_SHARE = 0.02
 """Of the size that is fetched, kept free for the index and the rows."""
 
-Counted = Callable[[int, int], None]
-Said = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +57,25 @@ class RemoteFile:
     """Of large files; of small ones the hub has only git's."""
     git_sha1: str | None
 
+    def mismatch(self, path: Path) -> str | None:
+        """What tells the file at `path` from this one, or None."""
+        size = path.stat().st_size
+        if size != self.size:
+            return f"{size:,} bytes instead of {self.size:,}"
+        digest = hashlib.sha256() if self.sha256 else hashlib.sha1(f"blob {size}\0".encode())
+        with path.open("rb") as content:
+            while piece := content.read(_PIECE):
+                digest.update(piece)
+        expected = self.sha256 or self.git_sha1
+        return None if expected in (None, digest.hexdigest()) else "another hash"
+
 
 @dataclass(slots=True)
 class Manifest:
     """What a folder is to hold: written before anything is fetched."""
 
     source: str
+    """Name of the published set."""
     repository: str
     commit: str
     files: list[RemoteFile]
@@ -86,21 +96,18 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
-
-    Raises:
-        DataError: there is none, or it is damaged.
-    """
+    """The manifest of a folder; `DataError` when there is none, or it is damaged."""
     path = own_file(folder, MANIFEST_FILE)
+    mend = "delete it and fetch again"
+    values = read_json(path, error=DataError, mend=mend)
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**{**kept, "files": [RemoteFile(**file) for file in kept["files"]]})
-    except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise DataError(f"{path} cannot be read; delete it and fetch again") from problem
+        return Manifest(**{**values, "files": [RemoteFile(**file) for file in values["files"]]})
+    except (TypeError, KeyError) as problem:
+        raise DataError(f"{path} is no manifest; {mend}") from problem
 
 
 @dataclass(frozen=True, slots=True)
-class Fetching:
+class FetchPlan:
     """What a fetch will take, known before it starts."""
 
     manifest: Manifest
@@ -110,35 +117,23 @@ class Fetching:
     """Bytes of disk."""
 
     @property
-    def repository(self) -> str:
-        return self.manifest.repository
-
-    @property
-    def commit(self) -> str:
-        return self.manifest.commit
-
-    @property
-    def files(self) -> list[RemoteFile]:
-        return self.manifest.files
-
-    @property
     def size(self) -> int:
         """Of all files, in bytes."""
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in self.manifest.files)
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {
-            "repository": self.repository,
-            "commit": self.commit,
-            "files": [asdict(file) for file in self.files],
+            "repository": self.manifest.repository,
+            "commit": self.manifest.commit,
+            "files": [asdict(file) for file in self.manifest.files],
             "bytes": self.size,
             "missing_bytes": self.missing,
             "free_bytes": self.free,
         }
 
 
-def plan(name: str, folder: Path) -> Fetching:
+def plan(name: str, folder: Path) -> FetchPlan:
     """What `fetch` will do. Asks the hub only when the folder does not know yet.
 
     `name` is one of `LAYOUTS`, with or without `@revision`.
@@ -159,30 +154,25 @@ def plan(name: str, folder: Path) -> Fetching:
                 f"{name}"
             )
     else:
-        manifest = _ask(plain, revision or None)
-    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    return Fetching(manifest, _missing(folder, manifest), shutil.disk_usage(place).free)
-
-
-def _missing(folder: Path, manifest: Manifest) -> int:
-    """Bytes to come; what is there of a file that was broken off is not to come."""
+        manifest = _ask_hub(plain, revision or None)
     missing = 0
     for file in manifest.files:
         if _size(folder / file.name) != file.size:
-            missing += file.size - min(max(_size(_begun(folder, file)), 0), file.size)
-    return missing
+            missing += file.size - min(max(_size(_partial(folder, file)), 0), file.size)
+    disk = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    return FetchPlan(manifest, missing, shutil.disk_usage(disk).free)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _begun(folder: Path, file: RemoteFile) -> Path:
+def _partial(folder: Path, file: RemoteFile) -> Path:
     """Where a file lies until it is whole and right."""
-    return own_file(folder, _BEGUN_FOLDER) / file.name
+    return own_file(folder, _PARTIAL_FOLDER) / file.name
 
 
-def _ask(name: str, revision: str | None) -> Manifest:
+def _ask_hub(name: str, revision: str | None) -> Manifest:
     repository = LAYOUTS[name].repository
     try:
         info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
@@ -208,15 +198,15 @@ def _ask(name: str, revision: str | None) -> Manifest:
 
 
 def fetch(
-    planned: Fetching,
+    planned: FetchPlan,
     folder: Path,
     *,
-    said: Said = lambda message: None,
-    counted: Counted = lambda done, of: None,
+    on_message: OnMessage = lambda message: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
     """Fetch what is missing, and compare every file; a file that is wrong is fetched once more.
 
-    `counted` is told bytes of all files together.
+    `on_progress` gets bytes of all files together.
 
     Raises:
         OutputError: the disk has too little room, or cannot be written.
@@ -234,110 +224,106 @@ def fetch(
     before, total = 0, max(planned.size, 1)
     for number, file in enumerate(manifest.files, start=1):
         if not manifest.is_checked(folder, file):
-            said(f"{number} of {len(manifest.files)}: {file.name} ({file.size / 1e6:,.1f} MB)")
-            done = before
-            _bring(folder, manifest, file, said, lambda n, done=done: counted(done + n, total))  # type: ignore[misc]
-            manifest.checked[file.name] = (folder / file.name).stat().st_mtime_ns
+            on_message(
+                f"{number} of {len(manifest.files)}: {file.name} ({file.size / 1e6:,.1f} MB)"
+            )
+
+            def on_bytes(count: int, before: int = before) -> None:
+                on_progress(before + count, total)
+
+            download = _Download(manifest, file, folder, on_bytes)
+            download.run(on_message)
+            manifest.checked[file.name] = download.path.stat().st_mtime_ns
             manifest.write(folder)
         before += file.size
-        counted(before, total)
-    shutil.rmtree(own_file(folder, _BEGUN_FOLDER), ignore_errors=True)
+        on_progress(before, total)
+    shutil.rmtree(own_file(folder, _PARTIAL_FOLDER), ignore_errors=True)
 
 
-def _bring(
-    folder: Path, manifest: Manifest, file: RemoteFile, said: Said, counted: Callable[[int], None]
-) -> None:
-    """Put one file into its place, right; one that is wrong is fetched once more."""
-    path, begun = folder / file.name, _begun(folder, file)
-    if _size(path) == file.size:
-        why = _wrong(path, file)
-        if why is None:
-            return
-        said(f"{file.name} is there with {why}; it is fetched again")
-    for last in (False, True):
-        try:
-            make_folder(begun.parent)
-            make_folder(path.parent)
-            _download(manifest, file, begun, counted)
-            why = _wrong(begun, file)
+class _Download:
+    """One file on its way into its place."""
+
+    def __init__(
+        self, manifest: Manifest, file: RemoteFile, folder: Path, on_bytes: Callable[[int], None]
+    ) -> None:
+        self.file = file
+        self.path, self.partial = folder / file.name, _partial(folder, file)
+        self._on_bytes = on_bytes
+        self._url = hf_hub_url(
+            manifest.repository, file.name, repo_type="dataset", revision=manifest.commit
+        )
+
+    def run(self, on_message: OnMessage) -> None:
+        """Put it there, right; one that is wrong is fetched once more."""
+        name = self.file.name
+        if _size(self.path) == self.file.size:
+            why = self.file.mismatch(self.path)
             if why is None:
-                begun.replace(path)
                 return
-            begun.unlink()
-        except OSError as problem:
-            raise OutputError(
-                f"{path} cannot be written: {problem.strerror or problem}; make room, or choose "
-                "another folder"
-            ) from problem
-        if not last:
-            said(f"{file.name} came with {why}; it is fetched again")
-    raise DataError(f"{file.name} came twice with {why}; name another revision, or report it")
+            on_message(f"{name} is there with {why}; it is fetched again")
+        for last in (False, True):
+            try:
+                make_folder(self.partial.parent)
+                make_folder(self.path.parent)
+                self._fetch()
+                why = self.file.mismatch(self.partial)
+                if why is None:
+                    self.partial.replace(self.path)
+                    return
+                self.partial.unlink()
+            except OSError as problem:
+                raise OutputError(
+                    f"{self.path} cannot be written: {problem.strerror or problem}; make room, or "
+                    "choose another folder"
+                ) from problem
+            if not last:
+                on_message(f"{name} came with {why}; it is fetched again")
+        raise DataError(f"{name} came twice with {why}; name another revision, or report it")
 
+    def _fetch(self) -> None:
+        """Append what is missing, however often the line breaks while something comes."""
+        tries = TRIES
+        while (done := max(_size(self.partial), 0)) < self.file.size or not self.partial.exists():
+            problem: Exception | None = None
+            try:
+                self._ask_for_the_rest(done)
+            except (_HTTP_ERROR, ConnectionError, TimeoutError) as broken:
+                problem = broken
+            if _size(self.partial) > done or _size(self.partial) == self.file.size:
+                tries = TRIES
+                continue
+            tries -= 1
+            status = getattr(getattr(problem, "response", None), "status_code", None)
+            if not tries or status in (401, 403, 404):
+                why = status or (type(problem).__name__ if problem else "nothing came")
+                raise DataError(
+                    f"{self.file.name} could not be fetched ({why}); what has come is kept: give "
+                    "the same command again"
+                ) from problem
+            time.sleep(_PAUSE_S)
 
-def _download(
-    manifest: Manifest, file: RemoteFile, begun: Path, counted: Callable[[int], None]
-) -> None:
-    """Append what is missing to `begun`, however often the line breaks while something comes."""
-    tries = TRIES
-    while (done := max(_size(begun), 0)) < file.size or not begun.exists():
-        problem: Exception | None = None
-        try:
-            _ask_for_the_rest(manifest, file, begun, done, counted)
-        except (_HTTP_ERROR, ConnectionError, TimeoutError) as broken:
-            problem = broken
-        if _size(begun) > done or _size(begun) == file.size:
-            tries = TRIES
-            continue
-        tries -= 1
-        status = getattr(getattr(problem, "response", None), "status_code", None)
-        if not tries or status in (401, 403, 404):
-            why = status or (type(problem).__name__ if problem else "nothing came")
-            raise DataError(
-                f"{file.name} could not be fetched ({why}); what has come is kept: give the same "
-                "command again"
-            ) from problem
-        time.sleep(_PAUSE_S)
-
-
-def _ask_for_the_rest(
-    manifest: Manifest, file: RemoteFile, begun: Path, done: int, counted: Callable[[int], None]
-) -> None:
-    url = hf_hub_url(manifest.repository, file.name, repo_type="dataset", revision=manifest.commit)
-    # As it is: a packed answer would have other byte numbers than the file.
-    headers = {"Accept-Encoding": "identity"}
-    if token := get_token():
-        headers["Authorization"] = f"Bearer {token}"
-    if done:
-        headers["Range"] = f"bytes={done}-"
-    ask = get_session().stream(
-        "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S
-    )
-    with ask as answer:
-        if answer.status_code == 416:  # it has no such bytes: what is here is not of this file
-            begun.unlink()
-            return
-        answer.raise_for_status()
-        goes_on = answer.status_code == 206
-        done = done if goes_on else 0
-        with begun.open("ab" if goes_on else "wb") as out:
-            for piece in answer.iter_bytes(_CHUNK):
-                if done + len(piece) > file.size:
-                    raise DataError(
-                        f"{file.name} is larger than the hub says; name another revision"
-                    )
-                out.write(piece)
-                done += len(piece)
-                counted(done)
-
-
-def _wrong(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with a file, or None."""
-    size = path.stat().st_size
-    if size != file.size:
-        return f"{size:,} bytes instead of {file.size:,}"
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as content:
-        while piece := content.read(_PIECE):
-            digest.update(piece)
-    expected = file.sha256 or file.git_sha1
-    return None if expected in (None, digest.hexdigest()) else "another hash"
+    def _ask_for_the_rest(self, done: int) -> None:
+        # As it is: a packed answer would have other byte numbers than the file.
+        headers = {"Accept-Encoding": "identity"}
+        if token := get_token():
+            headers["Authorization"] = f"Bearer {token}"
+        if done:
+            headers["Range"] = f"bytes={done}-"
+        with get_session().stream(
+            "GET", self._url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S
+        ) as answer:
+            if answer.status_code == 416:  # no such bytes: what is here is not of this file
+                self.partial.unlink()
+                return
+            answer.raise_for_status()
+            continues = answer.status_code == 206
+            done = done if continues else 0
+            with self.partial.open("ab" if continues else "wb") as out:
+                for piece in answer.iter_bytes(_CHUNK):
+                    done += len(piece)
+                    if done > self.file.size:
+                        raise DataError(
+                            f"{self.file.name} is larger than the hub says; name another revision"
+                        )
+                    out.write(piece)
+                    self._on_bytes(done)

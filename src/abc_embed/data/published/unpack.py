@@ -1,14 +1,10 @@
-"""Images out of tar archives into files, safely.
-
-Does: write the plain files that an index knows into a folder, and name what is left out. Does not:
-make links, devices or anything outside of the folder, write more than was allowed, or write over
-a file that is there and whole.
-"""
+"""Images out of tar archives into files: nothing outside of the folder, no links, no devices, no
+more than was allowed, and nothing over a file that is there and right."""
 
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from abc_embed.storage.files import atomic_write, make_folder
 
 
 @dataclass(slots=True)
-class Unpacked:
+class UnpackReport:
     """What was written."""
 
     written: int = 0
@@ -30,7 +26,7 @@ class Unpacked:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return {"written": self.written, "kept": self.kept, "left_out": self.left_out}
+        return asdict(self)
 
 
 def unpack(
@@ -38,11 +34,11 @@ def unpack(
     out: Path,
     *,
     limit: int | None = None,
-    counted: Callable[[int, int], None] = lambda done, of: None,
-) -> Unpacked:
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> UnpackReport:
     """Write every indexed file below `out`; `limit` is in bytes (None: as much as the disk has).
 
-    Stopped and called again, it keeps what is there. `counted` is told bytes.
+    Stopped and called again, it keeps what is there. `on_progress` gets bytes.
 
     Raises:
         OutputError: all together are more than the limit or the free disk, or a file cannot be
@@ -57,38 +53,32 @@ def unpack(
             f"the images have {summary.image_bytes / 1e6:,.0f} MB, more than the limit of "
             f"{limit / 1e6:,.0f} MB; raise --limit if you trust them"
         )
-    done = Unpacked(left_out=list(summary.left_out))
-    listed = (member for member in images.members() if is_inside(member.name))
-    there = sum(member.size for member in listed if _size(out / member.name) == member.size)
+    members = (member for member in images.members() if is_inside(member.name))
+    there = sum(member.size for member in members if _size(out / member.name) == member.size)
     if summary.image_bytes - there > free:
         raise OutputError(
             f"the images have {summary.image_bytes / 1e6:,.0f} MB and {out} has "
             f"{free / 1e6:,.0f} MB free; make room, or read them without unpacking"
         )
-    root = out.resolve()
-    count = 0
+    report = UnpackReport(left_out=list(summary.left_out))
+    root, done = out.resolve(), 0
     for member, content in images.in_order():
-        why = _unsafe(root, member)
-        if why is not None:
-            done.left_out.append((member.name, why))
-        elif _is_there(root / member.name, member):
-            done.kept += 1
+        path = root / member.name
+        if not is_inside(member.name):
+            report.left_out.append((member.name, "its name leads out of the folder"))
+        # A link that is there already could lead anywhere, whatever the name says.
+        elif not path.parent.resolve().is_relative_to(root):
+            report.left_out.append((member.name, "a link in the folder leads out of it"))
+        elif _is_there(path, member):
+            report.kept += 1
         else:
-            _write(root / member.name, content)
-            done.written += 1
-        count += member.size
-        counted(count, summary.image_bytes)
-    return done
-
-
-def _unsafe(root: Path, member: Member) -> str | None:
-    """Why a file is not written, or None."""
-    if not is_inside(member.name):
-        return "its name leads out of the folder"
-    # A link that is there already could lead anywhere, whatever the name says.
-    if not (root / member.name).parent.resolve().is_relative_to(root):
-        return "a link in the folder leads out of it"
-    return None
+            make_folder(path.parent)
+            with atomic_write(path) as file:
+                file.write(content)
+            report.written += 1
+        done += member.size
+        on_progress(done, summary.image_bytes)
+    return report
 
 
 def _size(path: Path) -> int:
@@ -102,9 +92,3 @@ def _is_there(path: Path, member: Member) -> bool:
     if path.is_symlink() or _size(path) != member.size:
         return False
     return zlib.crc32(path.read_bytes()) == member.crc
-
-
-def _write(path: Path, content: bytes) -> None:
-    make_folder(path.parent)
-    with atomic_write(path) as file:
-        file.write(content)

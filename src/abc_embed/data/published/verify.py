@@ -1,8 +1,6 @@
-"""Whether a published data set is all there: checked row by row, not by the folder's being there.
+"""Whether a published data set is all there: every file, every row, and every row's image.
 
-Does: compare the files with what was to be fetched, every row with its layout, every row's image
-with the index; write down which rows cannot be used. Does not: read the images themselves (each is
-compared with its sum when it is read), or mend anything.
+Images are only looked up in the index: each is compared with its sum when it is read.
 """
 
 import json
@@ -17,12 +15,12 @@ from abc_embed.data.published.tar_images import TarImages
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
 
-_TELL_EVERY = 1000
+_PROGRESS_EVERY = 1000
 
 
 @dataclass(slots=True)
-class Completeness:
-    """What was found."""
+class VerifyReport:
+    """What is there, and what is not."""
 
     name: str
     rows: int = 0
@@ -64,60 +62,56 @@ class Completeness:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """For programs, and for training, which leaves the rows named here out."""
         return {"complete": self.ok, **asdict(self)}
 
 
-def check_complete(
-    folder: Path, *, counted: Callable[[int, int], None] = lambda done, of: None
-) -> Completeness:
-    """Check a data set that was indexed, and keep what was found beside the index.
+def verify(
+    folder: Path, *, on_progress: Callable[[int, int], None] = lambda done, of: None
+) -> VerifyReport:
+    """Verify a data set that was indexed, and keep the report beside the index.
 
     Raises:
         DataError: it is not indexed, or its parts are not those that were.
-        OutputError: the result cannot be written.
+        OutputError: the report cannot be written.
     """
     dataset = PublishedDataset(folder)
-    found = Completeness(dataset.name, rows=len(dataset))
+    report = VerifyReport(dataset.name, rows=len(dataset))
     if isinstance(dataset.images, TarImages):
         summary = dataset.images.summary()
-        found.images = summary.images
-        found.left_out = list(summary.left_out)
-    _check_files(folder, found)
+        report.images, report.left_out = summary.images, list(summary.left_out)
+    if own_file(folder, MANIFEST_FILE).is_file():
+        _verify_files(folder, report)
     for row in range(len(dataset)):
         try:
-            _check_row(dataset, row, found)
-        except DataError as wrong:
-            found.bad.append((row, str(wrong)))
-        if row % _TELL_EVERY == 0:
-            counted(row, len(dataset))
+            image = dataset.fields(row)["image"]
+            wrong = [n for n in dataset.negative_numbers(row) if not 0 <= n < len(dataset)]
+            if wrong:
+                raise DataError(f"it names row {wrong[0]} as a negative, and there is no such row")
+            if dataset.find_image(image) is None:
+                report.missing.append((row, image))
+        except DataError as problem:
+            report.bad.append((row, str(problem)))
+        if row % _PROGRESS_EVERY == 0:
+            on_progress(row, len(dataset))
     with atomic_write(own_file(folder, COMPLETE_FILE)) as file:
-        file.write((json.dumps(found.as_json(), indent=1) + "\n").encode())
-    return found
+        file.write((json.dumps(report.as_json(), indent=1) + "\n").encode())
+    return report
 
 
-def _check_row(dataset: PublishedDataset, number: int, found: Completeness) -> None:
-    image = dataset.fields(number)["image"]
-    negatives = dataset.negative_numbers(number)
-    wrong = [other for other in negatives if not 0 <= other < len(dataset)]
-    if wrong:
-        raise DataError(f"it names row {wrong[0]} as a negative, and there is no such row")
-    if dataset.find_image(image) is None:
-        found.missing.append((number, image))
-
-
-def _check_files(folder: Path, found: Completeness) -> None:
-    if not own_file(folder, MANIFEST_FILE).is_file():
-        return
+def _verify_files(folder: Path, report: VerifyReport) -> None:
     manifest = read_manifest(folder)
-    unchecked = 0
+    checked = 0
     for file in manifest.files:
         path = folder / file.name
         if not path.is_file():
-            found.files.append(f"{file.name} is not there; go on with data fetch")
+            wrong = "is not there"
         elif path.stat().st_size != file.size:
-            found.files.append(f"{file.name} has not its size; go on with data fetch")
+            wrong = "has not its size"
         elif not manifest.is_checked(folder, file):
-            unchecked += 1
-            found.files.append(f"{file.name} has not been checked; go on with data fetch")
-    found.hashes = f"{len(manifest.files) - unchecked} of {len(manifest.files)} files compared"
+            wrong = "has not been checked"
+        else:
+            checked += 1
+            continue
+        report.files.append(f"{file.name} {wrong}; go on with data fetch")
+    report.hashes = f"{checked} of {len(manifest.files)} files compared"

@@ -1,8 +1,5 @@
-"""JSON files of any size, one element at a time.
-
-Does: read the elements of a list, or of the lists in an object, and say where a damaged file is
-damaged. Does not: know what they mean. Python's own reader needs ten times the file in memory.
-"""
+"""JSON files of any size, one element at a time: Python's own reader needs ten times the file in
+memory. A damaged file is an error that says where."""
 
 import json
 from collections.abc import Callable, Iterator
