@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abc_embed.errors import MissingExtraError
-from abc_embed.storage.files import atomic_write
+from abc_embed.figures import BLUE, GREY, ORANGE, new_figure, save_figure
 from experiments.miniature.findings import Line, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-BLUE, ORANGE, GREY = "#266ec8", "#c96a14", "#6e727a"
 
 Bars = tuple[tuple[str, str, str, str], ...]
 """(condition, score, label under the bar, colour)."""
@@ -67,11 +64,7 @@ def draw(lines: Sequence[Line], out: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError.of("bench", "drawing a figure") from None
-    figure = Figure(figsize=(14, 8), layout="constrained")
+    figure = new_figure(14, 8)
     panels = figure.subplots(2, 3).flat
     ways = (("image → caption", BLUE), ("caption → image", ORANGE))
     among = (("among all answers", BLUE), ("among the image's own", ORANGE))
@@ -101,8 +94,7 @@ def draw(lines: Sequence[Line], out: Path) -> None:
         _GROUPS,
         among,
     )
-    with atomic_write(out) as file:
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    save_figure(figure, out, dpi=100)
 
 
 def _bars(

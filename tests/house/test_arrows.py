@@ -28,7 +28,7 @@ ARROW = (
     ("adapters",),
     ("card", "hub"),
     ("checkpoint",),
-    ("vectors",),
+    ("vectors", "figures"),
     ("pipeline", "explain"),
     ("embedder",),
     ("scenes", "data"),

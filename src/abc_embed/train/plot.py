@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.errors import DataError, MissingExtraError, UsageError
-from abc_embed.storage.files import atomic_write
+from abc_embed.errors import DataError, UsageError
+from abc_embed.figures import legend_below, new_figure, save_figure
 from abc_embed.train.metrics_logger import read_metrics
 
 METRICS_FILE = "metrics.jsonl"
@@ -42,8 +42,7 @@ def draw_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
         raise UsageError(f"--out is {str(out)!r}; give a name that ends in {', '.join(FORMATS)}")
     curves = {name: _rows(path) for name, path in _names([Path(run) for run in runs]).items()}
     figure = _figure(curves)
-    with atomic_write(out) as file:
-        figure.savefig(file, format=out.suffix.lower()[1:], dpi=150)
+    save_figure(figure, out, dpi=150, kind=out.suffix.lower()[1:])
     return out
 
 
@@ -72,12 +71,7 @@ def _rows(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _figure(curves: dict[str, dict[str, NDArray[np.float64]]]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError.of("bench", "drawing runs") from None
-    # No pyplot: it would choose a window system for the whole process.
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = new_figure(10, 6.4)
     for place, (key, title, logarithmic) in enumerate(PANELS, 1):
         axes = figure.add_subplot(2, 2, place)
         for number, (name, columns) in enumerate(curves.items()):
@@ -96,15 +90,7 @@ def _figure(curves: dict[str, dict[str, NDArray[np.float64]]]) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
         if place > 2:
             axes.set_xlabel("step", fontsize=9)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(4, len(labels)),
-        fontsize=8,
-        frameon=False,
-    )
+    legend_below(figure, columns=4, fontsize=8)
     return figure
 
 
