@@ -8,26 +8,27 @@ Processor seconds of one process, bundled model, every vector embedded anew; a M
 import sys
 import time
 
-from abc_embed.bench.ctrlbench import tiers as frozen
-from abc_embed.bench.ctrlbench.measure import WAYS, measure
+from abc_embed.bench.ctrlbench import tiers
+from abc_embed.bench.ctrlbench.measure import CONDITIONS, measure
 from abc_embed.bench.encoders.registry import CachedEncoder, load_encoder
 
 
-def main(tiers: list[str]) -> None:
+def main(names: list[str]) -> None:
     encoder = load_encoder("bundled", device="cpu")
     encoder.embed(["warm"])
     print("| tier | items, joint alone | items, all | joint alone, s | all controls, s | ratio |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for tier in tiers:
-        benchmark = frozen.load(tier)
+    for name in names:
+        benchmark = tiers.load(name)
         seconds, items = [], []
-        for ways in (("joint",), WAYS):
+        for conditions in (("joint",), CONDITIONS):
             began = time.process_time()
-            found = measure(CachedEncoder(encoder), benchmark, tier, ways=ways, draws=200)
+            cached = CachedEncoder(encoder)
+            record = measure(cached, benchmark, name, conditions=conditions, draws=200)
             seconds.append(time.process_time() - began)
-            items.append(found["cost"]["items"])
+            items.append(record["cost"]["items"])
         ratio = seconds[1] / seconds[0]
-        print(f"| {tier} | {items[0]:,} | {items[1]:,} ", end="")
+        print(f"| {name} | {items[0]:,} | {items[1]:,} ", end="")
         print(f"| {seconds[0]:.1f} | {seconds[1]:.1f} | {ratio:.2f} |", flush=True)
 
 

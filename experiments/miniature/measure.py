@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.bench import metrics
-from abc_embed.bench.ctrlbench.held_out import build
+from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.embedder import Embedder
 from abc_embed.inputs import Item
 from abc_embed.scenes.dataset import Plan
@@ -61,19 +61,20 @@ def unseen(sizes: Sizes) -> tuple[list[Item], list[str]]:
 
 
 def _instructions(embed: Embed, sizes: Sizes) -> dict[str, float]:
-    held = build(sizes.queries, 1, sizes.measured_world)
-    pictures = [render(scene, sizes.side) for scene in held.scenes]
-    number = {text: place for place, text in enumerate(held.candidates)}
-    right = [number[query.answer] for query in held.queries]
-    answers = embed(held.candidates)
-    both = embed([Item(image=pictures[q.image], instruction=q.instruction) for q in held.queries])
+    spec = generate(sizes.queries, 1, sizes.measured_world)
+    images, queries = split_mirrors(spec)
+    pictures = [render(image.scene, sizes.side) for image in images]
+    number = {text: place for place, text in enumerate(spec.candidates)}
+    right = [number[query.answer] for query in queries]
+    answers = embed(spec.candidates)
+    both = embed([Item(image=pictures[q.image], instruction=q.instruction) for q in queries])
     alone = embed([Item(image=picture) for picture in pictures])
-    of_query = alone[[query.image for query in held.queries]]
+    of_query = alone[[query.image for query in queries]]
     scores = both @ answers.T
-    its = [[number[q.answer] for q in questions(scene)] for scene in held.scenes]
+    own_answers = [[number[q.answer] for q in questions(image.scene)] for image in images]
     others = np.full(scores.shape, -np.inf, dtype=np.float32)
-    for row, query in enumerate(held.queries):
-        others[row, its[query.image]] = 0.0
+    for row, query in enumerate(queries):
+        others[row, own_answers[query.image]] = 0.0
     own = np.nan_to_num(scores + others, neginf=-2.0)  # below any cosine
     return {
         "instructed": metrics.recall_at(1, metrics.ranks(scores, right)),

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abc_embed.bench.ctrlbench import binding, grid, held_out
-from abc_embed.bench.ctrlbench.drafts import Draft, write_draft
-from abc_embed.bench.ctrlbench.held_out import HeldOut, build
+from abc_embed.bench.ctrlbench import binding, grid, unseen_scenes
+from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, write_scene_benchmark
 from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.inputs import Item, Kind, as_item
 from abc_embed.scenes import BACKGROUNDS, make_scene, questions
 from abc_embed.scenes.layout import Scene
 
-SMALL: dict[str, Any] = {"queries": 60, "pairs": 10, "seed": 9000}
+SMALL: dict[str, Any] = {"count": 60, "pairs": 10, "seed": 9000}
 SIDE = 56
 WORDS_FOR_GROUND = next(
     (q.instruction, *q.paraphrases) for q in questions(make_scene(1, 0)) if q.region is None
@@ -147,35 +146,34 @@ def small() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def held() -> HeldOut:
-    return build(**SMALL)
-
-
-@pytest.fixture(scope="session")
-def drafts() -> dict[str, Draft]:
-    """A small draft of each tier."""
+def specs() -> dict[str, SceneBenchmark]:
+    """A small benchmark of each tier, without a pixel."""
     return {
-        "G": grid.draft(images=12, seed=9002),
-        "B": binding.draft(scenes=8, seed=9003),
-        "S": held_out.draft(**SMALL),
+        "G": grid.generate(12, seed=9002),
+        "B": binding.generate(8, seed=9003),
+        "S": unseen_scenes.generate(**SMALL),
     }
 
 
 @pytest.fixture(scope="session")
 def folders(
-    drafts: dict[str, Draft], tmp_path_factory: pytest.TempPathFactory
+    specs: dict[str, SceneBenchmark], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Benchmark]:
-    """The drafts as folders; not to be changed."""
+    """The same as folders; not to be changed."""
     root = tmp_path_factory.mktemp("ctrlbench")
-    return {tier: write_draft(draft, root / tier, side=SIDE) for tier, draft in drafts.items()}
+    return {
+        tier: write_scene_benchmark(spec, root / tier, side=SIDE) for tier, spec in specs.items()
+    }
 
 
 @pytest.fixture
-def fake(drafts: dict[str, Draft], folders: dict[str, Benchmark]) -> Callable[[str], Fake]:
+def fake(
+    specs: dict[str, SceneBenchmark], folders: dict[str, Benchmark]
+) -> Callable[[str], Fake]:
     """Makes a fake by its name; it knows the scenes of all tiers."""
     scenes = {
-        picture.sha256: shown.scene
-        for tier, draft in drafts.items()
-        for picture, shown in zip(folders[tier].images, draft.shown, strict=True)
+        picture.sha256: image.scene
+        for tier, spec in specs.items()
+        for picture, image in zip(folders[tier].images, spec.images, strict=True)
     }
     return lambda name: KINDS[name](scenes)

@@ -13,7 +13,7 @@ from abc_embed import Item
 from abc_embed.bench.audit import measure as audit
 from abc_embed.bench.audit import tables as audit_table
 from abc_embed.bench.audit.questions import AuditSet, read_set
-from abc_embed.bench.ctrlbench.held_out import build
+from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.baselines import RandomEncoder
 from abc_embed.data.records import Instruction, Record, write_records
 from abc_embed.errors import DataError, NotFiniteError, UsageError
@@ -223,7 +223,7 @@ def test_tables_and_picture(four: AuditSet, tmp_path: Path) -> None:
     text = audit_table.markdown(found)
     assert "4 questions about 2 pictures, 4 texts; guessing solves 0.250" in text
     assert len([line for line in text.splitlines() if line.startswith("|")]) == 5
-    audit_table.write_plot(found, tmp_path / "audit.png")
+    audit_table.draw_bars(found, tmp_path / "audit.png")
     with Image.open(tmp_path / "audit.png") as picture:
         assert picture.size[0] > 900
 
@@ -297,10 +297,10 @@ def test_records_are_a_set(folder: Path) -> None:
 
 def test_scenes_are_those_of_the_benchmark() -> None:
     asked = read_set("scenes", limit=30)
-    held = build(30, 1)
-    assert [q.instruction for q in asked.questions] == [q.instruction for q in held.queries]
-    assert [asked.texts[q.right[0]] for q in asked.questions] == [q.answer for q in held.queries]
-    assert len(asked.images) == len(held.scenes)
+    images, queries = split_mirrors(generate(30, 1))
+    assert [q.instruction for q in asked.questions] == [q.instruction for q in queries]
+    assert [asked.texts[q.right[0]] for q in asked.questions] == [q.answer for q in queries]
+    assert len(asked.images) == len(images)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from abc_embed.bench.ctrlbench import measure as ctrlbench
-from abc_embed.bench.ctrlbench import scores
-from abc_embed.bench.ctrlbench.held_out import HeldOut
-from abc_embed.bench.ctrlbench.measure import GENERIC, WAYS, measure, plan
+from abc_embed.bench.ctrlbench.measure import CONDITIONS, GENERIC, item_keys, measure
+from abc_embed.bench.ctrlbench.queries import select_queries
+from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark
 from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark
-from abc_embed.bench.packed import unpack
+from abc_embed.bench.ctrlbench.unseen_scenes import split_mirrors
+from abc_embed.bench.records import unpack
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
 
@@ -119,17 +120,17 @@ def test_each_number_by_brute_force(fake: Any, folders: Folders, tier: str) -> N
     def first(query: Query) -> str:
         return firsts[query.query_id]
 
-    ways: dict[str, list[int]] = defaultdict(list)
+    by_condition: dict[str, list[int]] = defaultdict(list)
     by_image: dict[str, list[Query]] = defaultdict(list)
     for q in queries:
         image, words = model.shown(scenes[q.image_id], None), model.text(q.instruction)
-        ways["joint"].append(rank(joint(q), q))
-        ways["image"].append(rank(image, q))
-        ways["generic"].append(rank(model.shown(scenes[q.image_id], GENERIC), q))
-        ways["text"].append(rank(words, q))
-        ways["late"].append(rank(image + words, q))
+        by_condition["joint"].append(rank(joint(q), q))
+        by_condition["image"].append(rank(image, q))
+        by_condition["generic"].append(rank(model.shown(scenes[q.image_id], GENERIC), q))
+        by_condition["text"].append(rank(words, q))
+        by_condition["late"].append(rank(image + words, q))
         by_image[q.image_id].append(q)
-    for way, ranks in ways.items():
+    for way, ranks in by_condition.items():
         assert unpack(found["ranks"][way]).tolist() == ranks, way
         score = found["scores"][way]
         for k, name in ((1, "r1"), (5, "r5"), (10, "r10")):
@@ -147,8 +148,8 @@ def test_each_number_by_brute_force(fake: Any, folders: Folders, tier: str) -> N
     assert found["joint"]["flip_rate"]["value"] == pytest.approx(np.mean(flips))
     whole = [all(rank(joint(q), q) == 1 for q in its) for its in several]
     assert found["joint"]["group_accuracy"]["value"] == pytest.approx(np.mean(whole))
-    best = max(np.mean(np.array(ways[way]) == 1) for way in ("image", "text", "late"))
-    gap = np.mean(np.array(ways["joint"]) == 1) - best
+    best = max(np.mean(np.array(by_condition[name]) == 1) for name in ("image", "text", "late"))
+    gap = np.mean(np.array(by_condition["joint"]) == 1) - best
     assert found["composition_gap"]["value"] == pytest.approx(gap)
     tops = unpack(found["top"])
     assert [folder.corpus[row[0]].cap_id for row in tops] == [first(q) for q in queries]
@@ -166,36 +167,39 @@ def test_mirrored_pairs_by_brute_force(fake: Any, folders: Folders) -> None:
         and one.positives != other.positives
         and one.image_id < other.image_id
     ]
-    asked = plan(folder, "B")
-    found = scores.pair_numbers(asked)
-    assert {(asked.queries[a].query_id, asked.queries[b].query_id) for a, b in found} == {
+    asked = select_queries(folder, "B")
+    found = asked.mirrored_pairs()
+    assert {(asked.all[a].query_id, asked.all[b].query_id) for a, b in found} == {
         (a.query_id, b.query_id) for a, b in pairs
     }
     assert measure(model, folder, "B", draws=20)["sizes"]["mirrored_pairs"] == len(pairs) > 10
-    clusters = scores.cluster_numbers(asked)
+    clusters = asked.clusters()
     for a, b in found:
         assert clusters[a] == clusters[b]  # a picture and its mirror are drawn together
 
 
-def test_pairs_of_tier_s_count_in_no_other_score(run: Measure, held: HeldOut) -> None:
+def test_pairs_of_tier_s_count_in_no_other_score(
+    run: Measure, specs: dict[str, SceneBenchmark]
+) -> None:
     found = run("Oracle", "S")
-    assert found["sizes"]["queries"] == len(held.queries)
-    assert found["sizes"]["mirrored_pairs"] == len(held.pairs) == 10
-    assert found["sizes"]["images"] == len(held.scenes)
-    assert found["sizes"]["candidates"] == len(held.candidates)
-    assert found["bounds"]["image"] == pytest.approx(held.image_bound)
+    images, queries = split_mirrors(specs["S"])
+    assert found["sizes"]["queries"] == len(queries) < len(specs["S"].queries)
+    assert found["sizes"]["mirrored_pairs"] == len(specs["S"].images) - len(images) == 10
+    assert found["sizes"]["images"] == len(images)
+    assert found["sizes"]["candidates"] == len(specs["S"].candidates)
+    # of a picture's questions no two have one answer, so the picture alone answers one of each
+    assert found["bounds"]["image"] == pytest.approx(len(images) / len(queries))
 
 
 @pytest.mark.parametrize("tier", ["G", "B"])
 def test_controls_ask_what_they_say(folders: Folders, tier: str) -> None:
-    asked = plan(folders[tier], tier)
+    asked = select_queries(folders[tier], tier)
     by_words: dict[str, list[Query]] = defaultdict(list)
     mirrors = {p.image_id: p.mirror for p in folders[tier].images}
-    for query in asked.kept:
+    for query in asked.scored:
         by_words[query.instruction].append(query)
-    for query, shuffled, other in zip(
-        asked.kept, ctrlbench._keys(asked, "shuffled"), ctrlbench._keys(asked, "other"), strict=True
-    ):
+    (shuffled_keys,), (other_keys,) = (item_keys(asked, name) for name in ("shuffled", "other"))
+    for query, shuffled, other in zip(asked.scored, shuffled_keys, other_keys, strict=True):
         assert shuffled is not None and shuffled[0] == query.image_id
         (twin,) = [q for q in by_words[str(shuffled[1])] if q.image_id == query.image_id]
         assert twin.positives != query.positives
@@ -206,12 +210,12 @@ def test_controls_ask_what_they_say(folders: Folders, tier: str) -> None:
 def test_no_more_than_so_many_are_embedded_to_show_another_image(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctrlbench, "OTHERS", 3)
-    asked = plan(folders["B"], "B")
-    joint = set(ctrlbench._keys(asked, "joint"))
-    others = [key for key in ctrlbench._keys(asked, "other") if key is not None]
+    monkeypatch.setattr(ctrlbench, "MAX_OTHERS", 3)
+    asked = select_queries(folders["B"], "B")
+    (joint,), (keys,) = (item_keys(asked, name) for name in ("joint", "other"))
+    others = [key for key in keys if key is not None]
     assert len([key for key in others if key not in joint]) == 3
-    assert len(others) < asked.scored
+    assert len(others) < len(asked.scored)
 
 
 @pytest.mark.parametrize("tier", ["G", "B", "S"])
@@ -272,13 +276,14 @@ def test_a_limit_is_of_images_and_candidates_stay_all(run: Measure, folders: Fol
     assert run("Oracle", "S", limit=5)["sizes"]["images"] == 5
 
 
-def test_progress_json_and_fewer_ways(run: Measure) -> None:
+def test_progress_json_and_fewer_conditions(run: Measure) -> None:
     seen: list[tuple[int, int]] = []
     found = run("Oracle", "G", progress=lambda done, of: seen.append((done, of)))
     assert seen[-1] == (12, 12)
     assert json.loads(json.dumps(found, allow_nan=False))["benchmark"] == "ctrlbench-G"
-    assert list(found["scores"]) == list(WAYS)
-    assert list(run("Oracle", "G", ways=("joint",))["scores"]) == ["joint"]
+    assert list(found["scores"]) == list(CONDITIONS)
+    for conditions in (("joint",), ("late",)):
+        assert tuple(run("Oracle", "G", conditions=conditions)["scores"]) == conditions
 
 
 def test_a_tier_that_is_not_there(fake: Any, folders: Folders) -> None:

@@ -26,7 +26,7 @@ from abc_embed.bench.ctrlbench.replica import (
     sample,
 )
 from abc_embed.bench.ctrlbench.schema import Benchmark, read_benchmark
-from abc_embed.bench.ctrlbench.validate import gate
+from abc_embed.bench.ctrlbench.validate import validate
 from abc_embed.data.records import Instruction, Record, read_records
 from abc_embed.errors import CostLimitError, DataError, ImageNotFoundError, OutputError
 from abc_embed.scenes.dataset import write_dataset
@@ -115,7 +115,7 @@ def test_the_published_recipe(photos: Path) -> None:
         ).read_bytes()
     again = read_benchmark(benchmark.folder)
     assert again.content_hash() == benchmark.content_hash()
-    bounds = gate(again, "R")
+    bounds = validate(again, "R")
     assert (bounds["image"], bounds["leaks"]) == (0.2, 0)
 
 
@@ -169,7 +169,7 @@ def test_leaks_can_be_kept_as_published(photos: Path) -> None:
         benchmark, left_out = made(photos, s, leaks=True)
     assert left_out == {}
     assert benchmark.card["leaks"] == "kept"
-    assert gate(benchmark, "R")["leaks"] == 4
+    assert validate(benchmark, "R")["leaks"] == 4
 
 
 FORMS = ["no JSON", "[]", '{"desc_1": "a"}', json.dumps(five(1, desc_3="x") | {"prompt_2": 3}), ""]
@@ -264,7 +264,7 @@ def test_human_captions_with_instructions(tmp_path: Path) -> None:
     assert left_out == {}
     assert len(benchmark.images) == len(records)
     assert len(benchmark.queries) == sum(len(r.instructions) for r in records)
-    assert gate(benchmark, "R")["image"] <= 0.5
+    assert validate(benchmark, "R")["image"] <= 0.5
     kinds = {ask.kind for record in records for ask in record.instructions}
     assert {q.aspect for q in benchmark.queries} == kinds
 

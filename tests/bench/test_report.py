@@ -16,13 +16,12 @@ from abc_embed import Embedder
 from abc_embed.bench import figures as pictures
 from abc_embed.bench import records as report
 from abc_embed.bench import tables
-from abc_embed.bench.ctrlbench.measure import measure
+from abc_embed.bench.ctrlbench.measure import measure, measure_once
 from abc_embed.bench.ctrlbench.schema import Benchmark
-from abc_embed.bench.diff import diff
 from abc_embed.bench.encoders.native import NativeEncoder
-from abc_embed.bench.packed import pack, unpack
-from abc_embed.bench.run import measured
+from abc_embed.bench.records import compare_records, pack, unpack
 from abc_embed.errors import DataError, OutputError, UsageError
+from abc_embed.figures import BLUE
 
 Folders = dict[str, Benchmark]
 
@@ -100,7 +99,7 @@ def test_written_and_read(record: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"benchmark": "scenes"}'])
 def test_what_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=r"a\.json is no record"):
+    with pytest.raises(DataError, match=r"a\.json .*; .*measure again"):
         report.read_records(tmp_path)
 
 
@@ -115,7 +114,7 @@ def test_the_same_key_is_answered_from_the_record(
 ) -> None:
     def run(name: str, **how: Any) -> tuple[dict[str, Any], Path | None, int]:
         model = fake(name)
-        found, path = measured(model, folders["B"], "B", tmp_path, draws=20, **how)
+        found, path = measure_once(model, folders["B"], "B", tmp_path, draws=20, **how)
         return found, path, len(model.calls)
 
     first, path, _ = run("Oracle")
@@ -174,7 +173,7 @@ def test_the_summary_says_reached_and_missed_and_the_gap_first(record: dict[str,
 def test_what_is_left_out_is_said(record: dict[str, Any]) -> None:
     record["sizes"]["queries_left_out"] = 7
     record["missing"] = ["b.png", "c.png"]
-    said = tables.standing(record)
+    said = tables.sizes_line(record)
     assert "7 queries are left out, since 2 images are missing, b.png the first" in said
 
 
@@ -190,7 +189,7 @@ def test_a_model_that_takes_no_instruction_has_dashes(
 
 def test_records_of_others_are_in_the_report_too(record: dict[str, Any]) -> None:
     score = {"value": 0.5, "interval": (0.4, 0.6), "of": 10}
-    other = {key: record[key] for key in report.NEEDED if key != "scores"}
+    other = {key: record[key] for key in report.REQUIRED if key != "scores"}
     other |= {"benchmark": "coco", "scores": {"text r@1": score}}
     text = tables.markdown([record, other])
     assert "| coco | bundled | text r@1 | 0.500 (0.400–0.600) | 10 |" in text
@@ -242,7 +241,7 @@ def test_answers_of_other_questions_are_refused(
 
 def test_bars_are_drawn(record: dict[str, Any], oracle: dict[str, Any], tmp_path: Path) -> None:
     pictures.draw_bars([record, oracle], tmp_path / "bars.png")
-    blue = tuple(int(pictures.COLOURS["joint"][i : i + 2], 16) for i in (1, 3, 5))
+    blue = tuple(int(BLUE[i : i + 2], 16) for i in (1, 3, 5))
     assert blue in colours(tmp_path / "bars.png")
 
 
@@ -260,7 +259,7 @@ def test_packed_and_unpacked(values: list[Any]) -> None:
 
 
 def test_two_records_query_by_query(record: dict[str, Any], oracle: dict[str, Any]) -> None:
-    rows = {row["way"]: row for row in diff(oracle, record, draws=500)}
+    rows = {row["way"]: row for row in compare_records(oracle, record, draws=500)}
     joint = rows["joint"]
     mine = record["scores"]["joint"]["r1"]
     assert (joint["a"], joint["b"]) == (1.0, pytest.approx(mine))
@@ -268,14 +267,14 @@ def test_two_records_query_by_query(record: dict[str, Any], oracle: dict[str, An
     assert joint["interval"][0] <= joint["difference"] <= joint["interval"][1]
     assert joint["p"] == pytest.approx(1 / 501)
     assert "random" not in rows
-    back = diff(record, oracle, draws=500)[0]
+    back = compare_records(record, oracle, draws=500)[0]
     assert back["difference"] == pytest.approx(-joint["difference"])
 
 
 def test_what_cannot_be_compared(record: dict[str, Any], oracle: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="of different questions"):
-        diff(record, oracle | {"benchmark_hash": "0" * 64})
+        compare_records(record, oracle | {"benchmark_hash": "0" * 64})
     with pytest.raises(DataError, match="the second record has no ranks by query"):
-        diff(record, {key: value for key, value in oracle.items() if key != "ranks"})
+        compare_records(record, {key: value for key, value in oracle.items() if key != "ranks"})
     with pytest.raises(UsageError, match="no way of asking in common"):
-        diff(record, oracle | {"ranks": {}})
+        compare_records(record, oracle | {"ranks": {}})

@@ -114,8 +114,8 @@ def test_a_wrong_row_is_named_with_its_mend(
         (lambda folder: (folder / "corpus.jsonl").write_text(""), r"corpus\.jsonl has no rows"),
         (lambda folder: (folder / "corpus.jsonl").write_text("{"), r"corpus\.jsonl:1: the line is"),
         (lambda folder: (folder / "card.json").unlink(), "half written"),
-        (lambda folder: (folder / "card.json").write_text("[]"), "is no object"),
-        (lambda folder: (folder / "card.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "card.json").write_text("[]"), "holds no JSON object"),
+        (lambda folder: (folder / "card.json").write_text("{"), "card.json is damaged"),
         (
             lambda folder: change(folder / "corpus.jsonl", 1, text="a wolf"),
             r"card\.json: the rows are not those",

@@ -11,9 +11,8 @@ import pytest
 from cli_parts import Cli
 from PIL import Image
 
-from abc_embed.bench.ctrlbench import binding, grid
-from abc_embed.bench.ctrlbench import tiers as frozen
-from abc_embed.bench.ctrlbench.drafts import write_draft
+from abc_embed.bench.ctrlbench import binding, grid, tiers
+from abc_embed.bench.ctrlbench.scene_benchmark import write_scene_benchmark
 from abc_embed.cli import bench
 
 
@@ -21,22 +20,24 @@ from abc_embed.cli import bench
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiers G and B, small, as folders of their names."""
     root = tmp_path_factory.mktemp("tiers")
-    write_draft(grid.draft(3, seed=9002), root / "G", side=56)
-    write_draft(binding.draft(2, seed=9003), root / "B", side=56)
+    write_scene_benchmark(grid.generate(3, seed=9002), root / "G", side=56)
+    write_scene_benchmark(binding.generate(2, seed=9003), root / "B", side=56)
     return root
 
 
 @pytest.fixture
 def drawn(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiers in the place of the frozen ones, at the usual size of pictures."""
-    for tier, draft in (("G", grid.draft(3, seed=9002)), ("B", binding.draft(2, seed=9003))):
-        made = write_draft(draft, small / "drawn" / tier)
-        its = replace(frozen.TIERS[tier], draft=lambda d=draft: d, content_hash=made.content_hash())
-        monkeypatch.setitem(frozen.TIERS, tier, its)
+    for tier, spec in (("G", grid.generate(3, seed=9002)), ("B", binding.generate(2, seed=9003))):
+        made = write_scene_benchmark(spec, small / "drawn" / tier)
+        frozen = replace(
+            tiers.TIERS[tier], generate=lambda s=spec: s, content_hash=made.content_hash()
+        )
+        monkeypatch.setitem(tiers.TIERS, tier, frozen)
 
 
 def test_the_tiers_that_help_names_are_those_that_are_drawn() -> None:
-    assert tuple(frozen.TIERS) == bench.DRAWN
+    assert tuple(tiers.TIERS) == bench.DRAWN
 
 
 def test_ctrlbench_shows_the_gap_first_and_answers_again_from_the_record(
@@ -125,7 +126,7 @@ def test_diff_and_report(cli: Cli, tiny: Path, here: Path, small: Path) -> None:
         (("ctrlbench", "--data", "none"), 1, "there is no none/images.jsonl"),
         (("ctrlbench", "--out", "photo.jpg/results"), 1, "cannot be made"),
         (("build", "--tier", "R", "--out", "x"), 2, "there is no tier 'R' to draw"),
-        (("diff", "photo.jpg", "photo.jpg"), 1, "photo.jpg is no record"),
+        (("diff", "photo.jpg", "photo.jpg"), 1, "photo.jpg is damaged"),
         (("report", "photos", "--out", "report"), 2, "photos holds no records"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 
 from abc_embed import Embedder, Item, checkpoint
 from abc_embed.adapters import detach
-from abc_embed.bench.ctrlbench.held_out import build
+from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.data.records import read_records
 from abc_embed.errors import DataError
 from abc_embed.scenes.dataset import write_dataset
@@ -161,16 +161,16 @@ class Oracle:
     """Texts have random vectors; a picture has its caption's, a question its answer's and more."""
 
     def __init__(self, *, blind: bool = False, strange: float = 0.0) -> None:
-        held = build(TINY.queries, 1, TINY.measured_world)
+        spec = generate(TINY.queries, 1, TINY.measured_world)
         pictures, texts = unseen(TINY)
         self._of = {_look(p): text for p, text in zip(pictures, texts, strict=True)}
         self._elsewhere = dict[tuple[str | None, bytes], str]()
-        for query in held.queries:
-            picture = render(held.scenes[query.image], TINY.side)
-            look = _look(Item(image=picture, instruction=query.instruction))
-            its = {question.answer for question in questions(held.scenes[query.image])}
+        for query in split_mirrors(spec)[1]:
+            scene = spec.images[query.image].scene
+            look = _look(Item(image=render(scene, TINY.side), instruction=query.instruction))
+            own = {question.answer for question in questions(scene)}
             self._of[look] = query.answer
-            self._elsewhere[look] = next(text for text in held.candidates if text not in its)
+            self._elsewhere[look] = next(text for text in spec.candidates if text not in own)
         self._first, self._blind, self._strange = texts[0], blind, strange
 
     def embed(self, items: list[str | Item]) -> np.ndarray:

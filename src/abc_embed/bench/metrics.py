@@ -1,4 +1,4 @@
-"""Ranks, and what follows from them. Pure functions of arrays; no model, no files.
+"""Ranks, and what follows from them: pure functions of arrays.
 
 Ties count against the model: a constant encoder has the worst rank, not the best. Numbers that are
 not finite are an error, not a score.
@@ -8,6 +8,7 @@ clusters (images).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,9 @@ from abc_embed.errors import NotFiniteError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+DRAWS = 2000
+"""Bootstrap resamples behind each 95 % interval."""
 
 
 def ranks(scores: ArrayLike, gold: ArrayLike) -> Ints:
@@ -82,7 +86,7 @@ def mean_reciprocal_rank(of: Ints) -> float:
 
 
 def resampled_means(
-    values: ArrayLike, clusters: ArrayLike, *, draws: int = 2000, seed: int = 0
+    values: ArrayLike, clusters: ArrayLike, *, draws: int = DRAWS, seed: int = 0
 ) -> Floats:
     """Bootstrap: `(Q, S)` values -> `(R, S)` means, `R = draws`, of whole clusters drawn anew.
 
@@ -111,6 +115,13 @@ def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     outside = (1.0 - level) / 2.0
     low, high = np.quantile(np.asarray(samples, dtype=np.float64), (outside, 1.0 - outside))
     return float(low), float(high)
+
+
+def share(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> dict[str, Any]:
+    """The mean of values `(Q,)`, its 95 % interval by cluster, and `Q`, as JSON values."""
+    column = np.asarray(values, dtype=np.float64)
+    means = resampled_means(column[:, None], clusters, draws=draws)[:, 0]
+    return {"value": float(column.mean()), "interval": interval(means), "of": len(column)}
 
 
 def sign_flip_test(

@@ -1,29 +1,35 @@
-"""What was measured, on disk: a record names everything that its numbers hang on.
+"""What was measured, on disk: a record names everything that its numbers depend on.
 
-Does: add to a benchmark's findings which weights, versions and machine gave them; write and read
-records; put tables between the marks of a Markdown page. Does not: measure, make tables
-(tables.py) or draw (pictures.py), or name a host or a path.
+Makes records of a benchmark's findings, writes and reads them, compares two query by query, and
+puts tables between the marks of a Markdown page. No record names a host or a path.
 """
 
-import hashlib
+import base64
+import binascii
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from abc_embed import runtime
-from abc_embed.errors import DataError
+from abc_embed.bench import metrics
+from abc_embed.errors import DataError, UsageError
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import sha256_json
+from abc_embed.storage.json_files import read_json
 
 if TYPE_CHECKING:
-    from os import PathLike
-
-    from abc_embed.bench.encoders.registry import Encoder
+    from abc_embed.bench.encoders.base import Encoder
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
-NEEDED = ("benchmark", "benchmark_hash", "model", "time", "settings", "sizes", "scores")
+REQUIRED = ("benchmark", "benchmark_hash", "model", "time", "settings", "sizes", "scores")
 
 Record = Mapping[str, Any]
 
@@ -33,7 +39,7 @@ def make_record(encoder: "Encoder", findings: Record, name: str) -> dict[str, An
 
     JSON values only. A name that is a path is cut to its last part.
     """
-    from abc_embed.bench.encoders.base import strip_path
+    from abc_embed.bench.encoders.base import strip_path  # with torch: tables need none
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,8 +55,8 @@ def make_record(encoder: "Encoder", findings: Record, name: str) -> dict[str, An
     }
 
 
-def key_of(record: Record) -> dict[str, Any]:
-    """What the numbers hang on: weights, questions, number format, prompts, settings."""
+def record_key(record: Record) -> dict[str, Any]:
+    """What the numbers depend on: weights, questions, number format, prompts, settings."""
     model = record["model"]
     return {
         "fingerprint": model["fingerprint"],
@@ -63,7 +69,7 @@ def key_of(record: Record) -> dict[str, Any]:
     }
 
 
-def write_record(record: Record, folder: "str | PathLike[str]") -> Path:
+def write_record(record: Record, folder: str | PathLike[str]) -> Path:
     """Write a record as `<benchmark>-<model>-<weights>-<questions>-<settings>.json`; its path.
 
     One with the same key replaces its older record.
@@ -72,10 +78,8 @@ def write_record(record: Record, folder: "str | PathLike[str]") -> Path:
         OutputError: it cannot be written.
     """
     model = record["model"]
-    key = json.dumps(key_of(record), sort_keys=True)
-    hashes = (model["fingerprint"], record["benchmark_hash"], hashlib.sha256(key.encode()))
-    digits = [h if isinstance(h, str) else h.hexdigest() for h in hashes]
-    parts = (record["benchmark"], model["name"], *(digest[:8] for digest in digits))
+    hashes = (model["fingerprint"], record["benchmark_hash"], sha256_json(record_key(record)))
+    parts = (record["benchmark"], model["name"], *(digits[:8] for digits in hashes))
     stem = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
     path = make_folder(folder) / f"{stem}.json"
     with atomic_write(path) as file:
@@ -83,25 +87,20 @@ def write_record(record: Record, folder: "str | PathLike[str]") -> Path:
     return path
 
 
-def read_record(path: "str | PathLike[str]") -> dict[str, Any]:
+def read_record(path: str | PathLike[str]) -> dict[str, Any]:
     """One record.
 
     Raises:
         DataError: the file is no record.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        why = getattr(problem, "strerror", None) or problem
-        raise DataError(f"{path} is no record: {why}; measure again") from problem
-    missing = [key for key in NEEDED if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise DataError(f"{path} is no record: {missing[0]} is missing; measure again")
-    found: dict[str, Any] = record
-    return found
+    record = read_json(Path(path), error=DataError, mend="give a record, or measure again")
+    for name in REQUIRED:
+        if name not in record:
+            raise DataError(f"{path} is no record: {name} is missing; measure again")
+    return record
 
 
-def read_records(folder: "str | PathLike[str]") -> list[dict[str, Any]]:
+def read_records(folder: str | PathLike[str]) -> list[dict[str, Any]]:
     """All records of a folder, by benchmark and model, older ones first; none if it is not there.
 
     Raises:
@@ -121,3 +120,89 @@ def with_results(text: str, block: str) -> str:
         raise DataError(f"put one line {BEGIN.strip()} and below it one line {END}")
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + block + END + rest.partition(END)[2]
+
+
+# -- two records, query by query -------------------------------------------------------------------
+
+
+def compare_records(a: Record, b: Record, *, draws: int = 10_000) -> list[dict[str, Any]]:
+    """Which model is better, and could it be chance?
+
+    For each condition that both records have: R@1 of each, `a` − `b`, its 95 % interval, and the p
+    of a paired permutation test, both by picture.
+
+    Raises:
+        UsageError: they have no condition in common.
+        DataError: a record has no ranks by query, or the questions are not the same.
+    """
+    for name, record in (("first", a), ("second", b)):
+        if "ranks" not in record or "clusters" not in record:
+            raise DataError(f"the {name} record has no ranks by query; measure again")
+    if any(a.get(key) != b.get(key) for key in ("benchmark_hash", "sizes", "missing")):
+        raise DataError(
+            f"the records are of different questions ({a['benchmark']} {a['benchmark_hash'][:8]} "
+            f"and {b['benchmark']} {b['benchmark_hash'][:8]}); measure both models with the same "
+            "benchmark and the same --limit"
+        )
+    conditions = [name for name in a["ranks"] if name in b["ranks"] and name != "random"]
+    if not conditions:
+        raise UsageError("the two models have no way of asking in common; nothing can be compared")
+    return [_compare(condition, a, b, draws) for condition in conditions]
+
+
+def _compare(condition: str, a: Record, b: Record, draws: int) -> dict[str, Any]:
+    ranks = [unpack(record["ranks"][condition]) for record in (a, b)]
+    clusters = unpack(a["clusters"])
+    if not len(ranks[0]) == len(ranks[1]) == len(clusters):
+        raise DataError("the records' ranks are not of one length; measure again")
+    asked = (ranks[0] > 0) & (ranks[1] > 0)
+    if not asked.any():
+        raise DataError(f"no question was asked as {condition!r} in both records; measure again")
+    hits = [(of[asked] == 1).astype(np.float64) for of in ranks]
+    difference = metrics.share(hits[0] - hits[1], clusters[asked])
+    return {
+        "way": condition,
+        "of": difference["of"],
+        "a": float(hits[0].mean()),
+        "b": float(hits[1].mean()),
+        "difference": difference["value"],
+        "interval": difference["interval"],
+        "p": metrics.sign_flip_test(hits[0] - hits[1], clusters[asked], draws=draws),
+    }
+
+
+# -- whole numbers, thousands of them, in a line of a record ---------------------------------------
+
+
+def pack(values: ArrayLike) -> dict[str, Any]:
+    """Whole numbers from 0, of any shape, as JSON values: the smallest type, zlib, base64.
+
+    Raises:
+        ValueError: a number is below 0.
+    """
+    array = np.asarray(values, dtype=np.int64)
+    if array.size and array.min() < 0:
+        raise ValueError("only numbers from 0 can be packed")
+    kind = np.min_scalar_type(int(array.max(initial=0))).newbyteorder("<")
+    data = zlib.compress(array.astype(kind).tobytes(), 9)
+    return {
+        "shape": list(array.shape),
+        "dtype": kind.str,
+        "zlib_base64": base64.b64encode(data).decode(),
+    }
+
+
+def unpack(packed: Any) -> NDArray[np.int64]:
+    """What was packed.
+
+    Raises:
+        DataError: it is not what `pack` gives.
+    """
+    try:
+        data = zlib.decompress(base64.b64decode(packed["zlib_base64"], validate=True))
+        kind = np.dtype(packed["dtype"])
+        if kind.kind != "u":
+            raise ValueError
+        return np.frombuffer(data, kind).reshape(packed["shape"]).astype(np.int64)
+    except (KeyError, TypeError, ValueError, binascii.Error, zlib.error):
+        raise DataError("packed numbers of the record are damaged; measure again") from None

@@ -1,17 +1,16 @@
 """Records as tables: for a terminal, as Markdown, as CSV.
 
-Does: put the composition gap first, the controls beside every score, and say what is missing. Does
-not: read records (report.py) or draw (pictures.py).
+The composition gap comes first, the controls stand beside every score, and what is missing is said.
 """
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
 
-WAYS = {
+CONDITIONS = {
     "joint": "image + instruction",
     "image": "image alone",
     "generic": "generic instruction",
@@ -21,15 +20,15 @@ WAYS = {
     "late": "both vectors added",
     "random": "random",
 }
-"""Ways of asking, in words."""
-OF_JOINT = {
+"""The benchmark's conditions, in words."""
+JOINT_FIGURES = {
     "image_accuracy": "right image",
     "aspect_accuracy": "right among the image's own",
     "group_accuracy": "all of an image right",
     "flip_rate": "first choice changes with the instruction",
     "mirror_accuracy": "mirrored pairs, both right",
 }
-"""What is said of image + instruction alone, in words."""
+"""What is reported of image + instruction alone, in words."""
 BRIEF = ("joint", "image", "text", "late", "random")
 TITLES = {
     "ctrlbench-B": "B, binding",
@@ -51,25 +50,26 @@ def is_ctrlbench(record: Record) -> bool:
 def summary(record: Record) -> list[tuple[str, str, str]]:
     """(what, value with its interval, target and whether it is reached), line by line."""
     checks = {check["name"]: check for check in record["checks"]}
-    rows = [("composition gap", _cell(record["composition_gap"]), "")]
-    for way, title in WAYS.items():
-        if way in record["scores"]:
-            score = record["scores"][way]
+    rows = [("composition gap", score_cell(record["composition_gap"]), "")]
+    for condition, title in CONDITIONS.items():
+        if condition in record["scores"]:
+            score = record["scores"][condition]
             partly = "" if score["of"] == record["sizes"]["queries"] else f" of {score['of']:,}"
-            rows.append((f"R@1, {title}", _cell(_r1(score)) + partly, _verdict(checks.get(way))))
+            value = score_cell(first_recall(score)) + partly
+            rows.append((f"R@1, {title}", value, _verdict(checks.get(condition))))
     if joint := record["scores"].get("joint"):
-        rows.append(("R@5, R@10, MRR", _more(joint), ""))
-    for key, title in OF_JOINT.items():
+        rows.append(("R@5, R@10, MRR", _further_scores(joint), ""))
+    for key, title in JOINT_FIGURES.items():
         if record["joint"]:
-            rows.append((title, _cell(record["joint"][key]), _verdict(checks.get(key))))
+            rows.append((title, score_cell(record["joint"][key]), _verdict(checks.get(key))))
     bounds = record["bounds"]
     rows.append(("bound of the image alone", f"{bounds['image']:.3f}", ""))
     rows.append(("bound of the instruction alone", f"{bounds['text']:.3f}", ""))
     return rows
 
 
-def standing(record: Record) -> str:
-    """One line: on how many queries the scores stand, and what is left out."""
+def sizes_line(record: Record) -> str:
+    """On how many queries the scores stand, and what is left out."""
     sizes = record["sizes"]
     line = (
         f"{sizes['queries']:,} queries, {sizes['images']:,} images, {sizes['candidates']:,} "
@@ -96,70 +96,74 @@ def _verdict(check: Record | None) -> str:
 
 def brief(records: Sequence[Record]) -> str:
     """A line for each benchmark and model of ours, and below it what each was measured with."""
-    chosen = [r for r in records if _is_whole(r) and r["model"].get("kind") == "abc-embed"]
-    if not chosen:
+    complete = [
+        record
+        for record in records
+        if is_ctrlbench(record)
+        and record["settings"]["limit"] is None
+        and not record["missing"]
+        and record["model"].get("kind") == "abc-embed"
+    ]
+    if not complete:
         return NOTHING
-    return "\n".join([*_gap_table(chosen), "", *map(_small_print, chosen)]) + "\n"
+    return "\n".join([*_gap_table(complete), "", *map(_small_print, complete)]) + "\n"
 
 
 def markdown(records: Sequence[Record]) -> str:
     """Every record: CtrlBench by benchmark, with all controls; others as they come."""
     lines: list[str] = []
-    ours = [r for r in records if is_ctrlbench(r)]
-    if ours:
-        lines += [*_gap_table(ours), ""]
-    for benchmark in dict.fromkeys(r["benchmark"] for r in ours):
-        its = [r for r in ours if r["benchmark"] == benchmark]
-        lines += [f"### {TITLES.get(benchmark, benchmark)}", "", *_full_table(its), ""]
-        lines += [*map(_small_print, its), ""]
-    others = [r for r in records if not is_ctrlbench(r)]
+    ctrlbench = [record for record in records if is_ctrlbench(record)]
+    others = [record for record in records if not is_ctrlbench(record)]
+    if ctrlbench:
+        lines += [*_gap_table(ctrlbench), ""]
+    for benchmark in dict.fromkeys(record["benchmark"] for record in ctrlbench):
+        group = [record for record in ctrlbench if record["benchmark"] == benchmark]
+        lines += [f"### {TITLES.get(benchmark, benchmark)}", "", *_full_table(group), ""]
+        lines += [*map(_small_print, group), ""]
     if others:
-        lines += ["### Others", "", _row(["benchmark", "model", "score", "value (95 %)", "of"])]
-        lines.append(_row(["---"] * 5))
+        lines += ["### Others", ""]
+        lines += markdown_head(["benchmark", "model", "score", "value (95 %)", "of"])
     for record in others:
-        for name, _, figure in _figures(record):
-            cells = (record["benchmark"], record["model"]["name"], name, _cell(figure))
-            lines.append(_row([*cells, f"{figure.get('of', '')}"]))
+        for name, _, figure in _all_figures(record):
+            cells = (record["benchmark"], record["model"]["name"], name, score_cell(figure))
+            lines.append(markdown_row([*cells, f"{figure.get('of', '')}"]))
     return "\n".join(lines).rstrip() + "\n" if lines else NOTHING
-
-
-def _is_whole(record: Record) -> bool:
-    return is_ctrlbench(record) and record["settings"]["limit"] is None and not record["missing"]
 
 
 def _gap_table(records: Sequence[Record]) -> list[str]:
     """The gap, what it is made of, and the mirrored pairs."""
-    head = ["tier", "model", "composition gap", *(WAYS[way] for way in BRIEF)]
-    head.append(OF_JOINT["mirror_accuracy"])
+    head = ["tier", "model", "composition gap", *(CONDITIONS[name] for name in BRIEF)]
     lines = [
         "R@1 with 95 % intervals by image. Composition gap: image + instruction over the best of "
         "image alone, instruction alone, and both vectors added.",
         "",
-        _row(head),
-        _row(["---"] * len(head)),
+        *markdown_head([*head, JOINT_FIGURES["mirror_accuracy"]]),
     ]
     for record in records:
-        cells = [_title(record), record["model"]["name"], _cell(record["composition_gap"])]
-        cells += [_cell(_r1(record["scores"].get(way))) for way in BRIEF]
-        cells.append(_cell((record["joint"] or {}).get("mirror_accuracy")))
-        lines.append(_row(cells))
+        cells = [_title(record), record["model"]["name"], score_cell(record["composition_gap"])]
+        cells += [score_cell(first_recall(record["scores"].get(name))) for name in BRIEF]
+        cells.append(score_cell((record["joint"] or {}).get("mirror_accuracy")))
+        lines.append(markdown_row(cells))
     return lines
 
 
 def _full_table(records: Sequence[Record]) -> list[str]:
-    """A column for each model: every way of asking, and what is said of joint."""
-    names = [record["model"]["name"] for record in records]
-    lines = [_row(["", *names]), _row(["---"] * (1 + len(names)))]
-    lines.append(_row(["**composition gap**", *(_cell(r["composition_gap"]) for r in records)]))
-    for way, title in WAYS.items():
-        lines.append(_row([f"R@1, {title}", *(_cell(_r1(r["scores"].get(way))) for r in records)]))
-    more = [_more(r["scores"].get("joint")) for r in records]
-    lines.append(_row([f"R@5, R@10, MRR, {WAYS['joint']}", *more]))
-    for key, title in OF_JOINT.items():
-        lines.append(_row([title, *(_cell((r["joint"] or {}).get(key)) for r in records)]))
+    """A column for each model: every condition, and what is reported of joint."""
+
+    def row(title: str, figures: Iterable[Record | None]) -> str:
+        return markdown_row([title, *map(score_cell, figures)])
+
+    lines = markdown_head(["", *(record["model"]["name"] for record in records)])
+    lines.append(row("**composition gap**", (r["composition_gap"] for r in records)))
+    for key, title in CONDITIONS.items():
+        lines.append(row(f"R@1, {title}", (first_recall(r["scores"].get(key)) for r in records)))
+    further = [_further_scores(r["scores"].get("joint")) for r in records]
+    lines.append(markdown_row([f"R@5, R@10, MRR, {CONDITIONS['joint']}", *further]))
+    for key, title in JOINT_FIGURES.items():
+        lines.append(row(title, ((r["joint"] or {}).get(key) for r in records)))
     for split in ("by_aspect", "by_group"):
         for name in dict.fromkeys(name for r in records for name in r[split] if name):
-            lines.append(_row([f"R@1, {name}", *(_cell(r[split].get(name)) for r in records)]))
+            lines.append(row(f"R@1, {name}", (r[split].get(name) for r in records)))
     bounds = records[0]["bounds"]
     low = f"image alone ≤ {bounds['image']:.3f}, instruction alone ≤ {bounds['text']:.3f}"
     return [*lines, "", f"From the files alone: {low}, chance {bounds['random']:.4f}."]
@@ -167,24 +171,21 @@ def _full_table(records: Sequence[Record]) -> list[str]:
 
 def _small_print(record: Record) -> str:
     """How it was measured, by aspect, and what was missed."""
-    model = record["model"]
-    parts = [f"* **{_title(record)}, {model['name']}**: {standing(record)}."]
-    aspects = [f"{name} {its['value']:.2f}" for name, its in record["by_aspect"].items()]
+    model, checks = record["model"], record["checks"]
+    parts = [f"* **{_title(record)}, {model['name']}**: {sizes_line(record)}."]
+    aspects = [f"{name} {share['value']:.2f}" for name, share in record["by_aspect"].items()]
     if aspects:
         parts.append(f"By aspect: {', '.join(aspects)}.")
-    if record["checks"]:
-        missed = [_names()[check["name"]] for check in record["checks"] if not check["reached"]]
-        targets = (f"{_names()[c['name']]} {_verdict(c)}" for c in record["checks"])
-        parts.append(f"Targets: {'; '.join(targets)}. Missed: {'; '.join(missed) or 'none'}.")
+    if checks:
+        titles = CONDITIONS | JOINT_FIGURES
+        targets = "; ".join(f"{titles[check['name']]} {_verdict(check)}" for check in checks)
+        missed = "; ".join(titles[check["name"]] for check in checks if not check["reached"])
+        parts.append(f"Targets: {targets}. Missed: {missed or 'none'}.")
     parts.append(
         f"Weights `{model['fingerprint'][:8]}` in {model['dtype']} on {model['device']}, benchmark "
         f"`{record['benchmark_hash'][:8]}`, {record['time'][:10]}."
     )
     return " ".join(parts)
-
-
-def _names() -> dict[str, str]:
-    return {**WAYS, **OF_JOINT}
 
 
 def _title(record: Record) -> str:
@@ -193,17 +194,19 @@ def _title(record: Record) -> str:
     return title if limit is None else f"{title}, first {limit} images"
 
 
-def _r1(score: Record | None) -> Record | None:
+def first_recall(score: Record | None) -> Record | None:
+    """R@1 of a score with its interval."""
     return None if score is None else {"value": score["r1"], "interval": score["r1_interval"]}
 
 
-def _more(score: Record | None) -> str:
+def _further_scores(score: Record | None) -> str:
     if score is None or score["r5"] is None:
         return NOT_TAKEN
     return f"{score['r5']:.3f}, {score['r10']:.3f}, {score['mrr']:.3f}"
 
 
-def _cell(figure: Record | None) -> str:
+def score_cell(figure: Record | None) -> str:
+    """A value with its interval; a dash where nothing was asked."""
     if figure is None or figure["value"] is None:
         return NOT_TAKEN
     if figure.get("interval") is None:
@@ -212,8 +215,14 @@ def _cell(figure: Record | None) -> str:
     return f"{figure['value']:.3f} ({low:.3f}–{high:.3f})"
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
+    """One line of a table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def markdown_head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [markdown_row(titles), markdown_row(["---"] * len(titles))]
 
 
 # -- CSV -------------------------------------------------------------------------------------------
@@ -228,16 +237,15 @@ def as_csv(records: Sequence[Record]) -> str:
     for record in records:
         settings, model = record["settings"], record["model"]
         by = (record["benchmark"], record["benchmark_hash"], model["name"], model["fingerprint"])
-        for name, metric, figure in _figures(record):
+        where = (settings.get("max_pixels"), settings.get("limit"))
+        for name, metric, figure in _all_figures(record):
             low, high = figure.get("interval") or ("", "")
             value = "" if figure["value"] is None else figure["value"]
-            of = figure.get("of", "")
-            where = (settings.get("max_pixels"), settings.get("limit"))
-            writer.writerow((*by, *where, name, metric, value, low, high, of))
+            writer.writerow((*by, *where, name, metric, value, low, high, figure.get("of", "")))
     return text.getvalue()
 
 
-def _figures(record: Record) -> Iterator[tuple[str, str, Record]]:
+def _all_figures(record: Record) -> Iterator[tuple[str, str, Record]]:
     """(score, metric, figure) of every number."""
     if record.get("composition_gap"):
         yield "composition gap", "r1", record["composition_gap"]

@@ -82,8 +82,8 @@ def ctrlbench(
     answered from its record.
     """
     areas = options.parse_areas(max_pixels)
+    from abc_embed.bench.ctrlbench.measure import measure_once
     from abc_embed.bench.encoders.registry import CachedEncoder
-    from abc_embed.bench.run import measured
     from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
 
@@ -95,7 +95,7 @@ def ctrlbench(
         cached = stack.enter_context(CachedEncoder(encoder, settings.cache))
         for (benchmark, name), area in product(benchmarks, areas):
             with progress_bar(f"tier {name}, images") as on_progress:
-                record, path = measured(
+                record, path = measure_once(
                     cached,
                     benchmark,
                     name,
@@ -140,7 +140,7 @@ def _print_record(record: dict[str, Any]) -> None:
     if area := record["settings"]["max_pixels"]:
         title += f", at most {area:,} pixels"
     print_table(("", "value (95 %)", "target"), tables.summary(record), title=title)
-    print_result(tables.standing(record))
+    print_result(tables.sizes_line(record))
 
 
 @app.command(epilog=EXAMPLES)
@@ -151,11 +151,11 @@ def build(
 ) -> None:
     """Draw a frozen tier into a folder: the same bytes everywhere, or an error."""
     from abc_embed.bench.ctrlbench import tiers as frozen
-    from abc_embed.bench.ctrlbench.validate import gate
+    from abc_embed.bench.ctrlbench.validate import validate
 
     with progress_bar(f"drawing tier {tier}") as on_progress:
         benchmark = frozen.build(tier, out, on_progress)
-    summary = {**benchmark.card["counts"], **gate(benchmark, tier)}
+    summary = {**benchmark.card["counts"], **validate(benchmark, tier)}
     if as_json:
         print_json({"out": str(out), **summary, "content_hash": benchmark.content_hash()})
         return
@@ -170,12 +170,11 @@ def diff(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare two records query by query, with a paired permutation test."""
-    from abc_embed.bench.diff import diff as compare
-    from abc_embed.bench.records import read_record
-    from abc_embed.bench.tables import WAYS
+    from abc_embed.bench.records import compare_records, read_record
+    from abc_embed.bench.tables import CONDITIONS
 
     records = read_record(a), read_record(b)
-    rows = compare(*records)
+    rows = compare_records(*records)
     if as_json:
         print_json(rows)
         return
@@ -184,7 +183,7 @@ def diff(
     for row in rows:
         low, high = row["interval"]
         change = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-        lines.append((WAYS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
+        lines.append((CONDITIONS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
     print_table(("R@1", *names, "difference (95 %)", "p"), lines, title=records[0]["benchmark"])
 
 

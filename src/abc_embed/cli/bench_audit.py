@@ -83,4 +83,4 @@ def _write(findings: dict[str, Any], out: Path) -> None:
         file.write((json.dumps(findings, indent=1, allow_nan=False) + "\n").encode())
     with atomic_write(out / "audit.md") as file:
         file.write(audit_table.markdown(findings).encode())
-    audit_table.write_plot(findings, out / "audit.png")
+    audit_table.draw_bars(findings, out / "audit.png")

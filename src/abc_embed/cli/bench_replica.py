@@ -108,9 +108,9 @@ def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dic
 
 
 def _print_benchmark(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:
-    from abc_embed.bench.ctrlbench.validate import gate
+    from abc_embed.bench.ctrlbench.validate import validate
 
-    bounds = gate(benchmark, "R")
+    bounds = validate(benchmark, "R")
     counts = {
         "images": len(benchmark.images),
         "captions": len(benchmark.corpus),

@@ -11,10 +11,13 @@ import dataclasses
 import json
 import re
 import reprlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from abc_embed.errors import DataError
+
+T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FAR = 1e9  # no picture has so many pixels; also false for what is not a number
@@ -32,6 +35,23 @@ def parse_json(line: bytes) -> object:
         mend = "write one object per line" if line.endswith(b"\n") else "the file may be cut off"
         raise DataError(f"the line is not JSON{where}; {mend}") from None
     return parsed
+
+
+def parse_lines(path: Path, parse: Callable[[bytes], T]) -> Iterator[tuple[int, T]]:
+    """(line number, what `parse` makes of the line) of a file, blank lines left out.
+
+    Raises:
+        DataError: that of `parse`, with file and line before it.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    row = parse(line)
+                except DataError as wrong:
+                    raise DataError(f"{path}:{number}: {wrong}") from None
+                yield number, row
 
 
 def _refuse_constant(name: str) -> None:

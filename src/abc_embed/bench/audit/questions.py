@@ -21,8 +21,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from abc_embed.bench.ctrlbench.held_out import SEED, build
+from abc_embed.bench.ctrlbench.scene_benchmark import SIDE
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
+from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.base import image_hash
 from abc_embed.data.fields import check_text, fields_of, parse_json
 from abc_embed.data.records import RECORDS_FILE, read_records
@@ -160,16 +161,17 @@ class _Making:
 
 def _scenes(count: int) -> AuditSet:
     """Unseen scenes with all their answers as candidates, as CtrlBench's tier S asks."""
-    held = build(count, 1, SEED)
-    texts = {text: number for number, text in enumerate(held.candidates)}
+    spec = generate(count, 1)
+    images, queries = split_mirrors(spec)
+    texts = {text: number for number, text in enumerate(spec.candidates)}
     return AuditSet(
         name=SCENES,
         questions=tuple(
             Question(image=q.image, instruction=q.instruction, right=(texts[q.answer],))
-            for q in held.queries
+            for q in queries
         ),
-        images=tuple(render(scene, 112) for scene in held.scenes),
-        texts=held.candidates,
+        images=tuple(render(image.scene, SIDE) for image in images),
+        texts=tuple(spec.candidates),
     )
 
 

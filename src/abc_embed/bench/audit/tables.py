@@ -1,17 +1,11 @@
-"""An audit for people: rows of a table, Markdown, and a picture.
+"""An audit for people: rows of a table, Markdown, and a figure."""
 
-Does: lay out what `audit.run` found. Does not: compute. The picture needs matplotlib.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from abc_embed.errors import MissingExtraError
-from abc_embed.storage.files import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from abc_embed import figures
+from abc_embed.bench.tables import markdown_row, score_cell
 
 COLUMNS = {
     "image": "image alone",
@@ -22,13 +16,12 @@ COLUMNS = {
     "only together": "only together",
 }
 COLOURS = {
-    "image": "#9ab8dc",
-    "words": "#e0b98a",
-    "sum": "#a9c9a4",
-    "any": "#5b6470",
-    "both": "#266ec8",
+    COLUMNS["image"]: "#9ab8dc",
+    COLUMNS["words"]: "#e0b98a",
+    COLUMNS["sum"]: "#a9c9a4",
+    COLUMNS["any"]: "#5b6470",
+    COLUMNS["both"]: figures.BLUE,
 }
-NOT_TAKEN = "–"
 
 Findings = Mapping[str, Any]
 
@@ -43,12 +36,12 @@ def rows(findings: Findings) -> list[tuple[str, ...]]:
     lines = [
         (
             row["model"]["name"],
-            *(_cell(row["shares"].get(column)) for column in COLUMNS),
+            *(score_cell(row["shares"].get(column)) for column in COLUMNS),
         )
         for row in findings["models"]
     ]
     if len(lines) > 1:
-        cells = [_cell(findings["panel"]) if column == "any" else "" for column in COLUMNS]
+        cells = [score_cell(findings["panel"]) if column == "any" else "" for column in COLUMNS]
         lines.append(("any model of the panel", *cells))
     return lines
 
@@ -56,16 +49,16 @@ def rows(findings: Findings) -> list[tuple[str, ...]]:
 def summary(findings: Findings) -> str:
     """What the shares are of, in one or two sentences."""
     sizes = findings["sizes"]
-    said = (
+    text = (
         f"{findings['audit']}: {sizes['questions']:,} questions about {sizes['images']:,} pictures,"
         f" {sizes['texts']:,} texts; guessing solves {findings['chance']:.3f}."
     )
     if sizes["left_out"]:
-        said += (
+        text += (
             f" Questions left out for want of their pictures: {sizes['left_out']:,}; pictures"
             f" missing: {len(findings['missing']):,}, {findings['missing'][0]} the first."
         )
-    return said
+    return text
 
 
 def markdown(findings: Findings) -> str:
@@ -73,65 +66,30 @@ def markdown(findings: Findings) -> str:
     lines = [
         f"Share of questions solved, with 95 % intervals by picture. {summary(findings)}",
         "",
-        _line(head()),
-        _line(["---"] * len(head())),
-        *map(_line, rows(findings)),
+        markdown_row(head()),
+        markdown_row(["---"] * len(head())),
+        *map(markdown_row, rows(findings)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def write_plot(findings: Findings, path: Path) -> None:
+def draw_bars(findings: Findings, path: Path) -> None:
     """Bars with intervals, model by model; the dashed line is what guessing solves.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError.of("bench", "the picture of an audit") from None
     models = findings["models"]
-    figure = Figure(figsize=(7.5, 1.6 + 1.25 * len(models)), layout="constrained")
+    figure = figures.new_figure(7.5, 1.6 + 1.25 * len(models))
     axes = figure.subplots()
-    for place, row in enumerate(models):
-        _bars(axes, place, row["shares"])
-    axes.axvline(findings["chance"], color="#444444", linestyle="--", linewidth=1, label="guessing")
-    axes.set_yticks(range(len(models)), [row["model"]["name"] for row in models])
-    axes.set_ylim(len(models) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
+    figures.score_axes(axes, [row["model"]["name"] for row in models])
+    for row, model in enumerate(models):
+        shares = {COLUMNS[key]: share for key, share in model["shares"].items()}
+        figures.score_bars(axes, row, shares, COLOURS, fontsize=8)
+    chance = findings["chance"]
+    axes.axvline(chance, color=figures.BOUND, linestyle="--", linewidth=1, label="guessing")
     axes.set_xlabel("share of questions solved (95 % intervals by picture)")
     axes.set_title(f"What does it take to solve {findings['audit']}?", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    shown = dict(zip(labels, handles, strict=True))  # a way that several models have stands once
-    figure.legend(shown.values(), shown, loc="outside lower center", ncols=3, frameon=False)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150)
-
-
-def _bars(axes: "Axes", place: int, shares: Mapping[str, Any]) -> None:
-    height = 0.8 / len(COLOURS)
-    for number, (way, colour) in enumerate(COLOURS.items()):
-        share = shares.get(way)
-        where = place - 0.4 + (number + 0.5) * height
-        if share is None:
-            axes.text(0.005, where, f"{COLUMNS[way]}: not taken", va="center", fontsize=7)
-            continue
-        low, high = share["interval"]
-        value = share["value"]
-        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axes.barh(where, value, height * 0.92, color=colour, label=COLUMNS[way])
-        axes.errorbar(value, where, xerr=error, color="#202226", linewidth=1, capsize=2)
-        axes.text(high + 0.01, where, f"{value:.2f}", va="center", fontsize=8)
-
-
-def _cell(share: Mapping[str, Any] | None) -> str:
-    if share is None:
-        return NOT_TAKEN
-    low, high = share["interval"]
-    return f"{share['value']:.3f} ({low:.3f}–{high:.3f})"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    figures.legend_below(figure, columns=3, fontsize=10)
+    figures.save_figure(figure, path, dpi=150)

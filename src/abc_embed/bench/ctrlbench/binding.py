@@ -1,11 +1,10 @@
 """Tier B, binding: the instruction selects one of K objects of one kind by place, relation or size.
 
-Does: choose scenes of three things of one kind, each with its mirror, and questions that have all
-three as answers equally often, in the scene and in the mirror. Does not: draw them (drafts.py).
-
-All captions of a picture name things of one kind, so the words of a question point to none of them:
-the picture alone is right in 1 of K at most, and adding an image vector and a text vector gains
-nothing. A question that says a word of its answer is not asked.
+A scene holds three things of one kind and has its mirror beside it; its questions have all three as
+answers equally often, in the scene and in the mirror. All captions of a picture name things of one
+kind, so the words of a question point to none of them: the picture alone is right in 1 of K at
+most, and adding an image vector and a text vector gains nothing. A question that says a word of its
+answer is not asked.
 """
 
 import re
@@ -15,8 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from abc_embed.bench.ctrlbench.drafts import KNOWN, NOVEL, Asked, Draft, Shown
-from abc_embed.bench.ctrlbench.grid import filled, least_used, of_kind
+from abc_embed.bench.ctrlbench.grid import least_used, of_kind, with_things
+from abc_embed.bench.ctrlbench.scene_benchmark import (
+    KNOWN,
+    NOVEL,
+    SceneBenchmark,
+    SceneImage,
+    SceneQuery,
+)
 from abc_embed.bench.ctrlbench.validate import leaks
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, questions
@@ -25,19 +30,28 @@ from abc_embed.scenes.things import THINGS
 SEED = 7003
 OBJECTS = 3
 """`K`."""
-EACH = 2
+PER_OBJECT = 2
 """Questions of a picture that have one object as their answer."""
 KINDS = ("animal", "food", "object", "tool", "clothing", "vehicle")
 """Kinds with things enough that none is a good guess."""
-_ASKED = ("place", "relation", "size")
+_QUESTION_KINDS = ("place", "relation", "size")
+_SELECTOR = re.compile(
+    r"\b(top left|top right|bottom left|bottom right"
+    r"|left|right|top|bottom|above|below|smallest|largest)\b"
+)
+"""The word that selects; those of two words are looked for first."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Both:
+class _MirroredQuestion:
     """A question of a scene and the same of its mirror."""
 
     straight: Question
     mirrored: Question
+
+    @property
+    def aspect(self) -> str:
+        return _aspect(self.straight)
 
     @property
     def flips(self) -> bool:
@@ -48,103 +62,100 @@ class _Both:
         return any(leaks(q.instruction, q.answer) for q in (self.straight, self.mirrored))
 
 
-def draft(scenes: int = 250, seed: int = SEED) -> Draft:
-    """`scenes` scenes and their mirrors, `OBJECTS * EACH` questions of each picture."""
+def generate(count: int = 250, seed: int = SEED) -> SceneBenchmark:
+    """`count` scenes and their mirrors, `OBJECTS * PER_OBJECT` questions of each picture."""
     rng = np.random.default_rng((seed, 23))
     things, used = Counter(t.name for t in THINGS), Counter[str]()
-    shown: list[Shown] = []
-    asked: list[Asked] = []
+    images: list[SceneImage] = []
+    queries: list[SceneQuery] = []
     index = 0
-    while len(shown) < 2 * scenes:
+    while len(images) < 2 * count:
         layout = make_scene(seed, index)
         index += 1
         if len(layout.placed) != OBJECTS:
             continue
-        number = len(shown) // 2
+        number = len(images) // 2
         kind, novel = KINDS[number // 2 % len(KINDS)], bool(number % 2)
-        scene = filled(layout, least_used(rng, [of_kind(kind)] * OBJECTS, things, novel=novel))
+        pools = [of_kind(kind)] * OBJECTS
+        scene = with_things(layout, least_used(rng, pools, things, novel=novel))
         chosen = _choose(rng, scene, used)
         if chosen is None:
             continue
         things.update(placed.thing.name for placed in scene.placed)
-        used.update(both.straight.kind for both in chosen)
-        answers = tuple(placed.thing.phrase for placed in scene.placed)
-        first, group = len(shown), NOVEL if novel else KNOWN
-        shown.append(Shown(scene, group, answers, mirror=first + 1))
-        shown.append(Shown(scene.mirrored(), group, answers, mirror=first))
-        asked += [_asked(first, both.straight) for both in chosen]
-        asked += [_asked(first + 1, both.mirrored) for both in chosen]
-    how = (
-        f"{scenes} scenes of {OBJECTS} things of one kind ({', '.join(KINDS)}), and their mirrors; "
-        f"{OBJECTS * EACH} questions by place, relation or size of each, the same of a scene and "
-        f"its mirror; each thing is the answer of {EACH}; every second scene holds two things that "
-        "no training scene has together"
+        used.update(pair.straight.kind for pair in chosen)
+        captions = tuple(placed.thing.phrase for placed in scene.placed)
+        first, group = len(images), NOVEL if novel else KNOWN
+        images.append(SceneImage(scene, group, captions, mirror=first + 1))
+        images.append(SceneImage(scene.mirrored(), group, captions, mirror=first))
+        queries += [_query(first, pair.straight) for pair in chosen]
+        queries += [_query(first + 1, pair.mirrored) for pair in chosen]
+    description = (
+        f"{count} scenes of {OBJECTS} things of one kind ({', '.join(KINDS)}), and their mirrors; "
+        f"{OBJECTS * PER_OBJECT} questions by place, relation or size of each, the same of a scene "
+        f"and its mirror; each thing is the answer of {PER_OBJECT}; every second scene holds two "
+        "things that no training scene has together"
     )
-    return Draft("ctrlbench-B", seed, shown, asked, how)
+    return SceneBenchmark("ctrlbench-B", seed, images, queries, description)
 
 
-def _asked(image: int, question: Question) -> Asked:
+def _query(image: int, question: Question) -> SceneQuery:
     words = (question.instruction, question.answer, question.paraphrases)
-    return Asked(image, "B", f"{question.kind}:{_which(question.instruction)}", *words)
+    return SceneQuery(image, "B", _aspect(question), *words)
 
 
-def _which(instruction: str) -> str:
-    """The word that selects: left, above, smallest, …"""
-    found = re.search(r"\b(top left|top right|bottom left|bottom right)\b", instruction)
-    found = found or re.search(
-        r"\b(left|right|top|bottom|above|below|smallest|largest)\b", instruction
-    )
-    return found[1] if found else "other"
+def _aspect(question: Question) -> str:
+    """Its kind, and the word that selects: left, above, smallest, …"""
+    selector = _SELECTOR.search(question.instruction)
+    return f"{question.kind}:{selector[1] if selector else 'other'}"
 
 
-def _choose(rng: np.random.Generator, scene: Scene, used: Counter[str]) -> Sequence[_Both] | None:
-    """Questions with every object as the answer of `EACH`, in the scene and in its mirror.
+def _choose(
+    rng: np.random.Generator, scene: Scene, used: Counter[str]
+) -> Sequence[_MirroredQuestion] | None:
+    """Questions with every object as the answer of `PER_OBJECT`, in the scene and in its mirror.
 
     Kinds of question that came least so far are preferred. At least one is about size, and at
     least two have another answer in the mirror. None where the scene has no such questions.
     """
     mirrored = {q.instruction: q for q in questions(scene.mirrored())}
     pool = [
-        _Both(q, mirrored[q.instruction])
+        _MirroredQuestion(q, mirrored[q.instruction])
         for q in questions(scene)
-        if q.kind in _ASKED and q.instruction in mirrored
+        if q.kind in _QUESTION_KINDS and q.instruction in mirrored
     ]
-    pool = [
-        b for b in pool if not any(leaks(q.instruction, q.answer) for q in (b.straight, b.mirrored))
-    ]
+    pool = [pair for pair in pool if not pair.leaks]
     order = [pool[int(i)] for i in rng.permutation(len(pool))]
-    order.sort(key=lambda both: used[both.straight.kind])  # stable: else as drawn
-    seen: set[tuple[str, str]] = set()
-    different = []
-    for both in order:  # "on the left" is asked once, be it for a thing or for an animal
-        what = _asked(0, both.straight)
-        key = (what.aspect, what.instruction if both.straight.kind == "relation" else "")
-        if key not in seen:
-            seen.add(key)
-            different.append(both)
-    if not any(both.straight.kind == "size" for both in different):
+    order.sort(key=lambda pair: used[pair.straight.kind])  # stable: else as drawn
+    different: dict[tuple[str, str], _MirroredQuestion] = {}
+    for pair in order:  # "on the left" is asked once, be it for a thing or for an animal
+        relation = pair.straight.instruction if pair.straight.kind == "relation" else ""
+        different.setdefault((pair.aspect, relation), pair)
+    if not any(pair.straight.kind == "size" for pair in different.values()):
         return None  # sooner than to try them all
-    for found in _balanced(different, [], Counter(), Counter()):
-        about_size = any(both.straight.kind == "size" for both in found)
-        if about_size and sum(both.flips for both in found) >= 2:
-            return found
+    for choice in _balanced(list(different.values()), [], Counter(), Counter()):
+        about_size = any(pair.straight.kind == "size" for pair in choice)
+        if about_size and sum(pair.flips for pair in choice) >= 2:
+            return choice
     return None
 
 
 def _balanced(
-    pool: Sequence[_Both], taken: list[_Both], straight: Counter[str], mirrored: Counter[str]
-) -> Iterator[list[_Both]]:
-    """Each choice with each object right `EACH` times on both sides; preferred ones first."""
-    if len(taken) == OBJECTS * EACH:
+    pool: Sequence[_MirroredQuestion],
+    taken: list[_MirroredQuestion],
+    straight: Counter[str],
+    mirrored: Counter[str],
+) -> Iterator[list[_MirroredQuestion]]:
+    """Each choice with each object right `PER_OBJECT` times on both sides; preferred ones first."""
+    if len(taken) == OBJECTS * PER_OBJECT:
         yield list(taken)
         return
-    for number, both in enumerate(pool):
-        one, other = both.straight.answer, both.mirrored.answer
-        if straight[one] < EACH and mirrored[other] < EACH:
-            straight[one] += 1
-            mirrored[other] += 1
-            taken.append(both)
+    for number, pair in enumerate(pool):
+        answer, mirrored_answer = pair.straight.answer, pair.mirrored.answer
+        if straight[answer] < PER_OBJECT and mirrored[mirrored_answer] < PER_OBJECT:
+            straight[answer] += 1
+            mirrored[mirrored_answer] += 1
+            taken.append(pair)
             yield from _balanced(pool[number + 1 :], taken, straight, mirrored)
             taken.pop()
-            straight[one] -= 1
-            mirrored[other] -= 1
+            straight[answer] -= 1
+            mirrored[mirrored_answer] -= 1

@@ -1,10 +1,10 @@
 """Tier G, the grid: A aspects of every picture, asked with instructions from one shared bank.
 
-Does: choose scenes of four things of four kinds, and ask for each kind and for the background. Does
-not: draw them (drafts.py). Answers are balanced: of each aspect all things come as evenly as they
-can, so an instruction alone says little; every aspect of a picture has an answer of its own, so the
-picture alone is right for one of `A` at most. A caption shows its aspect ("a dog" is an animal), so
-adding an image vector and a text vector may solve this tier; tier B is the one where it cannot.
+A scene holds four things of four kinds; each kind is asked for, and the background. Answers are
+balanced: of each aspect all things come as evenly as they can, so an instruction alone says little;
+every aspect of a picture has an answer of its own, so the picture alone is right for one of `A` at
+most. A caption shows its aspect ("a dog" is an animal), so adding an image vector and a text vector
+may solve this tier; tier B is the one where it cannot.
 """
 
 from collections import Counter
@@ -12,7 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from abc_embed.bench.ctrlbench.drafts import KNOWN, NOVEL, Asked, Draft, Shown
+from abc_embed.bench.ctrlbench.scene_benchmark import (
+    KNOWN,
+    NOVEL,
+    SceneBenchmark,
+    SceneImage,
+    SceneQuery,
+)
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import questions
 from abc_embed.scenes.things import BACKGROUNDS, KIND_WORDS, THINGS, Thing, kept_apart
@@ -22,46 +28,45 @@ ASPECTS = 5
 """`A`: four kinds of thing, and the background."""
 KINDS = ("animal", "food", "tool", "clothing", "vehicle", "device")
 """Kinds with things enough that none is a good guess."""
-_PICKY = 60  # tries with the least used things alone, before others are looked at too
+_STRICT_TRIES = 60  # with the least used things alone, before others are looked at too
 
 
-def draft(images: int = 500, seed: int = SEED) -> Draft:
-    """`images` scenes and `ASPECTS` questions of each; every second one around an unseen pair."""
+def generate(count: int = 500, seed: int = SEED) -> SceneBenchmark:
+    """`count` scenes and `ASPECTS` questions of each; every second one around an unseen pair."""
     rng = np.random.default_rng((seed, 22))
     kinds, things, grounds = Counter(KINDS), Counter(t.name for t in THINGS), Counter[str]()
-    shown: list[Shown] = []
-    asked: list[Asked] = []
+    images: list[SceneImage] = []
+    queries: list[SceneQuery] = []
     index = 0
-    while len(shown) < images:
+    while len(images) < count:
         layout = make_scene(seed, index)
         index += 1
         if len(layout.placed) != ASPECTS - 1:
             continue
         if grounds[layout.background] > min(grounds[name] for name in BACKGROUNDS):
             continue
-        novel = bool(len(shown) % 2)
-        order = sorted(KINDS, key=lambda kind: (kinds[kind], rng.random()))[: ASPECTS - 1]
-        picked = least_used(rng, [of_kind(kind) for kind in order], things, novel=novel)
-        scene = filled(layout, picked)
+        novel = bool(len(images) % 2)
+        chosen = sorted(KINDS, key=lambda kind: (kinds[kind], rng.random()))[: ASPECTS - 1]
+        picked = least_used(rng, [of_kind(kind) for kind in chosen], things, novel=novel)
+        scene = with_things(layout, picked)
         grounds[layout.background] += 1
-        kinds.update(order)
+        kinds.update(chosen)
         things.update(thing.name for thing in picked)
-        found = [q for q in questions(scene) if q.kind in ("kind", "background")]
-        shown.append(
-            Shown(scene, NOVEL if novel else KNOWN, tuple(question.answer for question in found))
-        )
-        for question in found:
+        asked = [q for q in questions(scene) if q.kind in ("kind", "background")]
+        for question in asked:
             thing = None if question.region is None else scene.placed[question.region].thing
             aspect = "background" if thing is None else thing.kind
             words = (question.instruction, question.answer, question.paraphrases)
-            asked.append(Asked(len(shown) - 1, "G", aspect, *words))
-    how = (
-        f"{images} scenes of four things of four kinds on a ground; the kinds are "
+            queries.append(SceneQuery(len(images), "G", aspect, *words))
+        captions = tuple(question.answer for question in asked)
+        images.append(SceneImage(scene, NOVEL if novel else KNOWN, captions))
+    description = (
+        f"{count} scenes of four things of four kinds on a ground; the kinds are "
         f"{', '.join(KIND_WORDS[kind] for kind in KINDS)}; one question for each thing's kind and "
         "one for the ground; every second scene holds two things that no training scene has "
         "together"
     )
-    return Draft("ctrlbench-G", seed, shown, asked, how)
+    return SceneBenchmark("ctrlbench-G", seed, images, queries, description)
 
 
 def of_kind(kind: str) -> list[Thing]:
@@ -78,7 +83,7 @@ def least_used(
     """
     tries = 0
     while True:
-        slack = tries // _PICKY
+        slack = tries // _STRICT_TRIES
         tries += 1
         picked: list[Thing] = []
         for pool in pools:
@@ -91,7 +96,7 @@ def least_used(
             return picked
 
 
-def filled(layout: Scene, things: list[Thing]) -> Scene:
+def with_things(layout: Scene, things: list[Thing]) -> Scene:
     """The scene with other things in its places."""
     placed = zip(layout.placed, things, strict=True)
     return replace(layout, placed=tuple(replace(place, thing=thing) for place, thing in placed))

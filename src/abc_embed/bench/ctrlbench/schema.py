@@ -1,8 +1,7 @@
 """A CtrlBench folder: pictures, captions, questions, and a card that says how it was made.
 
-Does: say what the four files hold, read a folder strictly (file, line, what is wrong, the mend),
-write one, and give its content one hash. Does not: make questions (the builders do), judge whether
-they are fair (gate.py), or open a picture.
+It is read strictly (file, line, what is wrong, the mend), and has one hash for its content; whether
+its questions are fair says `validate.py`.
 
     images.jsonl   {"image_id", "file", "sha256", "source", "license"[, "mirror", "group"]}
     corpus.jsonl   {"cap_id", "text"}; no text comes twice, not even in other letters or spacing
@@ -15,12 +14,11 @@ picture, the positives among them. `mirror` names the picture with left and righ
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +30,12 @@ from abc_embed.data.fields import (
     fields_of,
     list_of,
     parse_json,
+    parse_lines,
 )
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import sha256
+from abc_embed.storage.json_files import read_json
 
 IMAGES_FILE = "images.jsonl"
 CORPUS_FILE = "corpus.jsonl"
@@ -114,7 +115,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """A whole folder. `folder` is where `Picture.file` is relative to."""
+    """A folder that was read. `folder` is where `Picture.file` is relative to."""
 
     folder: Path
     images: tuple[Picture, ...]
@@ -137,11 +138,11 @@ class Benchmark:
 
     def content_hash(self) -> str:
         """SHA-256 of all rows; the pictures take part by their own hashes, the card does not."""
-        digest = hashlib.sha256()
-        for rows in (self.images, self.corpus, self.queries):
-            digest.update(_lines(rows))
-            digest.update(b"\n")
-        return digest.hexdigest()
+        return sha256(b"".join(_lines(rows) + b"\n" for rows in self._tables().values()))
+
+    def _tables(self) -> dict[str, Sequence[Any]]:
+        """File -> its rows."""
+        return {IMAGES_FILE: self.images, CORPUS_FILE: self.corpus, QUERIES_FILE: self.queries}
 
 
 def normalised(text: str) -> str:
@@ -175,7 +176,7 @@ def read_benchmark(folder: str | os.PathLike[str], *, check_pictures: bool = Tru
         except OSError:
             missing.append(picture.file)
             continue
-        if check_pictures and hashlib.sha256(data).hexdigest() != picture.sha256:
+        if check_pictures and sha256(data) != picture.sha256:
             raise DataError(
                 f"{folder / IMAGES_FILE}:{number}: {picture.file} has other bytes than its sha256 "
                 "says; copy the picture again, or build the folder anew"
@@ -185,11 +186,15 @@ def read_benchmark(folder: str | os.PathLike[str], *, check_pictures: bool = Tru
         images=tuple(images.values()),
         corpus=tuple(corpus.values()),
         queries=tuple(queries.values()),
-        card=_read_card(folder / CARD_FILE),
+        card=read_json(
+            folder / CARD_FILE,
+            error=DataError,
+            mend="the folder may be half written, so build it anew",
+        ),
         missing=tuple(missing),
     )
-    said = benchmark.card.get("content_hash")
-    if said is not None and said != benchmark.content_hash():
+    content_hash = benchmark.card.get("content_hash")
+    if content_hash is not None and content_hash != benchmark.content_hash():
         raise DataError(
             f"{folder / CARD_FILE}: the rows are not those that its content_hash names; "
             "copy the folder again, or build it anew"
@@ -201,8 +206,24 @@ def _read(path: Path, kind: type[T], id_of: Callable[[T], str]) -> dict[int, T]:
     """Line number -> row, each with an id of its own."""
     rows: dict[int, T] = {}
     lines: dict[str, int] = {}
+
+    def parse(line: bytes) -> T:
+        values = fields_of(kind, parse_json(line))
+        for name in ("paraphrases", "positives", "same_image"):
+            if name in values:
+                values[name] = tuple(list_of(name, values[name]))
+        row = kind(**values)
+        if id_of(row) in lines:
+            other = lines[id_of(row)]
+            raise DataError(
+                f"the id {id_of(row)!r} is that of line {other} too; give each row its own"
+            )
+        return row
+
     try:
-        content = path.read_bytes()
+        for number, row in parse_lines(path, parse):
+            rows[number] = row
+            lines[id_of(row)] = number
     except FileNotFoundError:
         raise DataError(
             f"there is no {path}; give a folder that holds {IMAGES_FILE}, {CORPUS_FILE}, "
@@ -210,45 +231,9 @@ def _read(path: Path, kind: type[T], id_of: Callable[[T], str]) -> dict[int, T]:
         ) from None
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror}; mend that") from problem
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _row(kind, parse_json(line))
-            name = id_of(row)
-            if name in lines:
-                raise DataError(
-                    f"the id {name!r} is that of line {lines[name]} too; give each row its own"
-                )
-        except DataError as wrong:
-            raise DataError(f"{path}:{number}: {wrong}") from None
-        lines[name] = number
-        rows[number] = row
     if not rows:
         raise DataError(f"{path} has no rows; build the folder anew")
     return rows
-
-
-def _row(kind: type[T], row: object) -> T:
-    values = fields_of(kind, row)
-    for name in ("paraphrases", "positives", "same_image"):
-        if name in values:
-            values[name] = tuple(list_of(name, values[name]))
-    return kind(**values)
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = parse_json(path.read_bytes())
-    except OSError:
-        raise DataError(
-            f"there is no {path}, so the folder may be half written; build it anew"
-        ) from None
-    except DataError:
-        raise DataError(f"{path} is not JSON; build the folder anew") from None
-    if not isinstance(card, dict):
-        raise DataError(f"{path} is no object {{…}}; build the folder anew")
-    return card
 
 
 def _check_corpus(folder: Path, corpus: Mapping[int, Caption]) -> None:
@@ -311,38 +296,31 @@ def write_benchmark(
         OutputError: a file cannot be written.
     """
     folder = make_folder(folder)
-    made = Benchmark(
+    benchmark = Benchmark(
         folder=folder, images=tuple(images), corpus=tuple(corpus), queries=tuple(queries)
     )
-    full = {
+    full_card = {
         **card,
         "counts": {"images": len(images), "captions": len(corpus), "queries": len(queries)},
-        "content_hash": made.content_hash(),
+        "content_hash": benchmark.content_hash(),
     }
-    for name, rows in (
-        (IMAGES_FILE, made.images),
-        (CORPUS_FILE, made.corpus),
-        (QUERIES_FILE, made.queries),
-    ):
+    files = {name: _lines(rows) for name, rows in benchmark._tables().items()}
+    files[CARD_FILE] = (json.dumps(full_card, indent=1, ensure_ascii=False) + "\n").encode()
+    for name, content in files.items():
         with atomic_write(folder / name) as file:
-            file.write(_lines(rows))
-    with atomic_write(folder / CARD_FILE) as file:
-        file.write((json.dumps(full, indent=1, ensure_ascii=False) + "\n").encode())
+            file.write(content)
     return read_benchmark(folder)
 
 
-def _lines(rows: Iterable[Picture] | Iterable[Caption] | Iterable[Query]) -> bytes:
+def _lines(rows: Iterable[Any]) -> bytes:
     """The rows as JSON lines, fields in one order, those left out as they are understood."""
-    return b"".join(_line(row) for row in rows)
+    lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    return "".join(lines).encode()
 
 
-def _line(row: Picture | Caption | Query) -> bytes:
-    return (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n").encode()
-
-
-def questions_by_image(queries: Iterable[Query]) -> Iterator[tuple[str, list[Query]]]:
-    """(image_id, its questions), in the order in which pictures first come."""
+def questions_by_image(queries: Iterable[Query]) -> dict[str, list[Query]]:
+    """image_id -> its questions, in the order in which pictures first come."""
     groups: dict[str, list[Query]] = {}
     for query in queries:
         groups.setdefault(query.image_id, []).append(query)
-    yield from groups.items()
+    return groups

@@ -1,96 +1,88 @@
-"""The benchmarks that everyone has: tiers S, G and B, made on the spot from pinned seeds.
+"""The benchmarks that everyone has: tiers G, B and S, drawn on the spot from pinned seeds.
 
-Does: draw a tier into a folder, and refuse it when its content is not what the version's hash says.
-Does not: ship a picture: each takes seconds to draw. A change of any row or pixel is a new version.
+No picture is shipped, as each tier takes seconds to draw; one whose content is not what its
+version's hash says is refused. A change of any row or pixel is a new version.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from abc_embed.bench.ctrlbench import binding, grid, held_out
-from abc_embed.bench.ctrlbench.drafts import Draft, Progress, write_draft
+from abc_embed.bench.ctrlbench import binding, grid, unseen_scenes
+from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, write_scene_benchmark
 from abc_embed.bench.ctrlbench.schema import CARD_FILE, Benchmark, read_benchmark
-from abc_embed.bench.ctrlbench.validate import gate
+from abc_embed.bench.ctrlbench.validate import validate
 from abc_embed.errors import DataError, UsageError
 from abc_embed.storage.vector_cache import default_folder
 
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """One version of a tier: who drafts it, and the hash of what must come out."""
+class Tier:
+    """One version of a tier: what makes it, and the hash of what must come out."""
 
-    draft: Callable[[], Draft]
+    generate: Callable[[], SceneBenchmark]
     version: int
     content_hash: str
-    what: str
 
 
 TIERS = {
-    "G": Frozen(
-        grid.draft,
-        1,
-        "ba6bb448fcb4e2f4617bfa821b1db17e811b01ba6dcf5f28a169de88e92761e8",
-        "grid: five aspects of every picture",
+    "G": Tier(
+        grid.generate, 1, "ba6bb448fcb4e2f4617bfa821b1db17e811b01ba6dcf5f28a169de88e92761e8"
     ),
-    "B": Frozen(
-        binding.draft,
-        1,
-        "ed25f1ab76229f68f6aeb0239c54655eb0c0969918195b99b7a2fd8137cebfc3",
-        "binding: one of three things of one kind",
+    "B": Tier(
+        binding.generate, 1, "ed25f1ab76229f68f6aeb0239c54655eb0c0969918195b99b7a2fd8137cebfc3"
     ),
-    "S": Frozen(
-        held_out.draft,
+    "S": Tier(
+        unseen_scenes.generate,
         1,
         "47b36ee42c717fd60e52f413eea6620bf33e1dd92700725d53ad72033857feac",
-        "scenes: questions of every kind",
     ),
 }
 
 
-def build(tier: str, out: Path, progress: Progress | None = None) -> Benchmark:
-    """Draw a tier into a folder, through the gate; equal on every machine.
+def build(name: str, out: Path, progress: Progress | None = None) -> Benchmark:
+    """Draw a tier into a folder and validate it; equal on every machine.
 
     Raises:
         UsageError: there is no such tier.
         DataError: this machine draws other pixels or rows than the version has.
         OutputError: the folder cannot be written.
     """
-    frozen = _frozen(tier)
-    benchmark = write_draft(frozen.draft(), out, progress=progress)
-    gate(benchmark, tier)
-    _check(benchmark, tier)
+    benchmark = write_scene_benchmark(_tier(name).generate(), out, progress=progress)
+    validate(benchmark, name)
+    _check_hash(benchmark, name)
     return benchmark
 
 
-def load(tier: str, progress: Progress | None = None) -> Benchmark:
+def load(name: str, progress: Progress | None = None) -> Benchmark:
     """The tier from the user's cache folder; drawn there at first use.
 
     Raises:
         UsageError, DataError, OutputError: as `build`.
     """
-    frozen = _frozen(tier)
-    folder = default_folder() / "ctrlbench" / f"{tier}-{frozen.version}"
-    if not (folder / CARD_FILE).is_file():  # written last, so what is there is whole
-        return build(tier, folder, progress)
+    folder = default_folder() / "ctrlbench" / f"{name}-{_tier(name).version}"
+    if not (folder / CARD_FILE).is_file():  # written last, so what is there is complete
+        return build(name, folder, progress)
     benchmark = read_benchmark(folder)
     if benchmark.missing:
         raise DataError(f"{folder} has lost {benchmark.missing[0]}; delete the folder")
-    _check(benchmark, tier)
+    _check_hash(benchmark, name)
     return benchmark
 
 
-def _frozen(tier: str) -> Frozen:
-    if tier not in TIERS:
-        raise UsageError(f"there is no tier {tier!r} to draw; choose {', '.join(TIERS)}")
-    return TIERS[tier]
+def _tier(name: str) -> Tier:
+    if name not in TIERS:
+        raise UsageError(f"there is no tier {name!r} to draw; choose {', '.join(TIERS)}")
+    return TIERS[name]
 
 
-def _check(benchmark: Benchmark, tier: str) -> None:
-    frozen, found = TIERS[tier], benchmark.content_hash()
-    if found != frozen.content_hash:
+def _check_hash(benchmark: Benchmark, name: str) -> None:
+    tier, content_hash = TIERS[name], benchmark.content_hash()
+    if content_hash != tier.content_hash:
         raise DataError(
-            f"{benchmark.folder} is not tier {tier} version {frozen.version}: its hash is "
-            f"{found[:8]}, not {frozen.content_hash[:8]}; delete the folder, and if it comes out "
-            "so again, install the Pillow and NumPy of constraints.txt"
+            f"{benchmark.folder} is not tier {name} version {tier.version}: its hash is "
+            f"{content_hash[:8]}, not {tier.content_hash[:8]}; delete the folder, and if it comes "
+            "out so again, install the Pillow and NumPy of constraints.txt"
         )

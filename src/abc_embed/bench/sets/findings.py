@@ -10,10 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from abc_embed.bench import metrics
 from abc_embed.errors import DataError
 
 Findings = dict[str, Any]
@@ -22,17 +18,6 @@ DRAWS = 2000
 """Bootstrap resamples behind each 95 % interval."""
 NAMED = 10
 """Missing images that a message names; the record has all."""
-
-
-def share(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> dict[str, Any]:
-    """The mean of values `(Q,)`, its 95 % interval by cluster, and `Q`."""
-    column = np.asarray(values, dtype=np.float64)
-    means = metrics.resampled_means(column[:, None], clusters, draws=draws)[:, 0]
-    return {
-        "value": float(column.mean()),
-        "interval": metrics.interval(means),
-        "of": len(column),
-    }
 
 
 def say_missing(missing: Sequence[str]) -> str:

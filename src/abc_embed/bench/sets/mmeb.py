@@ -19,7 +19,8 @@ import numpy as np
 
 from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.sets.findings import DRAWS, Findings, check_any, content_hash, share
+from abc_embed.bench.metrics import DRAWS, share
+from abc_embed.bench.sets.findings import Findings, check_any, content_hash
 from abc_embed.errors import DataError, MissingExtraError, UsageError
 from abc_embed.inputs import Item
 

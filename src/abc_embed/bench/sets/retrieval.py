@@ -13,7 +13,8 @@ import numpy as np
 
 from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder, Vectors
-from abc_embed.bench.sets.findings import DRAWS, Findings, check_any, content_hash, share
+from abc_embed.bench.metrics import DRAWS, share
+from abc_embed.bench.sets.findings import Findings, check_any, content_hash
 from abc_embed.bench.sets.karpathy import CaptionSet
 from abc_embed.bench.sets.positives import Positives
 from abc_embed.errors import UsageError

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from abc_embed import figures
 from abc_embed.bench.encoders.base import Encoder, Vectors, WrappedEncoder
 from abc_embed.bench.sets.findings import Findings
-from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.errors import DataError
 from abc_embed.inputs import Item
-from abc_embed.storage.files import atomic_write
 
 
 class TimedEncoder(WrappedEncoder):
@@ -59,22 +59,18 @@ def draw(found: Sequence[Findings], score: str, out: Path) -> None:
     if any(score not in findings["scores"] for findings in found):
         known = ", ".join(found[0]["scores"])
         raise DataError(f"there is no score {score!r}; give one of: {known}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError.of("bench", "drawing a figure") from None
     areas = [findings["settings"]["max_pixels"] for findings in found]
     scores = [findings["scores"][score] for findings in found]
     values = [100 * figure["value"] for figure in scores]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = figures.new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     bars = [
         [v - 100 * s["interval"][0] for v, s in zip(values, scores, strict=True)],
         [100 * s["interval"][1] - v for v, s in zip(values, scores, strict=True)],
     ]
-    left.errorbar(areas, values, yerr=bars, marker="o", capsize=3, color="#266ec8")
+    left.errorbar(areas, values, yerr=bars, marker="o", capsize=3, color=figures.BLUE)
     left.set_ylabel(f"{score.replace('_', ' ')}, %")
-    right.plot(areas, [f["images_per_s"] for f in found], marker="o", color="#b42318")
+    right.plot(areas, [f["images_per_s"] for f in found], marker="o", color=figures.RED)
     right.set_ylabel("items with an image per second")
     right.set_ylim(bottom=0)
     for axes in (left, right):
@@ -84,5 +80,4 @@ def draw(found: Sequence[Findings], score: str, out: Path) -> None:
         axes.set_xlabel("largest area of a picture, pixels")
         axes.grid(alpha=0.3)
     figure.suptitle(found[0]["benchmark"])
-    with atomic_write(out) as file:
-        figure.savefig(file, format="png", dpi=120)
+    figures.save_figure(figure, out, dpi=120)

@@ -12,7 +12,8 @@ import numpy as np
 
 from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.sets.findings import DRAWS, Findings, content_hash, share
+from abc_embed.bench.metrics import DRAWS, share
+from abc_embed.bench.sets.findings import Findings, content_hash
 from abc_embed.bench.sets.mmeb import TEMPLATE
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, UsageError

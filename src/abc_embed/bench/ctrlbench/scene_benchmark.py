@@ -1,0 +1,138 @@
+"""A benchmark of generated scenes: what is asked of them, and how it becomes a folder.
+
+`grid.py`, `binding.py` and `unseen_scenes.py` choose the scenes and questions. Pictures are BMP:
+their bytes depend on nothing but the pixels, so the folder's hash is the same on every machine that
+draws the same pixels.
+"""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, write_benchmark
+from abc_embed.errors import UsageError
+from abc_embed.scenes.dataset import SMALLEST_SIDE
+from abc_embed.scenes.layout import Scene
+from abc_embed.scenes.render import render
+from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import sha256
+
+SIDE = 112
+"""Pixels a side of every picture."""
+KNOWN, NOVEL = "pair seen in training", "pair unseen in training"
+
+
+@dataclass(frozen=True, slots=True)
+class SceneImage:
+    """A scene, and the number of its mirror among the benchmark's images if that is there."""
+
+    scene: Scene
+    group: str
+    captions: tuple[str, ...]
+    """All that belong to it."""
+    mirror: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SceneQuery:
+    """A question about the image number `image`."""
+
+    image: int
+    tier: str
+    aspect: str
+    instruction: str
+    answer: str
+    paraphrases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SceneBenchmark:
+    """A benchmark without a pixel. `description` is what the card says of it."""
+
+    name: str
+    seed: int
+    images: Sequence[SceneImage]
+    queries: Sequence[SceneQuery]
+    description: str
+
+    @property
+    def candidates(self) -> list[str]:
+        """The captions of all images, each once."""
+        return sorted({caption for image in self.images for caption in image.captions})
+
+
+def write_scene_benchmark(
+    spec: SceneBenchmark,
+    out: str | os.PathLike[str],
+    *,
+    side: int = SIDE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Benchmark:
+    """Draw the pictures and write the folder; equal benchmarks make equal bytes.
+
+    Raises:
+        UsageError: the pictures would be too small.
+        OutputError: the folder cannot be written.
+    """
+    if side < SMALLEST_SIDE:
+        raise UsageError(f"side is {side}; give at least {SMALLEST_SIDE} pixels")
+    folder = make_folder(out)
+    make_folder(folder / "images")
+    pictures = []
+    for number, image in enumerate(spec.images):
+        file = f"images/{number:05}.bmp"
+        pictures.append(
+            Picture(
+                image_id=_image_id(number),
+                file=file,
+                sha256=_draw(image.scene, side, folder / file),
+                source=f"abc-embed scenes, world {spec.seed}",
+                license="MIT",
+                mirror=None if image.mirror is None else _image_id(image.mirror),
+                group=image.group,
+            )
+        )
+        if progress is not None:
+            progress(number + 1, len(spec.images))
+    cap_ids = {text: f"c{number:04}" for number, text in enumerate(spec.candidates)}
+    queries = [
+        Query(
+            query_id=f"q{number:05}",
+            image_id=_image_id(query.image),
+            tier=query.tier,
+            aspect=query.aspect,
+            instruction=query.instruction,
+            paraphrases=query.paraphrases,
+            positives=(cap_ids[query.answer],),
+            same_image=tuple(cap_ids[text] for text in spec.images[query.image].captions),
+        )
+        for number, query in enumerate(spec.queries)
+    ]
+    return write_benchmark(
+        folder,
+        images=pictures,
+        corpus=[Caption(cap_id=cap_id, text=text) for text, cap_id in cap_ids.items()],
+        queries=queries,
+        card={
+            "name": spec.name,
+            "how": spec.description,
+            "seed": spec.seed,
+            "side": side,
+            "license": "MIT",
+        },
+    )
+
+
+def _draw(scene: Scene, side: int, path: Path) -> str:
+    """Write the picture; SHA-256 of its bytes."""
+    bmp = io.BytesIO()
+    render(scene, side).save(bmp, format="BMP")
+    with atomic_write(path) as file:
+        file.write(bmp.getvalue())
+    return sha256(bmp.getvalue())
+
+
+def _image_id(number: int) -> str:
+    return f"i{number:05}"
