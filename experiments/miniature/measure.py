@@ -15,7 +15,7 @@ from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.embedder import Embedder
 from abc_embed.inputs import Item
-from abc_embed.scenes.dataset import Plan
+from abc_embed.scenes.dataset import ScenesPlan
 from abc_embed.scenes.questions import caption, questions, same_meaning
 from abc_embed.scenes.render import render
 from experiments.miniature.plan import Sizes
@@ -48,7 +48,7 @@ def _captions(embed: Embed, sizes: Sizes) -> dict[str, float]:
 
 def unseen(sizes: Sizes) -> tuple[list[Item], list[str]]:
     """`N` images and their captions; no mirror whose caption means the same as the other's."""
-    plan = Plan(sizes.captions, sizes.measured_world, sizes.side)
+    plan = ScenesPlan(sizes.captions, sizes.measured_world, sizes.side)
     pictures, texts = [], list[str]()
     for number in range(plan.count):
         scene = plan.scene(number)

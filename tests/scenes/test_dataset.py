@@ -104,19 +104,18 @@ def test_held_out_worlds_have_their_own_ids(folder: Path, tmp_path: Path) -> Non
 def test_broken_off_it_looks_unfinished_and_goes_on(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
 
-    def stop(done: int, of: int) -> None:
-        assert of == 10
+    def stop(done: int) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(out, 10, seed=5, progress=stop)
+        write_dataset(out, 10, seed=5, on_progress=stop)
     assert not (out / "records.jsonl").exists()
     assert not [name for name in content(out) if name.endswith(".part")]
     made = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
     assert len(made) == 6
     seen: list[int] = []
-    write_dataset(out, 10, seed=5, progress=lambda done, of: seen.append(done))
+    write_dataset(out, 10, seed=5, on_progress=seen.append)
     assert content(out) == content(folder)
     assert seen == list(range(1, 11))
     assert {path: path.stat().st_mtime_ns for path in made} == made, "drawn again"

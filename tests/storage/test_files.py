@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from abc_embed.errors import OutputError
-from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.files import (
+    atomic_write,
+    is_partial,
+    make_folder,
+    partial_path,
+    rename_file,
+    replace_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -53,3 +60,45 @@ def test_folders_are_made_but_not_over_files(tmp_path: Path) -> None:
         make_folder(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot be made"):
         make_folder(tmp_path / "file" / "below")
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    for name in ("new.part", "old"):
+        make_folder(tmp_path / name)
+        (tmp_path / name / "file").write_text(name)
+    replace_folder(tmp_path / "new.part", tmp_path / "old")
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old" / "file").read_text() == "new.part"
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new.part", "old"):
+        make_folder(tmp_path / name)
+    (tmp_path / "old" / "file").touch()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="cross-device"):
+        replace_folder(tmp_path / "new.part", tmp_path / "old")
+    assert names(tmp_path / "old") == ["file"]
+
+
+def test_a_file_is_renamed_over_another(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    rename_file(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == ["b"]
+    with pytest.raises(OutputError, match=r"b' cannot be written"):
+        rename_file(tmp_path / "gone", tmp_path / "b")
+
+
+def test_what_a_kill_leaves_is_known_by_its_name(tmp_path: Path) -> None:
+    assert is_partial(partial_path(tmp_path / "a.json"))
+    assert not is_partial(tmp_path / "a.json")

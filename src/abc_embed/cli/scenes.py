@@ -42,7 +42,7 @@ def scenes(
     from abc_embed.scenes.dataset import write_dataset
 
     with progress_bar("drawing", count) as on_progress:
-        write_dataset(out, count, seed, side, held_out=held_out, progress=on_progress)
+        write_dataset(out, count, seed, side, held_out=held_out, on_progress=on_progress)
     sheet = out / SHEET
     dataset = open_dataset(out)
     write_rows([dataset[number] for number in range(min(SHOWN, count))], sheet)

@@ -1,8 +1,7 @@
 """A model as a folder that both `Embedder.from_pretrained` and sentence-transformers load.
 
-Does: save the model as always, with the two small files that sentence-transformers looks for. Does
-not: import that library, nor copy code: the folder names a class of this package, which has to be
-installed where the folder is used.
+No library is needed, and no code is copied: the folder names a class of this package, which has to
+be installed where the folder is used.
 """
 
 import json
@@ -22,13 +21,13 @@ MODULE = "abc_embed.interop.sentence_transformers.AbcModule"
 
 
 def save_sentence_transformer(embedder: "Embedder", folder: "str | PathLike[str]") -> Path:
-    """Write a folder that ``SentenceTransformer(folder, trust_remote_code=True)`` loads.
+    """Write a folder that `SentenceTransformer(folder, trust_remote_code=True)` loads.
 
     Its vectors are those of `Embedder` in the same number format. All is written aside and renamed
-    at the end; a model of ours in ``folder`` is replaced. Returns the folder.
+    at the end; a model of ours in `folder` is replaced. Returns the folder.
 
-    ``trust_remote_code`` is asked for by sentence-transformers 6 for every class outside itself.
-    There is no code in the folder: what runs is this package, as installed.
+    sentence-transformers 6 asks for `trust_remote_code` for every class outside itself. There is no
+    code in the folder: what runs is this package, as installed.
 
     Raises:
         OutputError: the folder cannot be written, or holds something else.

@@ -1,8 +1,6 @@
 """mteb: our models as its encoders, and CtrlBench as one of its tasks.
 
-Does: hand every row of mteb's batches over with its picture and its words (`MtebEncoder`), and read
-a CtrlBench folder as a retrieval task from image + instruction to text (`ctrlbench_task`). Does
-not: fetch anything; `mteb.evaluate(..., cache=None)` with these two needs no network.
+Nothing is fetched: `mteb.evaluate(..., cache=None)` with these two needs no network.
 
 Traps minded: mteb hands pictures of retrieval sets over as they are stored, grey or with a palette
 (here every picture goes through `inputs.open_image`); a live multimodal `SentenceTransformer` loses
@@ -12,6 +10,7 @@ answers its `recall_at_1` is no R@1, `hit_rate_at_1` is.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from typing import Any, ClassVar
@@ -36,7 +35,7 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 SPLIT = "test"
-AT_ONCE = 256
+MAX_ROWS = 256
 """Rows whose pictures are in memory together."""
 
 
@@ -51,7 +50,11 @@ class MtebEncoder(AbsEncoder):
     def __init__(self, encoder: Encoder, *, max_pixels: int | None = None) -> None:
         self.encoder = encoder
         self.max_pixels = max_pixels
-        name = encoder.name if encoder.name.count("/") == 1 else f"abc-embed/{_word(encoder.name)}"
+        name = (
+            encoder.name
+            if encoder.name.count("/") == 1
+            else f"abc-embed/{_plain_name(encoder.name)}"
+        )
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name,
@@ -65,11 +68,7 @@ class MtebEncoder(AbsEncoder):
             }
         )
 
-    def encode(
-        self,
-        inputs: Iterable[Mapping[str, Sequence[Any]]],
-        **_: Any,
-    ) -> Vectors:
+    def encode(self, inputs: Iterable[Mapping[str, Sequence[Any]]], **_: Any) -> Vectors:
         """mteb's batches, `N` rows in all -> `(N, D)`.
 
         Raises:
@@ -77,11 +76,11 @@ class MtebEncoder(AbsEncoder):
             DataError: a row has neither a picture nor words.
             InputError: a row cannot be embedded.
         """
-        found = [np.zeros((0, self.encoder.dim), dtype=np.float32)]
+        vectors = [np.zeros((0, self.encoder.dim), dtype=np.float32)]
         rows = (item for batch in inputs for item in batch_items(batch))
-        while part := list(islice(rows, AT_ONCE)):
-            found.append(self.encoder.embed(_shared(part), max_pixels=self.max_pixels))
-        return np.concatenate(found)
+        while part := list(islice(rows, MAX_ROWS)):
+            vectors.append(self.encoder.embed(_share_pictures(part), max_pixels=self.max_pixels))
+        return np.concatenate(vectors)
 
 
 def batch_items(batch: Mapping[str, Sequence[Any]]) -> Iterator[Item]:
@@ -96,8 +95,8 @@ def batch_items(batch: Mapping[str, Sequence[Any]]) -> Iterator[Item]:
             f"mteb gave a batch with the columns {sorted(batch)}; only tasks of images and texts"
             " can be run"
         )
-    nothing = [None] * len(columns[0])
-    pictures, texts = batch.get("image", nothing), batch.get("text", nothing)
+    absent = [None] * len(columns[0])
+    pictures, texts = batch.get("image", absent), batch.get("text", absent)
     for picture, text in zip(pictures, texts, strict=True):
         words = text if isinstance(text, str) and text.strip() else None
         if picture is None and words is None:
@@ -108,16 +107,15 @@ def batch_items(batch: Mapping[str, Sequence[Any]]) -> Iterator[Item]:
             yield Item(image=picture, instruction=words)
 
 
-def _shared(items: Sequence[Item]) -> list[Item]:
+def _share_pictures(items: Sequence[Item]) -> list[Item]:
     """The same items; equal pictures are one object, so that a model of ours encodes them once."""
-    first: dict[str, ImageInput] = {}
-    shared = []
-    for item in items:
-        if item.image is not None:
-            picture = first.setdefault(image_hash(item.image), item.image)
-            item = Item(image=picture, instruction=item.instruction)
-        shared.append(item)
-    return shared
+    pictures: dict[str, ImageInput] = {}
+    return [
+        item
+        if item.image is None
+        else replace(item, image=pictures.setdefault(image_hash(item.image), item.image))
+        for item in items
+    ]
 
 
 def _modalities(kinds: frozenset[Kind]) -> list[str]:
@@ -125,7 +123,7 @@ def _modalities(kinds: frozenset[Kind]) -> list[str]:
     return [name for name, there in has.items() if there]
 
 
-def _word(name: str) -> str:
+def _plain_name(name: str) -> str:
     """A name without what mteb would take for an organisation or a folder."""
     return name.replace("/", "_").replace(":", "_")
 
@@ -144,31 +142,33 @@ class CtrlBenchTask(AbsTaskRetrieval):
         """From the folder; nothing is fetched. Pictures are opened when they are embedded."""
         if self.data_loaded:
             return
-        bench = self.benchmark
-        files = {p.image_id: p.file for p in bench.images if p.file not in bench.missing}
-        asked = [q for q in bench.queries if q.tier in self.tiers]
-        here = [q for q in asked if q.image_id in files]
-        if len(here) < len(asked):
+        benchmark = self.benchmark
+        files = {p.image_id: p.file for p in benchmark.images if p.file not in benchmark.missing}
+        chosen = [q for q in benchmark.queries if q.tier in self.tiers]
+        here = [q for q in chosen if q.image_id in files]
+        if len(here) < len(chosen):
             logger.warning(
                 "%s: %d of %d queries are left out, since their pictures are not there: %s",
-                bench.name,
-                len(asked) - len(here),
-                len(asked),
-                ", ".join(bench.missing[:5]),
+                benchmark.name,
+                len(chosen) - len(here),
+                len(chosen),
+                ", ".join(benchmark.missing[:5]),
             )
         if not here:
-            raise DataError(f"{bench.folder} has no query whose picture is there; copy it again")
+            raise DataError(
+                f"{benchmark.folder} has no query whose picture is there; copy it again"
+            )
         queries = Dataset.from_dict(
             {
                 "id": [q.query_id for q in here],
                 "text": [q.instruction for q in here],
-                "image": [str(bench.folder / files[q.image_id]) for q in here],
+                "image": [str(benchmark.folder / files[q.image_id]) for q in here],
             }
         ).cast_column("image", Image())
         corpus = Dataset.from_dict(
             {
-                "id": [caption.cap_id for caption in bench.corpus],
-                "text": [caption.text for caption in bench.corpus],
+                "id": [caption.cap_id for caption in benchmark.corpus],
+                "text": [caption.text for caption in benchmark.corpus],
             }
         )
         self.dataset = {
@@ -187,7 +187,7 @@ class CtrlBenchTask(AbsTaskRetrieval):
 def ctrlbench_task(
     folder: "str | PathLike[str]", tiers: Sequence[str] | None = None
 ) -> CtrlBenchTask:
-    """A CtrlBench folder as a task for ``mteb.evaluate``; None takes all its tiers.
+    """A CtrlBench folder as a task for `mteb.evaluate`; None takes all its tiers.
 
     Queries whose pictures are missing are left out, with a warning that counts them.
 
@@ -203,17 +203,17 @@ def ctrlbench_task(
             f"choose from {', '.join(benchmark.tiers)}"
         )
     # A class for each folder: mteb empties the objects of its tasks when it has run them.
-    facts = {"benchmark": benchmark, "tiers": chosen, "metadata": _metadata(benchmark, chosen)}
-    made: CtrlBenchTask = type("CtrlBenchTask", (CtrlBenchTask,), facts)()
-    return made
+    fields = {"benchmark": benchmark, "tiers": chosen, "metadata": _metadata(benchmark, chosen)}
+    task: CtrlBenchTask = type("CtrlBenchTask", (CtrlBenchTask,), fields)()
+    return task
 
 
 def _metadata(benchmark: Benchmark, tiers: Sequence[str]) -> TaskMetadata:
     return TaskMetadata(
-        name=f"CtrlBench-{''.join(tiers)}-{_word(benchmark.name)}",
+        name=f"CtrlBench-{''.join(tiers)}-{_plain_name(benchmark.name)}",
         description="Does the vector of an image and an instruction follow the instruction? "
         "Captions of the whole benchmark are the candidates.",
-        dataset={"path": _word(benchmark.name), "revision": benchmark.content_hash()},
+        dataset={"path": _plain_name(benchmark.name), "revision": benchmark.content_hash()},
         type="Any2AnyRetrieval",
         category="it2t",
         modalities=["image", "text"],

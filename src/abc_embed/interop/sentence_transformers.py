@@ -1,8 +1,7 @@
-"""Our model as the one module of a `SentenceTransformer`.
+"""Our model as the one module of a `SentenceTransformer`, for inference.
 
-Does: turn what that library takes (a text, a picture, ``{"image": ..., "text": ...}``, one chat
-message of these) into items, and embed them with `Embedder`, so that vectors are the same and a
-batch may mix all kinds. Does not: train; no gradient comes back through `encode`.
+What that library takes is turned into items and embedded with `Embedder`, so that vectors are the
+same and a batch may mix all kinds; no gradient comes back through `encode`.
 
 What a `SentenceTransformer` hands over, and what becomes of it:
 
@@ -52,7 +51,7 @@ class AbcModule(InputModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For the library's worker processes; the lock of an `Embedder` stays behind."""
-        return _rebuilt, (self.embedder.model, self.embedder.processor)
+        return _rebuild, (self.embedder.model, self.embedder.processor)
 
     @property
     def modalities(self) -> list[Any]:
@@ -66,7 +65,7 @@ class AbcModule(InputModule):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs as the library takes them -> ``{"items": [Item, ...]}``.
+        """Inputs as the library takes them -> `{"items": [Item, ...]}`.
 
         Raises:
             InputError: one is nothing that can be embedded.
@@ -76,7 +75,7 @@ class AbcModule(InputModule):
     def forward(
         self, features: dict[str, Any], max_pixels: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Adds ``sentence_embedding``, `(B, D)`, on the model's device."""
+        """Adds `sentence_embedding`, `(B, D)`, on the model's device."""
         items: list[Item] = features["items"]
         vectors = self.embedder.embed(items, max_pixels=max_pixels, batch_size=max(1, len(items)))
         on_device = torch.from_numpy(vectors).to(self.model.device)
@@ -100,7 +99,7 @@ class AbcModule(InputModule):
     ) -> "AbcModule":
         """Load from a folder, or from what the hub keeps of one.
 
-        In float32 unless ``model_kwargs={"dtype": ...}`` says otherwise; the library then moves it
+        In float32 unless `model_kwargs={"dtype": ...}` says otherwise; the library then moves it
         to its device.
         """
         options = kwargs.get("model_kwargs") or {}
@@ -121,7 +120,7 @@ class AbcModule(InputModule):
         return cls(Embedder(*loaded))
 
 
-def _rebuilt(model: AbcModel, processor: Processor) -> AbcModule:
+def _rebuild(model: AbcModel, processor: Processor) -> AbcModule:
     return AbcModule(Embedder(model, processor))
 
 

@@ -1,8 +1,6 @@
 """The generated world: named things on a coloured ground, and all that can be asked about them.
 
-Reading order: things (what exists), layout (where it stands), questions (what can be asked), render
-(what it looks like), dataset (a folder of it, and a sheet to look at). No torch here: scenes
-are made by NumPy and Pillow alone, from a seed.
+Scenes are made by NumPy and Pillow alone, from a seed.
 """
 
 from abc_embed.scenes.layout import Placed, Scene, make_scene

@@ -1,7 +1,6 @@
-"""Where things stand: 2 to 4 different things, hardly overlapping, from one random generator.
+"""Where things stand: 2 to 4 different things, hardly overlapping.
 
-Does: choose what a scene shows and where, so that a seed and a number make the same scene on every
-machine. Does not: draw it (render.py) or speak about it (questions.py).
+A seed and a number make the same scene on every machine.
 
 Coordinates are fractions of the picture: x to the right, y down, both of a thing's middle; `size`
 is the longest side of its sprite, as a fraction of the picture's shorter side.
@@ -18,7 +17,6 @@ from abc_embed.scenes.things import BACKGROUNDS, THINGS, Thing, kept_apart
 TRAINING_WORLDS = range(1, 21)
 """Seeds whose scenes training may see. Whatever is measured takes another."""
 
-_NAMES = tuple(BACKGROUNDS)
 # The more things, the smaller: they must fit. (smallest, largest) by their number.
 _SIZES = {2: (0.28, 0.52), 3: (0.27, 0.44), 4: (0.25, 0.38)}
 _OVERLAP = 0.06  # how far two boxes may reach into each other, of the picture's side
@@ -64,8 +62,8 @@ def make_scene(seed: int, index: int, *, held_out: bool = False) -> Scene:
     """
     rng = np.random.default_rng((seed, index, int(held_out)))
     count = int(rng.choice((2, 3, 4), p=(0.45, 0.35, 0.2)))
-    things = _choose(rng, count, held_out)
-    background = _NAMES[int(rng.integers(len(_NAMES)))]
+    things = _choose_things(rng, count, held_out)
+    background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
     tint = tuple(int(c) for c in np.clip(BACKGROUNDS[background] + rng.normal(0, 7, 3), 0, 255))
     shade = (0.0, 0.0)
     if rng.random() >= 0.4:
@@ -75,7 +73,7 @@ def make_scene(seed: int, index: int, *, held_out: bool = False) -> Scene:
     return Scene(placed, background, (tint[0], tint[1], tint[2]), shade, grain, index)
 
 
-def _choose(rng: np.random.Generator, count: int, held_out: bool) -> list[Thing]:
+def _choose_things(rng: np.random.Generator, count: int, held_out: bool) -> list[Thing]:
     """`count` different things."""
     while True:
         picked = [THINGS[int(i)] for i in rng.choice(len(THINGS), size=count, replace=False)]

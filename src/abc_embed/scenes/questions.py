@@ -2,7 +2,7 @@
 
 A question is asked only where the answer is beyond doubt: a margin in place or size separates the
 thing meant from every other. Answers are the phrases of things ("a dog") or of the background ("a
-blue background"). Does not: choose among questions or wordings; whoever asks does.
+blue background").
 """
 
 import re
@@ -206,20 +206,20 @@ def hard_captions(scene: Scene, rng: np.random.Generator, count: int) -> list[st
 
     None means the same as the right caption; some may come twice.
     """
-    true, found = caption(scene), list[str]()
-    while len(found) < count:
-        text = caption(_spoiled(scene, rng))
-        if not same_meaning(text, true):
-            found.append(text)
-    return found
+    right, wrong = caption(scene), list[str]()
+    while len(wrong) < count:
+        text = caption(_corrupted(scene, rng))
+        if not same_meaning(text, right):
+            wrong.append(text)
+    return wrong
 
 
-def same_meaning(one: str, other: str) -> bool:
+def same_meaning(a: str, b: str) -> bool:
     """Whether two captions name the same things in the same places, in whatever order."""
-    return sorted(re.split(", | and ", one)) == sorted(re.split(", | and ", other))
+    return sorted(re.split(", | and ", a)) == sorted(re.split(", | and ", b))
 
 
-def _spoiled(scene: Scene, rng: np.random.Generator) -> Scene:
+def _corrupted(scene: Scene, rng: np.random.Generator) -> Scene:
     placed = list(scene.placed)
     i, j = rng.choice(len(placed), 2, replace=False)
     move = rng.random()

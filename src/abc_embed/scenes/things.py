@@ -1,7 +1,6 @@
 """What exists in the generated world: sprites with their names and kinds, and the backgrounds.
 
-Does: read the index of the bundled sprites, open a sprite. Does not: place or draw anything. The
-sprites are from a set under the MIT licence, which lies next to them.
+The sprites are from a set under the MIT licence, which lies next to them.
 """
 
 import json

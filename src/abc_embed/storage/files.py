@@ -74,6 +74,11 @@ def partial_path(path: Path) -> Path:
     return path.parent / f".{path.name}.{os.getpid()}.part"
 
 
+def is_partial(path: Path) -> bool:
+    """Whether it was being written when a process was killed; such files may be passed over."""
+    return path.name.endswith(".part")
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until the content of a file, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

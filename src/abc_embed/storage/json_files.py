@@ -1,4 +1,4 @@
-"""JSON objects in files: read with an error that names the file, written so that equal is equal."""
+"""JSON in files: read with an error that names the file, written so that equal is equal."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.errors import AbcError, CheckpointError
+from abc_embed.storage.files import atomic_write
 
 
 def read_json(
@@ -36,5 +37,19 @@ def read_json(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, keys sorted, so that equal content makes equal files."""
+    """Write a JSON object into a folder that is not in its place yet; keys are sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def atomic_write_json(
+    path: Path, value: Any, *, indent: int | None = 1, ensure_ascii: bool = True
+) -> None:
+    """Write a JSON value and a line's end, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+        ValueError: the value holds a number that is not finite, which is no JSON.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write((text + "\n").encode(errors="replace"))

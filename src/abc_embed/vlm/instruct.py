@@ -9,7 +9,6 @@ started again from the beginning and finds there what was answered already. Next
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any
 from abc_embed.data.records import Record, write_records
 from abc_embed.storage.files import atomic_write, rename_file
 from abc_embed.storage.hashing import sha256
+from abc_embed.storage.json_files import atomic_write_json
 from abc_embed.vlm.limits import PlannedRequest
 from abc_embed.vlm.regions import RegionSettings, Similarity, choose_regions
 from abc_embed.vlm.rejects import Reason, Rejects
@@ -129,9 +129,8 @@ def write_instructions(
     report.distinct_prompts = len(prompts)
     report.common_prompts = prompts.most_common(MOST_COMMON)
     report.asking = dict(endpoint_report())
-    with atomic_write(file_beside(out, "report.json")) as file:
-        text = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
-        file.write((text + "\n").encode(errors="replace"))
+    report_path = file_beside(out, "report.json")
+    atomic_write_json(report_path, dataclasses.asdict(report), ensure_ascii=False)
     if report.complete:
         rename_file(partial, out)
     return report

@@ -32,7 +32,7 @@ from abc_embed.data.image_files import find_images
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError, ImageError, OutputError
 from abc_embed.inputs import open_image
-from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.files import atomic_write, is_partial, make_folder
 from abc_embed.storage.hashing import sha256
 from abc_embed.vlm.client import Reply, VlmClient
 from abc_embed.vlm.instruct import MIN_PAIRS
@@ -218,11 +218,8 @@ def build(
         DataError: nothing is left.
     """
     folder = make_folder(out)
-    strange = [
-        path.name
-        for path in folder.iterdir()
-        if path.name not in PARTIAL_FILES and path.suffix != ".part"
-    ]
+    names = {path.name for path in folder.iterdir() if not is_partial(path)}
+    strange = names - PARTIAL_FILES
     if strange:  # a card too: what is finished is not built anew
         raise OutputError(f"{folder} holds {min(strange)}; give a new or an empty folder")
     pairs: dict[str, list[Pair]] = {}

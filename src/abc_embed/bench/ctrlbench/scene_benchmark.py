@@ -13,7 +13,7 @@ from pathlib import Path
 
 from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, write_benchmark
 from abc_embed.errors import UsageError
-from abc_embed.scenes.dataset import SMALLEST_SIDE
+from abc_embed.scenes.dataset import MIN_SIDE
 from abc_embed.scenes.layout import Scene
 from abc_embed.scenes.render import render
 from abc_embed.storage.files import atomic_write, make_folder
@@ -76,8 +76,8 @@ def write_scene_benchmark(
         UsageError: the pictures would be too small.
         OutputError: the folder cannot be written.
     """
-    if side < SMALLEST_SIDE:
-        raise UsageError(f"side is {side}; give at least {SMALLEST_SIDE} pixels")
+    if side < MIN_SIDE:
+        raise UsageError(f"side is {side}; give at least {MIN_SIDE} pixels")
     folder = make_folder(out)
     make_folder(folder / "images")
     pictures = []

@@ -1,4 +1,4 @@
-"""Images on disk: which are found, what is remembered of them, how they are ranked."""
+"""Images of a folder: what is remembered of them, and how they are ranked."""
 
 import os
 import sqlite3
@@ -9,94 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abc_embed.data.image_files import find_images
-from abc_embed.errors import ImageNotFoundError, NotAnImageError, OutputError
+from abc_embed.errors import NotAnImageError
 from abc_embed.inputs import Item
 from abc_embed.search import folder
 from abc_embed.search.folder import FolderIndex, index_images
 from abc_embed.storage.hashing import sha256
-from abc_embed.storage.vector_cache import VectorCache, default_folder
+from abc_embed.storage.vector_cache import VectorCache
 
 
 def vectors(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float32)
-
-
-# -- pictures --------------------------------------------------------------------------------------
-
-
-def test_images_by_name_in_order_hidden_ones_apart(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpeg", "x.txt", ".c.png", "sub/d.webp", ".git/e.png", "sub/f"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_images(tmp_path)
-    names = [str(path.relative_to(tmp_path)) for path in found.files]
-    assert names == ["a.jpeg", "b.PNG", "sub/d.webp"]
-    assert found.others == 2
-
-
-def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ImageNotFoundError, match="there is no folder"):
-        find_images(tmp_path / "gone")
-
-
-# -- cache -----------------------------------------------------------------------------------------
-
-
-def test_what_is_put_is_got_again_and_after_closing(tmp_path: Path) -> None:
-    many = {str(number): vectors(number, 0.1) for number in range(1100)}
-    with VectorCache(tmp_path / "deep" / "cache", "model", None) as cache:
-        cache.put(many)
-    with VectorCache(tmp_path / "deep" / "cache", "model", None) as cache:
-        found = cache.get([*many, "unknown"])
-    assert found.keys() == many.keys()
-    assert all(np.array_equal(found[key], many[key]) for key in many)
-
-
-def test_another_model_or_resolution_knows_nothing(tmp_path: Path) -> None:
-    with VectorCache(tmp_path, "model", None) as cache:
-        cache.put({"x": vectors(1)})
-    for model, pixels in (("other", None), ("model", 784)):
-        with VectorCache(tmp_path, model, pixels) as cache:
-            assert cache.get(["x"]) == {}
-
-
-def test_two_at_once(tmp_path: Path) -> None:
-    with VectorCache(tmp_path, "m", None) as one, VectorCache(tmp_path, "m", None) as other:
-        one.put({"x": vectors(1)})
-        other.put({"x": vectors(2), "y": vectors(3)})
-        assert one.get(["x", "y"]).keys() == {"x", "y"}
-
-
-def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "vectors.sqlite").write_bytes(b"no database " * 99)
-    with pytest.raises(OutputError, match=r"cannot be used .* delete it"):
-        VectorCache(tmp_path, "m", None)
-
-
-def test_no_folder_can_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be used"):
-        VectorCache(tmp_path / "file" / "cache", "m", None)
-
-
-def test_a_broken_write_leaves_what_was_there(tmp_path: Path) -> None:
-    with VectorCache(tmp_path, "m", None) as cache:
-        cache.put({"x": vectors(1)})
-        with pytest.raises(OutputError):
-            cache.put({"y": vectors(2), object(): vectors(3)})  # type: ignore[dict-item]
-        assert cache.get(["x", "y"]).keys() == {"x"}
-
-
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("ABC_EMBED_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "abc-embed"
-    monkeypatch.setenv("ABC_EMBED_CACHE", str(tmp_path / "mine"))
-    assert default_folder() == tmp_path / "mine"
-
-
-# -- folder ----------------------------------------------------------------------------------------
 
 
 class Length:
