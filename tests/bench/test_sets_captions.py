@@ -10,9 +10,14 @@ import pytest
 from PIL import Image
 from table_encoder import TableEncoder, constant
 
-from abc_embed.bench.sets.karpathy import CaptionSet, load_karpathy
-from abc_embed.bench.sets.positives import Positives, load_positives
-from abc_embed.bench.sets.retrieval import directions, measure
+from abc_embed.bench.sets.captions import (
+    CaptionSet,
+    Positives,
+    both_directions,
+    load_karpathy,
+    load_positives,
+    measure,
+)
 from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item, Kind
 
@@ -81,11 +86,12 @@ def test_a_missing_image_is_listed_and_the_score_says_what_it_stands_on(coco: Pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[1]", "no file of Karpathy's splits"),
+        ("[1]", "holds no JSON object; give dataset_coco"),
         ('{"images": []}', "no image of the split 'test'; it has none"),
         ('{"images": [{"split": "test"}]}', r"images\[0\] lacks something"),
         ('{"images": [{"split": "test", "filename": "a", "sentences": []}]}', "has no caption"),
-        ("{", "no file of Karpathy's splits"),
+        ("{", "is damaged .*; give dataset_coco"),
+        ("{}", "no file of Karpathy's splits"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str, said: str) -> None:
@@ -122,7 +128,7 @@ def random_set(random: np.random.Generator, images: int) -> tuple[Any, Any, Capt
 def test_figures_are_those_of_eccv_caption(seed: int) -> None:
     random = np.random.default_rng(seed)
     seen, said, captions = random_set(random, 40)
-    ours = directions(seen, said, captions, draws=10)
+    ours = both_directions(seen, said, captions, draws=10)
     to_text = {i: list(np.argsort(-(seen[i] @ said.T))) for i in range(40)}
     to_image = {c: list(np.argsort(-(said[c] @ seen.T))) for c in range(200)}
     own = {i: list(range(5 * i, 5 * i + 5)) for i in range(40)}

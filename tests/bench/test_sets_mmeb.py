@@ -13,7 +13,6 @@ from PIL import Image
 from table_encoder import TableEncoder, constant
 
 from abc_embed.bench.sets import mmeb, sweep, zero_shot
-from abc_embed.bench.sets.mmeb_table import rows
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Item
 
@@ -180,14 +179,14 @@ def test_the_table_has_the_papers_column(copy: Path) -> None:
         mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, name), draws=10)
         for name in ("GQA", "SUN397")
     ]
-    assert rows(found) == [
+    assert mmeb.table_rows(found) == [
         ("SUN397", "3", "66.7", "71.8"),
         ("mean of 1 (classification)", "", "66.7", ""),
         ("GQA", "2", "100.0", "60.1"),
         ("mean of 1 (vqa)", "", "100.0", ""),
     ]
     every = [found[0] | {"benchmark": f"mmeb-{name}"} for name in mmeb.PAPER]
-    assert ("mean of 10 (vqa)", "", "100.0", "31.0") in rows(every)
+    assert ("mean of 10 (vqa)", "", "100.0", "31.0") in mmeb.table_rows(every)
 
 
 # -- zero-shot, and several resolutions ------------------------------------------------------------

@@ -107,9 +107,7 @@ def _evaluate_captions(
     unknown = [name for name in positives if name not in ("cxc", "eccv")]
     if unknown:
         raise UsageError(f"--positives is {unknown[0]!r}; give cxc or eccv")
-    from abc_embed.bench.sets.karpathy import load_karpathy
-    from abc_embed.bench.sets.positives import load_positives
-    from abc_embed.bench.sets.retrieval import measure
+    from abc_embed.bench.sets.captions import load_karpathy, load_positives, measure
 
     captions = load_karpathy(data, images, split=split)
     further = [load_positives(name, captions) for name in positives]
@@ -144,8 +142,7 @@ def mmeb(
     settings: EvaluationSettings,
 ) -> None:
     """MMEB v1: 9 classification and 10 VQA sets of the paper, and the other sets that are there."""
-    from abc_embed.bench.sets.mmeb import load_task, measure, tasks_in
-    from abc_embed.bench.sets.mmeb_table import rows
+    from abc_embed.bench.sets.mmeb import load_task, measure, table_rows, tasks_in
 
     names = task or tasks_in(data)
     if settings.figure is not None and len(names) > 1:
@@ -161,7 +158,7 @@ def mmeb(
 
     findings = evaluate(settings, "accuracy", each_task())
     if not settings.as_json and len(settings.areas) == 1:
-        print_table(("MMEB v1, %", "rows", "accuracy", "paper"), rows(findings))
+        print_table(("MMEB v1, %", "rows", "accuracy", "paper"), table_rows(findings))
 
 
 def zero_shot(
@@ -220,12 +217,12 @@ def _report(
     settings: EvaluationSettings, encoder: "Encoder", findings: "list[Findings]", score: str
 ) -> None:
     from abc_embed.bench.records import make_record, write_record
-    from abc_embed.bench.sets.findings import say_missing
+    from abc_embed.bench.sets.findings import missing_images_message
     from abc_embed.bench.sets.sweep import draw
 
     records = [make_record(encoder, result, encoder.name) for result in findings]
     for result in findings:
-        if message := say_missing(result["missing"]):
+        if message := missing_images_message(result["missing"]):
             print_message(f"{result['benchmark']}: {message}")
     if settings.as_json:
         print_json(records if len(records) > 1 else records[0])

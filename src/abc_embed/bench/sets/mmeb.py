@@ -1,9 +1,9 @@
 """MMEB v1's evaluation sets, in the hub's layout (`TIGER-Lab/MMEB-eval`) or a local copy of it.
 
-Does: read a task's Parquet files and images (a folder, or straight out of `images.zip`), word
-queries and candidates as the paper does (section 6), score. Does not: fetch, or keep the order of
-candidates: in the files the right one is first, so that a constant encoder would have 100 %. They
-are shuffled with a fixed seed, ties count against the model, and what is not finite is an error.
+Queries and candidates are worded as the paper does (section 6); images lie in a folder or in
+`images.zip`. In the files the right candidate is first, so that a constant encoder would have
+100 %: candidates are shuffled with a fixed seed, ties count against the model, and what is not
+finite is an error.
 
     qry_text, qry_img_path     "<|image_1|>\\nRepresent the given image …", and a path or ""
     tgt_text, tgt_img_path     candidates, the right one first
@@ -20,7 +20,7 @@ import numpy as np
 from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder
 from abc_embed.bench.metrics import DRAWS, share
-from abc_embed.bench.sets.findings import Findings, check_any, content_hash
+from abc_embed.bench.sets.findings import Findings, check_not_empty, content_hash
 from abc_embed.errors import DataError, MissingExtraError, UsageError
 from abc_embed.inputs import Item
 
@@ -56,7 +56,7 @@ PAPER: dict[str, tuple[TaskKind, float]] = {
 }
 """The sets that the paper reports -> kind, and ABC's accuracy in per cent."""
 
-OTHERS: dict[str, TaskKind] = {
+OTHER_SETS: dict[str, TaskKind] = {
     "N24News": "classification",
     **dict.fromkeys(
         (
@@ -69,7 +69,7 @@ OTHERS: dict[str, TaskKind] = {
 }
 """The other sets of MMEB v1, which the paper does not report."""
 
-KINDS: dict[str, TaskKind] = {name: kind for name, (kind, _) in PAPER.items()} | OTHERS
+KINDS: dict[str, TaskKind] = {name: kind for name, (kind, _) in PAPER.items()} | OTHER_SETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,13 @@ def tasks_in(folder: Path) -> list[str]:
     Raises:
         DataError: there is none.
     """
-    found = [name for name in KINDS if any((folder / name).glob("*.parquet"))]
-    if not found:
+    names = [name for name in KINDS if any((folder / name).glob("*.parquet"))]
+    if not names:
         raise DataError(
             f"{folder} holds no set of MMEB; give a copy of TIGER-Lab/MMEB-eval, with a folder of "
             "Parquet files for each set, and images/ or images.zip"
         )
-    return found
+    return names
 
 
 def load_task(
@@ -165,7 +165,7 @@ def measure(
         UsageError: the encoder does not take what the set shows.
         NotFiniteError, InputError: as the encoder.
     """
-    check_any(len(task.choices), task.missing)
+    check_not_empty(task.choices, task.missing)
     asked = [choice.query for choice in task.choices]
     queries = encoder.embed(asked, max_pixels=max_pixels, progress=progress)
     vectors = encoder.embed(list(task.candidates), max_pixels=max_pixels, progress=progress)
@@ -174,11 +174,15 @@ def measure(
         for query, choice in zip(queries, task.choices, strict=True)
     ]
     hits = np.asarray(ranks) == 1
-    rows = ((_said(c.query), c.candidates, c.gold) for c in task.choices)
-    words = (_said(item) for item in task.candidates)
+    rows: list[Any] = [
+        ((c.query.text, c.query.instruction), c.candidates, c.gold) for c in task.choices
+    ]
+    rows += [(item.text, item.instruction) for item in task.candidates]
+    images = {id(item.image): item.image for item in (*asked, *task.candidates)}
+    files = [image for image in images.values() if isinstance(image, Path | bytes)]
     return {
         "benchmark": f"mmeb-{task.name}",
-        "benchmark_hash": content_hash([*rows, *words], _files([*asked, *task.candidates])),
+        "benchmark_hash": content_hash(rows, files),
         "settings": task.settings | {"max_pixels": max_pixels, "draws": draws},
         "sizes": {"queries": len(asked), "candidates": len(task.candidates)},
         "missing": list(task.missing),
@@ -186,19 +190,36 @@ def measure(
     }
 
 
-def _said(item: Item) -> tuple[str | None, str | None]:
-    return item.text, item.instruction
+def table_rows(findings: Sequence[Findings]) -> list[tuple[str, str, str, str]]:
+    """(set, rows, accuracy in %, the paper's); after each kind the mean over its sets.
+
+    A mean says how many sets it stands on; the paper's is given only where all its sets are there.
+    """
+    by_name = {f["benchmark"].removeprefix("mmeb-"): f for f in findings}
+    lines = []
+    for kind in dict.fromkeys(KINDS.values()):
+        names = [name for name in KINDS if KINDS[name] == kind and name in by_name]
+        if not names:
+            continue
+        values = [100 * by_name[name]["scores"]["accuracy"]["value"] for name in names]
+        for name, value in zip(names, values, strict=True):
+            count = f"{by_name[name]['sizes']['queries']:,}"
+            lines.append((name, count, f"{value:.1f}", _paper_mean([name])))
+        in_paper = {name for name, (paper_kind, _) in PAPER.items() if paper_kind == kind}
+        paper = _paper_mean(names) if set(names) == in_paper else ""
+        lines.append((f"mean of {len(names)} ({kind})", "", f"{np.mean(values):.1f}", paper))
+    return lines
 
 
-def _files(items: Sequence[Item]) -> list[Path | bytes]:
-    unique = {id(item.image): item.image for item in items if item.image is not None}
-    return [image for image in unique.values() if isinstance(image, Path | bytes)]
+def _paper_mean(names: Sequence[str]) -> str:
+    known = [PAPER[name][1] for name in names if name in PAPER]
+    return f"{sum(known) / len(known):.1f}" if known else ""
 
 
 # -- the files -------------------------------------------------------------------------------------
 
 Side = tuple[str, str]
-"""Words and path of an image, either may be empty."""
+"""Of a row its query or one candidate: words and path of an image, either may be empty."""
 
 
 def _rows(folder: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:

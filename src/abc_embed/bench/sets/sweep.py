@@ -1,9 +1,6 @@
 """Any evaluation at several resolutions: accuracy and items per second against pixels.
 
-Does: run it once per resolution, time what it embeds, draw one figure (the paper's figure 4 for any
-set). Does not: cache: a remembered vector takes no time.
-
-Shapes: `R` resolutions.
+It is the paper's figure 4 for any set. Nothing is cached: a remembered vector takes no time.
 """
 
 import time
@@ -38,17 +35,17 @@ class TimedEncoder(WrappedEncoder):
 def sweep(
     encoder: Encoder, areas: Sequence[int], measure: Callable[[Encoder, int], Findings]
 ) -> list[Findings]:
-    """The findings at each area in pixels `(R,)`; each gains `images_per_s`."""
-    found = []
+    """The findings at each area in pixels; each gains `images_per_s`."""
+    swept = []
     for area in areas:
         timed = TimedEncoder(encoder)
         findings = measure(timed, area)
         rate = timed.images / timed.seconds if timed.seconds else None
-        found.append({**findings, "images_per_s": rate})
-    return found
+        swept.append({**findings, "images_per_s": rate})
+    return swept
 
 
-def draw(found: Sequence[Findings], score: str, out: Path) -> None:
+def draw(swept: Sequence[Findings], score: str, out: Path) -> None:
     """One figure: a score with its interval, and items per second, against pixels.
 
     Raises:
@@ -56,11 +53,11 @@ def draw(found: Sequence[Findings], score: str, out: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    if any(score not in findings["scores"] for findings in found):
-        known = ", ".join(found[0]["scores"])
+    if any(score not in findings["scores"] for findings in swept):
+        known = ", ".join(swept[0]["scores"])
         raise DataError(f"there is no score {score!r}; give one of: {known}")
-    areas = [findings["settings"]["max_pixels"] for findings in found]
-    scores = [findings["scores"][score] for findings in found]
+    areas = [findings["settings"]["max_pixels"] for findings in swept]
+    scores = [findings["scores"][score] for findings in swept]
     values = [100 * figure["value"] for figure in scores]
     figure = figures.new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
@@ -70,7 +67,7 @@ def draw(found: Sequence[Findings], score: str, out: Path) -> None:
     ]
     left.errorbar(areas, values, yerr=bars, marker="o", capsize=3, color=figures.BLUE)
     left.set_ylabel(f"{score.replace('_', ' ')}, %")
-    right.plot(areas, [f["images_per_s"] for f in found], marker="o", color=figures.RED)
+    right.plot(areas, [f["images_per_s"] for f in swept], marker="o", color=figures.RED)
     right.set_ylabel("items with an image per second")
     right.set_ylim(bottom=0)
     for axes in (left, right):
@@ -79,5 +76,5 @@ def draw(found: Sequence[Findings], score: str, out: Path) -> None:
         axes.minorticks_off()
         axes.set_xlabel("largest area of a picture, pixels")
         axes.grid(alpha=0.3)
-    figure.suptitle(found[0]["benchmark"])
+    figure.suptitle(swept[0]["benchmark"])
     figures.save_figure(figure, out, dpi=120)

@@ -1,10 +1,8 @@
 """Zero-shot classification on any folder of images: one subfolder per class.
 
-Does: word each class as "A photo of a {label}." (paper section 6) and ask the image alone. Does
-not: know a data set; `labels` says what a folder's name stands for, where it is a code.
+Each class is worded as "A photo of a {label}." (paper section 6), and the image alone asks.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from abc_embed.bench.sets.mmeb import TEMPLATE
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item
+from abc_embed.storage.json_files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class ImageFolder:
 
 
 def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
-    """Each subfolder is a class; `labels` is a JSON object of folder names and their words.
+    """Each subfolder is a class; `labels` is a JSON object: a folder's name -> words for its class.
 
     Raises:
         DataError: fewer than two classes, a class without images, or a folder without a label.
@@ -42,15 +41,19 @@ def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
         raise DataError(f"{folder} has {len(classes)} subfolders; give one for each of the classes")
     words = {path.name: path.name.replace("_", " ") for path in classes}
     if labels is not None:
-        words = _labels(labels, [path.name for path in classes])
+        given = read_json(labels, error=DataError, mend="give an object: subfolder -> words")
+        for name in words:
+            if not isinstance(given.get(name), str):
+                raise DataError(f"{labels} has no label for {name!r}; add one")
+            words[name] = given[name]
     images: list[Path] = []
     label_of: list[int] = []
     for number, path in enumerate(classes):
-        found = find_images(path).files
-        if not found:
+        files = find_images(path).files
+        if not files:
             raise DataError(f"{path} has no image; add some, or take the folder away")
-        images += found
-        label_of += [number] * len(found)
+        images += files
+        label_of += [number] * len(files)
     if len(set(words.values())) < len(words):
         raise DataError(f"two classes of {folder} have one label; give each its own")
     return ImageFolder(
@@ -59,17 +62,6 @@ def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
         tuple(images),
         tuple(label_of),
     )
-
-
-def _labels(path: Path, names: list[str]) -> dict[str, str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise DataError(f"{path} is no JSON ({problem}); mend it") from None
-    for name in names:
-        if not isinstance(found, dict) or not isinstance(found.get(name), str):
-            raise DataError(f"{path} has no label for {name!r}; add one")
-    return {name: str(found[name]) for name in names}
 
 
 def measure(
