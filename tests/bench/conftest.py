@@ -167,9 +167,7 @@ def folders(
 
 
 @pytest.fixture
-def fake(
-    specs: dict[str, SceneBenchmark], folders: dict[str, Benchmark]
-) -> Callable[[str], Fake]:
+def fake(specs: dict[str, SceneBenchmark], folders: dict[str, Benchmark]) -> Callable[[str], Fake]:
     """Makes a fake by its name; it knows the scenes of all tiers."""
     scenes = {
         picture.sha256: image.scene

@@ -15,6 +15,8 @@ from abc_embed.bench.audit import tables as audit_table
 from abc_embed.bench.audit.questions import AuditSet, read_set
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.baselines import RandomEncoder
+from abc_embed.data import open_dataset
+from abc_embed.data.formats.convert import convert
 from abc_embed.data.records import Instruction, Record, write_records
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
@@ -330,6 +332,16 @@ def test_a_wrong_line_is_named(folder: Path, line: str, what: str) -> None:
     with pytest.raises(DataError, match=what) as error:
         read_set(path)
     assert f"{path}:3: " in str(error.value)
+
+
+def test_records_in_another_form_ask_the_same(folder: Path) -> None:
+    instruction = Instruction(instruction="left?", answer="a dog", kind="place")
+    record = Record(id="a", image="red.png", width=1, height=1, instructions=(instruction,) * 2)
+    write_records(folder / "records.jsonl", [record])
+    convert(open_dataset(folder), folder / "to", "parquet")
+    asked, again = read_set(folder / "records.jsonl"), read_set(folder / "to")
+    assert (again.questions, again.texts) == (asked.questions, asked.texts)
+    assert again.content_hash() == asked.content_hash()
 
 
 def test_no_set_at_all(folder: Path) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from abc_embed.data.records import FIELDS, Record, parse_record
+from abc_embed.data.fields import parse_object
+from abc_embed.data.records import FIELDS, Record
 from abc_embed.errors import DataError
 
 SAMPLE_KEY = "__key__"
@@ -89,6 +90,9 @@ class Dataset(ABC):
         except DataError as wrong:
             raise DataError(f"{self.place(number)}: {wrong}") from None
 
+    def __iter__(self) -> Iterator[Row]:
+        return (self[number] for number in range(len(self)))
+
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row | Rejected]:
         """Rows `start` to `stop - 1`; what cannot be used comes as `Rejected` and stops nothing."""
         for number in range(start, len(self) if stop is None else min(stop, len(self))):
@@ -145,7 +149,7 @@ def record_from_columns(
     if isinstance(meta, str):  # as our own Parquet has it: JSON, whose fields may differ by row
         meta = json.loads(meta)
     rest = {k: v for k, v in values.items() if k not in used and _fits_json(v)}
-    return parse_record({**fields, "meta": {**(meta or {}), **rest}})
+    return parse_object(Record, {**fields, "meta": {**(meta or {}), **rest}})
 
 
 def image_size(image: Path | bytes) -> tuple[int, int]:

@@ -1,17 +1,16 @@
-"""Rows of JSON, field by field: what a file of ours may hold, and what is said when it does not.
+"""JSON lines as dataclasses, checked field by field.
 
-Does: parse a line, match a row with the fields of a dataclass, check texts and paths. Does not:
-know what a record is (``records``, ``bench.schema`` and ``bench.audit_sets`` do).
-
-Every function here raises `DataError` with a sentence that names the field and the mend; the caller
-puts file and line before it.
+Every `DataError` here is a sentence that names the field and the mend; `parse_lines` puts file and
+line before it.
 """
 
 import dataclasses
 import json
 import re
 import reprlib
+import typing
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +20,46 @@ T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FAR = 1e9  # no picture has so many pixels; also false for what is not a number
+
+
+OnBadLine = Callable[[str, DataError], None]
+"""Called with the place of a line and what is wrong with it."""
+
+
+def parse_lines(
+    path: Path,
+    parse: Callable[[bytes], T],
+    id_of: Callable[[T], str] | None = None,
+    on_bad_line: OnBadLine | None = None,
+) -> Iterator[tuple[int, T]]:
+    """Number and value of each line that is not blank, one by one; ids must differ.
+
+    With `on_bad_line` a wrong line is reported there, and the others go on.
+
+    Raises:
+        DataError: a line is wrong; names file and line.
+        OSError: the file cannot be read.
+    """
+    lines: dict[str, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = parse(line)
+                name = id_of(value) if id_of else str(number)
+                if name in lines:
+                    raise DataError(
+                        f"the id {name!r} is that of line {lines[name]} too; give each its own"
+                    )
+            except DataError as wrong:
+                if on_bad_line is None:
+                    raise DataError(f"{path}:{number}: {wrong}") from None
+                on_bad_line(f"{path}:{number}", wrong)
+                continue
+            if id_of:
+                lines[name] = number
+            yield number, value
 
 
 def parse_json(line: bytes) -> object:
@@ -37,49 +76,55 @@ def parse_json(line: bytes) -> object:
     return parsed
 
 
-def parse_lines(path: Path, parse: Callable[[bytes], T]) -> Iterator[tuple[int, T]]:
-    """(line number, what `parse` makes of the line) of a file, blank lines left out.
-
-    Raises:
-        DataError: that of `parse`, with file and line before it.
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    row = parse(line)
-                except DataError as wrong:
-                    raise DataError(f"{path}:{number}: {wrong}") from None
-                yield number, row
-
-
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def fields_of(kind: type, row: object) -> dict[str, Any]:
-    """The row as keyword arguments of `kind`: every name known, every needed one there."""
+def parse_object(kind: type[T], row: object) -> T:
+    """A dataclass from a JSON object: every name known, every needed one there, lists as tuples.
+
+    A list of dataclasses is read likewise; an error in one says which.
+    """
     if not isinstance(row, dict):
         raise DataError(f"found {short(row)} where an object {{…}} is meant")
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    needed, elements = _fields(kind)  # type: ignore[arg-type]
     for name in row:
-        if name not in known:
-            raise DataError(f"there is no field {name!r}; the fields are {', '.join(known)}")
-    for name, its in known.items():
-        optional = (
-            its.default is not dataclasses.MISSING or its.default_factory is not dataclasses.MISSING
-        )
-        if not optional and name not in row:
+        if name not in needed:
+            raise DataError(f"there is no field {name!r}; the fields are {', '.join(needed)}")
+    for name in needed:
+        if needed[name] and name not in row:
             raise DataError(f"{name} is missing; give it")
-    return dict(row)
+    values = dict(row)
+    for name in values.keys() & elements.keys():
+        if not isinstance(values[name], list):
+            raise DataError(f"{name} is {short(values[name])}; give a list […]")
+        values[name] = tuple(_parse_elements(name, elements[name], values[name]))
+    return kind(**values)
 
 
-def list_of(name: str, value: object) -> list[Any]:
-    """The value, which must be a list; `name` is in the message."""
-    if not isinstance(value, list):
-        raise DataError(f"{name} is {short(value)}; give a list […]")
-    return value
+def _parse_elements(name: str, kind: type, values: list[Any]) -> Iterator[Any]:
+    for number, value in enumerate(values):
+        try:
+            yield parse_object(kind, value) if dataclasses.is_dataclass(kind) else value
+        except DataError as wrong:
+            raise DataError(f"{name}[{number}]: {wrong}") from None
+
+
+@cache
+def _fields(kind: type) -> tuple[dict[str, bool], dict[str, type]]:
+    """Which fields are needed, and of those that are sequences, the type of an element."""
+    missing = dataclasses.MISSING
+    needed = {
+        f.name: f.default is missing and f.default_factory is missing
+        for f in dataclasses.fields(kind)
+    }
+    hints = typing.get_type_hints(kind)
+    elements = {
+        name: typing.get_args(hints[name])[0]
+        for name in needed
+        if typing.get_origin(hints[name]) in (tuple, Sequence)
+    }
+    return needed, elements
 
 
 def check_text(name: str, value: object) -> None:

@@ -1,9 +1,5 @@
 """Records: one line of JSON per image, with everything that is said about it.
 
-Does: say what a record is, read a file of them line by line, and write one. Every line is checked
-as it is read; what is wrong is said with file, line, and how to mend it. Does not: open the images
-(whoever needs the pixels does), or hold more than one record in memory.
-
 A data set is a folder: `records.jsonl` and the images, whose paths in it are relative to it.
 
     {"id": "a-7", "image": "images/000007.png", "caption": "a dog on the left and …" or null,
@@ -20,21 +16,21 @@ A data set is a folder: `records.jsonl` and the images, whose paths in it are re
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from abc_embed.data.fields import (
+    OnBadLine,
     are_numbers,
     check_image,
     check_text,
     check_texts,
-    fields_of,
     is_count,
-    list_of,
     parse_json,
+    parse_lines,
+    parse_object,
     short,
 )
 from abc_embed.errors import DataError
@@ -42,8 +38,6 @@ from abc_embed.storage.files import atomic_write
 
 RECORDS_FILE = "records.jsonl"
 """Name of the records file in a data set's folder."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +80,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One image and what is said about it; see the module. Values are checked on construction.
-
-    Raises:
-        DataError: a value that cannot be; names the field and the mend.
-    """
+    """One image and what is said about it; a `DataError` on construction names a wrong field."""
 
     id: str
     """Unlike every other id of its file."""
@@ -150,38 +140,21 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 def read_records(
-    path: str | os.PathLike[str], *, on_bad_line: Callable[[str, DataError], None] | None = None
+    path: str | os.PathLike[str], *, on_bad_line: OnBadLine | None = None
 ) -> Iterator[Record]:
     """The records of a file, or of the folder that holds `records.jsonl`, one by one.
 
     Blank lines are passed over. Reading is lazy: an error comes when its line is reached; with
-    `on_bad_line` that is called with the line's place and the error, and the others go on.
+    `on_bad_line` it is reported there, and the other lines go on.
 
     Raises:
         DataError: there is no such file, or a line is no record, with file, line and mend.
     """
     path = Path(path)
     path = path / RECORDS_FILE if path.is_dir() else path
-    lines: dict[str, int] = {}
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = parse_line(line)
-                    if record.id in lines:
-                        raise DataError(
-                            f"the id {record.id!r} is that of line {lines[record.id]} too; "
-                            "give each record its own"
-                        )
-                except DataError as wrong:
-                    if on_bad_line is None:
-                        raise DataError(f"{path}:{number}: {wrong}") from None
-                    on_bad_line(f"{path}:{number}", wrong)
-                    continue
-                lines[record.id] = number
-                yield record
+        for _, record in parse_lines(path, parse_line, lambda record: record.id, on_bad_line):
+            yield record
     except FileNotFoundError:
         raise DataError(
             f"there is no {path}; give a records file or the folder that holds {RECORDS_FILE}"
@@ -231,39 +204,6 @@ def parse_line(line: bytes) -> Record:
     """A record from its line of a records file.
 
     Raises:
-        DataError: the line is no JSON, or no record.
+        DataError: the line is no JSON, or names the field that is wrong, missing or unknown.
     """
-    return parse_record(parse_json(line))
-
-
-def parse_record(row: object) -> Record:
-    """A record from the JSON object of its line.
-
-    Raises:
-        DataError: names the field that is wrong, missing or unknown.
-    """
-    values = fields_of(Record, row)
-    for name, kind in (("regions", Region), ("instructions", Instruction)):
-        if name in values:
-            rows = list_of(name, values[name])
-            values[name] = tuple(_each(name, rows, partial(_part, kind)))
-    if "negatives" in values:
-        values["negatives"] = tuple(list_of("negatives", values["negatives"]))
-    return Record(**values)
-
-
-def _part(kind: type[T], row: object) -> T:
-    """A region or an instruction from its JSON object."""
-    values = fields_of(kind, row)
-    for name in ("box", "paraphrases"):
-        if name in values:
-            values[name] = tuple(list_of(name, values[name]))
-    return kind(**values)
-
-
-def _each(name: str, rows: list[Any], parse: Callable[[object], T]) -> Iterator[T]:
-    for number, row in enumerate(rows):
-        try:
-            yield parse(row)
-        except DataError as wrong:
-            raise DataError(f"{name}[{number}]: {wrong}") from None
+    return parse_object(Record, parse_json(line))

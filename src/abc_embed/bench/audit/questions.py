@@ -1,9 +1,7 @@
 """What an audit is run on: questions about pictures, each with its candidates, whatever the source.
 
-Does: read a CtrlBench folder, records (data/records.py), or a plain JSONL file; draw the questions
-of the scene benchmark. Does not: embed (audit.py).
-
-A line of a plain file:
+A CtrlBench folder, any data set with instructions (`open_dataset`), the drawn scenes, or a plain
+JSONL file, of which a line is
 
     {"image": "a.jpg", "instruction": "what is on the left?", "answer": "a dog",
      "candidates": ["a dog", "a cat"]}
@@ -25,8 +23,9 @@ from abc_embed.bench.ctrlbench.scene_benchmark import SIDE
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.base import image_hash
-from abc_embed.data.fields import check_text, fields_of, parse_json
-from abc_embed.data.records import RECORDS_FILE, read_records
+from abc_embed.data import open_dataset
+from abc_embed.data.fields import check_text, parse_json, parse_lines, parse_object
+from abc_embed.data.records import RECORDS_FILE
 from abc_embed.errors import DataError
 from abc_embed.inputs import ImageInput
 from abc_embed.scenes.render import render
@@ -76,9 +75,9 @@ class AuditSet:
 
 
 def read_set(source: "str | PathLike[str]", *, limit: int | None = None) -> AuditSet:
-    """The questions of a CtrlBench folder, of records, of a plain JSONL file, or of ``scenes``.
+    """The questions of a CtrlBench folder, a data set, a plain JSONL file, or of `scenes`.
 
-    ``limit`` takes the first so many questions; the candidates stay those of the whole set.
+    `limit` takes the first so many questions; the candidates stay those of the whole set.
 
     Raises:
         DataError: there is no such set, a line of it is wrong, or none of its pictures is there.
@@ -88,10 +87,12 @@ def read_set(source: "str | PathLike[str]", *, limit: int | None = None) -> Audi
     path = Path(source)
     if (path / QUERIES_FILE).is_file():
         made = _ctrlbench(path)
-    elif path.is_dir() or _holds_records(path):
-        made = _records(path)
-    else:
+    elif path.suffix in (".parquet", ".tar") or _holds_records(path):
+        made = _dataset(path)
+    elif path.is_file() or path.suffix == ".jsonl":
         made = _plain(path)
+    else:
+        made = _dataset(path)
     return made.finished(path, limit)
 
 
@@ -100,8 +101,8 @@ class _Making:
     """A set while it is read."""
 
     texts: dict[str, int] = field(default_factory=dict)
-    images: dict[str, int] = field(default_factory=dict)
-    """Path from the set's folder -> its number."""
+    image_numbers: dict[str, int] = field(default_factory=dict)
+    images: list[Path | bytes] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
     def text(self, text: str) -> int:
@@ -109,14 +110,19 @@ class _Making:
 
     def ask(
         self,
-        image: str,
+        name: str,
+        image: Path | bytes,
         instruction: str,
         right: Sequence[str],
         candidates: Sequence[str] | None = None,
     ) -> None:
+        """Add a question; `name` is that of its picture, in the set."""
+        number = self.image_numbers.setdefault(name, len(self.images))
+        if number == len(self.images):
+            self.images.append(image)
         self.questions.append(
             Question(
-                image=self.images.setdefault(image, len(self.images)),
+                image=number,
                 instruction=instruction,
                 right=tuple(dict.fromkeys(map(self.text, right))),
                 candidates=None
@@ -127,16 +133,18 @@ class _Making:
 
     def finished(self, path: Path, limit: int | None) -> AuditSet:
         """Without the questions whose pictures are not there, which are counted."""
-        folder = path if path.is_dir() else path.parent
-        missing = [name for name in self.images if not (folder / name).is_file()]
-        gone = {self.images[name] for name in missing}
+        gone = {
+            number: name
+            for name, number in self.image_numbers.items()
+            if isinstance(image := self.images[number], Path) and not image.is_file()
+        }
+        missing = tuple(gone.values())
         asked = self.questions[:limit]
         here = [q for q in asked if q.image not in gone]
         if not here:
             what = "no question" if not asked else f"no picture ({missing[0]} is the first)"
             raise DataError(f"{path} has {what} to audit; check the file and its folder")
         shown = list(dict.fromkeys(q.image for q in here))
-        names = list(self.images)
         number = {old: new for new, old in enumerate(shown)}
         return AuditSet(
             name=path.resolve().stem,
@@ -149,9 +157,9 @@ class _Making:
                 )
                 for q in here
             ),
-            images=tuple(folder / names[old] for old in shown),
+            images=tuple(self.images[old] for old in shown),
             texts=tuple(self.texts),
-            missing=tuple(missing),
+            missing=missing,
             left_out=len(asked) - len(here),
         )
 
@@ -185,16 +193,17 @@ def _ctrlbench(folder: Path) -> _Making:
     for query in bench.queries:
         if query.tier != PAIR_TIER:
             right = [texts[cap] for cap in query.positives]
-            made.ask(files[query.image_id], query.instruction, right)
+            file = files[query.image_id]
+            made.ask(file, folder / file, query.instruction, right)
     return made
 
 
-def _records(path: Path) -> _Making:
-    """Every instruction of every record; all answers of the file are candidates."""
+def _dataset(path: Path) -> _Making:
+    """Every instruction of every row; all answers of the data set are candidates."""
     made = _Making()
-    for record in read_records(path):
-        for ask in record.instructions:
-            made.ask(record.image, ask.instruction, [ask.answer])
+    for row in open_dataset(path):
+        for ask in row.record.instructions:
+            made.ask(row.record.image, row.image, ask.instruction, [ask.answer])
     return made
 
 
@@ -225,13 +234,10 @@ class _Row:
 def _plain(path: Path) -> _Making:
     made = _Making()
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        _add(made, _Row(**fields_of(_Row, parse_json(line))))
-                    except DataError as wrong:
-                        raise DataError(f"{path}:{number}: {wrong}") from None
+        for _ in parse_lines(
+            path, lambda line: _add(made, path.parent, parse_object(_Row, parse_json(line)))
+        ):
+            pass
     except OSError as problem:
         raise DataError(
             f"{path} cannot be read ({problem.strerror}); give a JSONL file, a folder of records or"
@@ -240,7 +246,7 @@ def _plain(path: Path) -> _Making:
     return made
 
 
-def _add(made: _Making, row: _Row) -> None:
+def _add(made: _Making, folder: Path, row: _Row) -> None:
     check_text("image", row.image)
     check_text("instruction", row.instruction)
     right = row.answer if isinstance(row.answer, list) else [row.answer]
@@ -249,7 +255,7 @@ def _add(made: _Making, row: _Row) -> None:
     if not right:
         raise DataError("answer is an empty list; give the right answer")
     if row.candidates is None:
-        made.ask(row.image, row.instruction, right)
+        made.ask(row.image, folder / row.image, row.instruction, right)
         return
     if not isinstance(row.candidates, list):
         raise DataError("candidates is no list; give the texts to choose from")
@@ -260,4 +266,4 @@ def _add(made: _Making, row: _Row) -> None:
         raise DataError(f"the answer {strange[0]!r} is none of the candidates; put it there too")
     if len(set(row.candidates)) < 2:
         raise DataError("candidates has only one text, so nothing is asked; give wrong ones too")
-    made.ask(row.image, row.instruction, right, row.candidates)
+    made.ask(row.image, folder / row.image, row.instruction, right, row.candidates)

@@ -27,10 +27,9 @@ from abc_embed.data.fields import (
     check_image,
     check_text,
     check_texts,
-    fields_of,
-    list_of,
     parse_json,
     parse_lines,
+    parse_object,
 )
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write, make_folder
@@ -204,26 +203,8 @@ def read_benchmark(folder: str | os.PathLike[str], *, check_pictures: bool = Tru
 
 def _read(path: Path, kind: type[T], id_of: Callable[[T], str]) -> dict[int, T]:
     """Line number -> row, each with an id of its own."""
-    rows: dict[int, T] = {}
-    lines: dict[str, int] = {}
-
-    def parse(line: bytes) -> T:
-        values = fields_of(kind, parse_json(line))
-        for name in ("paraphrases", "positives", "same_image"):
-            if name in values:
-                values[name] = tuple(list_of(name, values[name]))
-        row = kind(**values)
-        if id_of(row) in lines:
-            other = lines[id_of(row)]
-            raise DataError(
-                f"the id {id_of(row)!r} is that of line {other} too; give each row its own"
-            )
-        return row
-
     try:
-        for number, row in parse_lines(path, parse):
-            rows[number] = row
-            lines[id_of(row)] = number
+        rows = dict(parse_lines(path, lambda line: parse_object(kind, parse_json(line)), id_of))
     except FileNotFoundError:
         raise DataError(
             f"there is no {path}; give a folder that holds {IMAGES_FILE}, {CORPUS_FILE}, "

@@ -130,9 +130,7 @@ def _joint_findings(
     count, all_clusters = len(queries.scored), queries.clusters()
     table, clusters = table[:count], all_clusters[:count]
     own = queries.caption_numbers([q.same_image for q in queries.scored])
-    first_of_own = [
-        _is_first_of(*row) for row in zip(table, golds[:count], own, strict=True)
-    ]
+    first_of_own = [_is_first_of(*row) for row in zip(table, golds[:count], own, strict=True)]
     top = np.argsort(-table, axis=1, kind="stable")[:, :TOP]
     pairs = np.array(queries.mirrored_pairs(), dtype=np.int64).reshape(-1, 2)
     image_groups = {p.image_id: p.group for p in queries.benchmark.images}

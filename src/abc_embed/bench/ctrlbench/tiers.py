@@ -28,9 +28,7 @@ class Tier:
 
 
 TIERS = {
-    "G": Tier(
-        grid.generate, 1, "ba6bb448fcb4e2f4617bfa821b1db17e811b01ba6dcf5f28a169de88e92761e8"
-    ),
+    "G": Tier(grid.generate, 1, "ba6bb448fcb4e2f4617bfa821b1db17e811b01ba6dcf5f28a169de88e92761e8"),
     "B": Tier(
         binding.generate, 1, "ed25f1ab76229f68f6aeb0239c54655eb0c0969918195b99b7a2fd8137cebfc3"
     ),
