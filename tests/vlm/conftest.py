@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from vlm_parts import set_environment
 from vlm_server import VlmServer
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch)
 
 
 @pytest.fixture

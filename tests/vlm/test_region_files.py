@@ -1,106 +1,17 @@
-"""Regions are read from every layout, and bad rows are told; large JSON never whole."""
+"""Regions are read from every layout, and bad rows are counted and named."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from vlm_parts import RejectList
 
 from abc_embed.data.records import Record, Region, write_records
 from abc_embed.errors import DataError, UsageError
-from abc_embed.storage import json_stream
-from abc_embed.storage.json_stream import stream_json
-from abc_embed.vlm.region_files import read_regions
+from abc_embed.vlm.region_files import are_records, read_regions
 from abc_embed.vlm.rejects import Reason, Rejects
-
-# -- large JSON ------------------------------------------------------------------------------------
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.lists(values, max_size=6), st.dictionaries(st.text(), values, max_size=4))
-def test_any_json_comes_back_in_pieces(listed: list[Any], named: dict[str, Any]) -> None:
-    """Read three characters at a time, so that every value is broken somewhere."""
-    text = json.dumps(listed, indent=1)
-    assert [value for _, _, value in pieces(text)] == listed
-    expected = []
-    for name, value in named.items():
-        rows = enumerate(value) if isinstance(value, list) else [(0, value)]
-        expected += [(name, number, row) for number, row in rows]
-    assert list(pieces(json.dumps(named))) == expected
-
-
-def pieces(text: str) -> Iterator[tuple[str, int, Any]]:
-    at = 0
-
-    def read(_: int) -> str:
-        nonlocal at
-        at += 3
-        return text[at - 3 : at]
-
-    reader = json_stream._Reader(read, "text")
-    if reader.next() == "[":
-        yield from (("", number, value) for number, value in reader.elements())
-    else:
-        yield from reader.fields()
-
-
-def test_a_file_is_never_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "big.json"
-    path.write_text(json.dumps([{"number": i, "text": "x" * 90} for i in range(5000)]))
-    monkeypatch.setattr(json_stream, "_CHUNK", 1000)
-    longest = 0
-    more = json_stream._Reader._more
-
-    def measured(reader: Any) -> bool:
-        nonlocal longest
-        found = more(reader)
-        longest = max(longest, len(reader._text))
-        return found
-
-    monkeypatch.setattr(json_stream._Reader, "_more", measured)
-    assert [row["number"] for _, _, row in stream_json(path)] == list(range(5000))
-    assert longest < 3000
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('[{"a": 1}, {"b": ', "damaged at element 1 of the list"),
-        ('[{"a": 1} {"b": 2}]', "damaged at element 0"),
-        ('[{"a": 1}, {"b": nope, "c": "a long rest of the file"}]', "damaged at element 1"),
-        ('{"images": [1, 2', "damaged at element 1 of images"),
-        ('{"images": [1, 2]', "damaged"),
-        ('{"images" [1]}', "damaged"),
-        ('"text"', "no JSON list or object"),
-        ("", "no JSON list or object"),
-        ("[", "damaged at element 0"),
-    ],
-)
-def test_damage_is_named(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "damaged.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=words) as caught:
-        list(stream_json(path))
-    assert str(path) in str(caught.value)
-
-
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_bytes(b'["\xff"]')
-    with pytest.raises(DataError, match="not UTF-8"):
-        list(stream_json(tmp_path / "x.json"))
-
-
-# -- the layouts -----------------------------------------------------------------------------------
 
 
 def picture(path: Path) -> None:
@@ -249,3 +160,61 @@ def test_sources_that_cannot_be(tmp_path: Path, genome: Path) -> None:
     (tmp_path / "other.json").write_text('{"a": [1]}')
     with pytest.raises(DataError, match='has no "images"'):
         list(read_regions(tmp_path / "other.json", tmp_path, Rejects()))
+
+
+# -- ADE20K ----------------------------------------------------------------------------------------
+
+
+def thing(number: int, name: str, x: list[int], y: list[int], **more: Any) -> dict[str, Any]:
+    return {"id": number, "name": name, "polygon": {"x": x, "y": y}} | more
+
+
+@pytest.fixture
+def ade(tmp_path: Path) -> Path:
+    folder = tmp_path / "ade" / "training" / "street"
+    folder.mkdir(parents=True)
+    objects = [
+        thing(0, "building, edifice", [0, 40, 40], [5, 0, 30], raw_name="building"),
+        thing(1, "car, auto, automobile", [10, 70, 10], [20, 20, 60]),  # reaches out of the image
+        thing(2, "wheel", [1, 9, 5], [1, 9, 5], parts={"part_level": 1}),
+        thing(3, "", [1, 9, 5], [1, 9, 5]),
+        thing(4, "sky", [], []),
+    ]
+    annotation = {"imsize": [48, 64, 3], "object": objects}
+    Image.new("RGB", (64, 48)).save(folder / "ADE_train_00000001.jpg")
+    (folder / "ADE_train_00000001.json").write_text(json.dumps({"annotation": annotation}))
+    (folder / "ADE_train_00000002.json").write_text(json.dumps({"annotation": annotation}))
+    Image.new("RGB", (64, 48)).save(folder / "ADE_train_00000003.jpg")
+    (folder / "ADE_train_00000003.json").write_bytes(b'{"annotation": \xff')
+    return tmp_path / "ade"
+
+
+def test_objects_become_regions(ade: Path) -> None:
+    rejects = RejectList()
+    (record,) = read_regions(ade, ade.parent, rejects)
+    assert not are_records(ade)
+    assert record.id == "ADE_train_00000001"
+    assert record.image == "ade/training/street/ADE_train_00000001.jpg"
+    assert (record.width, record.height, record.source) == (64, 48, "ADE20K")
+    assert [(r.phrase, r.box) for r in record.regions] == [
+        ("building", (0, 0, 40, 30)),
+        ("car", (10, 20, 54, 28)),
+    ]
+    assert [
+        (reject["reason"], reject["detail"].split(" (")[0].split(" in /")[0])
+        for reject in rejects.rows
+    ] == [
+        (Reason.PHRASE, "no phrase"),
+        (Reason.BOX, "[] in an image of 64 x 48"),
+        (Reason.IMAGE, "no file for it"),
+        (Reason.ROW, "it is no annotation of ADE20K"),
+    ]
+
+
+def test_records_of_the_same_folder_come_first(ade: Path) -> None:
+    image = "training/street/ADE_train_00000001.jpg"
+    write_records(
+        ade / "records.jsonl", [Record(id="mine", image=image, width=64, height=48, caption="a")]
+    )
+    assert are_records(ade)
+    assert [record.id for record in read_regions(ade, ade, Rejects())] == ["mine"]

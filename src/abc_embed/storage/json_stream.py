@@ -1,5 +1,7 @@
-"""JSON files of any size, one element at a time: Python's own reader needs ten times the file in
-memory. A damaged file is an error that says where."""
+"""JSON files of any size, one element at a time; a damaged file is an error that says where.
+
+Python's own reader needs ten times the file in memory.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,24 +10,24 @@ from typing import Any
 
 from abc_embed.errors import DataError
 
-_CHUNK = 1 << 20  # characters read at a time
-_LARGEST = 1 << 28  # characters of one element: beyond it, the file is damaged
+_CHUNK_CHARS = 1 << 20  # characters read at a time
+_MAX_CHARS = 1 << 28  # characters of one element: beyond it, the file is damaged
 _NUMBER = "+-.0123456789eE"
 _NEAR_END = 16  # an error so near the end of what was read may only mean: read more
 
 
-def stream_json(path: Path) -> Iterator[tuple[str, int, Any]]:
+def stream_json(path: Path, *, chunk_chars: int = _CHUNK_CHARS) -> Iterator[tuple[str, int, Any]]:
     """(name, number, element) of a JSON list, or of each list in a JSON object, one at a time.
 
     The name is empty for a list; of an object's other values, the number is 0. Never more than
-    one element and a megabyte are in memory.
+    one element and `chunk_chars` characters are in memory.
 
     Raises:
         DataError: the file is not there, or is damaged; names the element.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
-            reader = _Reader(file.read, str(path))
+            reader = _Reader(file.read, str(path), chunk_chars)
             opening = reader.next()
             if opening == "[":
                 yield from (("", number, value) for number, value in reader.elements())
@@ -42,18 +44,19 @@ def stream_json(path: Path) -> Iterator[tuple[str, int, Any]]:
 class _Reader:
     """A JSON text of any length, a piece at a time."""
 
-    def __init__(self, read: Callable[[int], str], name: str) -> None:
-        self._read, self._name = read, name
-        self._text, self._at, self._whole = "", 0, False
+    def __init__(self, read: Callable[[int], str], name: str, chunk_chars: int) -> None:
+        self._read, self._name, self._chunk_chars = read, name, chunk_chars
+        self._text, self._at, self._at_end = "", 0, False
         self._decode = json.JSONDecoder().raw_decode
         self._inside = "the beginning"
 
     def _more(self) -> bool:
         """Whether there was more; what is done with is forgotten."""
-        new = "" if self._whole else self._read(max(_CHUNK, len(self._text) - self._at))
+        size = max(self._chunk_chars, len(self._text) - self._at)
+        new = "" if self._at_end else self._read(size)
         self._text, self._at = self._text[self._at :] + new, 0
-        self._whole = not new
-        if len(self._text) > _LARGEST:
+        self._at_end = not new
+        if len(self._text) > _MAX_CHARS:
             raise self._damaged()
         return bool(new)
 

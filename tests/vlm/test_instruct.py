@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from vlm_parts import set_environment
 from vlm_server import Fault, Request, VlmServer
 
 from abc_embed.data.records import Record, Region, read_records, write_records
@@ -36,11 +35,6 @@ from abc_embed.vlm.writers import (
 
 THINGS = ("red hat", "brown dog", "tall tree", "blue car", "wet stone", "old man")
 ALL = RegionSettings(drop_largest=0, choose=4)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(monkeypatch)
 
 
 @pytest.fixture

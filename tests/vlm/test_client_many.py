@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vlm_parts import client, picture, set_environment
+from vlm_parts import client, picture
 from vlm_server import KEY, Fault, VlmServer
 
 from abc_embed.errors import (
@@ -21,11 +21,6 @@ from abc_embed.vlm.limits import Limits
 from abc_embed.vlm.reply_cache import ReplyCache
 
 pytest.importorskip("openai")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(monkeypatch)
 
 
 # -- the key ---------------------------------------------------------------------------------------

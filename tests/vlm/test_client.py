@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from vlm_parts import Frozen, Waits, client, picture, set_environment
+from vlm_parts import Frozen, Waits, client, picture
 from vlm_server import KEY, Fault, VlmServer
 
 from abc_embed.errors import (
@@ -17,11 +17,6 @@ from abc_embed.vlm.client import MAX_FAILURES_IN_A_ROW
 from abc_embed.vlm.limits import Limits
 
 pytest.importorskip("openai")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(monkeypatch)
 
 
 def test_what_is_sent_and_what_comes_back(server: VlmServer) -> None:
