@@ -30,6 +30,7 @@ stays a plain Python exception, so that its traceback is seen and mended.
     │   └── CostLimitError        asking on could cost more than was allowed
     ├── TrainingError             a run that cannot start, go on or resume
     ├── OutputError               a result that cannot be written
+    ├── RequestError              a request to the server that it refuses, with the HTTP status
     └── MissingExtraError         an optional package is absent; names its pip line
 """
 
@@ -61,7 +62,7 @@ class NotFiniteError(AbcError):
 
 
 class InputError(AbcError):
-    """One item cannot be embedded. EmbeddingPipeline work may skip it and go on."""
+    """One item cannot be embedded. Bulk work may skip it and go on."""
 
 
 class ImageError(InputError):
@@ -129,7 +130,7 @@ class EndpointError(AbcError):
 
 
 class AskError(EndpointError):
-    """One request to a VLM failed for good. EmbeddingPipeline work may go on with the others."""
+    """One request to a VLM failed for good. Bulk work may go on with the others."""
 
 
 class CostLimitError(EndpointError):
@@ -142,6 +143,17 @@ class TrainingError(AbcError):
 
 class OutputError(AbcError):
     """A result cannot be written."""
+
+
+class RequestError(AbcError):
+    """A request to the server is refused: one sentence, the place in the request, the status."""
+
+    def __init__(self, message: str, place: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.place = place
+        """Where in the request, like `input[3].image`; None for all of it."""
+        self.status = status
+        """The HTTP status of the answer."""
 
 
 class MissingExtraError(AbcError):

@@ -1,0 +1,383 @@
+"""Five ways to ask for embeddings, each with the answer that its clients parse.
+
+A shape turns a request into an `EmbedRequest` and vectors into an answer. It knows neither the
+model nor HTTP. An image with a text in one input is an image with an instruction.
+"""
+
+import base64
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abc_embed.errors import InputError, RequestError
+from abc_embed.inputs import Item
+from abc_embed.serve.fields import Fields, image_bytes, kind_of
+
+MAX_INPUTS = 2048
+"""Inputs of one request, as OpenAI has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What was asked for, whatever the shape."""
+
+    items: list[Item]
+    places: list[str]
+    """Where each item stands in the request, like `input[3]`."""
+    model: str | None = None
+    dimensions: int | None = None
+    """Width to which vectors are cut; None: the model's own."""
+    outputs: tuple[str, ...] = ("float",)
+    """float, base64, int8, uint8, binary or ubinary; several only where the shape has several."""
+    skip_bad: bool = False
+    """A bad item costs only itself."""
+    echo: dict[str, Any] = field(default_factory=dict)
+    """What the answer repeats of the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost."""
+
+    tokens: int
+    image_pixels: int
+    images: int
+
+
+Encoded = dict[str, list[Any]]
+"""Output -> one JSON value an item; null for an item that was skipped."""
+
+
+class Shape(ABC):
+    """One way to ask."""
+
+    path: ClassVar[str]
+
+    @abstractmethod
+    def parse(self, body: Fields) -> EmbedRequest:
+        """The request.
+
+        Raises:
+            RequestError: it cannot be understood; the place is named.
+        """
+
+    @abstractmethod
+    def answer(
+        self,
+        request: EmbedRequest,
+        encoded: Encoded,
+        errors: dict[int, str],
+        usage: Usage,
+        model: str,
+    ) -> dict[str, Any]:
+        """The answer; `errors` are those of items that were skipped, by index."""
+
+    @abstractmethod
+    def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
+        """The body of a refusal."""
+
+
+class OpenAI(Shape):
+    """`/v1/embeddings`: texts, chat messages (vLLM), lists of parts (Jina, SGLang), infinity."""
+
+    path = "/v1/embeddings"
+
+    def parse(self, body: Fields) -> EmbedRequest:
+        model = body.text("model")
+        output = body.choice("encoding_format", ("float", "base64"), "float")
+        kinds = ("float", "base64", "binary", "ubinary")
+        output = body.choice("embedding_type", kinds, output)
+        dimensions = body.integer("dimensions")
+        modality = body.choice("modality", ("text", "image"), "text")
+        skip = body.choice("on_error", ("raise", "skip"), "raise") == "skip"
+        if not body.flag("normalized", True):
+            body.refuse("normalized", "is false, and vectors here have unit length; leave it out")
+        body.text("user")
+        if "messages" in body:
+            parsed = list(self._messages(body))
+        else:
+            parsed = list(self._input(body, modality))
+        body.done()
+        places, items = [place for place, _ in parsed], [item for _, item in parsed]
+        return EmbedRequest(items, places, model, dimensions, (output,), skip)
+
+    def _input(self, body: Fields, modality: str) -> Iterator[tuple[str, Item]]:
+        value = body.take("input")
+        place = body.at("input")
+        if isinstance(value, str | dict):
+            yield place, _one(value, place, modality)
+            return
+        if not isinstance(value, list) or not value:
+            raise RequestError(
+                f"{place} is {kind_of(value) if value != [] else 'empty'}; give a "
+                "text or a list of inputs",
+                place,
+            )
+        if len(value) > MAX_INPUTS:
+            raise RequestError(
+                f"{place} has {len(value):,} inputs and the most is {MAX_INPUTS:,}", place, 413
+            )
+        if isinstance(value[0], int | list):
+            raise RequestError(
+                f"{place} holds token ids, which belong to one tokenizer; give texts", place
+            )
+        for index, element in enumerate(value):
+            at = f"{place}[{index}]"
+            yield at, _one(element, at, modality)
+
+    def _messages(self, body: Fields) -> Iterator[tuple[str, Item]]:
+        messages = body.items("messages", MAX_INPUTS)
+        if all(isinstance(message, list) for _, message in messages):
+            for place, conversation in messages:
+                yield (
+                    place,
+                    _conversation(
+                        [(f"{place}[{i}]", m) for i, m in enumerate(conversation)], place
+                    ),
+                )
+        else:
+            yield "messages", _conversation(messages, "messages")
+
+    def answer(
+        self,
+        request: EmbedRequest,
+        encoded: Encoded,
+        errors: dict[int, str],
+        usage: Usage,
+        model: str,
+    ) -> dict[str, Any]:
+        data: list[dict[str, Any]] = []
+        for index, vector in enumerate(encoded[request.outputs[0]]):
+            row = {"object": "embedding", "index": index, "embedding": vector}
+            data.append(row if index not in errors else {**row, "error": errors[index]})
+        tokens = {"prompt_tokens": usage.tokens, "total_tokens": usage.tokens}
+        return {"object": "list", "data": data, "model": model, "usage": tokens}
+
+    def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
+        return openai_error(message, place, status)
+
+
+def openai_error(message: str, place: str | None, status: int) -> dict[str, Any]:
+    """The body of a refusal as OpenAI has it, used by all endpoints of our own too."""
+    kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+    kind = kinds.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": place, "code": status}}
+
+
+class Cohere(Shape):
+    """`/v2/embed`."""
+
+    path = "/v2/embed"
+    _TYPES = ("search_document", "search_query", "classification", "clustering", "image")
+    _OUTPUTS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
+
+    def parse(self, body: Fields) -> EmbedRequest:
+        model = body.text("model")
+        body.choice("input_type", self._TYPES, "search_document")
+        dimensions = body.integer("output_dimension")
+        body.choice("truncate", ("NONE", "START", "END"), "NONE")
+        body.integer("max_tokens")
+        body.integer("priority", least=0)
+        outputs: tuple[str, ...] = ("float",)
+        if "embedding_types" in body:
+            listed = body.items("embedding_types", len(self._OUTPUTS))
+            for place, output in listed:
+                if output not in self._OUTPUTS:
+                    known = ", ".join(self._OUTPUTS)
+                    raise RequestError(f"{place} must be one of: {known}", place)
+            outputs = tuple(dict.fromkeys(output for _, output in listed))
+        given = [name for name in ("texts", "images", "inputs") if name in body]
+        if len(given) != 1:
+            raise RequestError("give exactly one of texts, images, inputs", None)
+        name = given[0]
+        elements = body.items(name, MAX_INPUTS)
+        echo: dict[str, Any] = {}
+        if name == "texts":
+            items = [_one(element, place, "text") for place, element in elements]
+            echo = {"texts": [element for _, element in elements]}
+        elif name == "images":
+            items = [_one(element, place, "image") for place, element in elements]
+        else:
+            items = [_content(element, place) for place, element in elements]
+        body.done()
+        places = [place for place, _ in elements]
+        return EmbedRequest(items, places, model, dimensions, outputs, echo=echo)
+
+    def answer(
+        self,
+        request: EmbedRequest,
+        encoded: Encoded,
+        errors: dict[int, str],
+        usage: Usage,
+        model: str,
+    ) -> dict[str, Any]:
+        units = {"input_tokens": usage.tokens, "images": usage.images}
+        return {
+            "id": str(uuid.uuid4()),
+            "response_type": "embeddings_by_type",
+            "embeddings": encoded,
+            **request.echo,
+            "meta": {"api_version": {"version": "2"}, "billed_units": units},
+        }
+
+    def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
+        return {"message": message}
+
+
+class Voyage(Shape):
+    """`/v1/multimodalembeddings`."""
+
+    path = "/v1/multimodalembeddings"
+    _OUTPUTS = ("float", "int8", "uint8", "binary", "ubinary")
+
+    def parse(self, body: Fields) -> EmbedRequest:
+        model = body.text("model")
+        body.choice("input_type", ("query", "document"), "document")
+        body.flag("truncation", True)
+        output = body.choice("output_dtype", self._OUTPUTS, "float")
+        if body.choice("output_encoding", ("base64",), "") == "base64":
+            output = "base64"
+        dimensions = body.integer("output_dimension")
+        elements = body.items("inputs", 1000)
+        items = [_content(element, place) for place, element in elements]
+        body.done()
+        places = [place for place, _ in elements]
+        return EmbedRequest(items, places, model, dimensions, (output,))
+
+    def answer(
+        self,
+        request: EmbedRequest,
+        encoded: Encoded,
+        errors: dict[int, str],
+        usage: Usage,
+        model: str,
+    ) -> dict[str, Any]:
+        data = [
+            {"object": "embedding", "embedding": vector, "index": index}
+            for index, vector in enumerate(encoded[request.outputs[0]])
+        ]
+        cost = {
+            "text_tokens": usage.tokens,
+            "image_pixels": usage.image_pixels,
+            "video_pixels": 0,
+            "total_tokens": usage.tokens,
+        }
+        return {"object": "list", "data": data, "model": model, "usage": cost}
+
+    def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
+        return {"detail": message}
+
+
+SHAPES: tuple[Shape, ...] = (OpenAI(), Cohere(), Voyage())
+
+
+# -- the parts of an input -------------------------------------------------------------------------
+
+
+def make_item(place: str, text: str | None, image: bytes | None) -> Item:
+    """A text, an image, or an image with an instruction.
+
+    Raises:
+        RequestError: a text that cannot be embedded, or nothing at all.
+    """
+    try:
+        if image is None:
+            return Item(text=text)
+        return Item(image=image, instruction=text)
+    except InputError as error:
+        raise RequestError(f"{place}: {error}", place) from None
+
+
+def parse_item(value: object, place: str) -> Item:
+    """`"text"`, `{"text"}`, `{"image"}` or `{"image", "instruction"}`."""
+    return _one(value, place, "text")
+
+
+def _one(value: object, place: str, modality: str) -> Item:
+    if isinstance(value, str):
+        if modality == "image":
+            return make_item(place, None, image_bytes(value, place))
+        return make_item(place, value, None)
+    if not isinstance(value, dict):
+        raise RequestError(
+            f'{place} is {kind_of(value)}; give a text, {{"text": …}} or {{"image": …}}', place
+        )
+    fields = Fields(value, place)
+    text, words = fields.text("text"), fields.text("instruction")
+    image = fields.take("image")
+    fields.done()
+    if image is None and words is not None:
+        raise RequestError(f"{place} has an instruction but no image; give one", place)
+    if text is not None and words is not None:
+        raise RequestError(f"{place} has both text and instruction; give one of them", place)
+    data = None if image is None else image_bytes(image, f"{place}.image")
+    return make_item(place, text if words is None else words, data)
+
+
+def _conversation(messages: Sequence[tuple[str, Any]], place: str) -> Item:
+    """Chat messages -> one item: all their parts together."""
+    parts: list[tuple[str, Any]] = []
+    for at, message in messages:
+        fields = Fields(message, at)
+        fields.choice("role", ("user", "system", "assistant"), "user")
+        content = fields.take("content")
+        fields.done()
+        if isinstance(content, str):
+            parts.append((f"{at}.content", {"type": "text", "text": content}))
+        elif isinstance(content, list):
+            parts += [(f"{at}.content[{i}]", part) for i, part in enumerate(content)]
+        else:
+            raise RequestError(
+                f"{at}.content is {kind_of(content)}; give a text or a list of parts",
+                f"{at}.content",
+            )
+    return _from_parts(parts, place)
+
+
+def _content(value: object, place: str) -> Item:
+    """`{"content": [parts]}` -> one item."""
+    fields = Fields(value, place)
+    parts = fields.items("content", 16)
+    fields.done()
+    return _from_parts(parts, place)
+
+
+def _from_parts(parts: Sequence[tuple[str, Any]], place: str) -> Item:
+    texts: list[str] = []
+    images: list[bytes] = []
+    for at, part in parts:
+        fields = Fields(part, at)
+        kind = fields.choice("type", ("text", "image_url", "image_base64"), "")
+        if kind == "text":
+            texts.append(str(fields.text("text", required=True)))
+        elif kind == "image_base64":
+            images.append(image_bytes(fields.take("image_base64"), f"{at}.image_base64"))
+        elif kind == "image_url":
+            url, where = fields.take("image_url"), f"{at}.image_url"
+            if isinstance(url, dict):
+                inner = Fields(url, where)
+                url = inner.take("url")
+                inner.choice("detail", ("auto", "low", "high"), "auto")
+                inner.done()
+                where = f"{where}.url"
+            images.append(image_bytes(url, where))
+        else:
+            raise RequestError(f"{at} says no type; give text, image_url or image_base64", at)
+        fields.done()
+    if len(images) > 1:
+        raise RequestError(f"{place} has {len(images)} images; one input is one image", place)
+    text = "\n".join(texts) if texts else None
+    return make_item(place, text, images[0] if images else None)
+
+
+# -- vectors as JSON -------------------------------------------------------------------------------
+
+
+def as_base64(vector: NDArray[np.float32]) -> str:
+    """Little-endian float32 in base64: bit-equal on the other side."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
