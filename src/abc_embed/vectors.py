@@ -47,6 +47,63 @@ def l2_normalize(vectors: "ArrayLike", error: AbcError) -> "NDArray[np.float64]"
     return normalized
 
 
+OUTPUTS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+"""Number formats of vectors: the last two hold a bit a dimension, eight of them in a byte."""
+
+
+def truncate(vectors: "ArrayLike", dim: int | None) -> "NDArray[np.float32]":
+    """`(..., D)` -> the first `dim` numbers of each, at unit length again; None leaves all.
+
+    Raises:
+        UsageError: the vectors are not so wide, or nothing is left of one.
+    """
+    import numpy as np
+
+    array = np.asarray(vectors, dtype=np.float32)
+    width = array.shape[-1]
+    if dim is None or dim == width:
+        return array
+    if not 1 <= dim < width:
+        raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
+    error = UsageError(f"a vector is zero in its first {dim} numbers; give a larger dim")
+    return l2_normalize(array[..., :dim], error).astype(np.float32)
+
+
+def quantize(
+    vectors: "ArrayLike", output: str, ranges: "NDArray[np.float32] | None" = None
+) -> "NDArray[Any]":
+    """`(N, D)` float32 -> one of `OUTPUTS`, by the arithmetic of sentence-transformers.
+
+    Args:
+        vectors: at the width at which they are stored.
+        output: int8 and uint8 cut the range of each dimension into 256 equal steps; binary and
+            ubinary keep signs, `(N, D / 8)`.
+        ranges: `(2, D)`, least and largest value of each dimension, for int8 and uint8.
+
+    Raises:
+        UsageError: no such output, or no ranges of that width.
+    """
+    import numpy as np
+
+    array = np.asarray(vectors, dtype=np.float32)
+    if output in ("float32", "float16"):
+        return array.astype(output)
+    if output in ("binary", "ubinary"):
+        bits = np.packbits(array > 0, axis=-1)
+        return bits if output == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if output not in OUTPUTS:
+        raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+    if ranges is None or ranges.shape != (2, array.shape[-1]):
+        raise UsageError(
+            f"{output} needs the range of each of {array.shape[-1]} dimensions, and this model has "
+            "none; use float32, float16, binary or ubinary, or calibrate it"
+        )
+    steps = (ranges[1] - ranges[0]) / np.float32(255)
+    steps = np.where(steps == 0, np.float32(1), steps)
+    levels = np.clip(np.floor((array - ranges[0]) / steps), 0, 255)
+    return levels.astype(np.uint8) if output == "uint8" else (levels - 128).astype(np.int8)
+
+
 class Writer:
     """Context manager: `add` vectors, then `finish`; without `finish` nothing is left behind."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abc_embed.errors import OutputError, UsageError
-from abc_embed.vectors import FORMATS, PARQUET_ROWS, open_writer
+from abc_embed.vectors import FORMATS, PARQUET_ROWS, open_writer, quantize, truncate
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -117,3 +117,44 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match=f"{name}' is a folder"):
         open_writer(tmp_path / "o.npy")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+# -- widths and formats ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["float32", "int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("width", [64, 20])
+def test_formats_are_those_of_sentence_transformers(output: str, width: int) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((50, width)).astype(np.float32)
+    vectors[:, 3] = 0.25  # a dimension without a range
+    ranges = np.stack([vectors[:40].min(axis=0), vectors[:40].max(axis=0)])  # the rest is clipped
+    expected = quantize_embeddings(vectors, precision=output, ranges=ranges)  # type: ignore[arg-type]
+    got = quantize(vectors, output, ranges)
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    assert (got == expected).all()
+    assert output == "float32" or len(np.unique(got)) > 2
+
+
+def test_a_cut_vector_has_unit_length() -> None:
+    vectors = np.random.default_rng(6).standard_normal((7, 32)).astype(np.float32)
+    cut = truncate(vectors, 8)
+    assert cut.shape == (7, 8) and cut.dtype == np.float32
+    assert np.abs(np.linalg.norm(cut, axis=1) - 1).max() <= 1e-6
+    assert np.abs(cut[2] * np.linalg.norm(vectors[2, :8]) - vectors[2, :8]).max() <= 1e-6
+    assert truncate(vectors, None) is not None and (truncate(vectors, 32) == vectors).all()
+    assert truncate(vectors[0], 8).shape == (8,)
+
+
+def test_widths_and_formats_that_cannot_be() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    with pytest.raises(UsageError, match="give 1 to 4"):
+        truncate(vectors, 5)
+    with pytest.raises(UsageError, match="zero in its first 2"):
+        truncate(vectors, 2)
+    with pytest.raises(UsageError, match="needs the range of each of 4 dimensions"):
+        quantize(vectors, "int8")
+    with pytest.raises(UsageError, match="use one of: float32"):
+        quantize(vectors, "int4")
