@@ -168,7 +168,7 @@ class Embedder:
             UsageError: an argument is out of range.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
-        pipeline = self._pipeline(max_pixels, batch_size, on_error)
+        pipeline = self.pipeline(max_pixels, batch_size, on_error)
         if isinstance(items, str | Item) or _is_one_value(items):
             if on_error == "skip":
                 raise UsageError("on_error='skip' is for lists; a single item is embedded or fails")
@@ -224,14 +224,22 @@ class Embedder:
         """
         if isinstance(items, str | Item) or _is_one_value(items):
             raise UsageError("stream takes an iterable of items; for a single one use embed")
-        pipeline = self._pipeline(max_pixels, batch_size, on_error)
+        pipeline = self.pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
         results = pipeline.run(enumerate(items))
         return (result for _, result in track(results, total, progress))
 
-    def _pipeline(
-        self, max_pixels: int | None, batch_size: int, on_error: OnError
+    def pipeline(
+        self,
+        max_pixels: int | None = None,
+        batch_size: int = 32,
+        on_error: OnError = "raise",
     ) -> EmbeddingPipeline:
+        """The engine under `embed` and `stream`, for those who prepare and pack items themselves.
+
+        Raises:
+            UsageError: an argument is out of range.
+        """
         return EmbeddingPipeline(
             self.model,
             self.processor,

@@ -85,26 +85,31 @@ def is_stable_key(source: Hashable) -> bool:
 
 
 class LRUCache(Generic[K, V]):
-    """The values used last, up to a total weight; at least one."""
+    """The values used last, up to a total weight; at least one. Threads may share it."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._weight = 0
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
         """The value of a key, which is now the one used last; None if it is not kept."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
 
     def put(self, key: K, value: V, weight: int) -> None:
-        """Keep a value under a new key, and let go of those unused longest."""
-        self._kept[key] = (value, weight)
-        self._weight += weight
-        while self._weight > self._capacity and len(self._kept) > 1:
-            self._weight -= self._kept.popitem(last=False)[1][1]
+        """Keep a value, and let go of those unused longest."""
+        with self._lock:
+            if key in self._kept:  # another thread was quicker
+                return
+            self._kept[key] = (value, weight)
+            self._weight += weight
+            while self._weight > self._capacity and len(self._kept) > 1:
+                self._weight -= self._kept.popitem(last=False)[1][1]
 
 
 @dataclass(slots=True)
@@ -191,7 +196,7 @@ class EmbeddingPipeline:
             if self._stopped.is_set():
                 break
             try:
-                features = self._features(value, window_cache)
+                features = self.prepare(value, window_cache)
             except InputError as error:
                 bad = Skipped(index, value, error)
                 if self._on_error == "raise":
@@ -203,9 +208,18 @@ class EmbeddingPipeline:
             prepared.order.append(index)
         return prepared
 
-    def _features(self, value: object, window_cache: dict[Hashable, Patches]) -> Features:
-        """One item as tensors; `window_cache` holds pictures whose keys end with this window."""
+    def prepare(
+        self, value: object, window_cache: dict[Hashable, Patches] | None = None
+    ) -> Features:
+        """One item as tensors; threads may share a pipeline.
+
+        `window_cache` holds pictures whose keys end with this window.
+
+        Raises:
+            InputError: the item cannot be embedded.
+        """
         item = as_item(value)
+        window_cache = {} if window_cache is None else window_cache
         if item.image is None:
             return self._processor.features(item)
         source = image_key(item)
@@ -224,8 +238,8 @@ class EmbeddingPipeline:
     def _finish(self, prepared: _Prepared) -> Results:
         results: dict[int, Vector | Skipped] = {**prepared.skipped}
         indices, features = list(prepared.features), list(prepared.features.values())
-        for rows in plan(features, self._batch_size):
-            vectors = self._vectors([features[row] for row in rows])
+        for rows in self.plan(features):
+            vectors = self.compute([features[row] for row in rows])
             results.update(zip((indices[row] for row in rows), vectors, strict=True))
         for index in prepared.order:
             yield index, results[index]
@@ -233,17 +247,25 @@ class EmbeddingPipeline:
             bad = prepared.failed
             raise type(bad.error)(str(bad)) from bad.error
 
+    def plan(self, features: Sequence[Features]) -> list[list[int]]:
+        """Indices into `features`, batch by batch, as this pipeline would compute them."""
+        return plan(features, self._batch_size)
+
     def embed_one(self, item: Item) -> Vector:
         """A single item -> `(D,)`.
 
         Raises:
             InputError, OutOfMemoryError, NotFiniteError: as `run`.
         """
-        vector: Vector = self._vectors([self._features(item, {})])[0]
+        vector: Vector = self.compute([self.prepare(item)])[0]
         return vector
 
-    def _vectors(self, features: list[Features]) -> Vector:
-        """One batch -> `(B, D)`."""
+    def compute(self, features: list[Features]) -> Vector:
+        """One batch, as `plan` cuts it -> `(B, D)`.
+
+        Raises:
+            OutOfMemoryError, NotFiniteError: the model could not compute it.
+        """
         model = self._model
         try:
             with self._lock, torch.no_grad(), _evaluating(model):
