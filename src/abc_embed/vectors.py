@@ -90,7 +90,10 @@ def quantize(
         return array.astype(output)
     if output in ("binary", "ubinary"):
         bits = np.packbits(array > 0, axis=-1)
-        return bits if output == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+        if output == "binary":
+            bits = (bits.astype(np.int16) - 128).astype(np.int8)
+        packed: NDArray[Any] = bits
+        return packed
     if output not in OUTPUTS:
         raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
     if ranges is None or ranges.shape != (2, array.shape[-1]):
@@ -100,7 +103,7 @@ def quantize(
         )
     steps = (ranges[1] - ranges[0]) / np.float32(255)
     steps = np.where(steps == 0, np.float32(1), steps)
-    levels = np.clip(np.floor((array - ranges[0]) / steps), 0, 255)
+    levels: NDArray[np.float32] = np.clip(np.floor((array - ranges[0]) / steps), 0, 255)
     return levels.astype(np.uint8) if output == "uint8" else (levels - 128).astype(np.int8)
 
 
