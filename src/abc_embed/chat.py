@@ -5,7 +5,6 @@ A picture is one placeholder here; processor.py repeats it. The tokenizer is rea
 release of transformers cannot change the ids.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
 from abc_embed.prompts import messages
+from abc_embed.storage.hashing import sha256
 from abc_embed.storage.json_files import read_json
 
 IMAGE_TOKEN: Final = "<|image_pad|>"
@@ -85,7 +85,7 @@ class Chat:
         """A short hash of the three kinds of prompt as they are rendered."""
         samples = (Item("text"), Item(image="x"), Item(image="x", instruction="text"))
         rendered = "\0".join(map(self.render, samples))
-        return hashlib.sha256(rendered.encode()).hexdigest()[:16]
+        return sha256(rendered)[:16]
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the template into an existing folder."""

@@ -6,7 +6,6 @@ puts tables between the marks of a Markdown page. No record names a host or a pa
 
 import base64
 import binascii
-import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -21,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from abc_embed import runtime
 from abc_embed.bench import metrics
 from abc_embed.errors import DataError, UsageError
-from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.files import make_folder
 from abc_embed.storage.hashing import sha256_json
-from abc_embed.storage.json_files import read_json
+from abc_embed.storage.json_files import atomic_write_json, read_json
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.base import Encoder
@@ -82,8 +81,7 @@ def write_record(record: Record, folder: str | PathLike[str]) -> Path:
     parts = (record["benchmark"], model["name"], *(digits[:8] for digits in hashes))
     stem = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
     path = make_folder(folder) / f"{stem}.json"
-    with atomic_write(path) as file:
-        file.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write_json(path, record)
     return path
 
 

@@ -1,6 +1,5 @@
 """`abc-embed bench audit`: which questions of a set need both the picture and the words?"""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,9 +77,9 @@ def audit(
 def _write(findings: dict[str, Any], out: Path) -> None:
     from abc_embed.bench.audit import tables as audit_table
     from abc_embed.storage.files import atomic_write
+    from abc_embed.storage.json_files import atomic_write_json
 
-    with atomic_write(out / "audit.json") as file:
-        file.write((json.dumps(findings, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write_json(out / "audit.json", findings)
     with atomic_write(out / "audit.md") as file:
         file.write(audit_table.markdown(findings).encode())
     audit_table.draw_bars(findings, out / "audit.png")

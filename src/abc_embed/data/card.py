@@ -24,7 +24,7 @@ from abc_embed.data.records import Record, read_records
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
 from abc_embed.storage.hashing import sha256, sha256_file
-from abc_embed.storage.json_files import read_json
+from abc_embed.storage.json_files import atomic_write_json, read_json
 
 CARD_FILE = "DATASET_CARD.md"
 FACTS_FILE = "card.json"
@@ -49,8 +49,7 @@ def write_card(
         OutputError: the card cannot be written.
     """
     facts = describe(folder, on_progress=on_progress)
-    with atomic_write(folder / FACTS_FILE) as file:
-        file.write((json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write_json(folder / FACTS_FILE, facts, indent=2, ensure_ascii=False)
     with atomic_write(folder / CARD_FILE) as file:
         file.write(card_text(facts).encode())
     return facts, folder / CARD_FILE

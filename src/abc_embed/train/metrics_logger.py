@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 from abc_embed.errors import DataError, MissingExtraError, OutputError, TrainingError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import atomic_write
-from abc_embed.storage.json_files import read_json
+from abc_embed.storage.json_files import atomic_write_json, read_json
 from abc_embed.train.config import TrainConfig
 
 WANDB_PROJECT = "abc-embed"
@@ -280,8 +280,7 @@ def _wandb_id(out_dir: Path, *, fresh: bool) -> str:
             raise TrainingError(f"{path} is damaged (no id); {mend}")
         return str(content["id"])
     new_id = secrets.token_hex(8)
-    with atomic_write(path) as file:
-        file.write(json.dumps({"id": new_id}).encode() + b"\n")
+    atomic_write_json(path, {"id": new_id}, indent=None)
     return new_id
 
 

@@ -7,7 +7,7 @@ and its hash is written into the data: another text makes other data.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from abc_embed.data.records import Instruction, Record
 from abc_embed.errors import AskError, CostLimitError, ImageError
@@ -98,17 +98,6 @@ class WriterResult:
         )
 
 
-class Writer(Protocol):
-    """Whoever writes instructions."""
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the data says of it, as JSON values."""
-
-    def write(self, task: RegionTask) -> WriterResult:
-        """An instruction for one region; may be called from several threads."""
-
-
 class VlmWriter:
     """A vision-language model behind an endpoint; sees the whole picture."""
 
@@ -120,6 +109,7 @@ class VlmWriter:
 
     @property
     def about(self) -> dict[str, Any]:
+        """What the data says of it, as JSON values."""
         return {
             "writer": self._client.model,
             "prompt": PROMPT_VERSION,
@@ -127,6 +117,8 @@ class VlmWriter:
         }
 
     def write(self, task: RegionTask) -> WriterResult:
+        """An instruction for one region; may be called from several threads."""
+
         def judge(reply: Reply) -> Verdict:
             return unusable(reply) or check_prompt(reply.text, task.phrase)
 
@@ -196,6 +188,7 @@ class OwnWriter:
 
     @property
     def about(self) -> dict[str, Any]:
+        """What the data says of it, as JSON values."""
         return {"writer": "own questions"}
 
     def write(self, task: RegionTask) -> WriterResult:
@@ -213,6 +206,9 @@ class OwnWriter:
                 )
                 return WriterResult(task, verdict.text, kind=question.kind, paraphrases=paraphrases)
         return WriterResult(task, verdict.text, verdict.reason, verdict.detail)
+
+
+Writer = VlmWriter | OwnWriter
 
 
 def prompt_for(task: RegionTask) -> str:

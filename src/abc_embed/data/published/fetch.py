@@ -10,7 +10,6 @@ commit once, written into the folder's manifest, and used from then on.
 """
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -29,8 +28,8 @@ from huggingface_hub.errors import (
 from abc_embed.data.published.dataset import is_inside, own_file
 from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.errors import DataError, OutputError, UsageError
-from abc_embed.storage.files import atomic_write, make_folder
-from abc_embed.storage.json_files import read_json
+from abc_embed.storage.files import make_folder
+from abc_embed.storage.json_files import atomic_write_json, read_json
 
 MANIFEST_FILE = "source.json"
 TRIES = 5
@@ -91,8 +90,7 @@ class Manifest:
         """Into the folder, whole or not at all."""
         path = own_file(folder, MANIFEST_FILE)
         make_folder(path.parent)
-        with atomic_write(path) as file:
-            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+        atomic_write_json(path, asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:

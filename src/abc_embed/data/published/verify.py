@@ -3,7 +3,6 @@
 Images are only looked up in the index: each is compared with its sum when it is read.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from abc_embed.data.published.dataset import COMPLETE_FILE, PublishedDataset, ow
 from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
 from abc_embed.data.published.tar_images import TarImages
 from abc_embed.errors import DataError
-from abc_embed.storage.files import atomic_write
+from abc_embed.storage.json_files import atomic_write_json
 
 _PROGRESS_EVERY = 1000
 
@@ -94,8 +93,7 @@ def verify(
             report.bad.append((row, str(problem)))
         if row % _PROGRESS_EVERY == 0:
             on_progress(row, len(dataset))
-    with atomic_write(own_file(folder, COMPLETE_FILE)) as file:
-        file.write((json.dumps(report.as_json(), indent=1) + "\n").encode())
+    atomic_write_json(own_file(folder, COMPLETE_FILE), report.as_json())
     return report
 
 
