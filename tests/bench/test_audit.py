@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from abc_embed import Item
-from abc_embed.bench.audit import measure as audit
+from abc_embed.bench.audit import measure
 from abc_embed.bench.audit import tables as audit_table
-from abc_embed.bench.audit.questions import AuditSet, read_set
+from abc_embed.bench.audit.measure import audit, solved_questions
+from abc_embed.bench.audit.questions import AuditSet, read_audit_set
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.baselines import RandomEncoder
 from abc_embed.data import open_dataset
@@ -109,11 +110,11 @@ def four(folder: Path) -> AuditSet:
         row("blue", "which bird?", "a hen"),  # the words alone and the sum; both are wrong
         row("blue", "left?", "a cow"),  # the picture alone and the sum; both are wrong
     )
-    return read_set(path)
+    return read_audit_set(path)
 
 
 def test_every_way_is_counted(four: AuditSet) -> None:
-    found = audit.solved(Told(TEXTS, NEAR), four)
+    found = solved_questions(Told(TEXTS, NEAR), four)
     assert {way: hits.tolist() for way, hits in found.items()} == {
         "image": [True, False, False, True],
         "words": [False, False, True, False],
@@ -126,7 +127,7 @@ def test_every_way_is_counted(four: AuditSet) -> None:
 
 def test_what_a_model_does_not_take_is_left_out(four: AuditSet) -> None:
     def ways(*kinds: Kind) -> set[str]:
-        return set(audit.solved(Told(TEXTS, NEAR, frozenset(kinds)), four))
+        return set(solved_questions(Told(TEXTS, NEAR, frozenset(kinds)), four))
 
     assert ways(Kind.TEXT) == {"words", "any"}
     assert ways(Kind.TEXT, Kind.IMAGE) == {"image", "words", "sum", "any"}
@@ -137,11 +138,11 @@ def test_what_a_model_does_not_take_is_left_out(four: AuditSet) -> None:
 
 def test_a_tie_counts_against_the_model(folder: Path) -> None:
     """A constant encoder solves nothing, whatever the order of the candidates."""
-    asked = read_set(lines(folder, row("red", "left?", "a dog", "a dog", "a cat", "a hen")))
+    asked = read_audit_set(lines(folder, row("red", "left?", "a dog", "a dog", "a cat", "a hen")))
     constant = Told(TEXTS, {})
-    assert not any(hits.any() for hits in audit.solved(constant, asked).values())
+    assert not any(hits.any() for hits in solved_questions(constant, asked).values())
     near = {("red", "left?"): {"a dog": 1.0, "a cat": 1.0}}
-    assert not audit.solved(Told(TEXTS, near), asked)["both"].any()
+    assert not solved_questions(Told(TEXTS, near), asked)["both"].any()
 
 
 def test_a_question_chooses_among_its_own_candidates(folder: Path) -> None:
@@ -152,8 +153,8 @@ def test_a_question_chooses_among_its_own_candidates(folder: Path) -> None:
         row("red", "left?", ["a cat", "a dog"], "a hen", "a cat", "a dog"),
         row("red", "left?", "a cat"),
     ]
-    asked = read_set(lines(folder, *rows))
-    assert audit.solved(Told(TEXTS, near), asked)["both"].tolist() == [True, False, True, False]
+    asked = read_audit_set(lines(folder, *rows))
+    assert solved_questions(Told(TEXTS, near), asked)["both"].tolist() == [True, False, True, False]
     assert asked.chance() == pytest.approx((1 / 2 + 1 / 3 + 2 / 3 + 1 / 3) / 4)
 
 
@@ -161,10 +162,10 @@ def test_scores_in_parts_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPa
     rng = np.random.default_rng(0)
     texts = [f"text {n}" for n in range(40)]
     rows = [row("red", f"ask {n}?", str(rng.choice(texts))) for n in range(40)]
-    asked = read_set(lines(folder, *rows))
-    whole = audit.solved(RandomEncoder(8), asked)
-    monkeypatch.setattr(audit, "AT_ONCE", 7)
-    parts = audit.solved(RandomEncoder(8), asked)
+    asked = read_audit_set(lines(folder, *rows))
+    whole = solved_questions(RandomEncoder(8), asked)
+    monkeypatch.setattr(measure, "BLOCK", 7)
+    parts = solved_questions(RandomEncoder(8), asked)
     assert all(np.array_equal(whole[way], parts[way]) for way in whole)
     assert whole["any"].any()
 
@@ -172,7 +173,7 @@ def test_scores_in_parts_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_one_call_per_model(four: AuditSet) -> None:
     """So that a model of ours encodes each picture once, and each text."""
     told = Told(TEXTS, NEAR)
-    audit.solved(told, four)
+    solved_questions(told, four)
     assert told.calls == [4 - 1 + 1 + 3 + 2 + 4]  # texts, words, pictures, both together
 
 
@@ -182,7 +183,7 @@ def test_a_vector_that_is_no_number_is_no_score(four: AuditSet) -> None:
             return super().embed(items) * np.nan
 
     with pytest.raises(NotFiniteError):
-        audit.solved(Broken(TEXTS, NEAR), four)
+        solved_questions(Broken(TEXTS, NEAR), four)
 
 
 # -- the whole audit -------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def test_a_vector_that_is_no_number_is_no_score(four: AuditSet) -> None:
 
 def test_the_findings_hold_what_they_hang_on(four: AuditSet) -> None:
     other = Told(TEXTS, {(None, "right?"): {"a cat": 1.0}}, frozenset({Kind.TEXT}))
-    found = audit.run([Told(TEXTS, NEAR), other], four, draws=200)
+    found = audit([Told(TEXTS, NEAR), other], four, draws=200)
     first, second = (row["shares"] for row in found["models"])
     assert first["image"]["value"] == 0.5 and first["any"]["value"] == 0.75
     assert first["only together"]["value"] == 0.25
@@ -203,25 +204,25 @@ def test_the_findings_hold_what_they_hang_on(four: AuditSet) -> None:
     assert found["set_hash"] == four.content_hash() and "torch" in found["versions"]
     json.dumps(found, allow_nan=False)
     with pytest.raises(UsageError, match="at least one model"):
-        audit.run([], four)
+        audit([], four)
 
 
 def test_intervals_are_by_picture(folder: Path) -> None:
     """Twenty questions about two pictures are two draws, not twenty."""
     rows = [row(c, f"{n}?", "a dog", "a dog", "a cat") for c in ("red", "blue") for n in range(10)]
     told = Told(TEXTS, {("red", None): {"a dog": 1.0}})
-    shares = audit.run([told], read_set(lines(folder, *rows)), draws=500)["models"][0]["shares"]
+    shares = audit([told], read_audit_set(lines(folder, *rows)), draws=500)["models"][0]["shares"]
     assert shares["image"] == {"value": 0.5, "interval": (0.0, 1.0)}
 
 
 def test_tables_and_picture(four: AuditSet, tmp_path: Path) -> None:
     other = Told(TEXTS, {}, frozenset({Kind.TEXT}))
-    found = audit.run([Told(TEXTS, NEAR), other], four, draws=50)
+    found = audit([Told(TEXTS, NEAR), other], four, draws=50)
     rows = audit_table.rows(found)
     assert [row[0] for row in rows] == ["told", "told", "any model of the panel"]
     assert rows[0][1].startswith("0.500 (") and rows[1][1] == "–"
-    assert all(len(row) == len(audit_table.head()) for row in rows)
-    assert len(audit_table.rows(audit.run([other], four, draws=50))) == 1
+    assert all(len(row) == len(audit_table.HEAD) for row in rows)
+    assert len(audit_table.rows(audit([other], four, draws=50))) == 1
     text = audit_table.markdown(found)
     assert "4 questions about 2 pictures, 4 texts; guessing solves 0.250" in text
     assert len([line for line in text.splitlines() if line.startswith("|")]) == 5
@@ -240,36 +241,36 @@ def test_missing_pictures_are_named_and_counted(folder: Path) -> None:
         row("red", "left?", "a cat"),
         row("gone", "right?", "a hen"),
     )
-    asked = read_set(path)
+    asked = read_audit_set(path)
     assert (asked.missing, asked.left_out) == (("gone.png",), 2)
     assert len(asked.questions) == 1 and len(asked.images) == 1
     assert asked.texts == ("a dog", "a cat", "a hen")  # the choice stays as hard as it was
-    found = audit.run([RandomEncoder(8)], asked, draws=50)
+    found = audit([RandomEncoder(8)], asked, draws=50)
     assert "for want of their pictures: 2; pictures missing: 1, gone.png" in (
         audit_table.summary(found)
     )
     (folder / "red.png").unlink()
     with pytest.raises(DataError, match=r"no picture \(gone.png"):
-        read_set(path)
+        read_audit_set(path)
 
 
 def test_a_limit_keeps_the_candidates(folder: Path) -> None:
     path = lines(folder, *(row("red", f"{n}?", f"text {n}") for n in range(5)))
-    asked = read_set(path, limit=2)
+    asked = read_audit_set(path, limit=2)
     assert [q.instruction for q in asked.questions] == ["0?", "1?"] and len(asked.texts) == 5
-    assert asked.content_hash() != read_set(path).content_hash()
+    assert asked.content_hash() != read_audit_set(path).content_hash()
 
 
 def test_content_decides_the_hash(folder: Path) -> None:
     path = lines(folder, row("red", "left?", "a dog"), row("red", "right?", "a cat"))
-    before = read_set(path).content_hash()
+    before = read_audit_set(path).content_hash()
     copied = folder / "copy"
     copied.mkdir()
     for name in ("red.png", "set.jsonl"):
         (copied / name).write_bytes((folder / name).read_bytes())
-    assert read_set(copied / "set.jsonl").content_hash() == before
+    assert read_audit_set(copied / "set.jsonl").content_hash() == before
     Image.new("RGB", (8, 8), "green").save(folder / "red.png")
-    assert read_set(path).content_hash() != before
+    assert read_audit_set(path).content_hash() != before
 
 
 def test_records_are_a_set(folder: Path) -> None:
@@ -289,16 +290,16 @@ def test_records_are_a_set(folder: Path) -> None:
             for colour in COLOURS
         ],
     )
-    asked = read_set(folder)
+    asked = read_audit_set(folder)
     assert asked.texts == ("a red dog", "a cat", "a blue dog")
     assert [q.right for q in asked.questions] == [(0,), (1,), (2,), (1,)]
-    assert read_set(folder / "records.jsonl").questions == asked.questions
+    assert read_audit_set(folder / "records.jsonl").questions == asked.questions
     (folder / "records.jsonl").rename(folder / "mine.jsonl")
-    assert read_set(folder / "mine.jsonl").questions == asked.questions
+    assert read_audit_set(folder / "mine.jsonl").questions == asked.questions
 
 
 def test_scenes_are_those_of_the_benchmark() -> None:
-    asked = read_set("scenes", limit=30)
+    asked = read_audit_set("scenes", limit=30)
     images, queries = split_mirrors(generate(30, 1))
     assert [q.instruction for q in asked.questions] == [q.instruction for q in queries]
     assert [asked.texts[q.right[0]] for q in asked.questions] == [q.answer for q in queries]
@@ -330,7 +331,7 @@ def test_a_wrong_line_is_named(folder: Path, line: str, what: str) -> None:
     path = lines(folder, row("red", "left?", "a dog"))
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(DataError, match=what) as error:
-        read_set(path)
+        read_audit_set(path)
     assert f"{path}:3: " in str(error.value)
 
 
@@ -339,13 +340,14 @@ def test_records_in_another_form_ask_the_same(folder: Path) -> None:
     record = Record(id="a", image="red.png", width=1, height=1, instructions=(instruction,) * 2)
     write_records(folder / "records.jsonl", [record])
     convert(open_dataset(folder), folder / "to", "parquet")
-    asked, again = read_set(folder / "records.jsonl"), read_set(folder / "to")
+    asked, again = (read_audit_set(folder / name) for name in ("records.jsonl", "to"))
     assert (again.questions, again.texts) == (asked.questions, asked.texts)
     assert again.content_hash() == asked.content_hash()
+    assert len(read_audit_set(folder / "to", limit=1).questions) == 1
 
 
 def test_no_set_at_all(folder: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        read_set(folder / "gone.jsonl")
+        read_audit_set(folder / "gone.jsonl")
     with pytest.raises(DataError, match="no question"):
-        read_set(lines(folder))
+        read_audit_set(lines(folder))

@@ -55,19 +55,21 @@ def audit(
     """
     area = None if max_pixels is None else options.area_in_pixels(max_pixels)
     from abc_embed.bench.audit import tables as audit_table
-    from abc_embed.bench.audit.measure import run
-    from abc_embed.bench.audit.questions import read_set
+    from abc_embed.bench.audit.measure import audit as run_audit
+    from abc_embed.bench.audit.questions import read_audit_set
     from abc_embed.storage.files import make_folder
 
     if out is not None:
         make_folder(out)
-    questions = read_set(source, limit=limit)
+    questions = read_audit_set(source, limit=limit)
     panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
-    findings = run(panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json)
+    findings = run_audit(
+        panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json
+    )
     if as_json:
         print_json(findings)
     else:
-        print_table(audit_table.head(), audit_table.rows(findings))
+        print_table(audit_table.HEAD, audit_table.rows(findings))
         print_result(audit_table.summary(findings))
     if out is not None:
         _write(findings, out)

@@ -1,7 +1,7 @@
 """What an audit is run on: questions about pictures, each with its candidates, whatever the source.
 
-A CtrlBench folder, any data set with instructions (`open_dataset`), the drawn scenes, or a plain
-JSONL file, of which a line is
+It is a CtrlBench folder, any data set whose records have instructions, the scene benchmark, or a
+plain JSONL file, a line of which is
 
     {"image": "a.jpg", "instruction": "what is on the left?", "answer": "a dog",
      "candidates": ["a dog", "a cat"]}
@@ -11,13 +11,12 @@ JSONL file, of which a line is
 from the file's folder. `id` and `meta` are left alone.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from abc_embed.bench.ctrlbench.scene_benchmark import SIDE
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
@@ -25,10 +24,10 @@ from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.base import image_hash
 from abc_embed.data import open_dataset
 from abc_embed.data.fields import check_text, parse_json, parse_lines, parse_object
-from abc_embed.data.records import RECORDS_FILE
 from abc_embed.errors import DataError
 from abc_embed.inputs import ImageInput
 from abc_embed.scenes.render import render
+from abc_embed.storage.hashing import sha256
 
 SCENES = "scenes"
 """The name of the scene benchmark, which is drawn and not read."""
@@ -61,12 +60,9 @@ class AuditSet:
 
     def content_hash(self) -> str:
         """SHA-256 of all that is asked, of whom, and of the pictures' content."""
-        digest = hashlib.sha256()
-        for image in self.images:
-            digest.update(image_hash(image).encode())
+        images = "".join(map(image_hash, self.images))
         asked = [(q.image, q.instruction, q.right, q.candidates) for q in self.questions]
-        digest.update(json.dumps([self.texts, asked]).encode())
-        return digest.hexdigest()
+        return sha256(images + json.dumps([self.texts, asked]))
 
     def chance(self) -> float:
         """What guessing solves: the mean share of right ones among the candidates."""
@@ -74,7 +70,17 @@ class AuditSet:
         return sum(shares) / len(shares)
 
 
-def read_set(source: "str | PathLike[str]", *, limit: int | None = None) -> AuditSet:
+class SourceQuestion(NamedTuple):
+    """A question as its source has it; `picture` is what messages call its image."""
+
+    picture: str
+    image: Path | bytes
+    instruction: str
+    right: Sequence[str]
+    candidates: Sequence[str] | None = None
+
+
+def read_audit_set(source: str | PathLike[str], *, limit: int | None = None) -> AuditSet:
     """The questions of a CtrlBench folder, a data set, a plain JSONL file, or of `scenes`.
 
     `limit` takes the first so many questions; the candidates stay those of the whole set.
@@ -86,85 +92,72 @@ def read_set(source: "str | PathLike[str]", *, limit: int | None = None) -> Audi
         return _scenes(limit or 2000)
     path = Path(source)
     if (path / QUERIES_FILE).is_file():
-        made = _ctrlbench(path)
-    elif path.suffix in (".parquet", ".tar") or _holds_records(path):
-        made = _dataset(path)
-    elif path.is_file() or path.suffix == ".jsonl":
-        made = _plain(path)
-    else:
-        made = _dataset(path)
-    return made.finished(path, limit)
-
-
-@dataclass(slots=True)
-class _Making:
-    """A set while it is read."""
-
-    texts: dict[str, int] = field(default_factory=dict)
-    image_numbers: dict[str, int] = field(default_factory=dict)
-    images: list[Path | bytes] = field(default_factory=list)
-    questions: list[Question] = field(default_factory=list)
-
-    def text(self, text: str) -> int:
-        return self.texts.setdefault(text, len(self.texts))
-
-    def ask(
-        self,
-        name: str,
-        image: Path | bytes,
-        instruction: str,
-        right: Sequence[str],
-        candidates: Sequence[str] | None = None,
-    ) -> None:
-        """Add a question; `name` is that of its picture, in the set."""
-        number = self.image_numbers.setdefault(name, len(self.images))
-        if number == len(self.images):
-            self.images.append(image)
-        self.questions.append(
-            Question(
-                image=number,
-                instruction=instruction,
-                right=tuple(dict.fromkeys(map(self.text, right))),
-                candidates=None
-                if candidates is None
-                else tuple(dict.fromkeys(map(self.text, candidates))),
+        benchmark = read_benchmark(path)
+        texts = {caption.cap_id: caption.text for caption in benchmark.corpus}
+        files = {picture.image_id: picture.file for picture in benchmark.images}
+        questions = (
+            SourceQuestion(
+                files[query.image_id],
+                path / files[query.image_id],
+                query.instruction,
+                [texts[cap_id] for cap_id in query.positives],
             )
+            for query in benchmark.queries
+            if query.tier != PAIR_TIER
         )
+        return _collect(path, questions, limit, texts.values())
+    is_dataset = path.suffix in (".parquet", ".tar") or _holds_records(path)
+    if not is_dataset and (path.is_file() or path.suffix == ".jsonl"):
+        return _collect(path, _plain_questions(path), limit)
+    return _collect(path, _dataset_questions(source), limit)
 
-    def finished(self, path: Path, limit: int | None) -> AuditSet:
-        """Without the questions whose pictures are not there, which are counted."""
-        gone = {
-            number: name
-            for name, number in self.image_numbers.items()
-            if isinstance(image := self.images[number], Path) and not image.is_file()
-        }
-        missing = tuple(gone.values())
-        asked = self.questions[:limit]
-        here = [q for q in asked if q.image not in gone]
-        if not here:
-            what = "no question" if not asked else f"no picture ({missing[0]} is the first)"
-            raise DataError(f"{path} has {what} to audit; check the file and its folder")
-        shown = list(dict.fromkeys(q.image for q in here))
-        number = {old: new for new, old in enumerate(shown)}
-        return AuditSet(
-            name=path.resolve().stem,
-            questions=tuple(
+
+def _collect(
+    path: Path,
+    source: Iterable[SourceQuestion],
+    limit: int | None,
+    candidates: Iterable[str] = (),
+) -> AuditSet:
+    """Numbers for texts and pictures; questions whose pictures are not there are counted."""
+    texts = {text: number for number, text in enumerate(candidates)}
+    images: dict[str, ImageInput] = {}  # those that are asked about, by name
+    places: dict[str, int] = {}
+    missing: dict[str, None] = {}
+    questions: list[Question] = []
+    asked = 0
+
+    def numbers(values: Sequence[str]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(texts.setdefault(text, len(texts)) for text in values))
+
+    for name, image, instruction, right, own_candidates in source:
+        right_numbers = numbers(right)
+        candidate_numbers = None if own_candidates is None else numbers(own_candidates)
+        if isinstance(image, Path) and name not in images and not image.is_file():
+            missing[name] = None
+        if limit is not None and asked == limit:
+            continue
+        asked += 1
+        if name not in missing:
+            images.setdefault(name, image)
+            questions.append(
                 Question(
-                    image=number[q.image],
-                    instruction=q.instruction,
-                    right=q.right,
-                    candidates=q.candidates,
+                    image=places.setdefault(name, len(places)),
+                    instruction=instruction,
+                    right=right_numbers,
+                    candidates=candidate_numbers,
                 )
-                for q in here
-            ),
-            images=tuple(self.images[old] for old in shown),
-            texts=tuple(self.texts),
-            missing=missing,
-            left_out=len(asked) - len(here),
-        )
-
-
-# -- sources ---------------------------------------------------------------------------------------
+            )
+    if not questions:
+        what = f"no picture ({next(iter(missing))} is the first)" if asked else "no question"
+        raise DataError(f"{path} has {what} to audit; check the file and its folder")
+    return AuditSet(
+        name=path.resolve().stem,
+        questions=tuple(questions),
+        images=tuple(images.values()),
+        texts=tuple(texts),
+        missing=tuple(missing),
+        left_out=asked - len(questions),
+    )
 
 
 def _scenes(count: int) -> AuditSet:
@@ -179,48 +172,29 @@ def _scenes(count: int) -> AuditSet:
             for q in queries
         ),
         images=tuple(render(image.scene, SIDE) for image in images),
-        texts=tuple(spec.candidates),
+        texts=tuple(texts),
     )
 
 
-def _ctrlbench(folder: Path) -> _Making:
-    bench = read_benchmark(folder)
-    texts = {caption.cap_id: caption.text for caption in bench.corpus}
-    files = {picture.image_id: picture.file for picture in bench.images}
-    made = _Making()
-    for text in texts.values():
-        made.text(text)
-    for query in bench.queries:
-        if query.tier != PAIR_TIER:
-            right = [texts[cap] for cap in query.positives]
-            file = files[query.image_id]
-            made.ask(file, folder / file, query.instruction, right)
-    return made
-
-
-def _dataset(path: Path) -> _Making:
-    """Every instruction of every row; all answers of the data set are candidates."""
-    made = _Making()
-    for row in open_dataset(path):
+def _dataset_questions(source: str | PathLike[str]) -> Iterator[SourceQuestion]:
+    """Every instruction of every record; all answers of the set are candidates."""
+    for row in open_dataset(source):
+        name = row.record.image if isinstance(row.image, Path) else row.place
         for ask in row.record.instructions:
-            made.ask(row.record.image, row.image, ask.instruction, [ask.answer])
-    return made
+            yield SourceQuestion(name, row.image, ask.instruction, [ask.answer])
 
 
 def _holds_records(path: Path) -> bool:
     """Whether a file's first line is a record of ours rather than a question."""
-    if path.name == RECORDS_FILE:
-        return True
     try:
-        with path.open("rb") as file:
-            first = parse_json(next((line for line in file if line.strip()), b"{}"))
+        first = next((row for _, row in parse_lines(path, parse_json)), None)
     except (OSError, DataError):
         return False  # whoever reads it in earnest says what is wrong
-    return isinstance(first, Mapping) and {"width", "height"} <= set(first)
+    return isinstance(first, dict) and {"width", "height"} <= set(first)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
+class _PlainRow:
     """A line of a plain file."""
 
     image: str
@@ -231,39 +205,38 @@ class _Row:
     meta: Any = None
 
 
-def _plain(path: Path) -> _Making:
-    made = _Making()
+def _plain_questions(path: Path) -> Iterator[SourceQuestion]:
+    def parse(line: bytes) -> SourceQuestion:
+        row = parse_object(_PlainRow, parse_json(line))
+        check_text("image", row.image)
+        check_text("instruction", row.instruction)
+        right = row.answer if isinstance(row.answer, list) else [row.answer]
+        for text in right:
+            check_text("answer", text)
+        if not right:
+            raise DataError("answer is an empty list; give the right answer")
+        if row.candidates is not None:
+            _check_candidates(row.candidates, right)
+        image = path.parent / row.image
+        return SourceQuestion(row.image, image, row.instruction, right, row.candidates)
+
     try:
-        for _ in parse_lines(
-            path, lambda line: _add(made, path.parent, parse_object(_Row, parse_json(line)))
-        ):
-            pass
+        for _, question in parse_lines(path, parse):
+            yield question
     except OSError as problem:
         raise DataError(
-            f"{path} cannot be read ({problem.strerror}); give a JSONL file, a folder of records or"
+            f"{path} cannot be read ({problem.strerror}); give a JSONL file, a data set, a folder"
             f" of CtrlBench, or {SCENES}"
         ) from None
-    return made
 
 
-def _add(made: _Making, folder: Path, row: _Row) -> None:
-    check_text("image", row.image)
-    check_text("instruction", row.instruction)
-    right = row.answer if isinstance(row.answer, list) else [row.answer]
-    for text in right:
-        check_text("answer", text)
-    if not right:
-        raise DataError("answer is an empty list; give the right answer")
-    if row.candidates is None:
-        made.ask(row.image, folder / row.image, row.instruction, right)
-        return
-    if not isinstance(row.candidates, list):
+def _check_candidates(candidates: Any, right: Sequence[str]) -> None:
+    if not isinstance(candidates, list):
         raise DataError("candidates is no list; give the texts to choose from")
-    for text in row.candidates:
+    for text in candidates:
         check_text("candidates", text)
-    strange = [text for text in right if text not in row.candidates]
+    strange = [text for text in right if text not in candidates]
     if strange:
         raise DataError(f"the answer {strange[0]!r} is none of the candidates; put it there too")
-    if len(set(row.candidates)) < 2:
+    if len(set(candidates)) < 2:
         raise DataError("candidates has only one text, so nothing is asked; give wrong ones too")
-    made.ask(row.image, folder / row.image, row.instruction, right, row.candidates)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed import figures
-from abc_embed.bench.tables import markdown_row, score_cell
+from abc_embed.bench.tables import markdown_head, markdown_row, score_cell
 
 COLUMNS = {
     "image": "image alone",
@@ -15,6 +15,7 @@ COLUMNS = {
     "both": "image + instruction",
     "only together": "only together",
 }
+HEAD = ("model", *COLUMNS.values())
 COLOURS = {
     COLUMNS["image"]: "#9ab8dc",
     COLUMNS["words"]: "#e0b98a",
@@ -26,18 +27,10 @@ COLOURS = {
 Findings = Mapping[str, Any]
 
 
-def head() -> tuple[str, ...]:
-    """The heads of `rows`."""
-    return ("model", *COLUMNS.values())
-
-
 def rows(findings: Findings) -> list[tuple[str, ...]]:
     """One row for each model, `–` where it does not take such inputs; below, the whole panel."""
     lines = [
-        (
-            row["model"]["name"],
-            *(score_cell(row["shares"].get(column)) for column in COLUMNS),
-        )
+        (row["model"]["name"], *(score_cell(row["shares"].get(column)) for column in COLUMNS))
         for row in findings["models"]
     ]
     if len(lines) > 1:
@@ -66,8 +59,7 @@ def markdown(findings: Findings) -> str:
     lines = [
         f"Share of questions solved, with 95 % intervals by picture. {summary(findings)}",
         "",
-        markdown_row(head()),
-        markdown_row(["---"] * len(head())),
+        *markdown_head(HEAD),
         *map(markdown_row, rows(findings)),
     ]
     return "\n".join(lines) + "\n"
