@@ -9,6 +9,8 @@ import pytest
 from cli_parts import Cli, Done, picture
 
 from abc_embed import Embedder, Item
+from abc_embed.errors import OutputError
+from abc_embed.storage.vector_cache import VectorCache
 
 FILES = ["photos/a.JPG", "photos/b.png", "photos/more/c.webp"]
 
@@ -96,6 +98,20 @@ def test_a_damaged_cache(cli: Cli, tiny: Path, here: Path, tmp_path: Path) -> No
     assert (done.code, done.out) == (1, "")
     assert "vectors.sqlite' cannot be used" in done.error
     assert "delete it" in done.error
+
+
+def test_a_cache_that_cannot_be_written(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("the cache is full")
+
+    monkeypatch.setattr(VectorCache, "put", fail)
+    done = cli("search", "photos", "a dog", "--json", "--model", tiny)
+    assert len(hits(done)) == 3
+    assert (
+        done.err.count("not all of them are remembered for the next time: the cache is full") == 1
+    )
 
 
 def test_bad_images_are_left_out_and_listed(cli: Cli, tiny: Path, here: Path) -> None:
