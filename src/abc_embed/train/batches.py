@@ -255,43 +255,36 @@ def _detect_killed_workers(packed: Iterator[T]) -> Iterator[T]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
 class _ShardDataset(Dataset["PackedShard | AbcError | None"]):
     """Shards by number, so many to a step; None for an empty one. An error is handed over as a
     value: torch would turn it, on its way out of a worker, into a page of traceback."""
 
-    def __init__(
-        self,
-        sampler: GroupSampler,
-        processor: Processor,
-        config: TrainConfig,
-        shards: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self._sampler = sampler
-        self._processor = processor
-        self._config = config
-        self._shards = shards
-        self._rank = rank
-        self._world_size = world_size
+    sampler: GroupSampler
+    processor: Processor
+    config: TrainConfig
+    shards: int
+    """Of a step of one process."""
+    rank: int
+    world_size: int
 
     def __getitem__(self, number: int) -> "PackedShard | AbcError | None":
-        train = self._config.train
-        step, shard = divmod(number, self._shards)
+        train = self.config.train
+        step, shard = divmod(number, self.shards)
         try:
-            groups = self._sampler.groups(step, train.batch_size, train.seed)
+            groups = self.sampler.groups(step, train.batch_size, train.seed)
             if not groups:
                 raise DataError("the source gave a step without groups")
-            if len(groups) < self._world_size:
+            if len(groups) < self.world_size:
                 raise DataError(
                     f"the source gave {len(groups)} images for step {step + 1}, fewer than the "
-                    f"{self._world_size} processes; start fewer of them"
+                    f"{self.world_size} processes; start fewer of them"
                 )
-            first, shards = self._rank * self._shards + shard, self._world_size * self._shards
+            first, shards = self.rank * self.shards + shard, self.world_size * self.shards
             start, end = (len(groups) * i // shards for i in (first, first + 1))
             own = [groups[i] for i in range(start, end)]
-            max_pixels = self._config.data.max_pixels
-            return PackedShard.pack(make_shard(own, self._processor, max_pixels)) if own else None
+            max_pixels = self.config.data.max_pixels
+            return PackedShard.pack(make_shard(own, self.processor, max_pixels)) if own else None
         except AbcError as error:
             return error
 

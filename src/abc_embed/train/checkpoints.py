@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from abc_embed.errors import OutputError, TrainingError
 from abc_embed.storage.files import replace_folder
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.optimizer import Optimizer
 from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.sharding import full_tensor, shard_like
 from abc_embed.train.toml_config import flatten
+from abc_embed.train.zero import Optimizer
 
 CHANGEABLE_FIELDS = frozenset(
     {
@@ -58,13 +58,13 @@ class RunState:
     """For how many steps in a row τ has lain at its floor."""
 
 
+@dataclass(frozen=True, slots=True)
 class CheckpointManager:
     """The checkpoints of one run, in `folder`."""
 
-    def __init__(self, folder: Path, config: TrainConfig, process_group: ProcessGroup) -> None:
-        self._folder = folder
-        self._config = config
-        self._process_group = process_group
+    folder: Path
+    config: TrainConfig
+    process_group: ProcessGroup
 
     def save(
         self,
@@ -84,8 +84,8 @@ class CheckpointManager:
         # Where weights are split, all processes bring their parts together here.
         trained = {k: full_tensor(v.detach()).cpu().contiguous() for k, v in parameters.items()}
         optimizer_state = optimizer.state_dict()
-        with self._process_group.propagate_errors():
-            if self._process_group.is_main:
+        with self.process_group.propagate_errors():
+            if self.process_group.is_main:
                 self._write(state, trained, optimizer_state, text_cache)
 
     def _write(
@@ -95,8 +95,8 @@ class CheckpointManager:
         optimizer_state: dict[str, Tensor],
         text_cache: Mapping[str, Tensor],
     ) -> None:
-        partial = self._folder / ".partial"
-        values = {"config": asdict(self._config), "texts": list(text_cache), **asdict(state)}
+        partial = self.folder / ".partial"
+        values = {"config": asdict(self.config), "texts": list(text_cache), **asdict(state)}
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -106,14 +106,14 @@ class CheckpointManager:
                 save_file({"vectors": vectors}, partial / "vectors.safetensors")
             save_file(optimizer_state, partial / "optimizer.safetensors")
             (partial / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-            replace_folder(partial, self._folder / f"step-{state.step:08d}")
+            replace_folder(partial, self.folder / f"step-{state.step:08d}")
         except (OSError, SafetensorError) as error:  # which of the two a full disk is, varies
             shutil.rmtree(partial, ignore_errors=True)
             raise OutputError(
-                f"cannot write a checkpoint to {self._folder} ({error}); make room or choose "
+                f"cannot write a checkpoint to {self.folder} ({error}); make room or choose "
                 "another folder, then start again: the last good checkpoint is intact"
             ) from error
-        for old in sorted(self._folder.glob("step-*"))[: -self._config.train.keep_checkpoints]:
+        for old in sorted(self.folder.glob("step-*"))[: -self.config.train.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(
@@ -130,7 +130,7 @@ class CheckpointManager:
         Raises:
             TrainingError: it belongs to another run or is damaged.
         """
-        values = read_state(path, self._config)
+        values = read_state(path, self.config)
         try:
             trained = load_file(path / "trained.safetensors")
             vectors = path / "vectors.safetensors"

@@ -3,6 +3,14 @@
 Builds the model without its weights, loads one batch, counts what trains, and estimates memory;
 nothing is fetched or written. A folder with a model's `config.json` and its tokenizer is enough, so
 a run of a large model can be planned on a small machine.
+
+Memory is that of one process, in bytes. What stays through a step: the weights, their gradients,
+AdamW's two means. On top comes the largest chunk: what its forward pass keeps for the backward
+pass, and what one layer needs while it computes. docs/recipes.md has the formula in words, how far
+it is from what was counted, and what could not be counted.
+
+Shapes: `N` padded tokens of a chunk (rows x longest), `P` patches, `D` width, `F` width inside the
+MLP, `Q` width of all query heads, `C` values of a patch, `r` rank; b bytes of a number.
 """
 
 import re
@@ -15,7 +23,7 @@ from huggingface_hub import snapshot_download
 
 from abc_embed import hub
 from abc_embed.adapters import attach_stage1, attach_stage2, set_trainable
-from abc_embed.backbone import build_backbone, parse_config
+from abc_embed.backbone import EncoderShape, build_backbone, parse_config
 from abc_embed.errors import OfflineError, UsageError
 from abc_embed.head import HIDDEN_WIDTH
 from abc_embed.model import AbcModel
@@ -23,7 +31,6 @@ from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Features, Processor
 from abc_embed.runtime import hardware
 from abc_embed.storage.json_files import read_json
-from abc_embed.train import memory
 from abc_embed.train.batches import (
     GroupSampler,
     TrainBatch,
@@ -34,6 +41,13 @@ from abc_embed.train.batches import (
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.run import is_embedder
 from abc_embed.train.sampler import RecordSampler
+
+GIB = 1024**3
+RESERVE_BYTES = GIB
+"""A guess, not measured: CUDA's own memory and the workspace of its kernels."""
+RESERVE_SHARE = 0.1
+"""A guess, not measured: what an allocator loses of activations, whose sizes change."""
+_FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +75,64 @@ class StepLoad:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunShape:
+    """What of a model and its configuration decides memory."""
+
+    language: EncoderShape
+    vision: EncoderShape
+    frozen_bytes: int
+    """Weights that do not train."""
+    trained: int
+    """Parameters that do; float32."""
+    vision_trains: bool
+    """Stage 1 sends gradients through the vision encoder, stage 2 does not."""
+    patch_values: int
+    """C."""
+    rank: int
+    dropout: bool
+    number_bytes: int
+    """b: 2 in bfloat16, 4 in float32."""
+    mask_bytes: int
+    """Of a dropout mask, per number: 1 on a GPU, 4 on a CPU, whose masks are float32."""
+    checkpointing: bool
+    chunked: bool
+    """Whether `train.chunk_size` is set: one chunk at a time (GradCache), else all of a step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkShape:
+    """What goes through the model in one pass."""
+
+    tokens: int
+    """N."""
+    patches: int = 0
+    """P; 0 for texts."""
+    gradient: bool = True
+    """False for the candidates of stage 2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes by purpose."""
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Of the largest chunk; with `chunk_size` 0 of the whole step."""
+    vectors: int
+    """Embeddings of the step, scores, and in stage 2 the visual tokens of all its images."""
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        weights = self.frozen + self.trained + self.gradients + self.optimizer
+        return weights + self.activations + self.vectors + self.reserve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DryRunReport:
     """What a dry run counted."""
 
@@ -69,7 +141,7 @@ class DryRunReport:
     frozen: int
     """Parameters that do not train."""
     load: StepLoad
-    memory: memory.MemoryEstimate
+    memory: MemoryEstimate
     number_format: str
     gpu: str
     """Name or size of the GPU that was asked for; empty if there is none."""
@@ -178,17 +250,17 @@ def _gpu_memory(gpu: str) -> tuple[str, int]:
     size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:Gi?B?)?\s*", gpu, re.IGNORECASE)
     if not size or float(size[1]) <= 0:
         raise UsageError(f"--gpu is {gpu!r}; give a size like 24GB")
-    return f"{float(size[1]):g} GB", int(float(size[1]) * memory.GIB)
+    return f"{float(size[1]):g} GB", int(float(size[1]) * GIB)
 
 
 def _run_shape(
     config: TrainConfig, model: AbcModel, processor: Processor, number_bytes: int, on_gpu: bool
-) -> memory.RunShape:
+) -> RunShape:
     image = processor.image
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = sum(p.numel() for p in model.head.parameters() if not p.requires_grad)  # is float32
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    return memory.RunShape(
+    return RunShape(
         language=model.backbone.language_shape(),
         vision=model.backbone.vision_shape(),
         frozen_bytes=(frozen - head) * number_bytes + head * 4,
@@ -213,18 +285,18 @@ def _chunks(
 
 
 def _estimate(
-    config: TrainConfig, shape: memory.RunShape, batch: TrainBatch, chunk_size: int, on_gpu: bool
-) -> memory.MemoryEstimate:
+    config: TrainConfig, shape: RunShape, batch: TrainBatch, chunk_size: int, on_gpu: bool
+) -> MemoryEstimate:
     chunks, queries = _chunks(config, batch, chunk_size)
     shapes = [
-        memory.ChunkShape(
+        ChunkShape(
             tokens=_padded_tokens(chunk),
             patches=_patch_count(chunk),
             gradient=number < queries or config.stage == "pretrain",
         )
         for number, chunk in enumerate(chunks)
     ]
-    return memory.estimate(
+    return estimate_memory(
         shape,
         shapes,
         queries=len(batch.queries),
@@ -233,9 +305,7 @@ def _estimate(
     )
 
 
-def _fitting_chunk(
-    config: TrainConfig, shape: memory.RunShape, batch: TrainBatch, gpu_bytes: int
-) -> int:
+def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_bytes: int) -> int:
     """The largest chunk size that fits, of those given and the powers of two."""
     chunked = replace(shape, chunked=True)
     rows = len(batch.queries) + len(batch.candidates)
@@ -286,3 +356,106 @@ def _trained_parts(model: AbcModel) -> tuple[TrainedPart, ...]:
         TrainedPart(name=part, tensors=len(counts), parameters=sum(counts))
         for part, counts in sizes.items()
     )
+
+
+# -- memory, from shapes alone --------------------------------------------------------------------
+
+
+def estimate_memory(
+    shape: RunShape, chunks: Sequence[ChunkShape], *, queries: int, candidates: int, on_gpu: bool
+) -> MemoryEstimate:
+    """Peak memory of one process, in bytes, for the chunks of one step."""
+    passes = [_pass(shape, chunk) for chunk in chunks]
+    if shape.chunked:
+        largest = max((p.kept + p.working for p in passes), default=0)
+    else:
+        largest = sum(p.kept for p in passes) + max((p.working for p in passes), default=0)
+    largest = max([largest, *(p.opening for p in passes)])
+    vectors = (queries + candidates) * shape.language.width * _FLOAT32 * 3  # and two of gradients
+    vectors += queries * candidates * _FLOAT32 * 4  # cosines, scores, their softmax, its gradient
+    if not shape.vision_trains:
+        patches = sum(chunk.patches for chunk in chunks)
+        vectors += patches // 4 * shape.language.width * shape.number_bytes
+    return MemoryEstimate(
+        frozen=shape.frozen_bytes,
+        trained=shape.trained * _FLOAT32,
+        gradients=shape.trained * _FLOAT32,
+        optimizer=2 * shape.trained * _FLOAT32,
+        activations=largest,
+        vectors=vectors,
+        reserve=int(RESERVE_BYTES + RESERVE_SHARE * largest) if on_gpu else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _PassMemory:
+    """What one chunk needs, in bytes."""
+
+    kept: int
+    """Until its backward pass."""
+    working: int
+    """Besides, while one layer computes."""
+    opening: int
+    """While the pixels go into the vision encoder, before anything else is kept."""
+
+
+def _pass(shape: RunShape, chunk: ChunkShape) -> _PassMemory:
+    b, tokens, patches = shape.number_bytes, chunk.tokens, chunk.patches
+    language, vision = shape.language, shape.vision
+    pixels = patches * shape.patch_values
+    language_working = tokens * _working(shape, language)
+    vision_working = patches * _working(shape, vision)
+    # As they came, in the vision encoder's order, and in b.
+    opening = pixels * _FLOAT32 + max(pixels * (_FLOAT32 + b), vision_working)
+    if not chunk.gradient:
+        return _PassMemory(0, language_working, opening)
+    layer = tokens * _language_layer(shape)
+    block = patches * _vision_layer(shape) if shape.vision_trains else 0
+    # Around the layers: the states that go in, and the last norm, in float32.
+    kept = tokens * language.width * (b + 2 * _FLOAT32)
+    # In stage 2 the pixels are gone by now; the visual tokens count as vectors.
+    kept += pixels * _FLOAT32 if shape.vision_trains else 0
+    vision_working = vision_working if shape.vision_trains else 0
+    if shape.checkpointing:
+        kept += language.layers * tokens * language.width * b
+        kept += vision.layers * patches * vision.width * b if shape.vision_trains else 0
+        working = max(layer + language_working, block + vision_working)
+        return _PassMemory(kept, working, opening)
+    kept += language.layers * layer + vision.layers * block
+    return _PassMemory(kept, max(language_working, vision_working), opening)
+
+
+def _language_layer(shape: RunShape) -> int:
+    """Bytes that one layer keeps per token."""
+    b, e = shape.number_bytes, shape.language
+    inputs = 5 * e.width + e.heads + e.inner  # of q k v gate up, of o, of down: each has LoRA
+    # Without dropout in float32 q k v share one input, gate and up another, and o has attention's.
+    shared = 2 * e.width + e.inner if b == _FLOAT32 and not shape.dropout else inputs
+    attention = 2 * e.heads + 2 * e.heads  # query, output; key and value repeated to as many
+    low_rank = 7 * shape.rank
+    masks = inputs * shape.mask_bytes if shape.dropout else 0
+    norms = 2 * e.width * _FLOAT32  # in float32 whatever the weights are
+    return b * (shared + attention + 3 * e.inner + low_rank) + norms + masks
+
+
+def _vision_layer(shape: RunShape) -> int:
+    """Bytes that one block keeps per patch."""
+    b, e = shape.number_bytes, shape.vision
+    inputs = 3 * e.width + e.inner  # of qkv, proj and fc1, of fc2: each has LoRA
+    masks = inputs * shape.mask_bytes if shape.dropout else 0
+    # 3: what qkv gave; 3: query, key, output; 3: inputs of LoRA; F: before, in, after the
+    # activation; and two norms in float32.
+    dropped = inputs if shape.dropout and b == _FLOAT32 else 0
+    kept = b * (9 * e.width + 3 * e.inner + 4 * shape.rank + dropped)
+    return kept + 2 * e.width * _FLOAT32 + masks
+
+
+def _working(shape: RunShape, encoder: EncoderShape) -> int:
+    """Bytes per token that come and go while one layer computes, at its widest place: attention,
+    whose rotation is in float32, or the end of the MLP, where LoRA holds its input in float32, and
+    with dropout what is left of it too."""
+    b = shape.number_bytes
+    attention = 5 * b * encoder.heads + 6 * _FLOAT32 * encoder.heads
+    dropped = _FLOAT32 if shape.dropout and b < _FLOAT32 else 0
+    mlp = (3 * b + _FLOAT32 + dropped) * encoder.inner
+    return max(attention, mlp) + 2 * b * encoder.width

@@ -29,11 +29,11 @@ from abc_embed.train.batches import GroupSampler, TrainBatch, load_batches
 from abc_embed.train.checkpoints import CheckpointManager, RunState, find_resumable
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
 from abc_embed.train.metrics_logger import MetricsLogger, StepRecord, open_tracker
-from abc_embed.train.optimizer import AdamW, Optimizer
+from abc_embed.train.optimizer import AdamW
 from abc_embed.train.processes import ProcessGroup, check_batch_size, exchange_batch_info
 from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import Instruct, Pretrain, Stage
-from abc_embed.train.zero import ZeroAdamW, hide_deepspeed, zero_settings
+from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
 
 
 def run_stage1(

@@ -11,8 +11,8 @@ import importlib
 import json
 import secrets
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,10 +94,8 @@ class MetricsLogger:
         self._waited_s = 0.0
 
     def __enter__(self) -> Self:
-        try:
+        with _full_disk_is_one_sentence(self._path):
             self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
         bar = progress_bar("step", self._steps, first=self._first_step, transient=False)
         self._on_progress = self._exit_stack.enter_context(bar)
         return self
@@ -110,13 +108,15 @@ class MetricsLogger:
     ) -> None:
         self._exit_stack.close()
         try:
-            self._file.close()
-        except OSError as problem:  # what could not be flushed before: raised already
-            if error is None:
-                raise _unwritable(self._path, problem) from problem
+            with _full_disk_is_one_sentence(self._path):
+                self._file.close()
+        except OutputError:
+            if error is None:  # else what could not be flushed was raised before
+                raise
         finally:
             if self._tracker:
-                self._tracker.close()
+                with _full_disk_is_one_sentence(self._path.parent):
+                    self._tracker.close()
 
     def log(self, record: StepRecord, waited_s: float = 0.0) -> None:
         """Show the step, and append its line if it is due.
@@ -145,13 +145,12 @@ class MetricsLogger:
         )
         if record.step % self._every and record.step != self._steps:
             return
-        try:
+        with _full_disk_is_one_sentence(self._path):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
         if self._tracker:
-            self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
+            with _full_disk_is_one_sentence(self._path.parent):
+                self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
         self._last_line, self._items, self._waited_s = now, 0, 0.0
 
 
@@ -215,27 +214,18 @@ class TensorBoard:
         _import_library("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = out_dir / "tensorboard"
-        try:
-            # Points that a broken run wrote after its checkpoint are written again: hide the first.
-            purge = first_step + 1 if first_step else None
-            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
-        except OSError as error:
-            raise _unwritable(self._folder, error) from error
+        # Points that a broken run wrote after its checkpoint are written again: hide the first.
+        purge = first_step + 1 if first_step else None
+        with _full_disk_is_one_sentence(out_dir / "tensorboard"):
+            self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=purge)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        try:
-            for name, value in values.items():
-                self._writer.add_scalar(f"train/{name}", value, step)
-            self._writer.flush()
-        except OSError as error:
-            raise _unwritable(self._folder, error) from error
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+        self._writer.flush()
 
     def close(self) -> None:
-        try:
-            self._writer.close()
-        except OSError as error:
-            raise _unwritable(self._folder, error) from error
+        self._writer.close()
 
 
 class Wandb:
@@ -291,8 +281,12 @@ def _import_library(name: str) -> Any:
         raise MissingExtraError.of("log", f"train.log_to = {name!r}") from missing
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write {path}: {error.strerror or error}; make room or choose another folder, then "
-        "start again: the last good checkpoint is intact"
-    )
+@contextmanager
+def _full_disk_is_one_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another folder, "
+            "then start again: the last good checkpoint is intact"
+        ) from error

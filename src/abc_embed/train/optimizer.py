@@ -6,7 +6,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,40 +15,11 @@ from abc_embed.train.config import OptimConfig
 from abc_embed.train.sharding import full_tensor, is_sharded, shard_like
 
 
-class Optimizer(Protocol):
-    """AdamW. All processes make the same calls in the same order."""
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """The learning rate from the next step on."""
-
-    def grad_sync(self) -> AbstractContextManager[None]:
-        """Goes around all backward passes of a step. After it gradients are those of all."""
-
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """Scale all gradients together to `max_norm` if they exceed it and it is not 0.
-
-        Returns:
-            The norm before; not finite where a gradient is not.
-        """
-
-    def step(self) -> None:
-        """Move the weights and forget the gradients."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Full running means and step counts as `number.name`, in main memory.
-
-        Parameters are numbered matrices first, τ last, however they are split.
-        """
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state`, and from the weights as they are now. Waits for no other process."""
-
-    def close(self) -> None:
-        """Let go of the weights: training is done."""
-
-
 class AdamW:
-    """torch's own, for weights that are whole or split by FSDP2."""
+    """torch's own, for weights that are whole or split by FSDP2.
+
+    All processes make the same calls in the same order.
+    """
 
     def __init__(
         self, parameters: Sequence[nn.Parameter], optim: OptimConfig, accelerator: Accelerator
@@ -59,20 +29,33 @@ class AdamW:
         self._adamw = torch_adamw(parameters, optim)
 
     def set_learning_rate(self, learning_rate: float) -> None:
+        """The learning rate from the next step on."""
         set_learning_rate(self._adamw, learning_rate)
 
     def grad_sync(self) -> AbstractContextManager[None]:
+        """Goes around all backward passes of a step. After it gradients are those of all."""
         return nullcontext()  # the stage averages whole weights, FSDP2 its parts
 
     def clip_grad_norm(self, max_norm: float) -> float:
+        """Scale all gradients together to `max_norm` if they exceed it and it is not 0.
+
+        Returns:
+            The norm before; not finite where a gradient is not.
+        """
         norm = self._accelerator.clip_grad_norm_(self._parameters, max_norm or math.inf)
         return float(full_tensor(norm))
 
     def step(self) -> None:
+        """Move the weights and forget the gradients."""
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Full running means and step counts as `number.name`, in main memory.
+
+        Parameters are numbered matrices first, τ last, however they are split. Rates and decays are
+        left out: they follow from the configuration.
+        """
         return {
             f"{number}.{name}": full_tensor(value).cpu().contiguous()
             for number, values in self._adamw.state_dict()["state"].items()
@@ -80,7 +63,7 @@ class AdamW:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Rates and decays are not in `state`: they follow from the configuration."""
+        """Go on from `state`, and from the weights as they are now. Waits for no other process."""
         by_number: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in self._adamw.param_groups for p in group["params"]]
         for key, value in state.items():
@@ -91,7 +74,7 @@ class AdamW:
         self._adamw.load_state_dict(self._adamw.state_dict() | {"state": by_number})
 
     def close(self) -> None:
-        pass
+        """Let go of the weights: training is done."""
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -83,21 +83,15 @@ class ProcessGroup:
             yield
         except Exception as caught:  # noqa: BLE001  (raised again below, once all know)
             error = caught
-        if self.world_size > 1 and self._any(error is not None):
-            self._raise_on_all(error)
-        if error is not None:
-            raise error
-
-    def _raise_on_all(self, error: Exception | None) -> None:
-        sentence = None if error is None else str(error) or type(error).__name__
-        sentences = self.all_gather_object(sentence)
-        first = next(rank for rank, sentence in enumerate(sentences) if sentence is not None)
+        sentences = self.all_gather_object(error and (str(error) or type(error).__name__))
+        failed = [rank for rank, sentence in enumerate(sentences) if sentence is not None]
+        if not failed:
+            return
         if error is None:
-            error = TrainingError(
-                f"process {first} of {self.world_size} stopped: {sentences[first]}"
-            )
+            sentence = sentences[failed[0]]
+            error = TrainingError(f"process {failed[0]} of {self.world_size} stopped: {sentence}")
         if isinstance(error, AbcError):
-            error.said_elsewhere = self.rank != first
+            error.said_elsewhere = self.rank != failed[0]
         raise error
 
     @contextmanager
@@ -129,11 +123,6 @@ class ProcessGroup:
         if self.world_size > 1:
             dist.broadcast_object_list(chosen, src=0)
         return chosen[0]  # type: ignore[return-value]  # from the main process, who chose
-
-    def _any(self, flag: bool) -> bool:
-        flags = torch.tensor(int(flag), device=self.accelerator.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, without gradient."""

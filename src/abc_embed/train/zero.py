@@ -129,7 +129,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 
 class ZeroAdamW:
-    """`optimizer.Optimizer` with gradients and state in parts, one part with each process."""
+    """`optimizer.AdamW` with gradients and state in parts, one part with each process."""
 
     def __init__(
         self,
@@ -253,6 +253,9 @@ class ZeroAdamW:
             parameter.data = parameter.data.clone()
             for name in set(vars(parameter)) - names:
                 delattr(parameter, name)
+
+
+Optimizer = AdamW | ZeroAdamW
 
 
 def _renumber(state: Mapping[str, Tensor], by: int) -> dict[str, Tensor]:
