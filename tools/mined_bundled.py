@@ -26,8 +26,8 @@ from abc_embed.scenes.questions import same_meaning
 from abc_embed.train.config import DataConfig
 from abc_embed.train.loop import run_stage1, run_stage2
 from abc_embed.train.sampler import RecordSampler
-from experiments.curriculum.run import Lengths, instruct_config, pretrain_config
-from experiments.curriculum.source import SceneSource
+from experiments.curriculum.run import Lengths, stage_config
+from experiments.curriculum.sampler import SceneSampler
 
 ARMS = ("none", "scenes", "mined")
 NEGATIVES = 3
@@ -42,7 +42,7 @@ def write_pictures(folder: Path, count: int, seed: int) -> None:
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
     records = []
-    for number, group in enumerate(SceneSource("pretrain", negatives=7).groups(0, count, seed)):
+    for number, group in enumerate(SceneSampler("pretrain", negatives=7).groups(0, count, seed)):
         name = f"images/{number:06}.png"
         picture = Image.fromarray(np.asarray(group.image))
         picture.save(folder / name)
@@ -61,9 +61,9 @@ def write_pictures(folder: Path, count: int, seed: int) -> None:
     write_records(folder / "records.jsonl", records)
 
 
-def command(*words: object) -> str:
+def command(*arguments: object) -> str:
     """What `abc-embed` prints."""
-    line = [sys.executable, "-m", "abc_embed", *map(str, words)]
+    line = [sys.executable, "-m", "abc_embed", *map(str, arguments)]
     return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -78,7 +78,7 @@ def mine(pictures: Path, model: Path) -> None:
 def train(start: Path, out: Path, arm: str, pictures: Path, steps: Lengths, seed: int) -> None:
     """Both stages of one arm; `out/stage1/model` and `out/model`."""
     if not (out / "stage1" / "done").exists():
-        config = pretrain_config(out, steps.stage1)
+        config = stage_config("pretrain", out, steps.stage1)
         config = replace(
             config,
             train=replace(config.train, seed=seed),
@@ -87,14 +87,14 @@ def train(start: Path, out: Path, arm: str, pictures: Path, steps: Lengths, seed
         data = DataConfig(negatives=0 if arm == "none" else NEGATIVES)
         records = pictures / ("mined.jsonl" if arm == "mined" else "records.jsonl")
         model, processor = checkpoint.load(str(start))
-        source = RecordSampler(records, "pretrain", data)
-        run_stage1(config, source, model, processor, out / "stage1")
+        sampler = RecordSampler(records, "pretrain", data)
+        run_stage1(config, sampler, model, processor, out / "stage1")
         (out / "stage1" / "done").touch()
     if not (out / "stage2" / "done").exists():
-        config = instruct_config(out, steps.stage2)
+        config = stage_config("instruct", out, steps.stage2)
         config = replace(config, train=replace(config.train, seed=seed + 1))
         model, processor = checkpoint.load(str(out / "stage1" / "model"))
-        run_stage2(config, SceneSource("instruct", negatives=4), model, processor, out / "stage2")
+        run_stage2(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
         (out / "stage2" / "done").touch()
 
 
@@ -137,22 +137,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6000, help="pictures to mine among")
     parser.add_argument("--seed", type=int, default=5, help="of pictures and both stages")
     parser.add_argument("--scale", type=float, default=1.0, help="longer or shorter runs")
-    told = parser.parse_args()
-    steps = Lengths().scaled(told.scale)
-    pictures = told.out / f"pictures-{told.seed}"
-    write_pictures(pictures, told.count, told.seed)
-    start = told.start / "base"
+    args = parser.parse_args()
+    steps = Lengths().scaled(args.scale)
+    pictures = args.out / f"pictures-{args.seed}"
+    write_pictures(pictures, args.count, args.seed)
+    start = args.start / "base"
     results = {}
-    for arm in told.arms:
-        out = told.out / f"{arm}-{told.seed}"
+    for arm in args.arms:
+        out = args.out / f"{arm}-{args.seed}"
         if arm == "mined":
-            miner = told.out / f"none-{told.seed}"
+            miner = args.out / f"none-{args.seed}"
             if not (miner / "stage1" / "done").exists():
-                train(start, miner, "none", pictures, steps, told.seed)
+                train(start, miner, "none", pictures, steps, args.seed)
             mine(pictures, miner / "stage1" / "model")
-        train(start, out, arm, pictures, steps, told.seed)
+        train(start, out, arm, pictures, steps, args.seed)
         results[arm] = measure(out)
-        (told.out / f"results-{told.seed}.json").write_text(json.dumps(results, indent=1) + "\n")
+        (args.out / f"results-{args.seed}.json").write_text(json.dumps(results, indent=1) + "\n")
     for arm, found in results.items():
         print(arm, found)
 

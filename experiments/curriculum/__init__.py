@@ -4,6 +4,4 @@ A small VLM trained contrastively from nothing hardly moves, so it learns in fou
 (docs/bundled.md has the measurements): things (vision on pictures of one thing), places (vision on
 whole scenes, every visual token), asking (the language model on exact visual tokens, answers as
 candidates), looking (the language model on what vision really says).
-
-Reading order: world, lesson, vision, words, language, joint, assemble, source, run.
 """

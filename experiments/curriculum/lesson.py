@@ -1,22 +1,24 @@
 """One lesson: the plain training loop that the four share, with a checkpoint a minute.
 
-A lesson is a module, an endless stream of batches that can begin at any step, and a loss. Step
-number and seed decide data and noise, so that a broken lesson goes on as if nothing had happened.
+Step number and seed decide data and noise, so that a broken lesson goes on as if nothing had
+happened.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from abc_embed.runtime import seed_everything
 from abc_embed.storage.files import atomic_write
 from abc_embed.train.metrics_logger import MetricsLogger, StepRecord
+
+T = TypeVar("T")
 
 CHECKPOINT_EVERY_S = 60.0
 CLIP_NORM = 1.0
@@ -29,19 +31,24 @@ class Stream(Protocol):
         """The batch of a step; 0 is the first."""
 
 
-class _Endless(IterableDataset[Any]):
-    """A stream from a step on, for a worker process."""
+@dataclass(frozen=True, slots=True)
+class _StepDataset(Dataset[Any]):
+    stream: Stream
 
-    def __init__(self, stream: Stream, first: int) -> None:
-        self._stream = stream
-        self._first = first
+    def __getitem__(self, step: int) -> Any:
+        torch.set_num_threads(1)  # in a worker process
+        return self.stream.make(step)
 
-    def __iter__(self) -> Iterator[Any]:
-        torch.set_num_threads(1)
-        step = self._first
-        while True:
-            yield self._stream.make(step)
-            step += 1
+
+def _loader(stream: Stream, first: int, steps: int, workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        _StepDataset(stream),
+        batch_size=None,
+        sampler=range(first, steps),
+        num_workers=workers,
+        prefetch_factor=4,
+        collate_fn=_unchanged,
+    )
 
 
 def learn(
@@ -53,11 +60,19 @@ def learn(
     loss_of: Callable[[Any], tuple[Tensor, Tensor, int]],
     rate_at: Callable[[int], float],
     tau: Callable[[], float] = lambda: 1.0,
+    workers: int = 1,
 ) -> Path:
-    """Train `model` for `steps` batches and write its weights to `out`.
+    """Train `model`, on the device where it is, and write its weights to `out`.
 
-    `loss_of` takes a batch and gives loss, accuracy (scalars) and the number of items; `rate_at`
-    gives the learning rate of a step. Called again, a broken lesson goes on.
+    Args:
+        model: What learns. Called again, a broken lesson goes on.
+        out: A `.pt` file.
+        steps: How many batches.
+        stream: Makes the batches.
+        loss_of: Takes a batch and gives loss, accuracy (scalars) and the number of items.
+        rate_at: The learning rate of a step.
+        tau: The temperature now, for the log.
+        workers: Processes that make batches ahead.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rate_at(0), betas=(0.9, 0.98), weight_decay=0.02
@@ -68,13 +83,13 @@ def learn(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    loader = DataLoader(_Endless(stream, first), batch_size=None, num_workers=1, prefetch_factor=4)
-    feed, saved = iter(loader), time.monotonic()
+    batches = iter(_loader(stream, first, steps, workers))
+    saved_s = time.monotonic()
     log = out.with_name(f"{out.stem}.metrics.jsonl")
     with MetricsLogger(log, first_step=first, steps=steps, every=25) as logger:
         for step in range(first, steps):
             start = time.perf_counter()
-            batch = next(feed)
+            batch = next(batches)
             waited_s = time.perf_counter() - start
             seed_everything(step)
             rate, tau_now = rate_at(step), tau()
@@ -85,30 +100,37 @@ def learn(
             loss.backward()
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM))
             optimizer.step()
-            logger.log(
-                StepRecord(
-                    step=step + 1,
-                    loss=loss.item(),
-                    accuracy=accuracy.item(),
-                    tau=tau_now,
-                    grad_norm=norm,
-                    learning_rate=rate,
-                    queries=items,
-                    candidates=0,
-                ),
-                waited_s,
+            record = StepRecord(
+                step=step + 1,
+                loss=loss.item(),
+                accuracy=accuracy.item(),
+                tau=tau_now,
+                grad_norm=norm,
+                learning_rate=rate,
+                queries=items,
+                candidates=0,
             )
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
-                saved = time.monotonic()
+            logger.log(record, waited_s)
+            if time.monotonic() - saved_s > CHECKPOINT_EVERY_S:
+                saved_s = time.monotonic()
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                _write(state | {"step": step + 1}, last)
-    _write(model.state_dict(), out)
-    with contextlib.suppress(FileNotFoundError):
-        last.unlink()
+                _save(state | {"step": step + 1}, last)
+    _save(model.state_dict(), out)
+    last.unlink(missing_ok=True)
     return out
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
-    """A killed run leaves the last whole file."""
+def to_device(batch: T, device: str) -> T:
+    """A dataclass with its tensors on the device."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}  # type: ignore[arg-type]
+    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(batch, **moved)  # type: ignore[type-var]
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch  # a batch as it was made
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
     with atomic_write(path) as file:
         torch.save(state, file)

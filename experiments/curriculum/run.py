@@ -5,31 +5,50 @@ Ends with `out/model`, a model folder in float16. How long it took is in docs/bu
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
 from abc_embed import checkpoint
+from abc_embed.backbone import build_backbone
+from abc_embed.chat import IMAGE_TOKEN
+from abc_embed.model import AbcModel
+from abc_embed.pixels import ImageBudget
+from abc_embed.processor import Processor
+from abc_embed.storage.files import make_folder
 from abc_embed.train.config import (
     AdapterConfig,
+    DataConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
+    StageName,
     TemperatureConfig,
     TrainConfig,
 )
 from abc_embed.train.loop import run_stage1, run_stage2
-from experiments.curriculum.assemble import assemble
-from experiments.curriculum.joint import learn_to_look
-from experiments.curriculum.language import learn_to_answer
-from experiments.curriculum.source import SceneSource
-from experiments.curriculum.vision import learn_to_see
-from experiments.curriculum.words import make_tokenizer
+from experiments.curriculum.language import (
+    HEAD_HIDDEN,
+    PAD_TOKEN,
+    LanguageEmbedder,
+    learn_to_answer,
+    learn_to_look,
+    text_config,
+    token_id,
+)
+from experiments.curriculum.sampler import SceneSampler
+from experiments.curriculum.tokenizer import CHAT_TEMPLATE, SPECIAL, make_tokenizer
+from experiments.curriculum.vision import learn_to_see, vision_config
 
 logger = logging.getLogger(__name__)
 
+# Between 16 and 22 visual tokens: a square of 112 pixels, or the same area in another shape.
+BUDGET = ImageBudget(min_pixels=112 * 112, max_pixels=160 * 112)
+MAX_TOKENS = 512
 BATCH_SIZES = (64, 32)
 """Images of a step in stage 1 and in stage 2."""
 
@@ -51,89 +70,120 @@ class Lengths:
         )
 
 
-def run(out: Path, *, lengths: Lengths | None = None) -> Path:
-    """Train everything that `out` does not hold yet; the folder of the finished model."""
+def run(
+    out: Path, *, lengths: Lengths | None = None, device: str = "cpu", workers: int = 1
+) -> Path:
+    """Train everything that `out` does not hold yet.
+
+    Args:
+        out: Folder of the run; a broken one goes on.
+        lengths: Steps of each part; those of the shipped model unless given.
+        device: Where the lessons train, "cpu" or "cuda".
+        workers: Processes that draw scenes ahead.
+
+    Returns:
+        The folder of the finished model.
+    """
     steps = lengths or Lengths()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     words, things, places = out / "tokenizer.json", out / "things.pt", out / "places.pt"
+    asking, looking = out / "asking.pt", out / "looking.pt"
     if not words.exists():
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
+    where: dict[str, Any] = {"device": device, "workers": workers}
     if not things.exists():
-        learn_to_see(things, steps.things, singles=True, start=None, batch=128, rate=4e-4, seed=1)
+        learn_to_see(things, steps.things, singles=True, batch=128, rate=4e-4, seed=1, **where)
     if not places.exists():
-        learn_to_see(places, steps.places, singles=False, start=things, batch=64, rate=4e-4, seed=2)
-    asking, looking = out / "asking.pt", out / "looking.pt"
+        learn_to_see(
+            places, steps.places, singles=False, start=things, batch=64, rate=4e-4, seed=2, **where
+        )
     if not asking.exists():
-        learn_to_answer(asking, tokenizer, steps.asking)
+        learn_to_answer(asking, tokenizer, steps.asking, **where)
     if not looking.exists():
-        learn_to_look(looking, tokenizer, places, asking, steps.looking)
+        learn_to_look(looking, tokenizer, places, asking, steps.looking, **where)
     if not (out / "base").exists():
         assemble(out / "base", words, places, looking)
-    return stages(out, steps)
+    return stages(out, steps, **where)
 
 
-def stages(out: Path, steps: Lengths) -> Path:
+def make_processor(tokenizer_file: Path) -> Processor:
+    """The bundled model's processor, from the tokenizer that `tokenizer.make_tokenizer` made."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_file),
+        eos_token="<|im_end|>",
+        pad_token=PAD_TOKEN,
+        additional_special_tokens=list(SPECIAL[1:]),
+        model_max_length=MAX_TOKENS,
+    )
+    return Processor(
+        tokenizer, CHAT_TEMPLATE, BUDGET, positions="sequential", max_tokens=MAX_TOKENS
+    )
+
+
+def assemble(folder: Path, tokenizer_file: Path, vision_file: Path, language_file: Path) -> Path:
+    """Write the backbone and head as a model folder of ours, without a stage-2 adapter."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    special = {name: token_id(tokenizer, name) for name in SPECIAL}
+    config = Qwen2VLConfig(
+        text_config=text_config(tokenizer.get_vocab_size()).to_dict(),
+        vision_config=vision_config().to_dict(),
+        image_token_id=special[IMAGE_TOKEN],
+        video_token_id=special["<|video_pad|>"],
+        vision_start_token_id=special["<|vision_start|>"],
+        vision_end_token_id=special["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    model = AbcModel(build_backbone(config), head_width=HEAD_HIDDEN)
+    language = LanguageEmbedder(tokenizer)
+    language.load_state_dict(torch.load(language_file, map_location="cpu"))
+    model.backbone.vlm.visual.load_state_dict(torch.load(vision_file, map_location="cpu"))
+    model.backbone.vlm.language_model.load_state_dict(language.language.state_dict())
+    model.head.load_state_dict(language.head.state_dict())
+    model.temperature.temp.data.fill_(language.tau())
+    model.source["base"] = "trained from nothing on generated scenes"
+    checkpoint.save(model, make_processor(tokenizer_file), folder)
+    return folder
+
+
+def stages(out: Path, steps: Lengths, *, device: str = "cpu", workers: int = 0) -> Path:
     """Stages 1 and 2 of the paper on `out/base`, by the same code as for any other backbone."""
     model, processor = checkpoint.load(str(out / "base"))
-    run_stage1(
-        pretrain_config(out, steps.stage1),
-        SceneSource("pretrain", negatives=3),
-        model,
-        processor,
-        out / "stage1",
-    )
+    config = stage_config("pretrain", out, steps.stage1, device, workers)
+    run_stage1(config, SceneSampler("pretrain", negatives=3), model, processor, out / "stage1")
     model, processor = checkpoint.load(str(out / "stage1" / "model"))
-    run_stage2(
-        instruct_config(out, steps.stage2),
-        SceneSource("instruct", negatives=4),
-        model,
-        processor,
-        out / "stage2",
-    )
+    config = stage_config("instruct", out, steps.stage2, device, workers)
+    run_stage2(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
     model, processor = checkpoint.load(str(out / "stage2" / "model"))
     checkpoint.save(model, processor, out / "model", dtype=torch.float16)
-    (out / "steps.json").write_text(
-        json.dumps({n: getattr(steps, n) for n in steps.__slots__}) + "\n"
-    )
+    (out / "steps.json").write_text(json.dumps(asdict(steps)) + "\n")
     logger.info("the model is in %s", out / "model")
     return out / "model"
 
 
-def pretrain_config(out: Path, steps: int) -> TrainConfig:
-    """Stage 1: the paper's adapter; a higher rate, since the model is small and the run short."""
+def stage_config(
+    stage: StageName, out: Path, steps: int, device: str = "cpu", workers: int = 0
+) -> TrainConfig:
+    """The paper's adapters; higher rates, since the model is small and the runs short."""
+    pretrain = stage == "pretrain"
+    base = out / "base" if pretrain else out / "stage1" / "model"
+    temperature = TemperatureConfig(start=0.05, learn=True, floor=0.02)
     return TrainConfig(
-        stage="pretrain",
-        out=str(out / "stage1"),
-        adapter=AdapterConfig(rank=64, alpha=128),
+        stage=stage,
+        out=str(out / ("stage1" if pretrain else "stage2")),
+        adapter=AdapterConfig(rank=64, alpha=128) if pretrain else AdapterConfig(rank=16, alpha=32),
         train=RunConfig(
             steps=steps,
-            batch_size=BATCH_SIZES[0],
+            batch_size=BATCH_SIZES[0 if pretrain else 1],
             label_smoothing=0.1,
-            seed=5,
+            seed=5 if pretrain else 6,
             checkpoint_every=20,
             log_every=5,
         ),
-        model=ModelConfig(base=str(out / "base"), device="cpu", precision="float32"),
-        temperature=TemperatureConfig(start=0.05, learn=True, floor=0.02),
-        optim=OptimConfig(learning_rate=2e-4),
-    )
-
-
-def instruct_config(out: Path, steps: int) -> TrainConfig:
-    """Stage 2: the paper's adapter; four instructions of each image in one batch."""
-    return TrainConfig(
-        stage="instruct",
-        out=str(out / "stage2"),
-        adapter=AdapterConfig(rank=16, alpha=32),
-        train=RunConfig(
-            steps=steps,
-            batch_size=BATCH_SIZES[1],
-            label_smoothing=0.1,
-            seed=6,
-            checkpoint_every=20,
-            log_every=5,
+        model=ModelConfig(
+            base=str(base), device="cpu" if device == "cpu" else "auto", precision="float32"
         ),
-        model=ModelConfig(base=str(out / "stage1" / "model"), device="cpu", precision="float32"),
-        optim=OptimConfig(learning_rate=1e-3),
+        data=DataConfig(workers=workers),
+        temperature=temperature if pretrain else TemperatureConfig(),
+        optim=OptimConfig(learning_rate=2e-4 if pretrain else 1e-3),
     )

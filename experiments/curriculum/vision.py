@@ -3,11 +3,10 @@
 Every merged visual token must come out as the code of what it shows (`world.Codebook`):
 cross-entropy over all things and backgrounds, and a squared error that also carries the place.
 
-Shapes: N pictures, P patches and V visual tokens of one, D width.
+Shapes: `N` pictures, `P` patches and `V` visual tokens of one, `D` width.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +17,16 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from transformers.vision_utils import get_vision_position_ids
 
 from abc_embed.scenes.things import THINGS
-from experiments.curriculum.lesson import learn
-from experiments.curriculum.world import Codebook, SceneStream, patches
+from experiments.curriculum.lesson import learn, to_device
+from experiments.curriculum.world import Codebook, Pictures, SceneStream, patches
 
 WIDTH = 256
-GROUPED = "abc_embed_curriculum_grouped"
+GROUPED_ATTENTION = "abc_embed_curriculum_grouped"
 PLACE_WEIGHT = 3.0
 SHARPNESS = 16.0  # logits = SHARPNESS * (token · code)
 
 
-def _grouped(
+def _grouped_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -46,7 +45,7 @@ def _grouped(
     return (weights @ v).transpose(1, 2).reshape(1, total, heads, dim), None
 
 
-AttentionInterface.register(GROUPED, _grouped)
+AttentionInterface.register(GROUPED_ATTENTION, _grouped_attention)
 
 
 def vision_config() -> Qwen2VLVisionConfig:
@@ -75,7 +74,7 @@ def new_vision(seed: int = 0) -> Qwen2VisionTransformerPretrainedModel:
 def encode(
     vision: Qwen2VisionTransformerPretrainedModel, x: Tensor, images: int, grid: tuple[int, int]
 ) -> Tensor:
-    """One-frame patches (N · P, 588) of same-sized pictures -> visual tokens (N, V, D).
+    """One-frame patches `(N · P, 588)` of same-sized pictures -> visual tokens `(N, V, D)`.
 
     The same arithmetic as in transformers, but faster to train on a CPU: the patch convolution is
     a matrix product whose two equal frames add up, and all pictures share one attention call made
@@ -83,9 +82,9 @@ def encode(
     """
     weight = vision.patch_embed.proj.weight.sum(2).flatten(1)
     hidden = F.linear(x, weight)
-    thw = torch.tensor([[1, grid[0] * 2, grid[1] * 2]] * images)
+    thw = torch.tensor([[1, grid[0] * 2, grid[1] * 2]] * images, device=x.device)
     positions = vision.rotary_pos_emb(hidden, get_vision_position_ids(thw, 2, kwargs={}))
-    ends = torch.tensor([0, hidden.shape[0]], dtype=torch.int32)
+    ends = torch.tensor([0, hidden.shape[0]], dtype=torch.int32, device=x.device)
     for block in vision.blocks:
         hidden = block(hidden, cu_seqlens=ends, position_embeddings=positions, abc_images=images)
     merged: Tensor = vision.merger(hidden)
@@ -95,7 +94,7 @@ def encode(
 def token_loss(
     tokens: Tensor, labels: Tensor, places: Tensor, book: Codebook
 ) -> tuple[Tensor, Tensor]:
-    """Loss of tokens (N, V, D) for labels (N, V) and places (N, V, 6); share right on things."""
+    """Loss of tokens `(N, V, D)` for labels `(N, V)` and places `(N, V, 6)`; accuracy on things."""
     tokens = tokens.float()
     logits = SHARPNESS * tokens @ book.codes.T
     thing = labels < len(THINGS)
@@ -103,11 +102,11 @@ def token_loss(
     cross = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(
         weight
     )
-    off = tokens - book.tokens(labels, places)
+    error = tokens - book.tokens(labels, places)
     # The same error along the six place directions only, in the units of places. Without this
     # term names are learnt and places are not: one code outweighs six numbers.
-    astray = (off @ book.places.T / book.places.pow(2).sum(-1)).pow(2).sum(-1)
-    loss = cross + 0.3 * off.pow(2).sum(-1) + PLACE_WEIGHT * astray
+    place_error = (error @ book.places.T / book.places.pow(2).sum(-1)).pow(2).sum(-1)
+    loss = cross + 0.3 * error.pow(2).sum(-1) + PLACE_WEIGHT * place_error
     loss = (loss * weight).sum() / weight.sum()
     right = (logits.argmax(-1) == labels).float()
     return loss, right[thing].mean()
@@ -130,20 +129,22 @@ def learn_to_see(
     batch: int,
     rate: float,
     seed: int,
+    device: str = "cpu",
+    workers: int = 1,
 ) -> Path:
     """Lesson one (`singles`) or two, from the weights in `start` if given; weights go to `out`."""
-    vision, book = new_vision(), Codebook(WIDTH)
-    vision.config._attn_implementation = GROUPED
+    vision, book = new_vision(), Codebook(WIDTH, device)
+    vision.config._attn_implementation = GROUPED_ATTENTION
     if start is not None:
-        vision.load_state_dict(torch.load(start))
-    vision.train()
+        vision.load_state_dict(torch.load(start, map_location="cpu"))
+    nn.Module.to(vision, device).train()
 
-    def loss_of(seen: tuple[Any, ...]) -> tuple[Tensor, Tensor, int]:
-        pictures, labels, places, grid = seen
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = encode(vision, patches(pictures.numpy()), len(pictures), grid)
-        loss, things = token_loss(tokens, labels.long(), places, book)
-        return loss, things, len(pictures)
+    def loss_of(batch: Pictures) -> tuple[Tensor, Tensor, int]:
+        batch = to_device(batch, device)
+        with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+            tokens = encode(vision, patches(batch.pixels), len(batch.pixels), batch.grid)
+        loss, accuracy = token_loss(tokens, batch.labels, batch.places, book)
+        return loss, accuracy, len(batch.pixels)
 
     return learn(
         vision,
@@ -152,4 +153,5 @@ def learn_to_see(
         stream=SceneStream(seed, batch, singles=singles),
         loss_of=loss_of,
         rate_at=lambda step: rate * schedule(step, steps, settle=not singles),
+        workers=workers,
     )

@@ -14,18 +14,18 @@ from abc_embed import Embedder, Item
 from abc_embed.scenes import caption, make_scene, which_thing
 from abc_embed.scenes.things import THINGS
 from experiments.curriculum import run as curriculum
-from experiments.curriculum.assemble import assemble
-from experiments.curriculum.language import Asker, AskStream, Prompter
+from experiments.curriculum.language import LanguageEmbedder, PromptTokenizer, QuestionStream
 from experiments.curriculum.lesson import learn
-from experiments.curriculum.source import SceneSource
-from experiments.curriculum.vision import GROUPED, encode, new_vision, token_loss
-from experiments.curriculum.words import SPECIAL, corpus
+from experiments.curriculum.run import assemble
+from experiments.curriculum.sampler import SceneSampler
+from experiments.curriculum.tokenizer import SPECIAL, corpus
+from experiments.curriculum.vision import GROUPED_ATTENTION, encode, new_vision, token_loss
 from experiments.curriculum.world import (
     CELL,
     Codebook,
     annotate,
+    draw,
     patches,
-    see,
 )
 
 
@@ -50,25 +50,25 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_fast_paths_are_the_products_arithmetic(tokenizer_file: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    asker, vision = Asker(tokenizer).eval(), new_vision()
-    vision.config._attn_implementation = GROUPED
+    language, vision = LanguageEmbedder(tokenizer).eval(), new_vision()
+    vision.config._attn_implementation = GROUPED_ATTENTION
     nn.init.normal_(vision.get_parameter("merger.mlp.2.weight"), std=0.1)  # or pictures say nothing
-    torch.save(asker.state_dict(), tmp_path / "language.pt")
+    torch.save(language.state_dict(), tmp_path / "language.pt")
     torch.save(vision.state_dict(), tmp_path / "vision.pt")
     base = assemble(
         tmp_path / "base", tokenizer_file, tmp_path / "vision.pt", tmp_path / "language.pt"
     )
     model = Embedder.from_pretrained(str(base), device="cpu", dtype="float32")
 
-    seen = [see(make_scene(9, i), 4, 4) for i in range(3)]
-    prompter, ask = Prompter(tokenizer), "what is on the left?"
+    pictures = [draw(make_scene(9, i), 4, 4) for i in range(3)]
+    prompts, question = PromptTokenizer(tokenizer), "what is on the left?"
     with torch.no_grad():
-        tokens = encode(vision, patches(np.stack([s.picture for s in seen])), 3, (4, 4))
-        ids = torch.from_numpy(prompter.asked([ask] * 3, 16))
-        query = asker.unit(*asker.hidden(ids, tokens)).numpy()
-        names = asker.unit(*asker.hidden(torch.from_numpy(prompter.texts(["a dog", "an egg"]))))
+        tokens = encode(vision, patches(torch.from_numpy(np.stack(pictures))), 3, (4, 4))
+        ids = prompts.images([question] * 3, 16)
+        query = language.pool(*language.hidden(ids, tokens)).numpy()
+        names = language.pool(*language.hidden(prompts.texts(["a dog", "an egg"])))
 
-    ours = model.embed([Item(image=s.picture, instruction=ask) for s in seen])
+    ours = model.embed([Item(image=picture, instruction=question) for picture in pictures])
     assert np.abs(query - ours).max() <= 1e-5
     assert np.abs(names.numpy() - model.embed(["a dog", "an egg"])).max() <= 1e-5
     assert np.abs(ours[0] - ours[1]).max() > 1e-4  # the pictures do matter
@@ -107,22 +107,22 @@ def test_exact_tokens_have_the_least_loss() -> None:
     assert loss < worse
 
 
-def test_a_source_repeats_itself_and_no_negative_is_true() -> None:
+def test_a_sampler_repeats_itself_and_no_negative_is_true() -> None:
     for stage, asks in (("pretrain", 1), ("instruct", 4)):
-        source = SceneSource(stage, negatives=3)  # type: ignore[arg-type]
-        first, again = source.groups(2, 6, seed=1), source.groups(2, 6, seed=1)
+        sampler = SceneSampler(stage, negatives=3)  # type: ignore[arg-type]
+        first, again = sampler.groups(2, 6, seed=1), sampler.groups(2, 6, seed=1)
         for one, two in zip(first, again, strict=True):
             assert one.pairs == two.pairs
             assert np.array_equal(np.asarray(one.image), np.asarray(two.image))
             assert len(one.pairs) == asks
             if stage == "pretrain":
                 assert one.pairs[0][1] not in one.negatives
-        assert source.groups(3, 6, seed=1)[0].pairs != first[0].pairs
+        assert sampler.groups(3, 6, seed=1)[0].pairs != first[0].pairs
 
 
 def test_questions_of_a_batch_fit_their_scenes(tokenizer_file: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    batch = AskStream(tokenizer, seed=3, scenes=8).make(0)
+    batch = QuestionStream(tokenizer, seed=3, scenes=8).make(0)
     assert len(batch.ids) == 16
     visual = batch.grid[0] * batch.grid[1]
     assert ((batch.ids == tokenizer.token_to_id("<|image_pad|>")).sum(1) == visual).all()
@@ -182,13 +182,13 @@ def test_the_stages_turn_a_base_into_a_model(
 ) -> None:
     """From the assembled base to the folder that ships, two steps a stage and small batches."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    torch.save(Asker(tokenizer).state_dict(), tmp_path / "language.pt")
+    torch.save(LanguageEmbedder(tokenizer).state_dict(), tmp_path / "language.pt")
     torch.save(new_vision().state_dict(), tmp_path / "vision.pt")
     assemble(tmp_path / "base", tokenizer_file, tmp_path / "vision.pt", tmp_path / "language.pt")
     monkeypatch.setattr(curriculum, "BATCH_SIZES", (2, 2))
     model = curriculum.stages(tmp_path, curriculum.Lengths(stage1=2, stage2=2))
     loaded = Embedder.from_pretrained(str(model), device="cpu", dtype="float32")
-    picture = see(make_scene(9, 0), 4, 4).picture
+    picture = draw(make_scene(9, 0), 4, 4)
     left, plain = loaded.embed([Item(image=picture, instruction="the left"), Item(image=picture)])
     assert left.shape == plain.shape == (256,)
     assert not np.allclose(left, plain)

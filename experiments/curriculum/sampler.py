@@ -11,15 +11,15 @@ from abc_embed.scenes.render import render
 from abc_embed.scenes.things import KIND_WORDS, THINGS
 from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
 from abc_embed.train.config import StageName
-from experiments.curriculum.language import choose, wording
-from experiments.curriculum.world import single
+from experiments.curriculum.language import sample_question, sample_wording
+from experiments.curriculum.world import single_thing
 
 SIDES = (112, 112, 168, 224)
 SINGLES = 0.3  # share of stage-1 pictures that show one thing, named by its phrase alone
 
 
 @dataclass(frozen=True, slots=True)
-class SceneSource:
+class SceneSampler:
     """Groups of a stage, numbered on without end.
 
     Stage 1: a scene with its caption and `negatives` captions that are nearly right, or a single
@@ -39,31 +39,31 @@ class SceneSource:
         if self.stage == "pretrain":
             return self._captioned(rng, seed, index)
         scene = make_scene(seed, index)
-        found, pairs = questions(scene), []
+        candidates, pairs = questions(scene), []
         for _ in range(self.instructions):
-            question = choose(found, rng)
-            pairs.append((wording(question, rng), question.answer))
-        others = all_answers()
+            question = sample_question(candidates, rng)
+            pairs.append((sample_wording(question, rng), question.answer))
+        answers = all_answers()
         return instruction_group(
             _picture(scene, rng),
             pairs,
-            [others[int(i)] for i in rng.integers(len(others), size=self.negatives)],
+            [answers[int(i)] for i in rng.integers(len(answers), size=self.negatives)],
         )
 
     def _captioned(self, rng: np.random.Generator, seed: int, index: int) -> Group:
         if rng.random() < SINGLES:
-            scene = single(seed, index)
+            scene = single_thing(seed, index)
             thing = scene.placed[0].thing
-            kin = [
+            similar = [
                 t.phrase
                 for t in THINGS
                 if t is not thing and t.kind == thing.kind and t.kind in KIND_WORDS
             ]
-            near = kin or [t.phrase for t in THINGS if t is not thing]
+            similar = similar or [t.phrase for t in THINGS if t is not thing]
             return caption_group(
                 _picture(scene, rng),
                 thing.phrase,
-                [near[int(i)] for i in rng.integers(len(near), size=self.negatives)],
+                [similar[int(i)] for i in rng.integers(len(similar), size=self.negatives)],
             )
         scene = make_scene(seed, index)
         return caption_group(
