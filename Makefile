@@ -5,6 +5,7 @@
 #   make quickstart ARGS="--model TIGER-Lab/ABC-Qwen2VL-Instruct"    any options of `abc-embed quickstart`
 #   make test                                        what CI runs: scripts/check, then scripts/test
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
+#   make bundled                                     the small model of the package from nothing, in runs/bundled
 #
 # PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command at the end.
 
@@ -22,7 +23,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check miniature clean
+.PHONY: help quickstart test check miniature bundled clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,9 @@ check: $(VENV)/.installed-dev
 
 miniature: $(VENV)/.installed-dev
 	@$(BIN)/python -m experiments.miniature --out runs/miniature --into . $(ARGS)
+
+bundled: $(VENV)/.installed
+	@$(BIN)/python -m experiments.curriculum --out runs/bundled $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist

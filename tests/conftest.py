@@ -85,5 +85,5 @@ def bundled_folder() -> Path:
     """The bundled model's folder; a test that needs it is skipped while there is none."""
     folder = TESTS.parent / "src" / "abc_embed" / "bundled" / "model"
     if not (folder / "model.safetensors").is_file():
-        pytest.skip("the bundled model is not there: abc-embed train bundled makes it")
+        pytest.skip("the bundled model is not there: make bundled makes it")
     return folder

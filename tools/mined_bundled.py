@@ -2,7 +2,7 @@
 
     python tools/mined_bundled.py runs/bundled --out runs/negatives [--seed 5] [--arms none mined]
 
-`runs/bundled` is what `abc-embed train bundled` left; its `base` is where every arm begins. All
+`runs/bundled` is what `make bundled` left; its `base` is where every arm begins. All
 arms see the same pictures and captions in the same order, and differ in the negatives of stage 1
 alone. As in the paper (section 3), a run without negatives gives the model that mines. Every part
 that is finished is kept, so a run that was broken off goes on. Ends with a table and results.json.
@@ -131,7 +131,7 @@ def measure(out: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("start", type=Path, help="what abc-embed train bundled left")
+    parser.add_argument("start", type=Path, help="what make bundled left")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--count", type=int, default=6000, help="pictures to mine among")

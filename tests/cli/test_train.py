@@ -1,12 +1,17 @@
 """`abc-embed train`: a recipe tried out, trained, drawn; what goes wrong is one sentence."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cli_parts import Cli, leftovers
 from golden_parts import BASE
 from process_parts import command, run_processes
+
+from abc_embed.cli import train
 
 RECIPE = """\
 stage = "pretrain"
@@ -57,6 +62,16 @@ def test_train_log_and_draw(cli: Cli, here: Path, recipe: Path) -> None:
     assert drawn.code == 0 and (here / "runs.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_overrides_and_a_run_that_is_there(cli: Cli, here: Path, recipe: Path) -> None:
+    words = ("train", "pretrain", "--config", recipe, "--set", "out=elsewhere")
+    done = cli(*words, "--set", "train.steps=3")
+    assert done.code == 0 and done.out == "the model is in elsewhere/model\n"
+    assert len((here / "elsewhere/metrics.jsonl").read_text().splitlines()) == 3
+    again = cli(*words, "--no-resume")
+    assert again.code == 1 and "elsewhere" in again.error
+    assert not (here / "run").exists()
+
+
 def test_of_two_processes_one_says_where_the_model_is(recipe: Path, here: Path) -> None:
     words = ["train", "mining-model", "--config", str(recipe)]
     results = [one.value for one in run_processes(2, command, here, words)]
@@ -78,6 +93,22 @@ def test_wrong_usage(words: tuple[str, ...], sentence: str, cli: Cli, recipe: Pa
     assert done.code == 2 and sentence in done.error
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--config", "gone.toml"), "cannot read the configuration gone.toml"),
+        (("--config", "run.toml", "--set", "train.stepps=3"), "train.stepps is not a field"),
+        (("--config", "run.toml", "--set", "data.records=''"), "data.records is missing"),
+    ],
+)
+def test_a_configuration_that_cannot_be(
+    words: tuple[str, ...], sentence: str, cli: Cli, recipe: Path
+) -> None:
+    done = cli("train", "pretrain", *words)
+    assert (done.code, done.out) == (1, "")
+    assert sentence in done.error
+
+
 def test_a_word_that_no_log_has(cli: Cli, recipe: Path) -> None:
     done = cli("train", "pretrain", "--config", recipe, "--log-to", "comet")
     assert done.code == 1 and "train.log_to is 'comet'; it must be one of" in done.error
@@ -87,3 +118,27 @@ def test_every_help_shows_an_example(cli: Cli) -> None:
     for name in ("pretrain", "instruct", "mining-model", "plot", "bundled"):
         done = cli("train", name, "--help")
         assert done.code == 0 and f"abc-embed train {name}" in done.out
+
+
+def test_the_curriculum_is_found_from_any_folder_beside_the_package(here: Path) -> None:
+    """It is asked to work in a file, and says so: it was there to be asked."""
+    words = ["-m", "abc_embed", "train", "bundled", "--out", "photo.jpg"]
+    source = str(Path(train.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: photo.jpg: File exists\n"
+
+
+def test_without_a_checkout_there_is_no_curriculum(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CHECKOUT", here)
+    done = cli("train", "bundled", "--out", "run")
+    assert done.code == 2
+    assert done.error.endswith("in a checkout of the repository run: make bundled")

@@ -25,9 +25,7 @@ DISTRIBUTION = {
     "indexed_gzip": "indexed-gzip",
 }
 PROMISED_EXTRAS = {
-    *("mine", "data", "instruct", "log", "bench", "open-clip", "index", "serve", "scale"),
-    "deepspeed",
-    "dev",
+    *("mine", "data", "instruct", "log", "bench", "open-clip", "deepspeed", "dev"),
 }
 
 
@@ -94,6 +92,44 @@ def test_everything_imported_is_declared() -> None:
     declared = {name_of(r) for r in CORE + OPTIONAL}
     assert not {name: files for name, files in third_party().items() if name not in declared}
     assert "torchvision" not in third_party()
+
+
+def named_in_code() -> set[str]:
+    """Distributions that the package imports, or asks for by name as `find_spec` does."""
+    names = set(third_party())
+    for path in sources.python_files("src"):
+        for node in ast.walk(sources.tree(path)):
+            if isinstance(node, ast.Call):
+                strings = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                names |= {name_of(DISTRIBUTION.get(s, s)) for s in strings if is_name(s)}
+    return names
+
+
+def is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isidentifier()
+
+
+def test_an_error_names_an_extra_that_exists() -> None:
+    named = {
+        node.args[0].value
+        for path in sources.python_files("src")
+        for node in ast.walk(sources.tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "MissingExtraError.of"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    assert named
+    assert named <= set(EXTRAS)
+
+
+def test_every_extra_is_imported_by_some_code() -> None:
+    """A promise without code would be a pip line that changes nothing."""
+    named = named_in_code()
+    idle = {
+        extra: sorted({name_of(r) for r in packages} - named)
+        for extra, packages in EXTRAS.items()
+        if extra != "dev"
+    }
+    assert not {extra: names for extra, names in idle.items() if names}
 
 
 def modules_imported_at_the_top(path: Path) -> set[str]:

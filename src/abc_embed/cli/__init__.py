@@ -79,14 +79,16 @@ def _drop_stdout() -> None:
 @contextmanager
 def _messages_to_stderr() -> Iterator[None]:
     """Notes and warnings of the package, as plain lines, while the command runs."""
-    logger = logging.getLogger("abc_embed")
+    loggers = [logging.getLogger(name) for name in ("abc_embed", "experiments")]
+    levels = [logger.level for logger in loggers]
     handler = logging.StreamHandler()  # stderr as it is now
     handler.setFormatter(logging.Formatter("%(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+            logger.removeHandler(handler)

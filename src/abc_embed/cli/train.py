@@ -4,6 +4,7 @@ drawing runs, and the bundled model from nothing.
 Does: hand over to `abc_embed.train`, where all of it happens; show what a dry run found.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,6 +80,8 @@ Gpu = Annotated[
 
 
 MINING_MODEL = "mining-model"
+CHECKOUT = Path(__file__).parents[3]
+"""What holds `src/abc_embed` and `experiments`, where this is run from a checkout."""
 
 
 def _add_stage(name: str, stage: str, help: str, epilog: str) -> None:
@@ -244,6 +247,12 @@ def bundled(
 
     A run that was broken off goes on when the same command is given again.
     """
+    if not (CHECKOUT / "experiments" / "curriculum").is_dir():
+        raise UsageError(
+            "the bundled model's curriculum is not part of the installed package; in a checkout of "
+            "the repository run: make bundled"
+        )
+    sys.path.insert(0, str(CHECKOUT))
     from experiments.curriculum.run import Lengths, run
 
     print_result(f"the model is in {run(out, lengths=Lengths().scaled(scale))}")

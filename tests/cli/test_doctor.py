@@ -1,0 +1,84 @@
+"""`doctor`: what works here, what is missing, and how to get it."""
+
+import json
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import sources
+from cli_parts import Cli
+
+from abc_embed import runtime
+from abc_embed.cli import doctor
+
+
+def test_doctor_tries_the_model(cli: Cli, tiny: Path) -> None:
+    done = cli("doctor", "--model", tiny)
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "All that is needed is here."
+    for word in ("torch", "memory", "64 numbers, float32", "TIGER-Lab/ABC-Qwen2VL-Instruct"):
+        assert word in done.out
+
+
+def test_doctor_for_programs(cli: Cli, tiny: Path) -> None:
+    report = json.loads(cli("doctor", "--model", tiny, "--json").out)
+    assert report["healthy"] is True
+    assert report["versions"]["abc-embed"]
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["packages"]["good"]
+    assert not checks["Qwen/Qwen2-VL-7B-Instruct"]["good"]  # the tests have an empty cache
+    assert "with a network" in checks["Qwen/Qwen2-VL-7B-Instruct"]["mend"]
+
+
+def test_doctor_names_what_is_broken(cli: Cli, broken_model: Path) -> None:
+    done = cli("doctor", "--model", broken_model)
+    assert done.code == 1
+    assert "model.safetensors" in done.out
+    assert done.out.splitlines()[-1] == "Something that is needed is missing."
+
+
+def test_doctor_names_the_pip_lines(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extras = {"scale": ["no-such-package"], "mine": ["pytest"]}
+    monkeypatch.setattr(doctor, "extras", lambda: extras)
+    monkeypatch.setattr(runtime, "PACKAGES", ("torch", "no-such-package"))
+    done = cli("doctor", "--model", tiny)
+    assert done.code == 1
+    assert "without no-such-package" in done.out
+    assert "pip install 'abc-embed[scale]'" in done.out
+    assert "abc-embed[mine]" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory", "good"), [(None, 20, False), (None, 64, True), (24, 8, True), (8, 99, False)]
+)
+def test_doctor_knows_what_the_published_model_takes(
+    gpu: int | None, memory: int, good: bool
+) -> None:
+    cuda = [] if gpu is None else [{"name": "a GPU", "memory_bytes": gpu * 10**9}]
+    check = doctor._memory({"cuda": cuda, "memory_bytes": memory * 10**9})
+    assert check.good is good
+    assert bool(check.mend) is not good
+
+
+def test_doctor_lists_the_extras_of_pyproject(cli: Cli, tiny: Path) -> None:
+    """The metadata of the installed package are the table; nothing is typed in."""
+    project = tomllib.loads((sources.ROOT / "pyproject.toml").read_text())["project"]
+    expected = {extra for extra in project["optional-dependencies"] if extra != "dev"}
+    report = json.loads(cli("doctor", "--model", tiny, "--json").out)
+    checks = {c["name"]: c for c in report["checks"] if c["name"].startswith("extra ")}
+    again = "pyproject.toml changed since the package was installed: pip install -e ."
+    assert set(checks) == {f"extra {extra}" for extra in expected}, again
+    for extra in expected:
+        missing = [name for name in doctor.extras()[extra] if not installed(name)]
+        check = checks[f"extra {extra}"]
+        assert check["good"] is not bool(missing)
+        assert all(name in check["found"] for name in missing)
+        assert (f"abc-embed[{extra}]" in check["mend"]) is bool(missing)
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
