@@ -82,7 +82,7 @@ def measure(folder: Path, spacing: int) -> None:
     index = folder / f"index-{spacing}.sqlite"
     indexing = seconds(lambda: build_index(archives, index, spacing=spacing))
     images = TarImages(folder, index)
-    plain = images.summary().image_bytes
+    plain = images.counts()["image_bytes"]
     names = [member.name for member in images.members()]
     chosen = random.Random(0).sample(names, READS)
     reads = [seconds(lambda name=name: images.read(name)) * 1e3 for name in chosen]  # type: ignore[misc]

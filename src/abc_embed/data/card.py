@@ -7,7 +7,7 @@ set that was fetched; equal folders get equal cards, so there is no date in it.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def describe(folder: Path, *, on_progress: OnProgress = lambda done, of: None) -
 
 def _records_facts(folder: Path, on_progress: OnProgress) -> list[dict[str, Any]]:
     """What each file of records holds; other .jsonl files are passed over."""
-    found = []
+    files = []
     hashes: dict[str, str] = {}
     for path in sorted(folder.glob("*.jsonl")):
         try:
@@ -102,8 +102,8 @@ def _records_facts(folder: Path, on_progress: OnProgress) -> list[dict[str, Any]
             images = sorted({record.image for record in records})
             lines = "".join(f"{hashes[name]}  {name}\n" for name in images)
             facts = {"images": len(images), "images_sha256": sha256(lines)}
-            found.append({"file": path.name, **_count(records), **facts})
-    return found
+            files.append({"file": path.name, **_count(records), **facts})
+    return files
 
 
 def _looks_like_records(path: Path) -> bool:
@@ -200,12 +200,10 @@ def _published_facts(folder: Path) -> dict[str, Any] | None:
             ],
         }
     if own_file(folder, INDEX_FILE).is_file():
-        images = open_images(folder)
-        summary = images.summary()
-        images.close()
-        facts["images"] = summary.images
-        facts["image_bytes"] = summary.image_bytes
-        facts["left_out_of_archives"] = len(summary.left_out)
+        with closing(open_images(folder)) as images:
+            counts = images.counts()
+            facts |= {name: counts[name] for name in ("images", "image_bytes")}
+            facts["left_out_of_archives"] = len(images.left_out())
     with suppress(DataError):
         dataset = PublishedDataset(folder)
         facts |= {"name": dataset.name, "about": dataset.layout.about, "rows": len(dataset)}

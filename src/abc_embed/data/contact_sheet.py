@@ -1,8 +1,4 @@
-"""A contact sheet: some rows of a data set on one page, each image with what is said about it.
-
-Does: draw images, the boxes of their regions, captions, instructions and answers, with Pillow.
-Does not: choose rows (the caller gives them), or check anything.
-"""
+"""A contact sheet: some rows of a data set on one page, each image with its boxes and texts."""
 
 import textwrap
 import unicodedata
@@ -28,29 +24,21 @@ _CHARACTERS, _LINES = 74, 2
 
 
 def write_rows(rows: Sequence[Row], out: Path) -> None:
-    """Rows of a data set as a PNG.
-
-    Raises:
-        ImageError: an image cannot be read.
-        OutputError: the page cannot be written.
-    """
-    write_sheet([draw_cell(_boxed(row), row.record.id, _said(row.record)) for row in rows], out)
+    """Rows of a data set as a PNG; `ImageError` when an image cannot be read."""
+    cells = [draw_cell(_with_boxes(row), row.record.id, _lines(row.record)) for row in rows]
+    write_sheet(cells, out)
 
 
 def write_sheet(cells: Sequence[Image.Image], out: Path, columns: int = 2) -> None:
-    """Cells of `draw_cell` in rows of `columns`, as a PNG.
-
-    Raises:
-        OutputError: the page cannot be written.
-    """
+    """Cells of `draw_cell` in rows of `columns`, as a PNG."""
     columns = max(1, min(columns, len(cells)))
-    lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in line) for line in lines]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
     width = columns * (_SIDE + _TEXT + 2 * _GAP) + _GAP
-    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(lines) + 1)), "white")
+    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(rows) + 1)), "white")
     top = _GAP
-    for line, height in zip(lines, heights, strict=True):
-        for column, cell in enumerate(line):
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
             sheet.paste(cell, (_GAP + column * (_SIDE + _TEXT + 2 * _GAP), top))
         top += height + _GAP
     with atomic_write(out) as file:
@@ -59,18 +47,12 @@ def write_sheet(cells: Sequence[Image.Image], out: Path, columns: int = 2) -> No
 
 def draw_cell(picture: Image.Image, name: str, lines: Sequence[Line]) -> Image.Image:
     """One image, its name, and lines of text beside it; a line is cut after two."""
+    wrapper = textwrap.TextWrapper(
+        _CHARACTERS, max_lines=_LINES, placeholder=" …", subsequent_indent=" " * 12
+    )
     wrapped = [(name, FAINT)]
     for text, colour in lines:
-        wrapped += [
-            (part, colour)
-            for part in textwrap.wrap(
-                plain(text),
-                _CHARACTERS,
-                max_lines=_LINES,
-                placeholder=" …",
-                subsequent_indent="            ",
-            )
-        ]
+        wrapped += [(part, colour) for part in wrapper.wrap(_without_accents(text))]
     cell = Image.new("RGB", (_SIDE + _TEXT + _GAP, max(_SIDE, len(wrapped) * _LINE + 4)), "white")
     scale = _SIDE / max(picture.size)
     cell.paste(picture.resize([max(1, round(side * scale)) for side in picture.size]))
@@ -80,7 +62,7 @@ def draw_cell(picture: Image.Image, name: str, lines: Sequence[Line]) -> Image.I
     return cell
 
 
-def _boxed(row: Row) -> Image.Image:
+def _with_boxes(row: Row) -> Image.Image:
     """The image with its regions outlined, in colours that their phrases have too."""
     picture = open_image(row.image)
     picture = picture.resize(
@@ -94,7 +76,7 @@ def _boxed(row: Row) -> Image.Image:
     return picture
 
 
-def _said(record: Record) -> list[Line]:
+def _lines(record: Record) -> list[Line]:
     lines = [(record.caption or "(no caption)", INK if record.caption else FAINT)]
     lines += [
         (f"[] {region.phrase}", BOXES[number])
@@ -107,8 +89,8 @@ def _said(record: Record) -> list[Line]:
     return lines
 
 
-def plain(text: str) -> str:
-    """Without accents, which Pillow's own font does not have."""
+def _without_accents(text: str) -> str:
+    """Pillow's own font has none."""
     parts = unicodedata.normalize("NFKD", text)
     return "".join(part for part in parts if not unicodedata.combining(part))
 

@@ -22,7 +22,7 @@ from abc_embed.data.records import RECORDS_FILE, Record, format_line
 from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.storage.hashing import short_hash
-from abc_embed.storage.json_files import read_json
+from abc_embed.storage.json_files import atomic_write_json, read_json
 
 Form = Literal["jsonl", "parquet", "webdataset", "folder"]
 
@@ -95,8 +95,7 @@ def _open_parts(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path
     make_folder(parts)
     if form in ("jsonl", "folder"):
         make_folder(out / "images")
-    with atomic_write(parts / _PLAN) as file:
-        file.write(json.dumps(plan).encode())
+    atomic_write_json(parts / _PLAN, plan)
     return parts
 
 
@@ -129,8 +128,7 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
     with atomic_write(part.with_suffix(".rejects")) as file:
         file.writelines(json.dumps(asdict(row)).encode() + b"\n" for row in rejected)
     facts = {"written": len(rows), "rejected": len(rejected), "ids": [r.id for r, _ in rows]}
-    with atomic_write(part) as file:
-        file.write(json.dumps(facts).encode())
+    atomic_write_json(part, facts)
 
 
 def _renamed(row: Row, number: int, ids: set[bytes]) -> tuple[Record, bytes]:

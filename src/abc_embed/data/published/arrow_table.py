@@ -24,12 +24,12 @@ def find_parquet(folder: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    found = sorted(path for path in visible_files(folder) if path.suffix == ".parquet")
-    if not found:
+    files = sorted(path for path in visible_files(folder) if path.suffix == ".parquet")
+    if not files:
         raise DataError(
             f"{folder} holds no .parquet file; give the folder of a published data set, or fetch it"
         )
-    return [path for path in found if "train" in path.name] or found
+    return [path for path in files if "train" in path.name] or files
 
 
 def copy_parquet(

@@ -6,9 +6,10 @@ A row's `negatives` look their captions up only when asked for: drawing 7 of 100
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,20 +32,6 @@ ROWS_FILE = "rows.arrow"
 COMPLETE_FILE = "complete.json"
 
 
-class Images(Protocol):
-    """Image files by name, wherever they are."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def folders(self) -> list[str]:
-        """Names of the top folders."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises `DataError` when there is none."""
-        ...
-
-
 class UnpackedImages:
     """Image files in a folder, as an unpacked copy has them."""
 
@@ -55,10 +42,12 @@ class UnpackedImages:
         return isinstance(name, str) and is_inside(name) and (self._folder / name).is_file()
 
     def folders(self) -> list[str]:
+        """Names of the top folders."""
         inner = (path for path in self._folder.iterdir() if path.is_dir())
         return sorted(path.name for path in inner if not path.name.startswith("."))
 
     def read(self, name: str) -> bytes:
+        """The bytes of a file; `DataError` when there is none."""
         try:
             if is_inside(name):
                 return (self._folder / name).read_bytes()
@@ -109,10 +98,8 @@ def prepare(
         build_index(
             archives, index, spacing=spacing, on_message=on_message, on_progress=on_progress
         )
-        images = TarImages(folder, index)
-        summary = images.summary()
-        images.close()
-        counts |= asdict(summary) | {"left_out": len(summary.left_out)}
+        with closing(open_images(folder)) as images:
+            counts |= {**images.counts(), "left_out": len(images.left_out())}
         counts["index_bytes"] = index.stat().st_size
     if not counts:
         raise DataError(f"{folder} holds neither .parquet nor .tar files; give a data set's folder")
@@ -168,15 +155,15 @@ class PublishedDataset(Dataset):
                 f"{folder} is not indexed; make it ready with: abc-embed data index {folder}"
             )
         self._table = ArrowTable(path, parquet)
-        found = _layout_of(self._table)
-        if found is None or name not in (None, found):
+        layout = _layout_of(self._table)
+        if layout is None or name not in (None, layout):
             wanted = f"those of {name}" if name else f"those of any of {', '.join(LAYOUTS)}"
             raise DataError(
                 f"{folder} has the columns {', '.join(self._table.names)}, which are not {wanted}"
             )
-        self.name = found
-        self.layout = LAYOUTS[found]
-        self.images: Images = (
+        self.name = layout
+        self.layout = LAYOUTS[layout]
+        self.images: TarImages | UnpackedImages = (
             open_images(folder) if find_archives(folder) else UnpackedImages(folder)
         )
         self._top_folders = self.images.folders()
@@ -245,9 +232,9 @@ class PublishedDataset(Dataset):
     def _usable(self) -> list[int]:
         mend = f"run: abc-embed data complete {self.path}"
         try:
-            found = read_json(own_file(self.path, COMPLETE_FILE), error=DataError, mend=mend)
-            left_out = {row for name in ("missing", "bad") for row, *_ in found[name]}
-            stale = found["rows"] != len(self)
+            report = read_json(own_file(self.path, COMPLETE_FILE), error=DataError, mend=mend)
+            left_out = {row for name in ("missing", "bad") for row, *_ in report[name]}
+            stale = report["rows"] != len(self)
         except (DataError, ValueError, KeyError, TypeError):
             stale = True
         if stale:

@@ -9,7 +9,6 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -34,19 +33,6 @@ class Member(NamedTuple):
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What an index knows, without its members."""
-
-    images: int
-    image_bytes: int
-    points: int
-    archives: int
-    parts: int
-    left_out: tuple[tuple[str, str], ...]
-    """(name, why) of what is no ordinary file, or comes twice."""
-
-
 class TarImages:
     """The files in the tar archives of a folder, by name.
 
@@ -66,11 +52,11 @@ class TarImages:
                 f"{folder} has no finished index; make it with: abc-embed data index {folder}"
             )
         self._archives = find_archives(folder)
-        known = self._rows("SELECT * FROM parts ORDER BY archive, number")
-        found = part_rows(self._archives)
-        if [row[:3] for row in known] != [row[:3] for row in found]:
+        indexed = self._rows("SELECT * FROM parts ORDER BY archive, number")
+        there = part_rows(self._archives)
+        if [row[:3] for row in indexed] != [row[:3] for row in there]:
             raise _changed(folder, "other parts than")
-        for before, now in zip(known, found, strict=True):
+        for before, now in zip(indexed, there, strict=True):
             if before != now:
                 raise _changed(folder, f"another {now[2]} than")
 
@@ -94,11 +80,13 @@ class TarImages:
 
     def folders(self) -> list[str]:
         """The names of the top folders in the archives."""
-        found: list[str] = []
+        folders: list[str] = []
         query = "SELECT min(name) FROM members WHERE name >= ? AND instr(name, '/') > 0"
-        while (name := self._rows(query, (f"{found[-1]}0" if found else "",))[0][0]) is not None:
-            found.append(name.partition("/")[0])  # "0" follows "/" in order
-        return found
+        after = ""
+        while (name := self._rows(query, (after,))[0][0]) is not None:
+            folders.append(name.partition("/")[0])
+            after = f"{folders[-1]}0"  # "0" follows "/" in order
+        return folders
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -157,17 +145,16 @@ class TarImages:
             for row in self._database().execute(query):
                 yield Member(*row)
 
-    def summary(self) -> Summary:
-        """What the index knows as a whole."""
-        ((images, image_bytes),) = self._rows(
-            "SELECT count(*), coalesce(sum(size), 0) FROM members"
-        )
-        points, archives, parts = (
-            self._rows(f"SELECT count(*) FROM {table}")[0][0]
-            for table in ("points", "archives", "parts")
-        )
-        left_out = tuple(self._rows("SELECT name, why FROM others ORDER BY rowid"))
-        return Summary(images, image_bytes, points, archives, parts, left_out)
+    def counts(self) -> dict[str, int]:
+        """How many images, their bytes, points, archives and parts there are."""
+        ((images, size),) = self._rows("SELECT count(*), coalesce(sum(size), 0) FROM members")
+        tables = ("points", "archives", "parts")
+        rows = {table: self._rows(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
+        return {"images": images, "image_bytes": size, **rows}
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """(name, why) of what is no ordinary file, or comes twice."""
+        return self._rows("SELECT name, why FROM others ORDER BY rowid")
 
     def _stream(self, archive: int) -> JoinedFile:
         streams: dict[int, JoinedFile] = self._opened().streams

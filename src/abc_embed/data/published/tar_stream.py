@@ -181,9 +181,9 @@ class ForwardReader:
             self._buffer_start += drop
             self._buffer = self._buffer[drop:] + content
         at = self._position - self._buffer_start
-        found = self._buffer[at : at + size]
-        self._position += len(found)
-        return found
+        content = self._buffer[at : at + size]
+        self._position += len(content)
+        return content
 
 
 def tar_members(reader: ForwardReader) -> Iterator[tuple[tarfile.TarInfo, int]]:

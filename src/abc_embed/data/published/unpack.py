@@ -45,22 +45,22 @@ def unpack(
             written.
         DataError: an archive is damaged.
     """
-    summary = images.summary()
+    total = images.counts()["image_bytes"]
     make_folder(out)
     free = shutil.disk_usage(out).free
-    if limit is not None and summary.image_bytes > limit:
+    if limit is not None and total > limit:
         raise OutputError(
-            f"the images have {summary.image_bytes / 1e6:,.0f} MB, more than the limit of "
+            f"the images have {total / 1e6:,.0f} MB, more than the limit of "
             f"{limit / 1e6:,.0f} MB; raise --limit if you trust them"
         )
     members = (member for member in images.members() if is_inside(member.name))
     there = sum(member.size for member in members if _size(out / member.name) == member.size)
-    if summary.image_bytes - there > free:
+    if total - there > free:
         raise OutputError(
-            f"the images have {summary.image_bytes / 1e6:,.0f} MB and {out} has "
+            f"the images have {total / 1e6:,.0f} MB and {out} has "
             f"{free / 1e6:,.0f} MB free; make room, or read them without unpacking"
         )
-    report = UnpackReport(left_out=list(summary.left_out))
+    report = UnpackReport(left_out=images.left_out())
     root, done = out.resolve(), 0
     for member, content in images.in_order():
         path = root / member.name
@@ -77,7 +77,7 @@ def unpack(
                 file.write(content)
             report.written += 1
         done += member.size
-        on_progress(done, summary.image_bytes)
+        on_progress(done, total)
     return report
 
 

@@ -77,8 +77,7 @@ def verify(
     dataset = PublishedDataset(folder)
     report = VerifyReport(dataset.name, rows=len(dataset))
     if isinstance(dataset.images, TarImages):
-        summary = dataset.images.summary()
-        report.images, report.left_out = summary.images, list(summary.left_out)
+        report.images, report.left_out = len(dataset.images), dataset.images.left_out()
     if own_file(folder, MANIFEST_FILE).is_file():
         _verify_files(folder, report)
     for row in range(len(dataset)):
