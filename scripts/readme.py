@@ -82,12 +82,11 @@ def with_outputs(text: str, run: Callable[[str], str] = run_python) -> str:
 
 def with_results(text: str, *, full: bool = False) -> str:
     """The text with the results table as the records have it."""
-    from abc_embed.bench import records as report
-    from abc_embed.bench import tables
+    from abc_embed.bench import records, tables
 
-    records = report.read_records(ROOT / "results")
-    block = tables.markdown(records) if full else tables.brief(records)
-    return report.with_results(text, block)
+    measured = records.read_records(ROOT / "results")
+    block = tables.markdown(measured) if full else tables.brief(measured)
+    return records.with_results(text, block)
 
 
 def main(arguments: list[str]) -> int:

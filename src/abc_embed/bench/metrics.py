@@ -28,29 +28,21 @@ def ranks(scores: ArrayLike, gold: ArrayLike) -> Ints:
     The rank is 1 + the number of *other* candidates whose score is at least the right one's.
 
     Raises:
-        NotFiniteError: a score is NaN or infinite.
-        ValueError: the shapes do not fit, or a number names no candidate.
+        NotFiniteError, ValueError: as `best_ranks`.
     """
-    table, right = _table(scores), np.asarray(gold, dtype=np.int64)
-    if right.shape != table.shape[:1]:
-        raise ValueError(f"scores {table.shape} and right candidates {right.shape} do not fit")
-    _check_candidates(table, right)
-    own = np.take_along_axis(table, right[:, None], axis=1)
-    at_least: Ints = (table >= own).sum(axis=1, dtype=np.int64)  # counts itself
-    return at_least
+    return best_ranks(scores, np.asarray(gold, dtype=np.int64)[:, None].tolist())
 
 
 def best_ranks(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> Ints:
     """`(Q, K)` scores and all right candidates of each query -> rank of the best one `(Q,)`.
 
-    The rank is 1 + the number of *wrong* candidates whose score is at least the best right one's;
-    with one right candidate each it is that of `ranks`.
+    The rank is 1 + the number of *wrong* candidates whose score is at least the best right one's.
 
     Raises:
         NotFiniteError: a score is NaN or infinite.
-        ValueError: the shapes do not fit, or a query has no right candidate.
+        ValueError: the shapes do not fit, a query has no right candidate, or a number names none.
     """
-    table, right = _table(scores), _mask(scores, golds)
+    table, right = _checked(scores, golds)
     best = np.where(right, table, -np.inf).max(axis=1, initial=-np.inf)
     above: Ints = ((table >= best[:, None]) & ~right).sum(axis=1, dtype=np.int64)
     return above + 1
@@ -65,7 +57,7 @@ def map_at_r(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> Floats:
     Raises:
         NotFiniteError, ValueError: as `best_ranks`.
     """
-    table, right = _table(scores), _mask(scores, golds)
+    table, right = _checked(scores, golds)
     order = np.lexsort((right, -table), axis=1)  # by score, wrong before right where they are equal
     hit = np.take_along_axis(right, order, axis=1)
     counts = right.sum(axis=1)
@@ -157,31 +149,21 @@ def _some(values: Ints) -> Ints:
     return values
 
 
-def _table(scores: ArrayLike) -> NDArray[np.floating]:
+def _checked(
+    scores: ArrayLike, golds: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """The scores as they are, and whether a candidate is a right one, both `(Q, K)`."""
     table = np.asarray(scores)
-    if table.ndim != 2:
-        raise ValueError(f"scores {table.shape} do not fit; give (queries, candidates)")
+    if table.ndim != 2 or len(golds) != len(table) or not all(len(of) for of in golds):
+        raise ValueError(f"scores {table.shape} and right candidates of {len(golds)} do not fit")
     if not np.isfinite(table).all():
         raise NotFiniteError(
             "a score is not a finite number, so nothing can be ranked; "
             "load the model with dtype='float32'"
         )
-    return table
-
-
-def _check_candidates(table: NDArray[np.floating], numbers: Ints) -> None:
-    if numbers.size and not (numbers.min() >= 0 and numbers.max() < table.shape[1]):
-        raise ValueError(f"a right candidate is none of the {table.shape[1]}")
-
-
-def _mask(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
-    """`(Q, K)`: whether a candidate is a right one."""
-    table = np.asarray(scores)
-    if table.ndim != 2 or len(golds) != len(table) or not all(len(of) for of in golds):
-        raise ValueError(f"scores {table.shape} and right candidates of {len(golds)} do not fit")
     right = np.zeros(table.shape, dtype=np.bool_)
-    for row, of in zip(right, golds, strict=True):
-        numbers = np.asarray(of, dtype=np.int64)
-        _check_candidates(table, numbers)
-        row[numbers] = True
-    return right
+    for row, numbers in zip(right, golds, strict=True):
+        if min(numbers) < 0 or max(numbers) >= table.shape[1]:
+            raise ValueError(f"a right candidate is none of the {table.shape[1]}")
+        row[list(numbers)] = True
+    return table, right

@@ -25,7 +25,7 @@ from abc_embed.bench.ctrlbench.schema import (
     Caption,
     Picture,
     Query,
-    normalised,
+    normalize_text,
     write_benchmark,
 )
 from abc_embed.data.image_files import find_images
@@ -308,12 +308,12 @@ def _corpus_and_queries(
     """Captions without duplicates, and one question for each pair; `pairs` by image id."""
     texts: dict[str, str] = {}
     for pair in chain.from_iterable(pairs.values()):
-        texts.setdefault(normalised(pair.description), pair.description)
+        texts.setdefault(normalize_text(pair.description), pair.description)
     ids = {key: f"c{number:05}" for number, key in enumerate(sorted(texts))}
     corpus = [Caption(cap_id=ids[key], text=texts[key]) for key in sorted(texts)]
     queries: list[Query] = []
     for image_id, of_image in pairs.items():
-        answers = [ids[normalised(pair.description)] for pair in of_image]
+        answers = [ids[normalize_text(pair.description)] for pair in of_image]
         for pair, answer in zip(of_image, answers, strict=True):
             queries.append(
                 Query(

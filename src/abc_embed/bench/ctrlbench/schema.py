@@ -144,7 +144,7 @@ class Benchmark:
         return {IMAGES_FILE: self.images, CORPUS_FILE: self.corpus, QUERIES_FILE: self.queries}
 
 
-def normalised(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The text without what does not make it another one: case, spacing, a full stop at the end."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".").rstrip()
 
@@ -152,11 +152,11 @@ def normalised(text: str) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_benchmark(folder: str | os.PathLike[str], *, check_pictures: bool = True) -> Benchmark:
+def read_benchmark(folder: str | os.PathLike[str]) -> Benchmark:
     """Read a folder, and check every row and every reference between rows.
 
-    A picture that is not there is no error: it is listed in `missing`, for the score to say so.
-    With `check_pictures` the bytes of those that are there must have the hash of their row.
+    A picture that is not there is no error: it is listed in `missing`, for the score to say so. The
+    bytes of the others must have the hash of their row.
 
     Raises:
         DataError: a file is not there, a row is wrong, or the card's hash is another; names the
@@ -175,7 +175,7 @@ def read_benchmark(folder: str | os.PathLike[str], *, check_pictures: bool = Tru
         except OSError:
             missing.append(picture.file)
             continue
-        if check_pictures and sha256(data) != picture.sha256:
+        if sha256(data) != picture.sha256:
             raise DataError(
                 f"{folder / IMAGES_FILE}:{number}: {picture.file} has other bytes than its sha256 "
                 "says; copy the picture again, or build the folder anew"
@@ -220,7 +220,7 @@ def _read(path: Path, kind: type[T], id_of: Callable[[T], str]) -> dict[int, T]:
 def _check_corpus(folder: Path, corpus: Mapping[int, Caption]) -> None:
     first: dict[str, int] = {}
     for number, caption in corpus.items():
-        other = first.setdefault(normalised(caption.text), number)
+        other = first.setdefault(normalize_text(caption.text), number)
         if other != number:
             raise DataError(
                 f"{folder / CORPUS_FILE}:{number}: the text {caption.text!r} is that of line "

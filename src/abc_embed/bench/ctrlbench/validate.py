@@ -13,7 +13,7 @@ from abc_embed.bench.ctrlbench.schema import (
     QUERIES_FILE,
     Benchmark,
     Query,
-    normalised,
+    normalize_text,
     questions_by_image,
 )
 from abc_embed.errors import DataError
@@ -30,7 +30,7 @@ _STOP_WORDS = frozenset(
 
 def content_words(text: str) -> set[str]:
     """The words of a text that say something; plurals count as their singular."""
-    words = set(re.findall(r"[^\W_]+", normalised(text))) - _STOP_WORDS
+    words = set(re.findall(r"[^\W_]+", normalize_text(text))) - _STOP_WORDS
     return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words}
 
 
@@ -41,7 +41,7 @@ def leaks(instruction: str, answer: str) -> set[str]:
 
 def image_bound(queries: Sequence[Query]) -> float:
     """The most R@1 that the picture alone can have: one answer for all questions of a picture."""
-    return _commonest_answer(queries, lambda query: query.image_id)
+    return _commonest_answer(queries, lambda q: q.image_id)
 
 
 def text_bound(queries: Sequence[Query], corpus: Mapping[str, str]) -> float:
@@ -51,7 +51,7 @@ def text_bound(queries: Sequence[Query], corpus: Mapping[str, str]) -> float:
     "left of the cat" are one), or a question that is asked once would bound nothing.
     """
     names = _names_pattern(corpus.values())
-    return _commonest_answer(queries, lambda query: names.sub("…", normalised(query.instruction)))
+    return _commonest_answer(queries, lambda q: names.sub("…", normalize_text(q.instruction)))
 
 
 def _commonest_answer(queries: Sequence[Query], group_of: Callable[[Query], str]) -> float:
@@ -63,7 +63,7 @@ def _commonest_answer(queries: Sequence[Query], group_of: Callable[[Query], str]
 
 
 def _names_pattern(captions: Iterable[str]) -> re.Pattern[str]:
-    names = sorted({re.sub(r"^(a|an|the) ", "", normalised(text)) for text in captions})
+    names = sorted({re.sub(r"^(a|an|the) ", "", normalize_text(text)) for text in captions})
     by_length = sorted(filter(None, names), key=len, reverse=True)
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, by_length))})\b")
 

@@ -13,7 +13,7 @@ from abc_embed.bench.ctrlbench.schema import (
     Caption,
     Picture,
     Query,
-    normalised,
+    normalize_text,
     read_benchmark,
     write_benchmark,
 )
@@ -145,5 +145,5 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["A dog", " a  dog", "a dog.", "a\tdog", "ａ dog"])  # noqa: RUF001
 def test_what_does_not_make_it_another_text(text: str) -> None:
-    assert normalised(text) == "a dog"
-    assert normalised("two dogs") != "a dog"
+    assert normalize_text(text) == "a dog"
+    assert normalize_text("two dogs") != "a dog"

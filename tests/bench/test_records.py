@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from abc_embed import Embedder
-from abc_embed.bench import figures as pictures
-from abc_embed.bench import records as report
-from abc_embed.bench import tables
+from abc_embed.bench import figures, records, tables
 from abc_embed.bench.ctrlbench.measure import measure, measure_once
 from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.bench.encoders.native import NativeEncoder
@@ -35,13 +33,13 @@ def encoder() -> NativeEncoder:
 def record(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     """What a model that adds its vectors would have, under the golden model's name."""
     findings = measure(fake("LateFusion"), folders["S"], "S", draws=50)
-    return report.make_record(encoder, findings, "bundled")
+    return records.make_record(encoder, findings, "bundled")
 
 
 @pytest.fixture
 def oracle(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     findings = measure(fake("Oracle"), folders["S"], "S", draws=50)
-    return report.make_record(encoder, findings, "other")
+    return records.make_record(encoder, findings, "other")
 
 
 def test_a_record_names_all_that_its_numbers_hang_on(
@@ -77,36 +75,36 @@ def test_no_host_and_no_path_is_in_it(record: dict[str, Any], folders: Folders) 
     ],
 )
 def test_a_name_that_is_a_path_is_cut(encoder: NativeEncoder, name: str, kept: str) -> None:
-    assert report.make_record(encoder, {}, name)["model"]["name"] == kept
+    assert records.make_record(encoder, {}, name)["model"]["name"] == kept
 
 
 def test_written_and_read(record: dict[str, Any], tmp_path: Path) -> None:
-    path = report.write_record(record, tmp_path / "results")
+    path = records.write_record(record, tmp_path / "results")
     digits = record["model"]["fingerprint"][:8], record["benchmark_hash"][:8]
     assert path.name.startswith(f"ctrlbench_S-bundled-{digits[0]}-{digits[1]}-")
-    assert report.read_records(tmp_path / "results") == [json.loads(json.dumps(record))]
+    assert records.read_records(tmp_path / "results") == [json.loads(json.dumps(record))]
     later = record | {"time": "2999-01-01T00:00:00+00:00"}
-    assert report.write_record(later, tmp_path / "results") == path  # the same, measured again
+    assert records.write_record(later, tmp_path / "results") == path  # the same, measured again
     other = record | {"settings": record["settings"] | {"max_pixels": 5000}}
-    assert report.write_record(other, tmp_path / "results") != path
+    assert records.write_record(other, tmp_path / "results") != path
     record["model"]["name"] = "owner/other"
-    report.write_record(record, tmp_path / "results")
-    names = [r["model"]["name"] for r in report.read_records(tmp_path / "results")]
+    records.write_record(record, tmp_path / "results")
+    names = [r["model"]["name"] for r in records.read_records(tmp_path / "results")]
     assert names == ["bundled", "bundled", "owner/other"]
-    assert report.read_records(tmp_path / "none") == []
+    assert records.read_records(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"benchmark": "scenes"}'])
 def test_what_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json .*; .*measure again"):
-        report.read_records(tmp_path)
+        records.read_records(tmp_path)
 
 
 def test_what_cannot_be_written(record: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
-        report.write_record(record, tmp_path / "file")
+        records.write_record(record, tmp_path / "file")
 
 
 def test_the_same_key_is_answered_from_the_record(
@@ -181,7 +179,7 @@ def test_a_model_that_takes_no_instruction_has_dashes(
     encoder: NativeEncoder, fake: Any, folders: Folders
 ) -> None:
     findings = measure(fake("Reader"), folders["B"], "B", draws=20)
-    reader = report.make_record(encoder, findings, "reader")
+    reader = records.make_record(encoder, findings, "reader")
     (line,) = [row for row in tables.brief([reader]).splitlines() if "| reader |" in row]
     assert [cell.strip() for cell in line.split("|")][3:5] == ["–", "–"]
     assert tables.summary(reader)[0][1] == "–"
@@ -189,7 +187,7 @@ def test_a_model_that_takes_no_instruction_has_dashes(
 
 def test_records_of_others_are_in_the_report_too(record: dict[str, Any]) -> None:
     score = {"value": 0.5, "interval": (0.4, 0.6), "of": 10}
-    other = {key: record[key] for key in report.REQUIRED if key != "scores"}
+    other = {key: record[key] for key in records.REQUIRED if key != "scores"}
     other |= {"benchmark": "coco", "scores": {"text r@1": score}}
     text = tables.markdown([record, other])
     assert "| coco | bundled | text r@1 | 0.500 (0.400–0.600) | 10 |" in text
@@ -204,11 +202,11 @@ README = "# a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n"
 
 
 def test_the_block_is_written_between_its_marks() -> None:
-    text = report.with_results(README, "new\n")
+    text = records.with_results(README, "new\n")
     assert text == README.replace("old", "new")
     for bad in ("no marks", README + README):
         with pytest.raises(DataError, match="put one line"):
-            report.with_results(bad, "new\n")
+            records.with_results(bad, "new\n")
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -224,23 +222,23 @@ def test_answers_right_in_green_wrong_in_red(
     record: dict[str, Any], oracle: dict[str, Any], folders: Folders, tmp_path: Path
 ) -> None:
     for name, of in (("mixed", record), ("right", oracle)):
-        pictures.draw_examples(of, folders["S"], tmp_path / f"{name}.png")
-    assert {pictures.RIGHT, pictures.WRONG} <= colours(tmp_path / "mixed.png")
+        figures.draw_examples(of, folders["S"], tmp_path / f"{name}.png")
+    assert {figures.RIGHT, figures.WRONG} <= colours(tmp_path / "mixed.png")
     right = colours(tmp_path / "right.png")
-    assert pictures.RIGHT in right and pictures.WRONG not in right
+    assert figures.RIGHT in right and figures.WRONG not in right
 
 
 def test_answers_of_other_questions_are_refused(
     record: dict[str, Any], folders: Folders, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="give the folder that was measured"):
-        pictures.draw_examples(record, folders["B"], tmp_path / "a.png")
+        figures.draw_examples(record, folders["B"], tmp_path / "a.png")
     with pytest.raises(DataError, match="has no first choices"):
-        pictures.draw_examples(record | {"top": None}, folders["S"], tmp_path / "a.png")
+        figures.draw_examples(record | {"top": None}, folders["S"], tmp_path / "a.png")
 
 
 def test_bars_are_drawn(record: dict[str, Any], oracle: dict[str, Any], tmp_path: Path) -> None:
-    pictures.draw_bars([record, oracle], tmp_path / "bars.png")
+    figures.draw_bars([record, oracle], tmp_path / "bars.png")
     blue = tuple(int(BLUE[i : i + 2], 16) for i in (1, 3, 5))
     assert blue in colours(tmp_path / "bars.png")
 
