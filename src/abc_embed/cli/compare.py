@@ -1,13 +1,21 @@
-"""`abc-embed compare`: one image, candidate texts, and a ranking for every instruction."""
+"""`abc-embed compare`: one image, candidate texts, and a ranking for every instruction.
+
+Shapes: `N` questions (instructions, or the image alone), `K` candidate texts.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message
+from abc_embed.cli.output import print_json, print_message, print_table
+
+if TYPE_CHECKING:
+    from abc_embed.embedder import Embedder
+    from abc_embed.inputs import Item
 
 EXAMPLES = """\
 Examples:
@@ -42,7 +50,6 @@ def compare(
     The score is the cosine of the two vectors: 1 is the most there can be.
     """
     from abc_embed.cli import plot as plots
-    from abc_embed.cli.rankings import print_ranking, rank
     from abc_embed.inputs import DECODE_LIMIT, Item, open_image
 
     if plot is not None:
@@ -54,12 +61,67 @@ def compare(
     photo = open_image(image, decode_limit=settings.decode_limit or DECODE_LIMIT)
     embedder, max_pixels = settings.load_with_pixels()
     rankings = rank(embedder, questions, candidates, max_pixels)
-    if as_json:
-        listed = [ranking.as_json() for ranking in rankings]
-        print_json({"image": image, "model": settings.model, "rankings": listed})
-    else:
-        for ranking in rankings:
-            print_ranking(ranking)
+    print_rankings(rankings, {"image": image, "model": settings.model}, as_json)
     if plot is not None:
         plots.write_plot(plot, photo, rankings)
         print_message(f"drawn in {plot}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The texts for one question, best first."""
+
+    instruction: str | None
+    """None: the image alone."""
+    texts: list[str]
+    scores: list[float]
+    """Cosines, in the order of `texts`."""
+
+    @property
+    def title(self) -> str:
+        """What was asked."""
+        return "the image alone" if self.instruction is None else self.instruction
+
+    def rows(self) -> list[tuple[int, str, float]]:
+        """Rank, text and score of each text."""
+        pairs = zip(self.texts, self.scores, strict=True)
+        return [(rank, text, score) for rank, (text, score) in enumerate(pairs, 1)]
+
+    def as_json(self) -> dict[str, Any]:
+        """The ranking for programs."""
+        keys = ("rank", "text", "score")
+        ranking = [dict(zip(keys, row, strict=True)) for row in self.rows()]
+        return {"instruction": self.instruction, "ranking": ranking}
+
+
+def rank(
+    embedder: "Embedder",
+    questions: "Sequence[Item]",
+    texts: "Sequence[Item]",
+    max_pixels: int | None = None,
+) -> list[Ranking]:
+    """One ranking of the `K` texts for each of the `N` questions; an image is encoded once.
+
+    Raises:
+        InputError: an image or a text cannot be embedded.
+    """
+    vectors, skipped = embedder.embed([*questions, *texts], max_pixels=max_pixels, on_error="skip")
+    if skipped:
+        raise skipped[0].error
+    count = len(questions)
+    rankings = []
+    for question, vector in zip(questions, vectors[:count], strict=True):
+        scores = embedder.similarity(vector, vectors[count:])
+        order = (-scores).argsort(kind="stable")
+        words = [texts[i].text or "" for i in order]
+        rankings.append(Ranking(question.instruction, words, [float(scores[i]) for i in order]))
+    return rankings
+
+
+def print_rankings(rankings: list[Ranking], source: dict[str, Any], as_json: bool) -> None:
+    """A table of each for people, or all of them for programs, after what they come from."""
+    if as_json:
+        print_json({**source, "rankings": [ranking.as_json() for ranking in rankings]})
+        return
+    for ranking in rankings:
+        print_table(("", "text", "cosine"), ranking.rows(), title=ranking.title)

@@ -6,9 +6,10 @@ A run that is broken off leaves nothing; there is no resuming.
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +18,7 @@ from abc_embed.cli.options import OnError
 from abc_embed.cli.output import print_json, print_message, print_result
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
-from abc_embed.vectors import Writer, jsonl_line, open_writer
+from abc_embed.vectors import jsonl_line, open_writer
 
 if TYPE_CHECKING:
     from abc_embed.cli.items import NamedItem
@@ -77,98 +78,41 @@ def embed(
     named_items, total = _read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
-    run = EmbeddingRun(named_items, on_error)
-    run.check()
-    opened: Writer | StdoutWriter = StdoutWriter() if out is None else open_writer(out)
-    with opened as writer:
+    report = Report(on_error)
+    if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
+        for named in named_items:
+            if named.error is not None and on_error is OnError.RAISE:
+                report.skip(named, named.error)
+    with nullcontext() if out is None else open_writer(out) as writer:
         embedder, max_pixels = settings.load_with_pixels()
         with progress_bar("embedding", total) as on_progress:
-            for name, vector in run.vectors(embedder, max_pixels, settings.batch_size):
-                writer.add(name, vector)
-                on_progress(run.done)
-        run.check_written()
-        writer.finish()
-    run.report()
-    if out is not None:
-        _summarize(writer.files, run, embedder.dim, settings.model, as_json)
-
-
-class StdoutWriter:
-    """`{"id": ..., "vector": [...]}` per line, on stdout."""
-
-    files: tuple[Path, ...] = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """stdout is not ours to close."""
-
-    def add(self, name: str, vector: "Vector") -> None:
-        """One vector `(D,)` and what it is called."""
-        sys.stdout.write(jsonl_line(name, vector))
-
-    def finish(self) -> None:
-        """Everything is printed."""
-        sys.stdout.flush()
+            for name, vector in _embed(
+                named_items, report, embedder, max_pixels, settings.batch_size
+            ):
+                if writer is None:
+                    sys.stdout.write(jsonl_line(name, vector))
+                else:
+                    writer.add(name, vector)
+                report.written += 1
+                on_progress(report.written + len(report.skipped))
+        if not report.written:
+            report.print_skipped()
+            raise InputError("nothing could be embedded, and nothing is written")
+        if writer is not None:
+            writer.finish()
+    report.print_skipped()
+    if writer is not None:
+        _summarize(writer.files, report, embedder.dim, settings.model, as_json)
 
 
 @dataclass
-class EmbeddingRun:
-    """The items on their way into the model, and what became of them."""
+class Report:
+    """How many vectors were written, and what was left out and why."""
 
-    named_items: "Iterable[NamedItem]"
     on_error: OnError
+    written: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of each item that was left out."""
-    written: int = 0
-    # Those that the model has and whose vectors have not come back.
-    _in_flight: "deque[NamedItem]" = field(default_factory=deque)
-
-    def check(self) -> None:
-        """Find what is bad before a model is loaded for nothing.
-
-        Raises:
-            InputError: an item is bad, and that is to end the work.
-        """
-        if isinstance(self.named_items, list) and self.on_error is OnError.RAISE:
-            for named in self.named_items:
-                if named.error is not None:
-                    self.skip(named, named.error)
-
-    def vectors(
-        self, embedder: "Embedder", max_pixels: int | None, batch_size: int
-    ) -> "Iterator[tuple[str, Vector]]":
-        """Name and vector `(D,)` of every good item.
-
-        Raises:
-            InputError, DataError: an item is bad, and that is to end the work.
-        """
-        from abc_embed.embedder import Skipped
-
-        results = embedder.stream(
-            self._items(), max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
-        )
-        for result in results:
-            named = self._in_flight.popleft()
-            if isinstance(result, Skipped):
-                self.skip(named, result.error)
-            else:
-                self.written += 1
-                yield named.name, result
-
-    def _items(self) -> "Iterator[Item]":
-        for named in self.named_items:
-            if named.item is None:
-                self.skip(named, named.error or InputError("the item is empty"))
-            else:
-                self._in_flight.append(named)
-                yield named.item
-
-    @property
-    def done(self) -> int:
-        """How many items are behind us."""
-        return self.written + len(self.skipped)
 
     def skip(self, named: "NamedItem", error: AbcError) -> None:
         """Leave an item out.
@@ -180,18 +124,43 @@ class EmbeddingRun:
             raise type(error)(str(error) if named.line is None else f"{named.where}: {error}")
         self.skipped.append((named.where, str(error)))
 
-    def check_written(self) -> None:
-        """Raises `InputError` if nothing was embedded."""
-        if not self.written:
-            self.report()
-            raise InputError("nothing could be embedded, and nothing is written")
-
-    def report(self) -> None:
+    def print_skipped(self) -> None:
         """The list of what was left out."""
         if self.skipped:
-            print_message(f"skipped {len(self.skipped)} of {self.done}:")
+            print_message(f"skipped {len(self.skipped)} of {self.written + len(self.skipped)}:")
         for name, why in self.skipped:
             print_message(f"  {name}: {why}")
+
+
+def _embed(
+    named_items: "Iterable[NamedItem]",
+    report: Report,
+    embedder: "Embedder",
+    max_pixels: int | None,
+    batch_size: int,
+) -> "Iterator[tuple[str, Vector]]":
+    """Name and vector `(D,)` of every item that can be embedded, in order."""
+    from abc_embed.embedder import Skipped
+
+    in_flight: deque[NamedItem] = deque()  # the model has them, and their vectors are not back
+
+    def items() -> "Iterator[Item]":
+        for named in named_items:
+            if named.item is None:
+                report.skip(named, named.error or InputError("the item is empty"))
+            else:
+                in_flight.append(named)
+                yield named.item
+
+    results = embedder.stream(
+        items(), max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
+    )
+    for result in results:
+        named = in_flight.popleft()
+        if isinstance(result, Skipped):
+            report.skip(named, result.error)
+        else:
+            yield named.name, result
 
 
 def _read_items(
@@ -215,7 +184,7 @@ def _read_items(
 
 
 def _summarize(
-    files: tuple[Path, ...], run: EmbeddingRun, dim: int, model: str, as_json: bool
+    files: tuple[Path, ...], report: Report, dim: int, model: str, as_json: bool
 ) -> None:
     ids = str(files[0]) if len(files) > 1 else None
     if as_json:
@@ -223,13 +192,13 @@ def _summarize(
             {
                 "out": str(files[-1]),
                 "ids": ids,
-                "count": run.written,
+                "count": report.written,
                 "dim": dim,
                 "model": model,
-                "skipped": [{"id": name, "reason": why} for name, why in run.skipped],
+                "skipped": [{"id": name, "reason": why} for name, why in report.skipped],
             }
         )
         return
     names = "" if ids is None else f", names in {ids}"
-    noun = "vector" if run.written == 1 else "vectors"
-    print_result(f"{run.written} {noun} of {dim} numbers in {files[-1]}{names}")
+    noun = "vector" if report.written == 1 else "vectors"
+    print_result(f"{report.written} {noun} of {dim} numbers in {files[-1]}{names}")

@@ -1,8 +1,7 @@
 """Rankings as a picture: the image on the left, a bar for each text on the right.
 
-Does: lay out and draw, with Pillow alone. Does not: compute anything. Pillow brings the typeface;
-it has few letters beyond Latin, so texts in other scripts show as boxes here, and are right in the
-tables.
+Drawn with Pillow alone, whose typeface has few letters beyond Latin: texts in other scripts show as
+boxes here, and are right in the tables.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_embed.cli.rankings import Ranking
+from abc_embed.cli.compare import Ranking
 from abc_embed.errors import UsageError
 from abc_embed.storage.files import atomic_write, check_writable
 
@@ -103,8 +102,8 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 def _cut(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
     """`text` in one line, shortened until it fits."""
-    text = " ".join(text.split())
-    whole = text
-    while text and pen.textlength(text if text == whole else f"{text}...", font) > width:
+    line = text = " ".join(text.split())
+    while text and pen.textlength(line, font) > width:
         text = text[:-1]
-    return text if text == whole else f"{text}..."
+        line = f"{text}..."
+    return line

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_result
+from abc_embed.cli.output import print_message, print_result
 
 EXAMPLES = """\
 Examples:
@@ -42,7 +42,7 @@ def quickstart(
     ranking swaps. Exits with 1 if it does not.
     """
     from abc_embed.cli import plot as plots
-    from abc_embed.cli.rankings import print_ranking, rank
+    from abc_embed.cli.compare import print_rankings, rank
     from abc_embed.inputs import Item, open_image
 
     if plot is not None:
@@ -54,12 +54,8 @@ def quickstart(
     swaps = winners == list(QUESTIONS.values())
     verdict = "The ranking swaps" if swaps else "The ranking does not swap as it should"
     verdict += f": on the left {winners[0]}, on the right {winners[1]}."
-    if as_json:
-        listed = [ranking.as_json() for ranking in rankings]
-        print_json({"model": settings.model, "rankings": listed, "swaps": swaps})
-    else:
-        for ranking in rankings:
-            print_ranking(ranking)
+    print_rankings(rankings, {"model": settings.model, "swaps": swaps}, as_json)
+    if not as_json:
         print_result(verdict)
     if plot is not None:
         plots.write_plot(plot, open_image(picture), rankings)

@@ -1,16 +1,15 @@
-"""`abc-embed train`: stages 1 and 2 and the mining model from a configuration, trying a recipe out,
-drawing runs, and the bundled model from nothing.
-
-Does: hand over to `abc_embed.train`, where all of it happens; show what a dry run found.
+"""`abc-embed train`: both stages and the mining model from a configuration, or without training a
+dry run; pictures of runs; the bundled model from nothing.
 """
 
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli.options import AsJson
+from abc_embed.cli.options import AsJson, with_settings
 from abc_embed.cli.output import print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 
@@ -57,119 +56,111 @@ app = typer.Typer(
     epilog="Example:\n\n\b\n  abc-embed train pretrain --config configs/pretrain-tiny.toml\n",
 )
 
-Config = Annotated[Path, typer.Option("--config", help="A TOML file; configs/ has examples.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
-]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume/--no-resume", help="Go on with a run, or refuse a folder that has one."),
-]
-LogTo = Annotated[
-    str | None,
-    typer.Option("--log-to", help="none, tensorboard or wandb; short for --set train.log_to=…"),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Load one batch, count, estimate memory, and change nothing."),
-]
-Gpu = Annotated[
-    str, typer.Option("--gpu", help="For --dry-run: memory of the GPU, like 24GB, if not this one.")
-]
-
-
-MINING_MODEL = "mining-model"
 CHECKOUT = Path(__file__).parents[3]
 """What holds `src/abc_embed` and `experiments`, where this is run from a checkout."""
 
 
-def _add_stage(name: str, stage: str, help: str, epilog: str) -> None:
-    """One command for each: they differ in nothing but what they accept and say."""
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """A configuration, and what is done with it."""
 
-    @app.command(name, help=help, epilog=epilog)
-    def command(
-        config: Config,
-        overrides: Overrides = None,
-        resume: Resume = True,
-        log_to: LogTo = None,
-        dry_run: DryRun = False,
-        gpu: Gpu = "",
-        as_json: AsJson = False,
-    ) -> None:
-        _check_options(dry_run, gpu, as_json)
-        assignments = _all(overrides, log_to)
-        told = _recipe(config, assignments, stage)
-        if name == MINING_MODEL and told.data.negatives:
+    config: Annotated[Path, typer.Option("--config", help="A TOML file; configs/ has examples.")]
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Go on with a run, or refuse a folder that has one."
+        ),
+    ] = True
+    log_to: Annotated[
+        str | None,
+        typer.Option("--log-to", help="none, tensorboard or wandb; short for --set train.log_to=…"),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Load one batch, count, estimate memory, and change nothing."
+        ),
+    ] = False
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", help="For --dry-run: memory of the GPU, like 24GB, if not this one."),
+    ] = ""
+    as_json: AsJson = False
+
+    def __post_init__(self) -> None:
+        if not self.dry_run and (self.gpu or self.as_json):
+            option = "--gpu" if self.gpu else "--json"
+            raise UsageError(f"{option} goes with --dry-run; add it")
+
+    @property
+    def assignments(self) -> list[str]:
+        """All overrides of the configuration's fields."""
+        log_to = [] if self.log_to is None else [f'train.log_to="{self.log_to}"']
+        return [*(self.overrides or []), *log_to]
+
+    def load_config(self, stage: str) -> "TrainConfig":
+        """The configuration, which must be for that stage."""
+        from abc_embed.train.config import load_config
+
+        config = load_config(self.config, self.assignments)
+        if config.stage != stage:
             raise UsageError(
-                f"{config} has data.negatives {told.data.negatives}, but the mining model learns "
-                "from the batch alone; add --set data.negatives=0"
+                f"{self.config} is for stage {config.stage!r}; run: abc-embed train {config.stage}"
             )
-        _stage(config, assignments, told, resume, dry_run, gpu, as_json)
+        return config
 
 
-for _name, _help in (
-    ("pretrain", "Stage 1: from an image to its caption."),
-    ("instruct", "Stage 2: from an image and an instruction to the answer."),
-):
-    _add_stage(_name, _name, _help, STAGES_EXAMPLES.format(stage=_name))
-_add_stage(
-    MINING_MODEL,
-    "pretrain",
-    "Stage 0: the model that finds hard negatives; stage 1 with in-batch negatives alone.",
-    MINING_EXAMPLES,
-)
+@app.command(epilog=STAGES_EXAMPLES.format(stage="pretrain"))
+@with_settings
+def pretrain(settings: StageSettings) -> None:
+    """Stage 1: from an image to its caption."""
+    _train(settings, settings.load_config("pretrain"))
 
 
-def _all(overrides: list[str] | None, log_to: str | None) -> list[str]:
-    return (overrides or []) + ([f'train.log_to="{log_to}"'] if log_to is not None else [])
+@app.command(epilog=STAGES_EXAMPLES.format(stage="instruct"))
+@with_settings
+def instruct(settings: StageSettings) -> None:
+    """Stage 2: from an image and an instruction to the answer."""
+    _train(settings, settings.load_config("instruct"))
 
 
-def _check_options(dry_run: bool, gpu: str, as_json: bool) -> None:
-    if not dry_run and (gpu or as_json):
-        raise UsageError(f"{'--gpu' if gpu else '--json'} goes with --dry-run; add it")
+@app.command(epilog=MINING_EXAMPLES)
+@with_settings
+def mining_model(settings: StageSettings) -> None:
+    """Stage 0: the model that finds hard negatives; stage 1 with in-batch negatives alone."""
+    config = settings.load_config("pretrain")
+    if config.data.negatives:
+        raise UsageError(
+            f"{settings.config} has data.negatives {config.data.negatives}, but the mining model "
+            "learns from the batch alone; add --set data.negatives=0"
+        )
+    _train(settings, config)
 
 
-def _recipe(config: Path, overrides: list[str], stage: str) -> "TrainConfig":
-    from abc_embed.train.config import load_config
-
-    told = load_config(config, overrides)
-    if told.stage != stage:
-        raise UsageError(f"{config} is for stage {told.stage!r}; run: abc-embed train {told.stage}")
-    return told
-
-
-def _stage(
-    path: Path,
-    overrides: list[str],
-    config: "TrainConfig",
-    resume: bool,
-    dry: bool,
-    gpu: str,
-    as_json: bool,
-) -> None:
+def _train(settings: StageSettings, config: "TrainConfig") -> None:
     from accelerate import PartialState
 
+    from abc_embed.train.dry_run import dry_run
     from abc_embed.train.run import read_run_config, train_from_config
 
-    if not dry:
-        folder = train_from_config(path, overrides, resume=resume)
+    if not settings.dry_run:
+        folder = train_from_config(settings.config, settings.assignments, resume=settings.resume)
         if PartialState().is_main_process:  # of several, one speaks
             print_result(f"the model is in {folder}")
         return
-    from abc_embed.train.dry_run import dry_run
-
-    read_run_config(path, overrides)
-    plan = dry_run(config, gpu)
-    if as_json:
-        from dataclasses import asdict
-
+    read_run_config(settings.config, settings.assignments)
+    plan = dry_run(config, settings.gpu)
+    if settings.as_json:
         print_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
     else:
-        _show_plan(plan, config)
+        _print_plan(plan, config)
 
 
-def _show_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
+def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
     rows: list[tuple[object, ...]] = [(g.name, g.tensors, f"{g.parameters:,}") for g in plan.groups]
     total = sum(g.parameters for g in plan.groups)
     rows.append(("all of it", sum(g.tensors for g in plan.groups), f"{total:,}"))
