@@ -4,15 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from abc_embed.errors import AbcError
+from abc_embed.progress import progress_bar
 from experiments.miniature.plan import Sizes
 from experiments.miniature.report import write_report
-from experiments.miniature.run import LINES, Told, read_lines, run, write_lines
-
-PLAIN_EVERY_S = 30.0
+from experiments.miniature.run import RESULTS_FILE, read_results, run, write_results
 
 
 def main() -> int:
@@ -26,61 +22,32 @@ def main() -> int:
     parser.add_argument(
         "--float32", action="store_true", help="for a processor without bfloat16 units"
     )
-    chosen = parser.parse_args()
-    console = Console(stderr=True)
     try:
-        work(chosen, console)
-    except AbcError as problem:
-        console.print(f"error: {problem}", highlight=False, soft_wrap=True)
+        for path in run_and_report(parser.parse_args()):
+            print(f"written: {path}", file=sys.stderr)
+    except AbcError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here", highlight=False)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 
 
-def work(chosen: argparse.Namespace, console: Console) -> None:
-    """Run, then report."""
-    into: Path = chosen.into or chosen.out
-    results = into / "results" / LINES
-    if chosen.report:
-        lines = list(read_lines(results).values())
+def run_and_report(args: argparse.Namespace) -> list[Path]:
+    """What is missing, then the page and its figure."""
+    into: Path = args.into or args.out
+    path = into / "results" / RESULTS_FILE
+    if args.report:
+        results = list(read_results(path).values())
     else:
-        sizes = Sizes(
-            seeds=(1, 2, 3)[: chosen.seeds],
-            precision="float32" if chosen.float32 else "bfloat16",
-        )
-        with _bar(console) as bar:
-            lines = run(chosen.out, sizes, max(1, chosen.workers), _teller(bar, console))
-        results.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(results, lines)
-    for path in write_report(lines, into / "docs"):
-        console.print(f"written: {path}", highlight=False)
-
-
-def _bar(console: Console) -> Progress:
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
-
-
-def _teller(bar: Progress, console: Console) -> Told:
-    """A bar on a terminal; elsewhere a line whenever a run is done."""
-    task = bar.add_task("")
-    told = [-1]
-
-    def tell(done: int, of: int, left_s: float | None, what: str) -> None:
-        left = "" if left_s is None else f"about {left_s / 60:.0f} min left, "
-        bar.update(task, completed=done, total=of, description=f"{left}{what}")
-        if bar.disable and told[0] != done:
-            told[0] = done
-            console.print(f"{done}/{of} runs, {left}now {what}", highlight=False, soft_wrap=True)
-
-    return tell
+        precision = "float32" if args.float32 else "bfloat16"
+        sizes = Sizes(seeds=(1, 2, 3)[: args.seeds], precision=precision)  # type: ignore[arg-type]
+        with progress_bar("runs", transient=False) as on_progress:
+            results = run(args.out, sizes, max(1, args.workers), on_progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_results(path, results)
+    return write_report(results, into / "docs")
 
 
 if __name__ == "__main__":

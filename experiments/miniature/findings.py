@@ -1,8 +1,5 @@
 """What is compared, what the paper found, and whether the runs agree: numbers in, words out.
 
-Does: mean and spread of each condition, and a verdict of each comparison by one rule that the
-report states. Does not: lay out (report.py) or draw (figure.py).
-
 The rule: a difference is clear when every run of the one lies beyond every run of the other. With
 three seeds each, chance alone brings that about in one case of ten, in either direction.
 """
@@ -12,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Line = Mapping[str, Any]
+Result = Mapping[str, Any]
+"""A line of the results: one run."""
 Expected = Literal["rises", "falls", "stays", ""]
 
 
@@ -22,7 +20,7 @@ class Comparison:
 
     title: str
     score: str
-    """One of `measure.SCORES`, or "tau": the temperature at the end."""
+    """One of `evaluate.SCORES`, or "tau": the temperature at the end."""
     conditions: tuple[tuple[str, str], ...]
     """(condition, how the row calls it)."""
     paper: str
@@ -34,11 +32,11 @@ class Comparison:
     first_score: str = ""
     """Score of the first condition, where it is another one."""
 
-    def runs(self, lines: Sequence[Line]) -> list[list[float]]:
+    def runs(self, results: Sequence[Result]) -> list[list[float]]:
         """The scores of each condition, by seed."""
         scores = [self.first_score or self.score, *[self.score] * (len(self.conditions) - 1)]
         named = zip(self.conditions, scores, strict=True)
-        return [values(lines, condition, score) for (condition, _), score in named]
+        return [values(results, condition, score) for (condition, _), score in named]
 
 
 _MINED = (("mined-0", "0"), ("mined-3", "3"), ("mined-6", "6"))
@@ -147,20 +145,19 @@ COMPARISONS = (
 )
 
 
-def values(lines: Sequence[Line], condition: str, score: str) -> list[float]:
+def values(results: Sequence[Result], condition: str, score: str) -> list[float]:
     """A score of all runs of a condition, by seed."""
-    found = [line for line in lines if line["condition"] == condition]
-    found.sort(key=lambda line: int(line["seed"]))
-    return [line["tau"] if score == "tau" else line["scores"][score] for line in found]
+    runs = sorted((r for r in results if r["condition"] == condition), key=lambda r: int(r["seed"]))
+    return [run["tau"] if score == "tau" else run["scores"][score] for run in runs]
 
 
-def told(found: Sequence[float]) -> str:
+def mean_and_spread(scores: Sequence[float]) -> str:
     """Mean ± standard deviation over the seeds; of one run the value alone."""
-    if not found:
+    if not scores:
         return "not run"
-    if len(found) == 1:
-        return f"{found[0]:.3f}"
-    return f"{statistics.mean(found):.3f} ± {statistics.stdev(found):.3f}"
+    if len(scores) == 1:
+        return f"{scores[0]:.3f}"
+    return f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
 
 
 def change(first: Sequence[float], last: Sequence[float]) -> tuple[str, bool]:
@@ -173,9 +170,9 @@ def change(first: Sequence[float], last: Sequence[float]) -> tuple[str, bool]:
     return ("rises" if difference > 0 else "falls"), clear
 
 
-def verdict(comparison: Comparison, lines: Sequence[Line]) -> str:
+def verdict(comparison: Comparison, results: Sequence[Result]) -> str:
     """Agreeing or honestly not, in words."""
-    runs = comparison.runs(lines)
+    runs = comparison.runs(results)
     if not all(runs):
         return "not run"
     direction, clear = change(runs[0], runs[-1])

@@ -1,16 +1,14 @@
 """What is compared with what: conditions, sizes, and the training configuration of each run.
 
-Does: name every run, configure it, and give it a key by which its result is found again. Does not:
-train or measure. One condition, `REFERENCE`, has everything as the paper recommends; each other one
-differs from it in one thing.
+One condition, `REFERENCE`, has everything as the paper recommends; each other one differs from it
+in one thing. Every run has a key by which its result is found again.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from abc_embed.storage.hashing import sha256_json
 from abc_embed.train.config import (
     AdapterConfig,
     DataConfig,
@@ -129,7 +127,7 @@ def jobs(sizes: Sizes) -> Iterator[Job]:
             yield Job(condition, seed)
 
 
-def configure(job: Job, sizes: Sizes, steps: int = 0) -> TrainConfig:
+def job_config(job: Job, sizes: Sizes, steps: int = 0) -> TrainConfig:
     """The configuration of a run, without folders: those are no part of what is learnt.
 
     `steps` stands in for those of stage 1.
@@ -137,15 +135,12 @@ def configure(job: Job, sizes: Sizes, steps: int = 0) -> TrainConfig:
     condition = job.condition
     instruct = condition.stage == "instruct"
     rank = 16 if instruct else sizes.rank
-    temperature = TemperatureConfig()
-    if not instruct:
-        # A floor far below, so that τ may go where it will.
-        temperature = TemperatureConfig(
-            start=condition.tau_start, learn=condition.tau_learnt, floor=1e-3
-        )
-    data = DataConfig(negatives=condition.negatives)
-    if instruct:
-        data = DataConfig(instructions=INSTRUCTIONS)
+    # A floor far below, so that τ may go where it will.
+    temperature = TemperatureConfig(
+        start=condition.tau_start, learn=condition.tau_learnt, floor=1e-3
+    )
+    pretrain_data = DataConfig(negatives=condition.negatives)
+    pretrain_steps = steps or sizes.steps * condition.steps_factor
     batch = sizes.instruct_images if instruct else sizes.batch * condition.batch_factor
     if instruct and not condition.whole_groups:
         batch *= INSTRUCTIONS  # as many queries, each of any image
@@ -153,9 +148,7 @@ def configure(job: Job, sizes: Sizes, steps: int = 0) -> TrainConfig:
         stage=condition.stage,
         adapter=AdapterConfig(rank=rank, alpha=2 * rank),
         train=RunConfig(
-            steps=sizes.instruct_steps
-            if instruct
-            else steps or sizes.steps * condition.steps_factor,
+            steps=sizes.instruct_steps if instruct else pretrain_steps,
             batch_size=batch,
             label_smoothing=condition.label_smoothing,
             seed=job.seed,
@@ -164,8 +157,8 @@ def configure(job: Job, sizes: Sizes, steps: int = 0) -> TrainConfig:
         ),
         # Plain attention: the fused kernel's backward pass is slow on CPUs (docs/bundled.md).
         model=ModelConfig(device="cpu", precision=sizes.precision, attention="eager"),
-        data=data,
-        temperature=temperature,
+        data=DataConfig(instructions=INSTRUCTIONS) if instruct else pretrain_data,
+        temperature=TemperatureConfig() if instruct else temperature,
         optim=OptimConfig(learning_rate=sizes.instruct_rate if instruct else sizes.rate),
     )
 
@@ -174,28 +167,24 @@ def shared_key(sizes: Sizes, bundled: str) -> str:
     """Of what all runs share; `bundled` is the fingerprint of the weights they come from."""
     values = asdict(sizes)
     del values["seeds"]
-    return _digest({"sizes": values, "bundled": bundled})
+    return sha256_json({"sizes": values, "bundled": bundled})[:16]
 
 
 def key(job: Job, sizes: Sizes, bundled: str) -> str:
     """Of a run: the same for the same configuration, data and first weights."""
-    condition = _told(job.condition)
+    condition = _non_defaults(job.condition)
     condition.pop("cost", None)
-    config = _told(configure(job, sizes))
-    return _digest([shared_key(sizes, bundled), condition, job.seed, config])
+    config = _non_defaults(job_config(job, sizes))
+    return sha256_json([shared_key(sizes, bundled), condition, job.seed, config])[:16]
 
 
-def _told(values: Any) -> dict[str, Any]:
+def _non_defaults(settings: Any) -> dict[str, Any]:
     """Fields that are not at their default: a field that is new tomorrow changes no key."""
-    told: dict[str, Any] = {}
-    for field in fields(values):
-        value = getattr(values, field.name)
+    values: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
         if is_dataclass(value):
-            told[field.name] = _told(value)
+            values[field.name] = _non_defaults(value)
         elif value != field.default:
-            told[field.name] = value
-    return told
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+            values[field.name] = value
+    return values

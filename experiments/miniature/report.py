@@ -1,20 +1,24 @@
-"""docs/miniature.md, from the lines of all runs: one table, each row beside the paper's finding.
-
-Does: lay out text. Does not: judge (findings.py) or draw (figure.py).
-"""
+"""docs/miniature.md, from the lines of all runs: one table, each row beside the paper's finding."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from abc_embed.storage.files import atomic_write, make_folder
 from experiments.miniature.figure import draw
-from experiments.miniature.findings import COMPARISONS, Comparison, Line, told, values, verdict
+from experiments.miniature.findings import (
+    COMPARISONS,
+    Comparison,
+    Result,
+    mean_and_spread,
+    values,
+    verdict,
+)
 from experiments.miniature.plan import CONDITIONS, INSTRUCTIONS, START, Sizes
 
 PAGE, PICTURE = "miniature.md", "images/miniature.png"
 
 
-def write_report(lines: Sequence[Line], docs: Path) -> list[Path]:
+def write_report(results: Sequence[Result], docs: Path) -> list[Path]:
     """Write page and figure; their paths.
 
     Raises:
@@ -23,33 +27,33 @@ def write_report(lines: Sequence[Line], docs: Path) -> list[Path]:
     """
     picture, page = docs / PICTURE, docs / PAGE
     make_folder(picture.parent)
-    draw(lines, picture)
+    draw(results, picture)
     with atomic_write(page) as file:
-        file.write(text(lines).encode())
+        file.write(text(results).encode())
     return [page, picture]
 
 
-def text(lines: Sequence[Line]) -> str:
+def text(results: Sequence[Result]) -> str:
     """The page, in Markdown."""
     parts = [
         "# The paper in miniature",
         "Written by `make miniature` from `results/miniature.jsonl`; edit "
         "`experiments/miniature/`, not this page.",
-        _how(lines),
-        "\n".join(_table(lines)),
+        _how(results),
+        "\n".join(_table(results)),
         f"![A panel for each finding]({PICTURE})",
         "Bars are means, dots and lines single runs.",
-        _limits(lines),
+        _limits(results),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _how(lines: Sequence[Line]) -> str:
+def _how(results: Sequence[Result]) -> str:
     """What was run, in a few sentences; sizes as in the plan."""
     sizes = Sizes()
-    captions = told(values(lines, START.name, "image_to_text"))
-    answers = told(values(lines, START.name, "instructed"))
-    weights = ", ".join(dict.fromkeys(f"`{line['weights'][:8]}`" for line in lines))
+    captions = mean_and_spread(values(results, START.name, "image_to_text"))
+    answers = mean_and_spread(values(results, START.name, "instructed"))
+    weights = ", ".join(dict.fromkeys(f"`{run['weights'][:8]}`" for run in results))
     return f"""\
 The paper's findings, tried on generated scenes with a small model: the same base, the same
 pictures and the same training code (`run_stage1`, `run_stage2`) throughout, one thing changed at
@@ -73,27 +77,27 @@ a time.
   in one case of ten."""
 
 
-def _table(lines: Sequence[Line]) -> list[str]:
+def _table(results: Sequence[Result]) -> list[str]:
     head = ["| what | here | the paper | agreeing? |", "| --- | --- | --- | --- |"]
-    return head + [_row(comparison, lines) for comparison in COMPARISONS]
+    return head + [_row(comparison, results) for comparison in COMPARISONS]
 
 
-def _row(comparison: Comparison, lines: Sequence[Line]) -> str:
-    named = zip(comparison.conditions, comparison.runs(lines), strict=True)
-    here = "; ".join(f"{label}: {told(found)}" for (_, label), found in named)
-    judged = verdict(comparison, lines) + (f" ({comparison.note})" if comparison.note else "")
+def _row(comparison: Comparison, results: Sequence[Result]) -> str:
+    named = zip(comparison.conditions, comparison.runs(results), strict=True)
+    here = "; ".join(f"{label}: {mean_and_spread(scores)}" for (_, label), scores in named)
+    judged = verdict(comparison, results) + (f" ({comparison.note})" if comparison.note else "")
     return f"| {comparison.title} | {here} | {comparison.paper} | {judged} |"
 
 
-def _limits(lines: Sequence[Line]) -> str:
+def _limits(results: Sequence[Result]) -> str:
     """Seeds, time, and what a reader should not conclude."""
-    counts = {c.name: len(values(lines, c.name, "tau")) for c in CONDITIONS}
+    counts = {c.name: len(values(results, c.name, "tau")) for c in CONDITIONS}
     few = [f"{name} ({count})" for name, count in counts.items() if count < len(Sizes().seeds)]
     short = f" With fewer than {len(Sizes().seeds)} seeds: {', '.join(few)}." if few else ""
-    minutes = sum(line["seconds"] for line in lines) / 60
+    minutes = sum(run["seconds"] for run in results) / 60
     return (
-        f"{len(lines)} runs. Their times add up to {minutes:.0f} minutes by the clock, longer on a "
-        f"busy machine; several go on at a time.{short} The curves of loss, accuracy and τ, the "
+        f"{len(results)} runs. Their times add up to {minutes:.0f} minutes by the clock, longer on "
+        f"a busy machine; several go on at a time.{short} The curves of loss, accuracy and τ, the "
         "versions and the machine are in `results/miniature.jsonl`.\n\n"
         "What agrees here agrees at this size; what does not may need the paper's: its batches are "
         "64 times as large and its runs 40 times as long. The paper's figures are of photos and of "

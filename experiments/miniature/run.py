@@ -1,8 +1,5 @@
 """All runs, in worker processes; each finished one is a line that is never computed again.
 
-Does: make what is shared, hand out runs whose model is there, show progress with the time left,
-keep the lines. Does not: train (work.py) or judge (report.py).
-
 Killed at any moment and started again, it goes on: finished runs are found by their key, a broken
 one resumes from its checkpoint. Workers end when this process does, however it ends.
 """
@@ -13,46 +10,47 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from abc_embed.errors import DataError, TrainingError
+from abc_embed.progress import StatusCallback
 from abc_embed.storage.files import atomic_write, make_folder
-from experiments.miniature.ground import Ground
 from experiments.miniature.plan import Job, Sizes, jobs, key
-from experiments.miniature.work import do
+from experiments.miniature.shared import SharedInputs
+from experiments.miniature.work import run_job
 
-LINES = "miniature.jsonl"
+RESULTS_FILE = "miniature.jsonl"
 
-Lines = dict[str, dict[str, Any]]
-Told = Callable[[int, int, float | None, str], None]
-"""Runs done, runs in all, seconds left if they can be known, and what goes on."""
+Results = dict[str, dict[str, Any]]
+"""Lines of the results by key."""
 
 
-def run(out: Path, sizes: Sizes, workers: int, told: Told) -> list[dict[str, Any]]:
-    """Everything that `out` does not hold yet; the lines of all runs, in the order of the plan.
+def run(out: Path, sizes: Sizes, workers: int, on_progress: StatusCallback) -> list[dict[str, Any]]:
+    """Everything that `out` does not hold yet; the results of all runs, in the order of the plan.
 
-    Raises what a run raised; the others' lines are kept.
+    Raises:
+        AbcError: what a run raised; the others' results are kept.
     """
     make_folder(out)
-    lines = read_lines(out / LINES)
-    ground = Ground(out, sizes)
-    plan = [(job, key(job, sizes, ground.bundled)) for job in jobs(sizes)]
-    missing = [job for job, name in plan if name not in lines]
-    _redo_lost_models(missing, out)
-    clock = Clock(len(plan), missing, workers, told)
+    results = read_results(out / RESULTS_FILE)
+    shared = SharedInputs(out, sizes)
+    plan = [(job, key(job, sizes, shared.bundled)) for job in jobs(sizes)]
+    missing = [job for job, name in plan if name not in results]
+    _add_lost_models(missing, out)
+    progress = ProgressReporter(len(plan), missing, workers, on_progress)
     if missing:
         context = multiprocessing.get_context("spawn")
         arguments = (str(out / "log.txt"), os.getpid())
-        with ProcessPoolExecutor(workers, context, _begin, arguments) as pool:
+        with ProcessPoolExecutor(workers, context, _init_worker, arguments) as pool:
             try:
-                clock.tell("what all runs share")
-                pool.submit(ground.make).result()
-                clock.shared_done()
-                hand_out(pool, missing, out, ground, lines, clock)
+                progress.report("what all runs share")
+                pool.submit(shared.make).result()
+                progress.start()
+                run_jobs(pool, missing, out, shared, results, progress)
             except BrokenProcessPool as problem:
                 raise TrainingError(
                     f"a worker was killed, most often for want of memory; see {out / 'log.txt'}, "
@@ -63,10 +61,10 @@ def run(out: Path, sizes: Sizes, workers: int, told: Told) -> list[dict[str, Any
                 for process in multiprocessing.active_children():
                     process.terminate()
                 raise
-    return [lines[name] for _, name in plan]
+    return [results[name] for _, name in plan]
 
 
-def _redo_lost_models(missing: list[Job], out: Path) -> None:
+def _add_lost_models(missing: list[Job], out: Path) -> None:
     """Put back runs that are done but whose model another one needs and is gone."""
     for job in tuple(missing):
         needed = job.needs
@@ -74,77 +72,86 @@ def _redo_lost_models(missing: list[Job], out: Path) -> None:
             missing.insert(0, needed)
 
 
-def hand_out(
+def run_jobs(
     pool: Executor,
     missing: Sequence[Job],
     out: Path,
-    ground: Ground,
-    lines: Lines,
-    clock: "Clock",
+    shared: SharedInputs,
+    results: Results,
+    progress: "ProgressReporter",
 ) -> None:
-    """Keep every worker busy with the first run that can begin; a line to `out` for each."""
+    """Keep every worker busy with the first run that can begin; a result to `out` for each."""
     waiting, running = list(missing), dict[Future[dict[str, Any]], Job]()
     while waiting or running:
         ready = [job for job in waiting if job.needs not in {*waiting, *running.values()}]
-        for job in ready[: clock.workers - len(running)]:
+        for job in ready[: progress.workers - len(running)]:
             waiting.remove(job)
-            running[pool.submit(do, job, out, ground)] = job
-        clock.tell(", ".join(job.name for job in running.values()))
+            running[pool.submit(run_job, job, out, shared)] = job
+        progress.report(", ".join(job.name for job in running.values()))
         done = wait(running, timeout=5.0, return_when=FIRST_COMPLETED).done
-        for future in sorted(done, key=lambda one: one.exception() is not None):  # errors last
-            job, line = running.pop(future), future.result()
-            lines[line["key"]] = line
-            write_lines(out / LINES, lines.values())
-            clock.done(job)
+        for future in sorted(
+            done, key=lambda future: future.exception() is not None
+        ):  # errors last
+            job, result = running.pop(future), future.result()
+            results[result["key"]] = result
+            write_results(out / RESULTS_FILE, results.values())
+            progress.done(job)
 
 
-def read_lines(path: Path) -> Lines:
-    """Lines by key; none of a file that is not there."""
+def read_results(path: Path) -> Results:
+    """Results by key; none of a file that is not there."""
     if not path.exists():
         return {}
-    lines: Lines = {}
+    results: Results = {}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            line = json.loads(text)
-            lines[line["key"]] = line
+            result = json.loads(text)
+            results[result["key"]] = result
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f"{path}:{number}: this is no result; remove the line, and its run is done again"
             ) from None
-    return lines
+    return results
 
 
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """All lines, written aside and renamed."""
+def write_results(path: Path, results: Iterable[dict[str, Any]]) -> None:
+    """One line of JSON each."""
+    text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     with atomic_write(path) as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+        file.write(text.encode())
 
 
-class Clock:
+class ProgressReporter:
     """How far it is, and when it will be done, from the time that finished runs took."""
 
-    def __init__(self, total: int, missing: Sequence[Job], workers: int, told: Told) -> None:
+    def __init__(
+        self, total: int, missing: Sequence[Job], workers: int, on_progress: StatusCallback
+    ) -> None:
         self.workers = workers
-        self._total, self._told = total, told
-        self._missing = len(missing)
-        self._left = sum(job.condition.cost for job in missing)
-        self._did, self._began = 0.0, time.monotonic()
+        self._on_progress = on_progress
+        self._total, self._missing = total, len(missing)
+        self._cost_left, self._cost_done = sum(job.condition.cost for job in missing), 0.0
+        self.start()
 
-    def shared_done(self) -> None:
-        self._began = time.monotonic()
+    def start(self) -> None:
+        """Measure from now on."""
+        self._start = time.monotonic()
 
     def done(self, job: Job) -> None:
+        """A run is finished."""
         self._missing -= 1
-        self._did += job.condition.cost
-        self._left -= job.condition.cost
+        self._cost_done += job.condition.cost
+        self._cost_left -= job.condition.cost
 
-    def tell(self, what: str) -> None:
-        passed = time.monotonic() - self._began
-        left = passed / self._did * self._left if self._did else None
-        self._told(self._total - max(self._missing, 0), self._total, left, what)
+    def report(self, status: str) -> None:
+        """Show what goes on."""
+        if self._cost_done:
+            left_s = (time.monotonic() - self._start) / self._cost_done * self._cost_left
+            status = f"about {left_s / 60:.0f} min left, now {status}"
+        self._on_progress(self._total - max(self._missing, 0), self._total, status)
 
 
-def _begin(log: str, parent: int) -> None:
+def _init_worker(log: str, parent: int) -> None:
     """In a worker: one thread, its progress into a file, and an end with its parent's."""
     import torch
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sources
 import torch
 
 from abc_embed import Embedder, Item, checkpoint
@@ -20,8 +21,7 @@ from abc_embed.scenes.dataset import write_dataset
 from abc_embed.scenes.questions import questions
 from abc_embed.scenes.render import render
 from experiments.miniature import run, work
-from experiments.miniature.ground import Ground, cut_base
-from experiments.miniature.measure import SCORES, measure, unseen
+from experiments.miniature.evaluate import SCORES, evaluate, unseen_scenes
 from experiments.miniature.plan import (
     CONDITIONS,
     INSTRUCTIONS,
@@ -31,11 +31,12 @@ from experiments.miniature.plan import (
     Condition,
     Job,
     Sizes,
-    configure,
+    job_config,
     jobs,
     key,
 )
-from experiments.miniature.source import PairSource, choose
+from experiments.miniature.shared import SharedInputs, cut_base
+from experiments.miniature.work import PairSampler, sample_pairs
 
 TINY = Sizes(
     seeds=(1,),
@@ -67,9 +68,9 @@ def test_each_condition_differs_from_the_reference_in_one_thing() -> None:
 
 def test_only_what_is_compared_reaches_the_configuration() -> None:
     sizes = Sizes()
-    plain = configure(Job(REFERENCE, 1), sizes)
+    plain = job_config(Job(REFERENCE, 1), sizes)
     for condition in CONDITIONS:
-        config = configure(Job(condition, 1), sizes)
+        config = job_config(Job(condition, 1), sizes)
         if condition.stage == "pretrain":
             same = replace(
                 config,
@@ -83,7 +84,7 @@ def test_only_what_is_compared_reaches_the_configuration() -> None:
                 ),
             )
             assert same == plain
-    by = {c.name: configure(Job(c, 1), sizes) for c in CONDITIONS}
+    by = {c.name: job_config(Job(c, 1), sizes) for c in CONDITIONS}
     assert by["mined-0"].data.negatives == 0
     assert by["tau-fixed"].temperature.learn is False
     assert by["tau-from-0.01"].temperature.start == 0.01
@@ -107,6 +108,13 @@ def test_a_key_is_of_what_decides_the_result_alone() -> None:
     assert len(set(everything)) == len(everything) == 1 + 3 * len(CONDITIONS)
 
 
+def test_finished_runs_are_found_again() -> None:
+    """By the keys under which the repository's results were written."""
+    results = run.read_results(sources.ROOT / "results" / run.RESULTS_FILE)
+    weights = next(iter(results.values()))["weights"]
+    assert set(results) == {key(job, Sizes(), weights) for job in jobs(Sizes())}
+
+
 def test_one_seed_of_every_condition_comes_first() -> None:
     order = list(jobs(Sizes()))
     assert [job.seed for job in order] == sorted(job.seed for job in order)
@@ -120,8 +128,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_whole_and_shuffled_batches_hold_the_same_pairs(scenes: Path) -> None:
     images, steps, count = 12, 4, 3
-    whole = PairSource(scenes, images, whole=True)
-    mixed = PairSource(scenes, images, whole=False)
+    whole = PairSampler(scenes, images, whole=True)
+    mixed = PairSampler(scenes, images, whole=False)
     groups = [whole.groups(step, count, 5) for step in range(steps)]
     singles = [mixed.groups(step, count * INSTRUCTIONS, 5) for step in range(steps)]
 
@@ -138,7 +146,7 @@ def test_whole_and_shuffled_batches_hold_the_same_pairs(scenes: Path) -> None:
 
 def test_the_questions_of_an_image_have_different_answers_if_they_can(scenes: Path) -> None:
     for record in read_records(scenes):
-        chosen = choose(record, np.random.default_rng(1))
+        chosen = sample_pairs(record, np.random.default_rng(1))
         answers = {ask.answer for ask in record.instructions}
         assert len({a for _, a in chosen}) == min(INSTRUCTIONS, len(answers))
         known = {
@@ -149,11 +157,11 @@ def test_the_questions_of_an_image_have_different_answers_if_they_can(scenes: Pa
 
 def test_too_few_scenes_are_said(scenes: Path) -> None:
     with pytest.raises(DataError, match="25 are needed"):
-        PairSource(scenes, 25, whole=True)
+        PairSampler(scenes, 25, whole=True)
 
 
 def test_unseen_captions_all_differ() -> None:
-    pictures, texts = unseen(replace(TINY, captions=60))
+    pictures, texts = unseen_scenes(replace(TINY, captions=60))
     assert len(set(texts)) == len(texts) == len(pictures) > 30
 
 
@@ -162,7 +170,7 @@ class Oracle:
 
     def __init__(self, *, blind: bool = False, strange: float = 0.0) -> None:
         spec = generate(TINY.queries, 1, TINY.measured_world)
-        pictures, texts = unseen(TINY)
+        pictures, texts = unseen_scenes(TINY)
         self._of = {_look(p): text for p, text in zip(pictures, texts, strict=True)}
         self._elsewhere = dict[tuple[str | None, bytes], str]()
         for query in split_mirrors(spec)[1]:
@@ -192,15 +200,15 @@ def _look(item: Item) -> tuple[str | None, bytes]:
 
 
 def test_who_knows_all_scores_one_and_who_does_not_less() -> None:
-    scores = measure(Oracle(), TINY)  # type: ignore[arg-type]
+    scores = evaluate(Oracle(), TINY)  # type: ignore[arg-type]
     image_only = scores.pop("image_only")
     assert scores == dict.fromkeys(SCORES[:4], 1.0) and image_only < 1
     # One vector for all pictures: the first caption is found, and no picture, since all tie.
-    blind = measure(Oracle(blind=True), TINY)  # type: ignore[arg-type]
-    assert blind["image_to_text"] == 1 / len(unseen(TINY)[1])
+    blind = evaluate(Oracle(blind=True), TINY)  # type: ignore[arg-type]
+    assert blind["image_to_text"] == 1 / len(unseen_scenes(TINY)[1])
     assert blind["text_to_image"] == 0
     # An answer that no picture has wins among all, and is none among the picture's own.
-    strange = measure(Oracle(strange=2.0), TINY)  # type: ignore[arg-type]
+    strange = evaluate(Oracle(strange=2.0), TINY)  # type: ignore[arg-type]
     assert strange["instructed"] == 0 and strange["within_image"] == 1
 
 
@@ -212,7 +220,7 @@ def test_a_base_of_all_layers_is_the_bundled_model_with_a_fresh_head(tmp_path: P
     whole, processor = checkpoint.load("bundled")
     detach(whole)
     whole.head.reset_parameters()
-    item = Item(image=unseen(replace(TINY, captions=1))[0][0].image, instruction="the thing")
+    item = Item(image=unseen_scenes(replace(TINY, captions=1))[0][0].image, instruction="the thing")
     ours = Embedder(*checkpoint.load(str(tmp_path / "all"))).embed([item, "a dog"])
     assert abs(ours - Embedder(whole, processor).embed([item, "a dog"])).max() < 1e-6
     cut_base(tmp_path / "two", (0, 2))
@@ -227,13 +235,13 @@ def test_a_base_of_all_layers_is_the_bundled_model_with_a_fresh_head(tmp_path: P
 
 
 def test_a_run_of_each_stage_from_base_to_line(tmp_path: Path) -> None:
-    ground = Ground(tmp_path, TINY)
-    ground.make()
-    mined = [record.negatives for record in read_records(ground.records)]
+    shared = SharedInputs(tmp_path, TINY)
+    shared.make()
+    mined = [record.negatives for record in read_records(shared.records)]
     assert all(0 < len(texts) <= TINY.drawn for texts in mined)
-    start = work.do(Job(START, 0), tmp_path, ground)
-    first = work.do(Job(REFERENCE, 1), tmp_path, ground)
-    second = work.do(Job(WHOLE, 1), tmp_path, ground)
+    start = work.run_job(Job(START, 0), tmp_path, shared)
+    first = work.run_job(Job(REFERENCE, 1), tmp_path, shared)
+    second = work.run_job(Job(WHOLE, 1), tmp_path, shared)
     assert start["curve"] == [] and len(first["curve"]) == TINY.steps
     for found in (start, first, second):
         assert set(found["scores"]) == set(SCORES)
@@ -242,7 +250,7 @@ def test_a_run_of_each_stage_from_base_to_line(tmp_path: Path) -> None:
     for score in ("image_to_text", "text_to_image", "image_only"):
         assert second["scores"][score] == first["scores"][score]
     assert second["tau"] == first["tau"] != start["tau"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mined-6-seed1", ground.folder.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mined-6-seed1", shared.folder.name]
 
 
 class Pool(Executor):
@@ -261,17 +269,17 @@ class Pool(Executor):
         return future
 
 
-def hand_out(pool: Pool, missing: list[Job], out: Path) -> None:
-    clock = run.Clock(len(missing), missing, 2, lambda done, of, left, what: None)
-    run.hand_out(pool, missing, out, None, {}, clock)  # type: ignore[arg-type]
+def run_jobs(pool: Pool, missing: list[Job], out: Path) -> None:
+    progress = run.ProgressReporter(len(missing), missing, 2, lambda *_, **__: None)
+    run.run_jobs(pool, missing, out, None, {}, progress)  # type: ignore[arg-type]
 
 
 def test_a_run_waits_for_the_one_it_needs(tmp_path: Path) -> None:
     stage2, reference = Job(WHOLE, 1), Job(REFERENCE, 1)
     pool = Pool(lambda job: {"key": job.name})
-    hand_out(pool, [stage2, reference, Job(START, 0)], tmp_path)
+    run_jobs(pool, [stage2, reference, Job(START, 0)], tmp_path)
     assert pool.asked == [reference, Job(START, 0), stage2]
-    assert len(run.read_lines(tmp_path / run.LINES)) == 3
+    assert len(run.read_results(tmp_path / run.RESULTS_FILE)) == 3
 
 
 def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:
@@ -281,25 +289,25 @@ def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:
         return {"key": job.name}
 
     with pytest.raises(DataError, match="the disk is gone"):
-        hand_out(Pool(answer), [Job(REFERENCE, 2), Job(REFERENCE, 1)], tmp_path)
-    assert Job(REFERENCE, 1).name in run.read_lines(tmp_path / run.LINES)
+        run_jobs(Pool(answer), [Job(REFERENCE, 2), Job(REFERENCE, 1)], tmp_path)
+    assert Job(REFERENCE, 1).name in run.read_results(tmp_path / run.RESULTS_FILE)
 
 
 def test_nothing_is_done_twice(tmp_path: Path) -> None:
-    ground = Ground(tmp_path, TINY)
-    done = [{"key": key(job, TINY, ground.bundled)} for job in jobs(TINY)]
-    run.write_lines(tmp_path / run.LINES, done)
-    assert run.run(tmp_path, TINY, 1, lambda *told: pytest.fail("something was run")) == done
-    assert not ground.folder.exists()
+    shared = SharedInputs(tmp_path, TINY)
+    done = [{"key": key(job, TINY, shared.bundled)} for job in jobs(TINY)]
+    run.write_results(tmp_path / run.RESULTS_FILE, done)
+    assert run.run(tmp_path, TINY, 1, lambda *_: pytest.fail("something was run")) == done
+    assert not shared.folder.exists()
 
 
 def test_a_lost_model_is_made_again() -> None:
     missing = [Job(WHOLE, 1)]
-    run._redo_lost_models(missing, Path("nowhere"))
+    run._add_lost_models(missing, Path("nowhere"))
     assert missing == [Job(REFERENCE, 1), Job(WHOLE, 1)]
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / run.LINES).write_text('{"key": "a"}\n{"key"\n')
+    (tmp_path / run.RESULTS_FILE).write_text('{"key": "a"}\n{"key"\n')
     with pytest.raises(DataError, match=r"miniature\.jsonl:2: .* remove the line"):
-        run.read_lines(tmp_path / run.LINES)
+        run.read_results(tmp_path / run.RESULTS_FILE)

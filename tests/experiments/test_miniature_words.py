@@ -8,8 +8,8 @@ import pytest
 import sources
 
 from experiments.miniature import report, run
-from experiments.miniature.findings import COMPARISONS, Comparison, change, told, verdict
-from experiments.miniature.measure import SCORES
+from experiments.miniature.evaluate import SCORES
+from experiments.miniature.findings import COMPARISONS, Comparison, change, mean_and_spread, verdict
 from experiments.miniature.plan import CONDITIONS, START
 
 
@@ -54,8 +54,8 @@ def test_equal_runs_stay_and_nothing_is_made_up() -> None:
     assert verdict(RISING, same).startswith("**does not agree**: stays")
     assert verdict(replace(RISING, expected=""), same) == "stays; nothing to agree with"
     assert change([0.1, 0.2], [0.2, 0.3]) == ("rises", False)
-    assert told([]) == "not run" and told([0.5]) == "0.500"
-    assert told([0.4, 0.5, 0.6]) == "0.500 ± 0.100"
+    assert mean_and_spread([]) == "not run" and mean_and_spread([0.5]) == "0.500"
+    assert mean_and_spread([0.4, 0.5, 0.6]) == "0.500 ± 0.100"
 
 
 def test_the_page_tells_what_is_missing(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_page_tells_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_the_page_is_the_one_of_the_results() -> None:
-    results = sources.ROOT / "results" / run.LINES
-    lines = list(run.read_lines(results).values())
+    results = sources.ROOT / "results" / run.RESULTS_FILE
+    lines = list(run.read_results(results).values())
     assert lines
     assert report.text(lines) == (sources.ROOT / "docs" / report.PAGE).read_text(encoding="utf-8")

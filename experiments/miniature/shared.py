@@ -1,19 +1,15 @@
 """What all runs share: the base model, the scenes on disk, and the negatives mined once.
 
-Does: make what is missing of it, each part whole or not at all. Does not: train what is compared.
-
 The base is the bundled model before its stage 2, with a fresh head and only some of its language
 layers. Its vision encoder names things; what is cut is most of the way from there to an embedding:
 that is what the runs learn again, a vision-language model that sees and does not embed. It is also
 half as long, and so twice as fast.
 """
 
-import hashlib
 import re
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -23,6 +19,7 @@ from abc_embed import checkpoint
 from abc_embed.adapters import detach
 from abc_embed.backbone import build_backbone
 from abc_embed.embedder import Embedder
+from abc_embed.hub import bundled_folder
 from abc_embed.mining.embed import Model
 from abc_embed.mining.mine import mine
 from abc_embed.mining.output import write_mined
@@ -31,9 +28,10 @@ from abc_embed.mining.rows import read_rows
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.scenes.dataset import write_dataset
+from abc_embed.storage.hashing import sha256_file
 from abc_embed.train.loop import run_stage1
 from abc_embed.train.sampler import RecordSampler
-from experiments.miniature.plan import Condition, Job, Sizes, configure, shared_key
+from experiments.miniature.plan import Condition, Job, Sizes, job_config, shared_key
 
 MINING = Condition(name="mining", negatives=0)
 """The mining model: a short run with in-batch negatives only (paper section 3)."""
@@ -41,11 +39,10 @@ MINING = Condition(name="mining", negatives=0)
 
 def bundled_hash() -> str:
     """SHA-256 of the weights that the base is cut from."""
-    weights = files("abc_embed") / "bundled" / "model" / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return sha256_file(bundled_folder() / "model.safetensors")
 
 
-class Ground:
+class SharedInputs:
     """The folder of what is shared, by the key of what decides it."""
 
     def __init__(self, out: Path, sizes: Sizes) -> None:
@@ -66,11 +63,11 @@ class Ground:
     def _mine(self) -> None:
         sizes, scenes = self.sizes, self.records.parent
         plain = write_dataset(scenes, sizes.images, sizes.world, sizes.side)
-        config = configure(Job(MINING, 0), sizes, sizes.mining_steps)
-        source = RecordSampler(plain, "pretrain", config.data)
+        config = job_config(Job(MINING, 0), sizes, sizes.mining_steps)
+        sampler = RecordSampler(plain, "pretrain", config.data)
         model, processor = load(self.base, config.model.attention)
         out = self.folder / "mining"
-        run_stage1(config, source, model, processor, out)
+        run_stage1(config, sampler, model, processor, out)
         settings = Settings(pool=sizes.pool, draw=sizes.drawn)
         mining_model = Model(Embedder(model, processor))
         mined = mine(read_rows(plain), mining_model, settings, work=out / "work")
@@ -80,21 +77,21 @@ class Ground:
 
 def cut_base(out: Path, layers: Sequence[int]) -> None:
     """Write the base into a new folder: the bundled model with these language layers only."""
-    whole, processor = checkpoint.load("bundled")
-    detach(whole)
-    config = deepcopy(whole.backbone.vlm.config)
+    bundled, processor = checkpoint.load("bundled")
+    detach(bundled)
+    config = deepcopy(bundled.backbone.vlm.config)
     text = config.text_config
     text.layer_types = [text.layer_types[layer] for layer in layers]
     text.num_hidden_layers = len(layers)
-    model = AbcModel(build_backbone(config), head_width=whole.head.linear1.out_features)
-    kept: dict[str, Tensor] = {}
-    for name, tensor in whole.backbone.vlm.state_dict().items():
-        found = re.fullmatch(r"(language_model\.layers\.)(\d+)(\..+)", name)
-        if found is None:
-            kept[name] = tensor
-        elif int(found[2]) in layers:
-            kept[f"{found[1]}{layers.index(int(found[2]))}{found[3]}"] = tensor
-    model.backbone.vlm.load_state_dict(kept)
+    model = AbcModel(build_backbone(config), head_width=bundled.head.linear1.out_features)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in bundled.backbone.vlm.state_dict().items():
+        layer = re.fullmatch(r"(language_model\.layers\.)(\d+)(\..+)", name)
+        if layer is None:
+            weights[name] = tensor
+        elif int(layer[2]) in layers:
+            weights[f"{layer[1]}{layers.index(int(layer[2]))}{layer[3]}"] = tensor
+    model.backbone.vlm.load_state_dict(weights)
     model.source["base"] = f"bundled, language layers {list(layers)}, fresh head"
     checkpoint.save(model, processor, out)
 
