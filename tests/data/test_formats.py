@@ -63,7 +63,7 @@ def content(rows: list[Row | Rejected]) -> list[tuple[Any, ...]]:
     found = []
     for row in rows:
         assert isinstance(row, Row), row
-        image = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
+        image = row.read_image()
         r = row.record
         found.append(
             (

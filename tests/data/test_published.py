@@ -315,3 +315,18 @@ def test_checked_and_converted_like_any_other(vg: tuple[Path, list[bytes]], tmp_
     for before, after in zip(dataset, converted, strict=True):
         assert after.record.instructions == before.record.instructions
         assert after.record.regions == before.record.regions
+
+
+def test_a_negative_without_a_caption_spoils_its_row_alone(tmp_path: Path) -> None:
+    rows = pretrain_rows(6)
+    rows[2]["caption"] = " "
+    write_parquet(tmp_path / "in/train.parquet", rows)
+    files = [(row["image"], picture(i)) for i, row in enumerate(rows)]
+    (tmp_path / "in/x.tar").write_bytes(tar_bytes(files))
+    prepare(tmp_path / "in")
+    dataset = open_dataset(tmp_path / "in")
+    report = check(dataset)
+    assert [error.place[-1] for error in report.errors] == ["0", "1", "2", "5"]
+    assert "row 2 is named as a negative" in report.errors[0].why
+    done = convert(dataset, tmp_path / "to", "jsonl")
+    assert (done.written, done.rejected) == (2, 4)

@@ -39,6 +39,10 @@ class Row:
     image: Path | bytes
     """The image file: where it is, or its bytes."""
 
+    def read_image(self) -> bytes:
+        """The bytes of the image file; `OSError` when it cannot be read."""
+        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -144,7 +148,7 @@ def record_from_columns(
     fields["image"] = name
     fields["id"] = str(fields.get("id", number))
     if "width" not in fields or "height" not in fields:
-        fields["width"], fields["height"] = image_size(image)
+        _, fields["width"], fields["height"] = read_head(image)
     meta = values.get("meta")
     if isinstance(meta, str):  # as our own Parquet has it: JSON, whose fields may differ by row
         meta = json.loads(meta)
@@ -152,15 +156,15 @@ def record_from_columns(
     return parse_object(Record, {**fields, "meta": {**(meta or {}), **rest}})
 
 
-def image_size(image: Path | bytes) -> tuple[int, int]:
-    """Width and height as the image is seen, turned as its EXIF data say; reads its head alone.
+def read_head(image: Path | bytes) -> tuple[str, int, int]:
+    """Format, width and height as the image is seen, turned as its EXIF data say.
 
     Raises:
         DataError: it is no image, or is not there.
     """
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            width, height = picture.size
+            kind, (width, height) = str(picture.format), picture.size
             transposed = picture.getexif().get(_ORIENTATION) in _TRANSPOSED
     except FileNotFoundError:
         raise DataError(
@@ -170,7 +174,7 @@ def image_size(image: Path | bytes) -> tuple[int, int]:
         raise DataError(f"the image cannot be read ({problem}); replace it") from None
     except Image.DecompressionBombError as problem:
         raise DataError(f"the image is too large ({problem}); make it smaller") from None
-    return (height, width) if transposed else (width, height)
+    return (kind, height, width) if transposed else (kind, width, height)
 
 
 def _fits_json(value: Any) -> bool:

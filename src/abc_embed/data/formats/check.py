@@ -12,7 +12,7 @@ from typing import Any
 
 from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.records import Record
-from abc_embed.errors import ImageError
+from abc_embed.errors import DataError, ImageError
 from abc_embed.inputs import open_image
 from abc_embed.storage.hashing import short_hash
 
@@ -113,7 +113,7 @@ def _with_images(dataset: Dataset) -> Iterator[tuple[Row | Rejected, ImageFacts 
 
 def _unpack(row: Row) -> ImageFacts | str:
     try:
-        content = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
+        content = row.read_image()
         picture = open_image(content)
     except (ImageError, OSError) as wrong:
         name = row.image.name if isinstance(row.image, Path) else row.record.image
@@ -125,6 +125,11 @@ def _check_row(
     report: CheckReport, places: _FirstPlaces, row: Row, image: ImageFacts, longest: int
 ) -> None:
     record, place = row.record, row.place
+    try:
+        texts = _texts(record)
+    except DataError as wrong:  # a negative of a published set, which is looked up only now
+        report.add("rows that cannot be read", place, str(wrong))
+        return
     width, height, image_hash = image
     if (width, height) != (record.width, record.height):
         why = (
@@ -142,7 +147,6 @@ def _check_row(
         report.add("images twice", place, f"the image is that of {first} too")
     if record.caption and (first := places.before("text", record.caption.encode(), place)):
         report.add("captions twice", place, f"the caption is that of {first} too")
-    texts = _texts(record)
     for name, values in texts.items():
         report.texts[name] += len(values)
         for text in values:

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
-from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.dataset import Dataset, Rejected, Row, read_head
 from abc_embed.data.formats.parquet import write_parquet
 from abc_embed.data.formats.webdataset import write_tar
 from abc_embed.data.records import RECORDS_FILE, Record, format_line
@@ -134,17 +132,18 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
 def _renamed(row: Row, number: int, ids: set[bytes]) -> tuple[Record, bytes]:
     """The record with its image's new name, and the image."""
     try:
-        image = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
-        with Image.open(io.BytesIO(image)) as picture:
-            kind = str(picture.format)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        image = row.read_image()
+    except OSError as problem:
         raise DataError(f"the image cannot be read ({problem}); replace it") from None
+    kind, *_ = read_head(image)
     short = _short(row.record.id)
     if short in ids:
         raise DataError(f"the id {row.record.id!r} comes twice; give each row its own")
     ids.add(short)
     suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-    return replace(row.record, image=f"images/{number:08d}{suffix}"), image
+    negatives = tuple(row.record.negatives)  # those of a published set are looked up here
+    name = f"images/{number:08d}{suffix}"
+    return replace(row.record, image=name, negatives=negatives), image
 
 
 def _short(name: str) -> bytes:

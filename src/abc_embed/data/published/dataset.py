@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.dataset import Dataset, Row, image_size
+from abc_embed.data.dataset import Dataset, Row, read_head
 from abc_embed.data.published.archives import find_archives
 from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet, find_parquet
 from abc_embed.data.published.layouts import LAYOUTS, Fields
@@ -183,7 +183,7 @@ class PublishedDataset(Dataset):
                 f"complete {self.path}"
             )
         image = self.images.read(name)
-        width, height = image_size(image)
+        _, width, height = read_head(image)
         fields = _cropped(fields, width, height) | {"image": name, "source": self.layout.repository}
         record = Record(**fields, width=width, height=height)
         return Row(self.place(number), record, image)

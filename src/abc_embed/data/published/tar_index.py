@@ -218,7 +218,7 @@ class _Scan:
         (text,) = database.execute(query, (number,)).fetchone()
         self._state = _State(**json.loads(text))
         self._pending = _Pending(self._state.scanned)
-        self._packed = 0
+        self._packed = 0  # bytes read
 
     def run(self) -> Iterator[int]:
         """To the end of the archive, committing on the way; yields how many packed bytes are
