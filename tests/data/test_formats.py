@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from abc_embed.data import Rejected, Row, open_dataset
-from abc_embed.data.formats import convert as convert_module
 from abc_embed.data.formats.convert import convert
 from abc_embed.data.records import Instruction, Record, Region, write_records
 from abc_embed.errors import DataError, OutputError
@@ -121,23 +120,16 @@ def test_bad_rows_are_kept_with_their_reasons(tmp_path: Path) -> None:
     ]
 
 
-def test_a_conversion_that_was_stopped_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_that_was_stopped_goes_on(tmp_path: Path) -> None:
     make(tmp_path / "from")
     before = open_dataset(tmp_path / "from")
     convert(before, tmp_path / "whole", "parquet", part_size=2)
-    real, calls = convert_module.write_parquet, []
 
-    def breaks(*args: Any) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        real(*args)
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "write_parquet", breaks)
     with pytest.raises(KeyboardInterrupt):
-        convert(before, tmp_path / "to", "parquet", part_size=2)
+        convert(before, tmp_path / "to", "parquet", part_size=2, on_progress=stop)
     with pytest.raises(DataError, match="parts of another conversion"):
         convert(before, tmp_path / "to", "parquet", part_size=3)
     done = convert(before, tmp_path / "to", "parquet", part_size=2)

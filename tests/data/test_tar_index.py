@@ -25,7 +25,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits and looks ahead in small steps, so that a small archive has many of them."""
     monkeypatch.setattr(tar_index, "COMMIT_EVERY", 150_000)
     monkeypatch.setattr(tar_index, "REACH", 200_000)
-    monkeypatch.setattr(tar_stream, "_PIECE", 100_000)
+    monkeypatch.setattr(tar_stream, "PIECE", 100_000)
 
 
 @pytest.mark.usefixtures("often")

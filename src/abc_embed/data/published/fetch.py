@@ -34,7 +34,7 @@ from abc_embed.storage.json_files import atomic_write_json, read_json
 MANIFEST_FILE = "source.json"
 TRIES = 5
 """How often in a row nothing may come, before a fetch is given up; what has come is kept."""
-_PAUSE_S = 2.0
+PAUSE_S = 2.0
 _TIMEOUT_S = 60.0
 _PIECE = 1 << 22
 _CHUNK = 1 << 16  # a line that breaks loses less than this
@@ -298,7 +298,7 @@ class _Download:
                     f"{self.file.name} could not be fetched ({why}); what has come is kept: give "
                     "the same command again"
                 ) from problem
-            time.sleep(_PAUSE_S)
+            time.sleep(PAUSE_S)
 
     def _ask_for_the_rest(self, done: int) -> None:
         # As it is: a packed answer would have other byte numbers than the file.

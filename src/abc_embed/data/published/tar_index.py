@@ -7,7 +7,7 @@ stream is inflated twice on the way, once to find points and once to read header
 
 `ratarmountcore` (0.11) is not used: it takes a damaged header or a cut stream for the end and an
 index that was broken off for a whole one, keeps no sums, and cannot be pickled; `webdataset` reads
-forwards only. tests/data/test_tar_index.py and test_tars.py hold ours to all of these.
+forwards only. tests/data/test_tar_index.py and test_tar_images.py hold ours to all of these.
 """
 
 import json
@@ -42,8 +42,8 @@ REACH = 64_000_000
 """Plain bytes by which the points are ahead of what is read."""
 BOMB = 100
 """An archive that unpacks to more than this times its size is refused; images hardly pack."""
-_BOMB_FLOOR = 1_000_000_000
-_PIECE = 1 << 20
+BOMB_FLOOR = 1_000_000_000
+PIECE = 1 << 20
 _POINT_BYTES = 33_500  # of disk, with what SQLite adds
 _MEMBER_BYTES = 0.001  # of disk per byte of content: 150 for an image of 150 kB
 
@@ -252,7 +252,7 @@ class _Scan:
         offset = reader.tell()
         crc, left = 0, info.size
         while left:
-            piece = reader.read(min(left, _PIECE))
+            piece = reader.read(min(left, PIECE))
             if not piece:
                 raise DataError(f"{self._name} breaks off in {name!r}; fetch its parts again")
             crc = zlib.crc32(piece, crc)
@@ -318,7 +318,7 @@ class _Scan:
             yield from new
 
     def _check_growth(self, new: list[Point]) -> None:
-        if new and new[-1].plain > max(_BOMB_FLOOR, BOMB * max(new[-1].packed, 1)):
+        if new and new[-1].plain > max(BOMB_FLOOR, BOMB * max(new[-1].packed, 1)):
             raise DataError(
                 f"{self._name} unpacks to more than {BOMB} times its size, as no images do; "
                 "it is not read on"

@@ -25,7 +25,7 @@ _WINDOW = 1 << 15
 _HEAD = struct.Struct("<5sBBQQIII")  # magic, version, flags, packed size, plain size, spacing, …
 _POINT = struct.Struct("<QQBB")
 _READ = 1 << 18
-_PIECE = 1 << 20
+PIECE = 1 << 20
 _ERRORS = (OSError, EOFError, ValueError)  # what those of indexed_gzip inherit from
 _HEADER_LIMIT = 1 << 24
 """Bytes that are read at once: more than any header that an honest archive has."""
@@ -89,7 +89,7 @@ def inflate(stream: JoinedFile, point: Point, size: int) -> bytes:
 
 def plain_blocks(stream: JoinedFile, start: int) -> Iterator[tuple[int, bytes]]:
     """`(place, bytes)` of an archive that is not gzipped, one after the other from `start` on."""
-    while block := stream.read_at(start, _PIECE):
+    while block := stream.read_at(start, PIECE):
         yield start, block
         start += len(block)
 

@@ -129,7 +129,7 @@ def test_links_devices_and_repeats_are_named(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_index, "_BOMB_FLOOR", 1_000_000)
+    monkeypatch.setattr(tar_index, "BOMB_FLOOR", 1_000_000)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(tar_bytes([("zeros", bytes(5_000_000))])))
     with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
         indexed(tmp_path)
