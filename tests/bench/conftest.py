@@ -1,7 +1,7 @@
 """Small benchmarks of every tier, and encoders that cheat, each in one way."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pytest
 from abc_embed.bench.ctrlbench import binding, grid, unseen_scenes
 from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, write_scene_benchmark
 from abc_embed.bench.ctrlbench.schema import Benchmark
-from abc_embed.inputs import Item, Kind, as_item
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.inputs import Item, Kind
 from abc_embed.scenes import BACKGROUNDS, make_scene, questions
 from abc_embed.scenes.layout import Scene
 
@@ -34,10 +35,12 @@ def _direction(text: str, dim: int) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-class Fake:
-    """Knows every scene by its file. Counts what it is asked. An `Encoder`."""
+class Fake(Encoder):
+    """Knows every scene by its file. Counts what it is asked. """
 
     dim = 512
+    fingerprint = ""
+    library = "fake"
     supported_kinds = frozenset(Kind)
 
     def __init__(self, scenes: dict[str, Scene]) -> None:
@@ -46,19 +49,12 @@ class Fake:
         self.fingerprint = hashlib.sha256(self.name.encode()).hexdigest()
         self.calls: list[list[Item]] = []
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "fake", "dtype": "float32", "device": "cpu", "prompt_hash": None}
+    def _details(self) -> dict[str, Any]:
+        return {"dtype": "float32", "device": "cpu", "prompt_hash": None}
 
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> np.ndarray:
-        self.calls.append([as_item(item) for item in items])
-        assert {item.kind for item in self.calls[-1]} <= self.supported_kinds
-        return np.stack([self.vector(item) for item in self.calls[-1]]).astype(np.float32)
+    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> np.ndarray:
+        self.calls.append(items)
+        return np.stack([self.vector(item) for item in items]).astype(np.float32)
 
     def vector(self, item: Item) -> np.ndarray:
         if item.image is None:

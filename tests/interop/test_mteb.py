@@ -92,12 +92,15 @@ def our_ranks(encoder: Encoder, bench: Benchmark, tiers: Sequence[str]) -> Any:
     return metrics.best_ranks(vectors @ texts.T, golds)
 
 
-class Half:
+class Half(Encoder):
     """Knows every second answer: scores between nothing and everything."""
 
+    name = library = "half"
+    dim = 64
+    fingerprint = "0" * 64
+    supported_kinds = frozenset(Kind)
+
     def __init__(self, bench: Benchmark) -> None:
-        self.name, self.dim, self.supported_kinds = "half", 64, frozenset(Kind)
-        self.fingerprint = "0" * 64
         self._chance = RandomEncoder(64)
         texts = {c.cap_id: c.text for c in bench.corpus}
         self._answers: dict[Any, str] = {}
@@ -111,17 +114,17 @@ class Half:
         picture = image if isinstance(image, Image.Image) else Image.open(image)
         return picture.convert("RGB").tobytes()
 
-    def embed(self, items: Sequence[str | Item], **_: Any) -> np.ndarray:
+    def _embed(self, items: list[Item], *_: Any) -> np.ndarray:
         rows = []
         for item in items:
-            text = item if isinstance(item, str) else item.text
-            if text is None and isinstance(item, Item):
+            text = item.text
+            if text is None:
                 text = self._answers.get((self._look(item.image), item.instruction), "no idea")
-            rows.append(str(text))
+            rows.append(text)
         return self._chance.embed(rows)
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "half", "takes": []}
+    def _details(self) -> dict[str, Any]:
+        return {"dtype": "float32"}
 
 
 # -- CtrlBench as a task ---------------------------------------------------------------------------

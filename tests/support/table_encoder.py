@@ -1,20 +1,22 @@
 """An encoder whose vectors the test chooses: by a function of the item."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.inputs import Item, Kind, as_item
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.inputs import Item, Kind
 
 Vector = Callable[[Item], NDArray[np.float32]]
 
 
-class TableEncoder:
+class TableEncoder(Encoder):
     """Gives each item the vector that `vector` says, and keeps count."""
 
-    name = "table"
+    name = library = "table"
+    dim = 8
     fingerprint = "0" * 64
 
     def __init__(self, vector: Vector, kinds: frozenset[Kind] = frozenset(Kind)) -> None:
@@ -22,23 +24,15 @@ class TableEncoder:
         self.calls: list[list[Item]] = []
         self.areas: list[int | None] = []
 
-    @property
-    def dim(self) -> int:
-        return 8
-
-    def describe(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, Any]:
         return {"dtype": "float32", "device": "cpu"}
 
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
+    def _embed(
+        self, items: list[Item], max_pixels: int | None, progress: bool
     ) -> NDArray[np.float32]:
-        self.calls.append([as_item(item) for item in items])
+        self.calls.append(items)
         self.areas.append(max_pixels)
-        return np.stack([self.vector(item) for item in self.calls[-1]])
+        return np.stack([self.vector(item) for item in items])
 
 
 def constant(item: Item) -> NDArray[np.float32]:

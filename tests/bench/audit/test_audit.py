@@ -15,6 +15,7 @@ from abc_embed.bench.audit import tables as audit_table
 from abc_embed.bench.audit.measure import audit, solved_questions
 from abc_embed.bench.audit.questions import AuditSet, read_audit_set
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
+from abc_embed.bench.encoders.base import Encoder
 from abc_embed.bench.encoders.baselines import RandomEncoder
 from abc_embed.data import open_dataset
 from abc_embed.data.formats.convert import convert
@@ -25,7 +26,7 @@ from abc_embed.inputs import Kind
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
-class Told:
+class Told(Encoder):
     """Gives what it was told: for each (colour, words) the texts to be near, and how near.
 
     A picture alone is (colour, None), words alone are (None, words); every text has an axis.
@@ -38,18 +39,21 @@ class Told:
         kinds: frozenset[Kind] = frozenset(Kind),
     ) -> None:
         self.name, self.supported_kinds, self.dim = "told", kinds, len(texts) + 1
-        self.fingerprint = "f" * 64
+        self.library = "told"
         self._axis = {text: n for n, text in enumerate(texts)}
         self._near = near
         self.calls: list[int] = []
 
-    def embed(self, items: Sequence[str | Item], **_: Any) -> np.ndarray:
+    @property
+    def fingerprint(self) -> str:
+        return "f" * 64
+
+    def _embed(self, items: list[Item], *_: Any) -> np.ndarray:
         self.calls.append(len(items))
         rows = np.stack([self._row(item) for item in items])
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
-    def _row(self, value: str | Item) -> np.ndarray:
-        item = value if isinstance(value, Item) else Item(value)
+    def _row(self, item: Item) -> np.ndarray:
         row = np.zeros(self.dim)
         if item.text in self._axis:
             row[self._axis[str(item.text)]] = 1
@@ -65,8 +69,8 @@ class Told:
         row[-1] = 1e-3 if row.any() else 1.0
         return row
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "told", "takes": sorted(self.supported_kinds)}
+    def _details(self) -> dict[str, Any]:
+        return {"dtype": "float32"}
 
 
 @pytest.fixture
@@ -179,8 +183,8 @@ def test_one_call_per_model(four: AuditSet) -> None:
 
 def test_a_vector_that_is_no_number_is_no_score(four: AuditSet) -> None:
     class Broken(Told):
-        def embed(self, items: Sequence[str | Item], **_: Any) -> np.ndarray:
-            return super().embed(items) * np.nan
+        def _embed(self, items: list[Item], *_: Any) -> np.ndarray:
+            return super()._embed(items) * np.nan
 
     with pytest.raises(NotFiniteError):
         solved_questions(Broken(TEXTS, NEAR), four)

@@ -43,30 +43,28 @@ def mixed(photos: Sequence[Path]) -> list[str | Item]:
     return ["a dog", Item(image=a), asked[0], asked[2], Item(image=b), asked[1], "a dog", asked[3]]
 
 
-class Counting:
+class Counting(Encoder):
     """Chance that keeps what it was asked, and can be told to take less or to fail."""
 
     def __init__(self, kinds: frozenset[Kind] = frozenset(Kind), fail_after: int = 99) -> None:
         self._inner = RandomEncoder(8)
         self.name, self.dim, self.supported_kinds = "counting", 8, kinds
-        self.fingerprint = self._inner.fingerprint
-        self.calls: list[list[Any]] = []
+        self.library = "counting"
+        self.calls: list[list[Item]] = []
         self._fail_after = fail_after
 
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> np.ndarray:
+    @property
+    def fingerprint(self) -> str:
+        return self._inner.fingerprint
+
+    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> np.ndarray:
         if len(self.calls) == self._fail_after:
             raise KeyboardInterrupt
-        self.calls.append(list(items))
+        self.calls.append(items)
         return self._inner.embed(items)
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "counting", "takes": []}
+    def _details(self) -> dict[str, Any]:
+        return {"dtype": "float32"}
 
 
 # -- ours ------------------------------------------------------------------------------------------
@@ -161,8 +159,8 @@ def test_late_fusion_by_name(embedder: Embedder, tmp_path: Path) -> None:
 
 def test_opposite_vectors_have_no_sum(photos: list[Path]) -> None:
     class Opposite(Counting):
-        def embed(self, items: Sequence[str | Item], **_: Any) -> np.ndarray:
-            signs = [1.0 if isinstance(i, Item) and i.image else -1.0 for i in items]
+        def _embed(self, items: list[Item], *_: Any) -> np.ndarray:
+            signs = [1.0 if item.image else -1.0 for item in items]
             return np.array([[s] + [0.0] * 7 for s in signs], dtype=np.float32)
 
     with pytest.raises(NotFiniteError, match="no direction"):

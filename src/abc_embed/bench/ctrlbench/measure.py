@@ -87,6 +87,7 @@ def measure(
         UsageError: the model takes no texts.
         NotFiniteError: the model gave a vector that is not finite.
     """
+    settings = {"max_pixels": max_pixels, "limit": limit, "draws": draws}
     bounds = validate(benchmark, tier)
     queries = select_queries(benchmark, tier, limit)
     supported = supported_conditions(encoder, conditions)
@@ -105,7 +106,7 @@ def measure(
     )
     joint_items = {key for part in keys.get("joint", ()) for key in part}
     return {
-        **_settings(encoder, benchmark, tier, max_pixels, limit, draws, conditions),
+        **_identity(encoder, benchmark, tier, conditions, **settings),
         "sizes": {
             "queries": len(queries.scored),
             "queries_left_out": queries.left_out,
@@ -145,21 +146,16 @@ def measure_once(
         DataError: a file of the folder is no record, or as `measure`.
         OutputError: the record cannot be written.
     """
-    settings = _settings(encoder, benchmark, tier, max_pixels, limit, draws, CONDITIONS)
-    settings["missing"] = list(benchmark.missing)
-    key = records.record_key(records.make_record(encoder, settings, encoder.name))
+    settings = {"max_pixels": max_pixels, "limit": limit, "draws": draws}
     if not again:
+        identity = _identity(encoder, benchmark, tier, CONDITIONS, **settings)
+        identity["missing"] = list(benchmark.missing)
+        key = records.record_key(records.make_record(encoder, identity, encoder.name))
         for record in records.read_records(folder):
             if records.record_key(record) == key:
                 return record, None
     findings = measure(
-        encoder,
-        benchmark,
-        tier,
-        max_pixels=max_pixels,
-        limit=limit,
-        draws=draws,
-        progress=progress,
+        encoder, benchmark, tier, max_pixels=max_pixels, limit=limit, draws=draws, progress=progress
     )
     record = records.make_record(encoder, findings, encoder.name)
     return record, records.write_record(record, folder)
@@ -180,24 +176,17 @@ def supported_conditions(
     return tuple(name for name in conditions if REQUIRED_KINDS[name] <= encoder.supported_kinds)
 
 
-def _settings(
-    encoder: Encoder,
-    benchmark: Benchmark,
-    tier: str,
-    max_pixels: int | None,
-    limit: int | None,
-    draws: int,
-    conditions: Sequence[str],
+def _identity(
+    encoder: Encoder, benchmark: Benchmark, tier: str, conditions: Sequence[str], **settings: Any
 ) -> dict[str, Any]:
+    """What is measured, and how."""
     name = benchmark.name
     return {
         "benchmark": name if name.endswith(f"-{tier}") else f"{name}-{tier}",
         "benchmark_hash": benchmark.content_hash(),
         "settings": {
             "tier": tier,
-            "max_pixels": max_pixels,
-            "limit": limit,
-            "draws": draws,
+            **settings,
             "generic": GENERIC,
             "ways": list(supported_conditions(encoder, conditions)),
         },

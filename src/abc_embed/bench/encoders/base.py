@@ -36,15 +36,22 @@ class Encoder(ABC):
     """`D`, the length of a vector."""
     supported_kinds: frozenset[Kind]
     """The kinds of item that it can embed."""
+    library: str
+    """What records call the kind of model."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 in hex of the weights and of what else decides a vector."""
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON values for a record: library, kinds, dtype, device, prompt hash, config."""
+        kinds = [kind.value for kind in Kind if kind in self.supported_kinds]
+        return {"kind": self.library, "takes": kinds, **self._details()}
+
+    @abstractmethod
+    def _details(self) -> dict[str, Any]:
+        """`dtype`, `device`, `prompt_hash`, and `config`: what decides a vector besides weights."""
 
     def embed(
         self,
@@ -86,16 +93,15 @@ class WrappedEncoder(Encoder):
     def __init__(self, inner: Encoder) -> None:
         self.inner = inner
         self.name, self.dim = inner.name, inner.dim
-        self.supported_kinds = inner.supported_kinds
+        self.supported_kinds, self.library = inner.supported_kinds, inner.library
 
     @property
     def fingerprint(self) -> str:
         """That of the other encoder."""
         return self.inner.fingerprint
 
-    def describe(self) -> dict[str, Any]:
-        """That of the other encoder."""
-        return self.inner.describe()
+    def _details(self) -> dict[str, Any]:
+        return self.inner._details()
 
 
 def no_direction(name: str) -> NotFiniteError:
@@ -110,11 +116,6 @@ def strip_path(name: str) -> str:
     """A name fit for a record: of a path its last part; "owner/name" of a hub stays."""
     is_path = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()
     return Path(name).resolve().name if is_path else name
-
-
-def kind_names(kinds: frozenset[Kind]) -> list[str]:
-    """The kinds in a fixed order, as JSON values."""
-    return [kind.value for kind in Kind if kind in kinds]
 
 
 def shrink(picture: Image.Image, max_pixels: int | None) -> Image.Image:

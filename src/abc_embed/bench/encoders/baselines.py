@@ -9,7 +9,6 @@ from abc_embed.bench.encoders.base import (
     Vectors,
     WrappedEncoder,
     content_keys,
-    kind_names,
     no_direction,
 )
 from abc_embed.errors import UsageError
@@ -28,6 +27,7 @@ class RandomEncoder(Encoder):
         UsageError: the width is not positive.
     """
 
+    library = "random"
     supported_kinds = frozenset(Kind)
 
     def __init__(self, dim: int = RANDOM_DIM, seed: int = 0) -> None:
@@ -49,11 +49,8 @@ class RandomEncoder(Encoder):
             vectors[row] = rng.standard_normal(self.dim)
         return l2_normalize(vectors, no_direction(self.name)).astype(np.float32)
 
-    def describe(self) -> dict[str, Any]:
-        """As `Encoder.describe`."""
+    def _details(self) -> dict[str, Any]:
         return {
-            "kind": "random",
-            "takes": kind_names(self.supported_kinds),
             "dtype": "float32",
             "device": "cpu",
             "prompt_hash": None,
@@ -81,6 +78,7 @@ class LateFusion(WrappedEncoder):
         super().__init__(inner)
         self.name = f"late:{inner.name}"
         self.supported_kinds = frozenset(Kind)
+        self.library = f"late fusion of {inner.library}"
 
     @property
     def fingerprint(self) -> str:
@@ -108,12 +106,3 @@ class LateFusion(WrappedEncoder):
             words = vectors[[place[keys[row][1]] for row in both]]
             fused[both] = l2_normalize(fused[both] + words, no_direction(self.name))
         return fused
-
-    def describe(self) -> dict[str, Any]:
-        """What the other encoder says, and that it is late fusion."""
-        inner = self.inner.describe()
-        return {
-            **inner,
-            "kind": f"late fusion of {inner['kind']}",
-            "takes": kind_names(self.supported_kinds),
-        }

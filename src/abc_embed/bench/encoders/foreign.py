@@ -9,12 +9,12 @@ Shapes: `N` items, `D` width.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from abc_embed.bench.encoders.base import Encoder, Vectors, kind_names, no_direction, shrink
+from abc_embed.bench.encoders.base import Encoder, Vectors, no_direction, shrink
 from abc_embed.inputs import Item, Kind, open_image
 from abc_embed.pipeline import group_by_image, image_key
 from abc_embed.progress import track
@@ -27,9 +27,6 @@ BATCHES = 4
 
 class ForeignEncoder(Encoder):
     """A torch model that another library loaded."""
-
-    LIBRARY: ClassVar[str]
-    """What records call it."""
 
     def __init__(
         self, model: Any, name: str, kinds: frozenset[Kind], *, dim: int | None, batch_size: int
@@ -46,17 +43,9 @@ class ForeignEncoder(Encoder):
         """SHA-256 over the weights and over what decides a vector besides."""
         return fingerprint(self._config(), self.model.state_dict())
 
-    def describe(self) -> dict[str, Any]:
-        """As `Encoder.describe`."""
+    def _details(self) -> dict[str, Any]:
         dtype, device = self._place()
-        return {
-            "kind": self.LIBRARY,
-            "takes": kind_names(self.supported_kinds),
-            "dtype": dtype,
-            "device": device,
-            "prompt_hash": None,
-            "config": self._config(),
-        }
+        return {"dtype": dtype, "device": device, "prompt_hash": None, "config": self._config()}
 
     def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
         vectors = np.zeros((len(items), self.dim), dtype=np.float32)

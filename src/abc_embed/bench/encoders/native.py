@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from abc_embed.bench.encoders.base import Encoder, Vectors, kind_names, strip_path
+from abc_embed.bench.encoders.base import Encoder, Vectors, strip_path
 from abc_embed.embedder import Embedder
 from abc_embed.inputs import Item, Kind
 
@@ -10,6 +10,7 @@ from abc_embed.inputs import Item, Kind
 class NativeEncoder(Encoder):
     """A model of ours; takes every kind. Pictures of one call are encoded once each."""
 
+    library = "abc-embed"
     supported_kinds = frozenset(Kind)
 
     def __init__(self, embedder: Embedder, name: str, *, batch_size: int = 32) -> None:
@@ -27,13 +28,11 @@ class NativeEncoder(Encoder):
             items, max_pixels=max_pixels, batch_size=self.batch_size, progress=progress
         )
 
-    def describe(self) -> dict[str, Any]:
-        """As `Encoder.describe`; sources that are paths are cut to their last part."""
+    def _details(self) -> dict[str, Any]:
+        """Sources that are paths are cut to their last part."""
         config = self.embedder.config
         config["source"] = {key: strip_path(str(v)) for key, v in config.get("source", {}).items()}
         return {
-            "kind": "abc-embed",
-            "takes": kind_names(self.supported_kinds),
             "dtype": str(self.embedder.model.dtype).removeprefix("torch."),
             "device": self.embedder.model.device.type,
             "prompt_hash": config["prompt_hash"],

@@ -27,7 +27,7 @@ class OpenClipEncoder(ForeignEncoder):
     The model sees every picture at its one size, cut or stretched as it was trained.
     """
 
-    LIBRARY = "open_clip"
+    library = "open_clip"
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 class SentenceTransformerEncoder(ForeignEncoder):
     """Any `SentenceTransformer`, with the kinds that it says it takes."""
 
-    LIBRARY = "sentence-transformers"
+    library = "sentence-transformers"
 
     def __init__(self, model: "SentenceTransformer", name: str, *, batch_size: int = 32) -> None:
         supported = {
