@@ -18,8 +18,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from abc_embed.errors import AbcError, MissingExtraError, OutputError, UsageError
+from abc_embed.errors import AbcError, OutputError, UsageError
 from abc_embed.storage.files import atomic_write, check_writable, unwritable
+from abc_embed.storage.parquet import import_pyarrow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,13 +213,8 @@ class ParquetWriter(Writer):
     """Columns `id` (text) and `vector` (a list of `D` float32)."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise MissingExtraError.of("mine", "writing Parquet") from None
+        self._arrow = import_pyarrow("writing Parquet", "mine")
         super().__init__(path)
-        self._arrow: Any = pyarrow
         self._writer: Any = None
         self._rows: list[tuple[str, Vector]] = []
 

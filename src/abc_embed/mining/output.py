@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from abc_embed.data.records import Record, write_records
-from abc_embed.errors import DataError, MissingExtraError, UsageError
+from abc_embed.errors import DataError, UsageError
 from abc_embed.mining.engines import Ints
 from abc_embed.mining.mine import Drawn, Mined
 from abc_embed.storage.files import atomic_write
+from abc_embed.storage.parquet import import_pyarrow
 
 PARQUET = ".parquet"
 _GROUP = 65536
@@ -50,14 +51,14 @@ def check_can_write(out: Path, data: Path) -> None:
         UsageError: it would lie among the files of the data set itself.
         MissingExtraError: pyarrow is not installed.
     """
-    _pyarrow("writing Parquet")
+    import_pyarrow("writing Parquet", "mine")
     inside = data.is_dir() and any(data.glob(f"*{PARQUET}"))
     if out.resolve() == data.resolve() or (inside and out.parent.resolve() == data.resolve()):
         raise UsageError(f"{out} would be a part of the data set {data}; give another folder")
 
 
 def _write_parquet(mined: Mined, out: Path) -> None:
-    arrow = _pyarrow("writing Parquet")
+    arrow = import_pyarrow("writing Parquet", "mine")
     schema = arrow.schema(
         [
             ("row", arrow.int64()),
@@ -161,7 +162,7 @@ def read_mined(path: Path, rows: int | None = None) -> Negatives:
         DataError: there is no such file, it has no such column, or it names rows that are not.
         MissingExtraError: pyarrow is not installed.
     """
-    arrow = _pyarrow("reading mined negatives")
+    arrow = import_pyarrow("reading mined negatives", "mine")
     files = sorted(path.glob(f"*{PARQUET}")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} holds no {PARQUET} file; give what abc-embed mine wrote")
@@ -215,13 +216,3 @@ def _joined(
     per_row = np.zeros(total, dtype=np.int64)
     per_row[number] = count
     return Negatives(np.cumsum(per_row), value)
-
-
-def _pyarrow(purpose: str) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise MissingExtraError.of("mine", purpose) from None
-    return pyarrow

@@ -21,8 +21,9 @@ from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder
 from abc_embed.bench.metrics import DRAWS, share
 from abc_embed.bench.sets.findings import Findings, check_not_empty, content_hash
-from abc_embed.errors import DataError, MissingExtraError, UsageError
+from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item
+from abc_embed.storage.parquet import import_pyarrow
 
 IMAGE_MARK = "<|image_1|>"
 VQA_PREFIX = "Represent the given image with the following question:"
@@ -223,10 +224,7 @@ Side = tuple[str, str]
 
 
 def _rows(folder: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise MissingExtraError.of("data", "reading Parquet") from None
+    parquet = import_pyarrow().parquet
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
         raise DataError(f"{folder} has no .parquet file; get the set again")

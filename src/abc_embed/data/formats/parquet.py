@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
 from abc_embed.data.records import Record, to_json
-from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.errors import DataError
+from abc_embed.storage.parquet import import_pyarrow
 
 CACHED_GROUPS = 2
 """Row groups that stay in memory, the last ones read."""
@@ -99,16 +100,8 @@ def _stays_inside(path: str) -> bool:
     return bool(parts) and ".." not in parts and not PurePosixPath(path).is_absolute()
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError.of("data", "Parquet") from None
-    return pyarrow
-
-
 def _open(path: Path) -> Any:
-    arrow = _pyarrow()
+    arrow = import_pyarrow()
     try:
         return arrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as problem:
@@ -117,7 +110,7 @@ def _open(path: Path) -> Any:
 
 def write_parquet(file: BinaryIO, rows: Sequence[tuple[Record, bytes]]) -> None:
     """One file of records with their images in it, 100 rows a group; `meta` as JSON."""
-    arrow = _pyarrow()
+    arrow = import_pyarrow("writing Parquet")
     values = []
     for record, image in rows:
         meta = json.dumps(dict(record.meta), ensure_ascii=False)

@@ -11,8 +11,9 @@ from typing import Any
 
 from abc_embed.data.image_files import visible_files
 from abc_embed.data.published.archives import sample_hash
-from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.parquet import import_pyarrow
 
 _FILES_KEY = b"abc_embed_files"
 _BATCH = 16_384
@@ -44,9 +45,7 @@ def copy_parquet(
         OutputError: `path` cannot be written.
         MissingExtraError: pyarrow is not installed.
     """
-    arrow = _pyarrow()
-    import pyarrow.parquet as parquet
-
+    arrow = import_pyarrow()
     make_folder(path.parent)
     done, total = 0, sum(file.stat().st_size for file in files)
     schema: Any = None
@@ -54,7 +53,7 @@ def copy_parquet(
     with atomic_write(path) as out:
         for file in files:
             try:
-                reader = parquet.ParquetFile(file)
+                reader = arrow.parquet.ParquetFile(file)
             except (arrow.ArrowException, OSError) as problem:
                 raise DataError(f"{file} is no whole Parquet file; fetch it again") from problem
             with reader:
@@ -76,14 +75,6 @@ def _fingerprint(files: Sequence[Path]) -> bytes:
     return json.dumps([[file.name, sample_hash(file)] for file in files]).encode()
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ModuleNotFoundError:
-        raise MissingExtraError.of("data", "reading Parquet") from None
-    return pyarrow
-
-
 class ArrowTable:
     """Rows of an Arrow file by number; survives pickling."""
 
@@ -94,7 +85,7 @@ class ArrowTable:
             DataError: there is no such file, it is damaged, or the Parquet files have changed.
         """
         self._path = path
-        arrow = _pyarrow()
+        arrow = import_pyarrow()
         try:
             self._table = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
         except (arrow.ArrowException, OSError) as problem:
