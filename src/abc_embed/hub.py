@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from abc_embed.errors import CheckpointError, OfflineError, UnknownModelError
+from abc_embed.storage.json_files import read_json
 
 BUNDLED = "bundled"
 """Name of the small model inside the package."""
@@ -157,3 +158,18 @@ def _fetch(repository: str, revision: str | None, files: tuple[str, ...]) -> Pat
             " reached to fetch it; connect this machine, or give local folders"
         ) from problem
     return Path(cached)
+
+
+def is_cached(repository: str, patterns: tuple[str, ...]) -> bool:
+    """Whether the hub's cache has the weights; a fetch that was broken off lacks the last ones."""
+    try:
+        folder = Path(
+            snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return any(folder.glob("*.safetensors"))
+    names = set(read_json(index)["weight_map"].values())
+    return all((folder / name).exists() for name in names)

@@ -1,17 +1,7 @@
 """The command line: `abc-embed COMMAND`, one file per command, imported only when it is used.
 
-Does: choose the command, and turn whatever ends it into an exit code and one plain sentence:
-0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C. Does not: load torch; a command does, when
-it runs.
-
-    parser.py      the commands by name, and their options
-    quickstart.py  embed.py  compare.py  search.py  scenes.py  mine.py
-    data.py (data_records.py, data_instruct.py)  train.py  bench.py  export.py  doctor.py
-    options.py     what several commands take
-    items.py       arguments, folders and JSONL -> items with names
-    writers.py     vectors -> .npy, .jsonl, .parquet, written aside and renamed
-    rankings.py    scores -> ranked tables; plot.py draws them
-    output.py      tables, JSON, messages, progress
+What ends a command becomes an exit code and one plain sentence: 0 done, 1 failed, 2 wrong usage,
+130 stopped with Ctrl-C.
 """
 
 import logging

@@ -46,9 +46,10 @@ Tiers = Annotated[
 ]
 
 
-bench_sets.register(app)
-app.command("build-replica", epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
-app.command("audit", epilog=bench_audit.EXAMPLES)(bench_audit.audit)
+for _command in (bench_sets.coco, bench_sets.flickr30k, bench_sets.mmeb, bench_sets.zero_shot):
+    app.command(epilog=bench_sets.EXAMPLES)(_command)
+app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
+app.command(epilog=bench_audit.EXAMPLES)(bench_audit.audit)
 
 
 @app.command(epilog=EXAMPLES)

@@ -72,13 +72,7 @@ class EvaluationSettings(options.EncoderSettings):
         return options.parse_areas(self.max_pixels)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `abc-embed bench`."""
-    for command in (coco, flickr30k, mmeb, zero_shot):
-        name = command.__name__.replace("_", "-")
-        app.command(name, epilog=EXAMPLES)(options.with_settings(command))
-
-
+@options.with_settings
 def coco(
     data: Karpathy,
     images: Images,
@@ -94,6 +88,7 @@ def coco(
     _evaluate_captions(data, images, split, positives or [], settings)
 
 
+@options.with_settings
 def flickr30k(
     data: Karpathy, images: Images, split: Split = "test", *, settings: EvaluationSettings
 ) -> None:
@@ -123,6 +118,7 @@ def _evaluate_captions(
     evaluate(settings, "image_to_text_r1", [measure_captions])
 
 
+@options.with_settings
 def mmeb(
     data: Annotated[Path, typer.Option("--data", help="A local copy of TIGER-Lab/MMEB-eval.")],
     task: Annotated[
@@ -161,6 +157,7 @@ def mmeb(
         print_table(("MMEB v1, %", "rows", "accuracy", "paper"), table_rows(findings))
 
 
+@options.with_settings
 def zero_shot(
     data: Annotated[Path, typer.Option("--data", help="A folder with a subfolder per class.")],
     labels: Annotated[

@@ -4,11 +4,10 @@ Nothing is fetched or changed, but for a model that --model names.
 """
 
 import importlib.metadata
-import json
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +55,26 @@ def doctor(
 
     Exits with 1 if something is missing that every command needs, or the model does not work.
     """
-    facts = _facts()
-    checks = [*_packages(facts["versions"]), _trial(settings)]
-    if checks[0].good:
-        checks += [*_published(), _memory(facts["hardware"])]
-    checks += _extras()
+    from abc_embed import runtime
+
+    versions = runtime.versions()
+    hardware = {} if versions["torch"] == "missing" else runtime.hardware()
+    missing = [name for name, version in versions.items() if version == "missing"]
+    packages = _packages_check("packages", missing, "pip install abc-embed", needed=True)
+    checks = [packages, _trial(settings)]
+    if packages.good:
+        checks += [*_published(), _memory(hardware)]
+    for extra, names in extras().items():
+        missing = [name for name in names if not _is_installed(name)]
+        mend = f"pip install 'abc-embed[{extra}]'"
+        checks.append(_packages_check(f"extra {extra}", missing, mend))
     healthy = all(check.good or not check.needed for check in checks)
     if as_json:
-        listed = [
-            {"name": c.name, "good": c.good, "found": c.found, "mend": c.mend, "needed": c.needed}
-            for c in checks
-        ]
-        print_json({**facts, "checks": listed, "healthy": healthy})
+        facts = {"versions": versions, "hardware": hardware}
+        print_json({**facts, "checks": [asdict(check) for check in checks], "healthy": healthy})
     else:
-        print_table(("version", ""), list(facts["versions"].items()))
-        print_table(("machine", ""), _machine_rows(facts["hardware"]))
+        print_table(("version", ""), list(versions.items()))
+        print_table(("machine", ""), _machine_rows(hardware))
         rows = [(_YES_NO[c.good], c.name, c.found, c.mend) for c in checks]
         print_table(("works", "what", "found", "how to get it"), rows)
         print_result(
@@ -80,12 +84,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _facts() -> dict[str, Any]:
-    from abc_embed import runtime
-
-    versions = runtime.versions()
-    missing = versions["torch"] == "missing"
-    return {"versions": versions, "hardware": {} if missing else runtime.hardware()}
+def _packages_check(name: str, missing: list[str], mend: str, *, needed: bool = False) -> Check:
+    if missing:
+        return Check(name, False, f"without {', '.join(missing)}", mend, needed)
+    return Check(name, True, "all there", needed=needed)
 
 
 def _machine_rows(hardware: dict[str, Any]) -> list[tuple[str, str]]:
@@ -99,17 +101,9 @@ def _machine_rows(hardware: dict[str, Any]) -> list[tuple[str, str]]:
         elif name == "memory_bytes":
             rows.append(("memory", "unknown" if value is None else _size(value)))
         else:
-            shown = _YES_NO[value] if isinstance(value, bool) else str(value)
-            rows.append((name.replace("_", " "), shown))
+            text = _YES_NO[value] if isinstance(value, bool) else str(value)
+            rows.append((name.replace("_", " "), text))
     return rows
-
-
-def _packages(versions: dict[str, str]) -> list[Check]:
-    missing = [name for name, version in versions.items() if version == "missing"]
-    if missing:
-        lost = ", ".join(missing)
-        return [Check("packages", False, f"without {lost}", "pip install abc-embed", needed=True)]
-    return [Check("packages", True, "all there", needed=True)]
 
 
 def _trial(settings: options.ModelSettings) -> Check:
@@ -134,7 +128,7 @@ def _published() -> list[Check]:
     """Which parts of the published model lie in the cache of the Hugging Face hub."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from abc_embed.hub import ADAPTER_FILES, BASE_FILES, PUBLISHED
+    from abc_embed.hub import ADAPTER_FILES, BASE_FILES, PUBLISHED, is_cached
 
     checks: list[Check] = []
     seen: set[str] = set()
@@ -143,7 +137,7 @@ def _published() -> list[Check]:
             if name is None or name in seen:
                 continue
             seen.add(name)
-            here = _is_cached(name, BASE_FILES if name == recipe.base else ADAPTER_FILES)
+            here = is_cached(name, BASE_FILES if name == recipe.base else ADAPTER_FILES)
             mend = "" if here else "fetched when a published model is first used, with a network"
             checks.append(Check(name, here, "fetched" if here else "not fetched", mend))
     folder = next(p for p in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if p.exists())
@@ -160,41 +154,13 @@ def _memory(hardware: dict[str, Any]) -> Check:
     gpus = [int(gpu["memory_bytes"]) for gpu in hardware["cuda"]]
     most = max(gpus, default=hardware["memory_bytes"] or 0)
     needed = PUBLISHED_GB * (1 if gpus else 2)
-    name, found = (
-        "memory for the published model",
-        f"{_size(most)} on the {'GPU' if gpus else 'CPU'}",
-    )
+    name = "memory for the published model"
+    found = f"{_size(most)} on the {'GPU' if gpus else 'CPU'}"
     if most >= needed * 10**9:
         return Check(name, True, found)
     mend = f"it takes {needed} GB"
     mend += "" if gpus else f"; {PUBLISHED_GB} GB with --dtype bfloat16, which is slow on a CPU"
     return Check(name, False, found, mend)
-
-
-def _is_cached(repository: str, patterns: tuple[str, ...]) -> bool:
-    """Whether the weights are there; a fetch that was broken off leaves out the last ones."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True)
-    except LocalEntryNotFoundError:
-        return False
-    index = Path(folder, "model.safetensors.index.json")
-    if not index.exists():
-        return any(Path(folder).glob("*.safetensors"))
-    wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all(Path(folder, name).exists() for name in wanted)
-
-
-def _extras() -> list[Check]:
-    checks = []
-    for extra, packages in extras().items():
-        missing = [name for name in packages if not _is_installed(name)]
-        found = "all there" if not missing else f"without {', '.join(missing)}"
-        mend = f"pip install 'abc-embed[{extra}]'" if missing else ""
-        checks.append(Check(f"extra {extra}", not missing, found, mend))
-    return checks
 
 
 def extras() -> dict[str, list[str]]:

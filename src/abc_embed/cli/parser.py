@@ -1,8 +1,4 @@
-"""The commands by name: the one that is called is imported, the others are only listed.
-
-Does: build the parser with typer. Does not: run anything, or turn errors into exit codes
-(`abc_embed.cli.run` does).
-"""
+"""The parser: the command that is called is imported, the others are only listed."""
 
 import importlib
 from collections.abc import Callable, Sequence
