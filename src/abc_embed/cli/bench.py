@@ -39,7 +39,6 @@ app = typer.Typer(
 Tiers = Annotated[
     list[str] | None,
     typer.Option(
-        "--tier",
         help=f"{', '.join(DRAWN)}, or one of the folder's; again for more.",
         show_default="G and B, or all of the folder",
     ),
@@ -58,12 +57,9 @@ def ctrlbench(
     model: options.EncoderName = options.MODEL,
     tier: Tiers = None,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="A CtrlBench folder of your own; else the tiers are drawn."),
+        Path | None, typer.Option(help="A CtrlBench folder of your own; else the tiers are drawn.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many images.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of records.", show_default="the cache folder"),
@@ -146,7 +142,7 @@ def _print_record(record: dict[str, Any]) -> None:
 
 @app.command(epilog=EXAMPLES)
 def build(
-    tier: Annotated[str, typer.Option("--tier", help=f"{', '.join(DRAWN)}.")],
+    tier: Annotated[str, typer.Option(help=f"{', '.join(DRAWN)}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the benchmark in.")],
     as_json: options.AsJson = False,
 ) -> None:
@@ -194,7 +190,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help="A CtrlBench folder that was measured; again for more."),
+        typer.Option(help="A CtrlBench folder that was measured; again for more."),
     ] = None,
 ) -> None:
     """Make report.md, report.csv, a picture of all scores, and one of each record's answers."""

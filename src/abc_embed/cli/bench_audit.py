@@ -32,13 +32,12 @@ def audit(
     model: Annotated[
         list[str],
         typer.Option(
-            "--model",
             help="A model of the panel; give it again for more. bundled, a folder, a published "
-            "name, st:NAME, open_clip:MODEL/PRETRAINED, late:NAME or random.",
+            "name, st:NAME, open_clip:MODEL/PRETRAINED, late:NAME or random."
         ),
     ] = [options.MODEL],  # noqa: B006  (typer copies it)
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many questions.")
+        int | None, typer.Option(min=1, help="Only the first so many questions.")
     ] = None,
     out: Annotated[
         Path | None,

@@ -36,16 +36,13 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="New folder for the bench
 Count = Annotated[
     int, typer.Option("--count", "-n", min=1, help="Images, drawn at random from the folder.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Another seed, other images.")]
-Licence = Annotated[str, typer.Option("--license", help="Of the images, for the rows.")]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed, other images.")]
+Licence = Annotated[str, typer.Option(help="Of the images, for the rows.")]
 Leaks = Annotated[
-    bool,
-    typer.Option("--leaks", help="Keep prompts with a word of their answer, as published."),
+    bool, typer.Option("--leaks", help="Keep prompts with a word of their answer, as published.")
 ]
-Tries = Annotated[int, typer.Option("--tries", min=1, help="Of a reply that has no such form.")]
-JsonMode = Annotated[
-    str, typer.Option("--json-mode", help="How JSON is asked for: schema, object or none.")
-]
+Tries = Annotated[int, typer.Option(min=1, help="Of a reply that has no such form.")]
+JsonMode = Annotated[str, typer.Option(help="How JSON is asked for: schema, object or none.")]
 
 
 @options.with_settings

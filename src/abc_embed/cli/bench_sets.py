@@ -31,11 +31,9 @@ Examples:
 Several resolutions are measured one after the other, and drawn with --figure.
 """
 
-Split = Annotated[str, typer.Option("--split", help="Of Karpathy's splits.")]
-Karpathy = Annotated[
-    Path, typer.Option("--data", help="dataset_coco.json or dataset_flickr30k.json.")
-]
-Images = Annotated[Path, typer.Option("--images", help="Folder that the images' paths start from.")]
+Split = Annotated[str, typer.Option(help="Of Karpathy's splits.")]
+Karpathy = Annotated[Path, typer.Option(help="dataset_coco.json or dataset_flickr30k.json.")]
+Images = Annotated[Path, typer.Option(help="Folder that the images' paths start from.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class EvaluationSettings(options.EncoderSettings):
         Path | None, typer.Option("--out", "-o", help="Folder to put the records in, as JSON.")
     ] = None
     figure: Annotated[
-        Path | None, typer.Option("--figure", help="PNG of several resolutions: score and speed.")
+        Path | None, typer.Option(help="PNG of several resolutions: score and speed.")
     ] = None
     as_json: options.AsJson = False
 
@@ -77,8 +75,7 @@ def coco(
     data: Karpathy,
     images: Images,
     positives: Annotated[
-        list[str] | None,
-        typer.Option("--positives", help="cxc or eccv: further right pairs; may be repeated."),
+        list[str] | None, typer.Option(help="cxc or eccv: further right pairs; may be repeated.")
     ] = None,
     split: Split = "test",
     *,
@@ -120,20 +117,18 @@ def _evaluate_captions(
 
 @options.with_settings
 def mmeb(
-    data: Annotated[Path, typer.Option("--data", help="A local copy of TIGER-Lab/MMEB-eval.")],
+    data: Annotated[Path, typer.Option(help="A local copy of TIGER-Lab/MMEB-eval.")],
     task: Annotated[
         list[str] | None,
-        typer.Option(
-            "--task", help="A set by its name; may be repeated.", show_default="all there"
-        ),
+        typer.Option(help="A set by its name; may be repeated.", show_default="all there"),
     ] = None,
     prefix: Annotated[
         bool, typer.Option("--prefix", help="Keep MMEB's words before a question.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first rows of each set.")
+        int | None, typer.Option(min=1, help="Only the first rows of each set.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Shuffles the candidates.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Shuffles the candidates.")] = 0,
     *,
     settings: EvaluationSettings,
 ) -> None:
@@ -159,13 +154,11 @@ def mmeb(
 
 @options.with_settings
 def zero_shot(
-    data: Annotated[Path, typer.Option("--data", help="A folder with a subfolder per class.")],
+    data: Annotated[Path, typer.Option(help="A folder with a subfolder per class.")],
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="JSON object: subfolder -> words for its class.")
+        Path | None, typer.Option(help="JSON object: subfolder -> words for its class.")
     ] = None,
-    template: Annotated[
-        str, typer.Option("--template", help="How a class is worded.")
-    ] = "A photo of a {label}.",
+    template: Annotated[str, typer.Option(help="How a class is worded.")] = "A photo of a {label}.",
     *,
     settings: EvaluationSettings,
 ) -> None:

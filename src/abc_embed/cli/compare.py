@@ -33,13 +33,11 @@ def compare(
     instruction: Annotated[
         list[str] | None,
         typer.Option(
-            "--instruction",
-            help="What to look at; each one gets its own ranking. Without any, the image alone.",
+            help="What to look at; each one gets its own ranking. Without any, the image alone."
         ),
     ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Also draw image and rankings: .png, .jpg or .webp."),
+        Path | None, typer.Option(help="Also draw image and rankings: .png, .jpg or .webp.")
     ] = None,
     *,
     settings: options.ImageModelSettings,

@@ -116,8 +116,7 @@ def index(
     spacing: Annotated[
         str,
         typer.Option(
-            "--spacing",
-            help="Between two places where reading can begin; less: quicker to read, more disk.",
+            help="Between two places where reading can begin; less: quicker to read, more disk."
         ),
     ] = "4 MB",
     again: Annotated[bool, typer.Option("--again", help="Drop the index that is there.")] = False,
@@ -169,8 +168,7 @@ def unpack(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to unpack into.")],
     limit: Annotated[
-        str | None,
-        typer.Option("--limit", help="Most that is unpacked.", show_default="the free disk"),
+        str | None, typer.Option(help="Most that is unpacked.", show_default="the free disk")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -213,7 +211,7 @@ def check(
     data: DataSet,
     columns: Columns = None,
     longest: Annotated[
-        int, typer.Option("--longest", min=1, help="Characters beyond which a text is long.")
+        int, typer.Option(min=1, help="Characters beyond which a text is long.")
     ] = 2000,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail for what comes twice or is long as well.")
@@ -246,11 +244,9 @@ def check(
 def convert(
     data: DataSet,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
-    to: Annotated[Form, typer.Option("--to", help="What to write.")] = Form.JSONL,
+    to: Annotated[Form, typer.Option(help="What to write.")] = Form.JSONL,
     columns: Columns = None,
-    part_size: Annotated[
-        int, typer.Option("--part-size", min=1, help="Rows of a Parquet or tar file.")
-    ] = 1000,
+    part_size: Annotated[int, typer.Option(min=1, help="Rows of a Parquet or tar file.")] = 1000,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a data set in another form; given again, goes on where it was stopped.
@@ -278,7 +274,7 @@ def show(
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")],
     columns: Columns = None,
     number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
 ) -> None:
     """Draw a contact sheet: images with boxes, captions, instructions and negatives."""
     import numpy as np

@@ -38,45 +38,32 @@ Out = Annotated[
     Path, typer.Option("--out", "-o", help="Records to write, in a folder above the images.")
 ]
 Images = Annotated[
-    Path | None,
-    typer.Option("--images", help="Folder of the images.", show_default="that of the source"),
+    Path | None, typer.Option(help="Folder of the images.", show_default="that of the source")
 ]
 Own = Annotated[
     bool, typer.Option("--own", help="Take the records' own questions; needs no model.")
 ]
-Tries = Annotated[
-    int, typer.Option("--tries", min=1, help="Of a region whose prompt cannot be used.")
-]
+Tries = Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionOptions:
     """Which images and which of their regions get an instruction."""
 
-    drop_largest: Annotated[
-        int, typer.Option("--drop-largest", min=0, help="Boxes of each image, by area.")
-    ] = 5
-    choose: Annotated[int, typer.Option("--choose", min=1, help="Regions of each image.")] = 4
-    max_iou: Annotated[
-        float, typer.Option("--max-iou", min=0, max=1, help="Most that two regions overlap.")
-    ] = 0.5
+    drop_largest: Annotated[int, typer.Option(min=0, help="Boxes of each image, by area.")] = 5
+    choose: Annotated[int, typer.Option(min=1, help="Regions of each image.")] = 4
+    max_iou: Annotated[float, typer.Option(min=0, max=1, help="Most that two regions overlap.")] = (
+        0.5
+    )
     max_similarity: Annotated[
-        float,
-        typer.Option("--max-similarity", min=0, max=1, help="Most that two phrases are alike."),
+        float, typer.Option(min=0, max=1, help="Most that two phrases are alike.")
     ] = 0.5
     similarity_model: Annotated[
-        str | None,
-        typer.Option(
-            "--similarity-model", help="Compare phrases by its vectors, not by their words."
-        ),
+        str | None, typer.Option(help="Compare phrases by its vectors, not by their words.")
     ] = None
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other regions.")] = 0
-    fraction: Annotated[
-        float, typer.Option("--fraction", min=0, max=1, help="Random share of the images.")
-    ] = 1.0
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Stop after so many images.")
-    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other regions.")] = 0
+    fraction: Annotated[float, typer.Option(min=0, max=1, help="Random share of the images.")] = 1.0
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None
 
     def settings(self, source: Path, root: Path) -> "InstructSettings":
         """What is done with each record of `source`, whose images are named from `root`."""

@@ -48,11 +48,9 @@ def embed(
         typer.Argument(help="Image files, folders of images, or - for JSONL on stdin."),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option("--text", help="A text to embed; may be repeated.")
+        list[str] | None, typer.Option(help="A text to embed; may be repeated.")
     ] = None,
-    instruction: Annotated[
-        str | None, typer.Option("--instruction", help="What to look at in every image.")
-    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -63,8 +61,7 @@ def embed(
         ),
     ] = None,
     on_error: Annotated[
-        OnError,
-        typer.Option("--on-error", help="A bad item ends the work, or is left out and listed."),
+        OnError, typer.Option(help="A bad item ends the work, or is left out and listed.")
     ] = OnError.RAISE,
     *,
     settings: options.BatchSettings,

@@ -47,9 +47,7 @@ Out = Annotated[
     typer.Option("--out", "-o", help="A .parquet of row numbers, or records next to the others."),
 ]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Show the plan, and stop.")]
-Examples = Annotated[
-    int, typer.Option("--examples", min=0, help="Rows on the page of examples; 0 for none.")
-]
+Examples = Annotated[int, typer.Option(min=0, help="Rows on the page of examples; 0 for none.")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,40 +55,33 @@ class MiningOptions:
     """What is searched and drawn, with what, and where the work is kept."""
 
     epsilon: Annotated[
-        float,
-        typer.Option("--epsilon", help="Keep what scores at most this times the own caption."),
+        float, typer.Option(help="Keep what scores at most this times the own caption.")
     ] = 0.95
-    pool: Annotated[int, typer.Option("--pool", min=1, help="The best so many below that.")] = 100
-    draw: Annotated[int, typer.Option("--draw", min=1, help="Negatives of each image.")] = DRAW
+    pool: Annotated[int, typer.Option(min=1, help="The best so many below that.")] = 100
+    draw: Annotated[int, typer.Option(min=1, help="Negatives of each image.")] = DRAW
     how: Annotated[
-        How, typer.Option("--how", help="Any of the pool, or one of each five, from the best on.")
+        How, typer.Option(help="Any of the pool, or one of each five, from the best on.")
     ] = How.UNIFORM
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another draw.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another draw.")] = 0
     search: Annotated[
-        Method,
-        typer.Option("--search", help="flat and plain are exact; auto is flat if faiss is there."),
+        Method, typer.Option(help="flat and plain are exact; auto is flat if faiss is there.")
     ] = Method.AUTO
     cells: Annotated[
-        int, typer.Option("--cells", min=0, help="ivf: cells; 0 for 4 times the root of all.")
+        int, typer.Option(min=0, help="ivf: cells; 0 for 4 times the root of all.")
     ] = 0
-    probes: Annotated[int, typer.Option("--probes", min=1, help="ivf: cells to look into.")] = 16
-    memory: Annotated[
-        str, typer.Option("--memory", help="Ceiling of the search, like 512 MB or 2 GB.")
-    ] = "1 GB"
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="That embed; each loads the model.")
-    ] = 1
+    probes: Annotated[int, typer.Option(min=1, help="ivf: cells to look into.")] = 16
+    memory: Annotated[str, typer.Option(help="Ceiling of the search, like 512 MB or 2 GB.")] = (
+        "1 GB"
+    )
+    processes: Annotated[int, typer.Option(min=1, help="That embed; each loads the model.")] = 1
     work: Annotated[
         Path | None,
         typer.Option(
-            "--work",
-            help="Folder for vectors and pools, which stay.",
-            show_default=f"{WORK} next to --out",
+            help="Folder for vectors and pools, which stay.", show_default=f"{WORK} next to --out"
         ),
     ] = None
     store: Annotated[
-        str,
-        typer.Option("--store", help="Vectors on disk: float32, or float16 for half of it."),
+        str, typer.Option(help="Vectors on disk: float32, or float16 for half of it.")
     ] = "float32"
 
     def settings(self) -> "Settings":

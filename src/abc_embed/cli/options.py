@@ -1,7 +1,8 @@
 """Options that several commands take, declared once, and the model that they name.
 
 A command takes such options as one object: a dataclass of them, spread out for typer by
-`with_settings`. torch is imported only when a model is loaded.
+`with_settings`. An option is named after its parameter or field. torch is imported only when a
+model is loaded.
 """
 
 import re
@@ -39,22 +40,19 @@ class OnError(StrEnum):
 Model = Annotated[
     str,
     typer.Option(
-        "--model",
-        help="bundled, a published name like TIGER-Lab/ABC-Qwen2VL-Instruct, or a saved folder.",
+        help="bundled, a published name like TIGER-Lab/ABC-Qwen2VL-Instruct, or a saved folder."
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[
     str,
     typer.Option(
-        "--dtype",
         help="auto (float32 on a CPU, else bfloat16), float32, bfloat16 or float16.",
     ),
 ]
 MaxPixels = Annotated[
     str | None,
     typer.Option(
-        "--max-pixels",
         help='Largest area at which an image is seen: pixels, or "256 tokens" of 28 x 28.',
         show_default="as the model says",
     ),
@@ -62,19 +60,17 @@ MaxPixels = Annotated[
 DecodeLimit = Annotated[
     int | None,
     typer.Option(
-        "--decode-limit",
         min=1,
         help="Largest image that is unpacked, in pixels; a file beyond it is refused unread.",
         show_default="89478485",
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Most items that go through the model together.")
+    int, typer.Option(min=1, help="Most items that go through the model together.")
 ]
 MaxPixelsList = Annotated[
     str | None,
     typer.Option(
-        "--max-pixels",
         help='Largest area at which an image is seen: pixels, "256 tokens" of 28 x 28, or several.',
         show_default="as the model says",
     ),
@@ -82,14 +78,11 @@ MaxPixelsList = Annotated[
 EncoderName = Annotated[
     str,
     typer.Option(
-        "--model",
         help="bundled, a folder, a published name, st:NAME, open_clip:MODEL/PRETRAINED, "
-        "late:NAME or random.",
+        "late:NAME or random."
     ),
 ]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Folder to keep vectors in between runs.")
-]
+Cache = Annotated[Path | None, typer.Option(help="Folder to keep vectors in between runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 
 

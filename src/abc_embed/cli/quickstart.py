@@ -30,8 +30,7 @@ TEXTS = ("a dog", "a cat", "a horse", "a rabbit", "a car", "a house")
 def quickstart(
     *,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Also draw picture and rankings: .png, .jpg or .webp."),
+        Path | None, typer.Option(help="Also draw picture and rankings: .png, .jpg or .webp.")
     ] = None,
     settings: options.ModelSettings,
     as_json: options.AsJson = False,

@@ -25,8 +25,8 @@ SHOWN = 12
 def scenes(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many images.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other scenes.")] = 0,
-    side: Annotated[int, typer.Option("--side", help="Pixels a side.")] = 112,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
+    side: Annotated[int, typer.Option(help="Pixels a side.")] = 112,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Pairs of things that are kept out of training.")
     ] = False,

@@ -35,21 +35,15 @@ Examples:
 def search(
     folder: Annotated[Path, typer.Argument(help="A folder of images; its subfolders count too.")],
     text: Annotated[str | None, typer.Argument(help="What the images are to show.")] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", help="An image to find others like.")
-    ] = None,
-    instruction: Annotated[
-        str | None, typer.Option("--instruction", help="What to look at in --image.")
-    ] = None,
+    image: Annotated[str | None, typer.Option(help="An image to find others like.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to look at in --image.")] = None,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many to show.")] = 5,
     on_error: Annotated[
-        OnError,
-        typer.Option("--on-error", help="A bad image is left out and listed, or ends the work."),
+        OnError, typer.Option(help="A bad image is left out and listed, or ends the work.")
     ] = OnError.SKIP,
     cache: Annotated[
         Path | None,
         typer.Option(
-            "--cache",
             help="Folder in which vectors are remembered.",
             show_default="ABC_EMBED_CACHE, or abc-embed in the user's cache folder",
         ),

@@ -64,7 +64,7 @@ CHECKOUT = Path(__file__).parents[3]
 class StageSettings:
     """A configuration, and what is done with it."""
 
-    config: Annotated[Path, typer.Option("--config", help="A TOML file; configs/ has examples.")]
+    config: Annotated[Path, typer.Option(help="A TOML file; configs/ has examples.")]
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
@@ -76,8 +76,7 @@ class StageSettings:
         ),
     ] = True
     log_to: Annotated[
-        str | None,
-        typer.Option("--log-to", help="none, tensorboard or wandb; short for --set train.log_to=…"),
+        str | None, typer.Option(help="none, tensorboard or wandb; short for --set train.log_to=…")
     ] = None
     dry_run: Annotated[
         bool,
@@ -86,8 +85,7 @@ class StageSettings:
         ),
     ] = False
     gpu: Annotated[
-        str,
-        typer.Option("--gpu", help="For --dry-run: memory of the GPU, like 24GB, if not this one."),
+        str, typer.Option(help="For --dry-run: memory of the GPU, like 24GB, if not this one.")
     ] = ""
     as_json: AsJson = False
 
@@ -228,10 +226,9 @@ def plot(
 
 @app.command(epilog=BUNDLED_EXAMPLES)
 def bundled(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the model is in it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the model is in it.")],
     scale: Annotated[
-        float,
-        typer.Option("--scale", min=0.0001, help="Longer or shorter than the shipped model's run."),
+        float, typer.Option(min=0.0001, help="Longer or shorter than the shipped model's run.")
     ] = 1.0,
 ) -> None:
     """The bundled model from nothing: its lessons, then stages 1 and 2.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from abc_embed.vlm.client import VlmClient
     from abc_embed.vlm.limits import PlannedRequest
 
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Of one reply.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Of one reply.")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,47 +24,34 @@ class VlmSettings:
     """A model behind an OpenAI-compatible endpoint; without `vlm` none is asked."""
 
     vlm: Annotated[
-        str | None, typer.Option("--vlm", help="The model that writes, as the endpoint names it.")
+        str | None, typer.Option(help="The model that writes, as the endpoint names it.")
     ] = None
     base_url: Annotated[
-        str | None,
-        typer.Option(
-            "--base-url", help="Of the endpoint.", show_default="OPENAI_BASE_URL, or OpenAI"
-        ),
+        str | None, typer.Option(help="Of the endpoint.", show_default="OPENAI_BASE_URL, or OpenAI")
     ] = None
-    key_variable: Annotated[
-        str, typer.Option("--key-variable", help="Environment variable that holds the key.")
-    ] = "OPENAI_API_KEY"
-    concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Requests under way at once.")
-    ] = 4
-    rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Most requests a minute.")] = None
-    tpm: Annotated[int | None, typer.Option("--tpm", min=1, help="Most tokens a minute.")] = None
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = (
+        "OPENAI_API_KEY"
+    )
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 4
+    rpm: Annotated[int | None, typer.Option(min=1, help="Most requests a minute.")] = None
+    tpm: Annotated[int | None, typer.Option(min=1, help="Most tokens a minute.")] = None
     price_in: Annotated[
-        float | None, typer.Option("--price-in", min=0, help="Of a million tokens of prompt.")
+        float | None, typer.Option(min=0, help="Of a million tokens of prompt.")
     ] = None
     price_out: Annotated[
-        float | None, typer.Option("--price-out", min=0, help="Of a million tokens of reply.")
+        float | None, typer.Option(min=0, help="Of a million tokens of reply.")
     ] = None
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="Over all runs with the same --out.")
+        float | None, typer.Option(min=0, help="Over all runs with the same --out.")
     ] = None
     image_tokens: Annotated[
-        int | None,
-        typer.Option("--image-tokens", min=1, help="Of one image.", show_default="by its size"),
+        int | None, typer.Option(min=1, help="Of one image.", show_default="by its size")
     ] = None
     token_field: Annotated[
-        str,
-        typer.Option(
-            "--token-field", help="max_completion_tokens for endpoints that want that name."
-        ),
+        str, typer.Option(help="max_completion_tokens for endpoints that want that name.")
     ] = "max_tokens"
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.01, help="Seconds for one reply.")
-    ] = 120.0
-    retries: Annotated[
-        int, typer.Option("--retries", min=0, help="After faults that may pass.")
-    ] = 6
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for one reply.")] = 120.0
+    retries: Annotated[int, typer.Option(min=0, help="After faults that may pass.")] = 6
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be asked and what it costs; ask nothing."),
