@@ -106,6 +106,14 @@ def test_vectors_never_lie_next_to_names_of_others(
     assert not path.exists()
 
 
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    with open_writer(f"{tmp_path}/o.npy") as writer:
+        writer.finish()
+    assert [path.name for path in writer.files] == ["o.ids.json", "o.npy"]
+    assert json.loads((tmp_path / "o.ids.json").read_text()) == []
+    assert np.load(tmp_path / "o.npy").shape == (0, 0)
+
+
 def test_an_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not end in \.npy, \.jsonl, \.parquet"):
         open_writer(tmp_path / "o.csv")

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import data_instruct, options
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import (
+    print_first,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+)
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
@@ -157,7 +163,7 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
     else:
         print_table(("rows", ""), result.counts())
     problems = result.problems()
-    _print_first(problems, SHOWN)
+    print_first(problems, SHOWN, "; --json names them all")
     print_message("complete" if result.ok else f"not complete: {len(problems):,} problems")
     if not result.ok:
         raise typer.Exit(1)
@@ -182,8 +188,8 @@ def unpack(
     most = None if limit is None else options.parse_size(limit, "--limit")
     with progress_bar("unpacking MB", unit=MB) as on_progress:
         done = run(open_images(folder), out, limit=most, on_progress=on_progress)
-    for name, why in done.left_out[:SHOWN]:
-        print_message(f"left out: {name} ({why})")
+    left_out = [f"left out: {name} ({why})" for name, why in done.left_out]
+    print_first(left_out, SHOWN, "; --json names them all")
     if as_json:
         print_json(done.as_json())
     else:
@@ -232,7 +238,8 @@ def check(
         print_json(report.as_json())
     else:
         for kind, lines in (("error", report.errors), ("remark", report.remarks)):
-            _print_first([f"{kind}: {line.place}: {line.why}" for line in lines], CHECK_SHOWN)
+            places = [f"{kind}: {line.place}: {line.why}" for line in lines]
+            print_first(places, CHECK_SHOWN, "; --json names them all")
         counts = [("rows", report.rows), ("usable", report.usable), *sorted(report.texts.items())]
         counts += [(name, report.counts[name]) for name in (*ERRORS, *REMARKS)]
         print_table((f"{dataset.form}", ""), counts)
@@ -308,19 +315,11 @@ def _open(data: Path, columns: list[str] | None) -> "Dataset":
 
     names: dict[str, str] = {}
     for text in columns or []:
-        ours, equals, theirs = text.partition("=")
-        if not equals or ours not in FIELDS:
+        field, equals, column = text.partition("=")
+        if not equals or field not in FIELDS:
             raise UsageError(
                 f"--column {text!r} is not of the form OURS=THEIRS, with OURS one of "
                 f"{', '.join(sorted(FIELDS))}"
             )
-        names[ours] = theirs
+        names[field] = column
     return open_dataset(data, names)
-
-
-def _print_first(lines: list[str], count: int) -> None:
-    """The first lines, and how many more there are."""
-    for line in lines[:count]:
-        print_message(line)
-    if len(lines) > count:
-        print_message(f"and {len(lines) - count:,} more; --json names them all")

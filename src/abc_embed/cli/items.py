@@ -51,7 +51,7 @@ def from_arguments(
             named += (_image(str(file), instruction) for file in _pictures(Path(path)))
         else:
             named.append(_image(path, instruction))
-    return [*named, *(_text(text) for text in texts)]
+    return [*named, *(_named_item(text, text=text) for text in texts)]
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -67,16 +67,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _image(path: str, instruction: str | None) -> NamedItem:
     is_url = path[:5].lower() == "data:" or "://" in path
-    name = valid(path if not is_url else f"{path[:60]}...")
-    if not is_url and not _exists(path):
-        error = ImageNotFoundError(
-            f"there is no file {path!r}; check the path (a text is given with --text)"
-        )
-        return NamedItem(name, None, error)
-    try:
-        return NamedItem(name, Item(image=path, instruction=instruction))
-    except InputError as error:
-        return NamedItem(name, None, error)
+    name = path if not is_url else f"{path[:60]}..."
+    if is_url or _exists(path):
+        return _named_item(name, image=path, instruction=instruction)
+    error = ImageNotFoundError(
+        f"there is no file {path!r}; check the path (a text is given with --text)"
+    )
+    return NamedItem(valid_name(name), None, error)
 
 
 def _exists(path: str) -> bool:
@@ -86,16 +83,16 @@ def _exists(path: str) -> bool:
         return True
 
 
-def valid(name: str) -> str:
+def _named_item(name: str, **fields: str | None) -> NamedItem:
+    try:
+        return NamedItem(valid_name(name), Item(**fields))
+    except InputError as error:
+        return NamedItem(valid_name(name), None, error)
+
+
+def valid_name(name: str) -> str:
     """A name that can be written to any file: broken Unicode, as in some file names, is escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _text(text: str) -> NamedItem:
-    try:
-        return NamedItem(valid(text), Item(text=text))
-    except InputError as error:
-        return NamedItem(valid(text), None, error)
 
 
 def from_lines(lines: Iterable[bytes]) -> Iterator[NamedItem]:
@@ -109,7 +106,7 @@ def _from_line(line: bytes, number: int) -> NamedItem:
     name = str(number)
     try:
         fields = _fields(line)
-        name = valid(fields.pop("id", name))
+        name = valid_name(fields.pop("id", name))
         return NamedItem(name, Item(**fields), line=number)
     except (InputError, DataError) as error:
         return NamedItem(name, None, error, line=number)

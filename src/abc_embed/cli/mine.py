@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import (
+    print_first,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+)
 from abc_embed.errors import OutputError
 from abc_embed.mining.engines import Method
 from abc_embed.mining.sample import DRAW, How
@@ -267,10 +273,7 @@ def print_bad(report: "Report", rejects: object) -> None:
         print_message(
             f"{len(report.bad)} of {report.rows} rows were left out; all are in {rejects}:"
         )
-    for _, where, why in report.bad[:BAD_SHOWN]:
-        print_message(f"  {where}: {why}")
-    if len(report.bad) > BAD_SHOWN:
-        print_message(f"  and {len(report.bad) - BAD_SHOWN} more")
+    print_first([f"  {where}: {why}" for _, where, why in report.bad], BAD_SHOWN, "")
 
 
 def print_report(report: "Report", settings: "Settings", out: Path, pictures: list[Path]) -> None:

@@ -20,6 +20,14 @@ def print_message(message: str) -> None:
     sys.stderr.write(f"{printable(message)}\n")
 
 
+def print_first(lines: Sequence[str], count: int, more: str) -> None:
+    """The first lines of message, and how many more there are; `more` says where."""
+    for line in lines[:count]:
+        print_message(line)
+    if len(lines) > count:
+        print_message(f"and {len(lines) - count:,} more{more}")
+
+
 def print_result(text: str) -> None:
     """One line of result, on stdout."""
     sys.stdout.write(f"{printable(text)}\n")

@@ -177,16 +177,16 @@ def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
             ("chunks", f"{load.chunks:,}"),
         ],
     )
-    found = plan.memory
+    memory = plan.memory
     parts = [
-        (f"frozen weights ({plan.frozen:,}, {plan.number_format})", found.frozen),
-        ("trained weights (float32)", found.trained),
-        ("their gradients", found.gradients),
-        ("AdamW's means", found.optimizer),
-        ("activations of the largest chunk", found.activations),
-        ("vectors and scores of the step", found.vectors),
-        ("reserve for CUDA and its allocator (a guess)", found.reserve),
-        ("all of it", found.total),
+        (f"frozen weights ({plan.frozen:,}, {plan.number_format})", memory.frozen),
+        ("trained weights (float32)", memory.trained),
+        ("their gradients", memory.gradients),
+        ("AdamW's means", memory.optimizer),
+        ("activations of the largest chunk", memory.activations),
+        ("vectors and scores of the step", memory.vectors),
+        ("reserve for CUDA and its allocator (a guess)", memory.reserve),
+        ("all of it", memory.total),
     ]
     print_table(("memory, estimated", "GiB"), [(name, f"{n / 2**30:.2f}") for name, n in parts])
     print_message(_verdict(plan, config))
