@@ -74,6 +74,7 @@ def test_nothing_asked_is_no_score() -> None:
             score(nothing)
     with pytest.raises(ValueError, match="do not fit"):
         metrics.resampled_means(np.zeros((0, 1)), [])
+    assert metrics.share([], []) == {"value": None, "interval": None, "of": 0}
 
 
 # -- intervals -------------------------------------------------------------------------------------

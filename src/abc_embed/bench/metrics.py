@@ -110,8 +110,10 @@ def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
 
 def share(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> dict[str, Any]:
-    """The mean of values `(Q,)`, its 95 % interval by cluster, and `Q`, as JSON values."""
+    """The mean of values `(Q,)`, its 95 % interval by cluster, and `Q`, as JSON; None of none."""
     column = np.asarray(values, dtype=np.float64)
+    if not len(column):
+        return {"value": None, "interval": None, "of": 0}
     means = resampled_means(column[:, None], clusters, draws=draws)[:, 0]
     return {"value": float(column.mean()), "interval": interval(means), "of": len(column)}
 

@@ -100,7 +100,7 @@ def ctrlbench(
                     max_pixels=area,
                     limit=limit,
                     again=again,
-                    progress=on_progress,
+                    on_progress=on_progress,
                 )
             date = record["time"][:10]
             print_message(

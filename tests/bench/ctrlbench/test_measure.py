@@ -278,7 +278,7 @@ def test_a_limit_is_of_images_and_candidates_stay_all(run: Measure, folders: Fol
 
 def test_progress_json_and_fewer_conditions(run: Measure) -> None:
     seen: list[tuple[int, int]] = []
-    found = run("Oracle", "G", progress=lambda done, of: seen.append((done, of)))
+    found = run("Oracle", "G", on_progress=lambda done, of: seen.append((done, of)))
     assert seen[-1] == (12, 12)
     assert json.loads(json.dumps(found, allow_nan=False))["benchmark"] == "ctrlbench-G"
     assert list(found["scores"]) == list(CONDITIONS)

@@ -180,9 +180,5 @@ def _is_solved(queries: Vectors, texts: Vectors, questions: AuditSet) -> Hits:
 
 def _shares(hits: Mapping[str, Hits], pictures: Sequence[int], draws: int) -> dict[str, Any]:
     """Each condition's share with its 95 % interval; pictures are resampled, not questions."""
-    table = np.stack(list(hits.values()), axis=1).astype(np.float64)
-    means = metrics.resampled_means(table, pictures, draws=draws)
-    return {
-        name: {"value": float(table[:, n].mean()), "interval": metrics.interval(means[:, n])}
-        for n, name in enumerate(hits)
-    }
+    shares = {name: metrics.share(values, pictures, draws) for name, values in hits.items()}
+    return {name: {key: s[key] for key in ("value", "interval")} for name, s in shares.items()}

@@ -30,6 +30,7 @@ from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.bench.ctrlbench.scores import compute_scores
 from abc_embed.bench.ctrlbench.validate import validate
 from abc_embed.bench.encoders.base import Encoder, Vectors
+from abc_embed.bench.metrics import DRAWS
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
 
@@ -64,9 +65,9 @@ def measure(
     *,
     max_pixels: int | None = None,
     limit: int | None = None,
-    draws: int = 2000,
+    draws: int = DRAWS,
     conditions: Sequence[str] = CONDITIONS,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Everything that is reported of a model on a tier, as JSON values.
 
@@ -80,7 +81,7 @@ def measure(
         limit: only the first so many pictures; the candidates stay all.
         draws: bootstrap resamples for the 95 % intervals.
         conditions: of `CONDITIONS`; fewer cost less.
-        progress: called with the number of pictures done and of all.
+        on_progress: called with the number of pictures done and of all.
 
     Raises:
         DataError: the folder breaks a promise of its tier, or has no such tier.
@@ -95,7 +96,7 @@ def measure(
     keys = {name: item_keys(queries, name) for name in supported if name != "random"}
     captions = encoder.embed([c.text for c in benchmark.corpus], max_pixels=max_pixels)
     wanted = [key for parts in keys.values() for part in parts for key in part if key is not None]
-    vectors = dict(_embed(encoder, benchmark, wanted, max_pixels, progress))
+    vectors = dict(_embed(encoder, benchmark, wanted, max_pixels, on_progress))
     embedding_s = time.perf_counter() - began
     query_vectors = {  # two parts are two unit vectors, so neither outweighs the other
         name: np.sum([_stack(part, vectors, encoder.dim) for part in parts], axis=0)
@@ -134,9 +135,9 @@ def measure_once(
     *,
     max_pixels: int | None = None,
     limit: int | None = None,
-    draws: int = 2000,
+    draws: int = DRAWS,
     again: bool = False,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path | None]:
     """The record, and where it was written; no path where it was there already in `folder`.
 
@@ -155,7 +156,13 @@ def measure_once(
             if records.record_key(record) == key:
                 return record, None
     findings = measure(
-        encoder, benchmark, tier, max_pixels=max_pixels, limit=limit, draws=draws, progress=progress
+        encoder,
+        benchmark,
+        tier,
+        max_pixels=max_pixels,
+        limit=limit,
+        draws=draws,
+        on_progress=on_progress,
     )
     record = records.make_record(encoder, findings, encoder.name)
     return record, records.write_record(record, folder)
@@ -263,7 +270,7 @@ def _embed(
     benchmark: Benchmark,
     wanted: Iterable[ItemKey],
     max_pixels: int | None,
-    progress: Progress | None,
+    on_progress: Progress | None,
 ) -> Iterator[tuple[ItemKey, Vectors]]:
     """Each different item once; all that shows a picture in one call."""
     by_image: dict[str | None, dict[ItemKey, None]] = defaultdict(dict)
@@ -280,8 +287,8 @@ def _embed(
         keys = [key for image in part for key in by_image[image]]
         items = [Item(image=files[str(image)], instruction=words) for image, words in keys]
         yield from zip(keys, encoder.embed(items, max_pixels=max_pixels), strict=True)
-        if progress is not None:
-            progress(start + len(part), len(images))
+        if on_progress is not None:
+            on_progress(start + len(part), len(images))
 
 
 def _stack(keys: Sequence[ItemKey | None], vectors: dict[ItemKey, Vectors], width: int) -> Vectors:

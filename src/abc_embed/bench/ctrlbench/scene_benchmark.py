@@ -68,7 +68,7 @@ def write_scene_benchmark(
     out: str | os.PathLike[str],
     *,
     side: int = SIDE,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
     """Draw the pictures and write the folder; equal benchmarks make equal bytes.
 
@@ -94,8 +94,8 @@ def write_scene_benchmark(
                 group=image.group,
             )
         )
-        if progress is not None:
-            progress(number + 1, len(spec.images))
+        if on_progress is not None:
+            on_progress(number + 1, len(spec.images))
     cap_ids = {text: f"c{number:04}" for number, text in enumerate(spec.candidates)}
     queries = [
         Query(

@@ -140,7 +140,7 @@ def _joint_findings(
         "image_accuracy": share(metrics.best_ranks(table, own) == 1, clusters, draws),
         "aspect_accuracy": share(first_of_own, clusters, draws),
         **_image_findings(queries, right, top[:, 0], clusters, draws),
-        "mirror_accuracy": _share(right[pairs].all(axis=1), all_clusters[pairs[:, 0]], draws),
+        "mirror_accuracy": share(right[pairs].all(axis=1), all_clusters[pairs[:, 0]], draws),
     }
     return {
         "joint": joint,
@@ -168,8 +168,8 @@ def _image_findings(
     all_right = np.array([right[group].all() for group in groups])
     flips = np.array([len(np.unique(first[group])) > 1 for group in groups])
     return {
-        "group_accuracy": _share(all_right, image_clusters, draws),
-        "flip_rate": _share(flips, image_clusters, draws),
+        "group_accuracy": share(all_right, image_clusters, draws),
+        "flip_rate": share(flips, image_clusters, draws),
     }
 
 
@@ -182,13 +182,6 @@ def _split(
         str(name): share(right[named == name], clusters[named == name], draws)
         for name in np.unique(named)
     }
-
-
-def _share(values: NDArray[Any], clusters: Ints, draws: int) -> dict[str, Any]:
-    """As `share`; None of none."""
-    if not len(values):
-        return {"value": None, "interval": None, "of": 0}
-    return share(values, clusters, draws)
 
 
 def _checks(tier: str, findings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ TIERS = {
 }
 
 
-def build(name: str, out: Path, progress: Progress | None = None) -> Benchmark:
+def build(name: str, out: Path, on_progress: Progress | None = None) -> Benchmark:
     """Draw a tier into a folder and validate it; equal on every machine.
 
     Raises:
@@ -48,13 +48,13 @@ def build(name: str, out: Path, progress: Progress | None = None) -> Benchmark:
         DataError: this machine draws other pixels or rows than the version has.
         OutputError: the folder cannot be written.
     """
-    benchmark = write_scene_benchmark(_tier(name).generate(), out, progress=progress)
+    benchmark = write_scene_benchmark(_tier(name).generate(), out, on_progress=on_progress)
     validate(benchmark, name)
     _check_hash(benchmark, name)
     return benchmark
 
 
-def load(name: str, progress: Progress | None = None) -> Benchmark:
+def load(name: str, on_progress: Progress | None = None) -> Benchmark:
     """The tier from the user's cache folder; drawn there at first use.
 
     Raises:
@@ -62,7 +62,7 @@ def load(name: str, progress: Progress | None = None) -> Benchmark:
     """
     folder = default_folder() / "ctrlbench" / f"{name}-{_tier(name).version}"
     if not (folder / CARD_FILE).is_file():  # written last, so what is there is complete
-        return build(name, folder, progress)
+        return build(name, folder, on_progress)
     benchmark = read_benchmark(folder)
     if benchmark.missing:
         raise DataError(f"{folder} has lost {benchmark.missing[0]}; delete the folder")
