@@ -46,7 +46,7 @@ def _loader(stream: Stream, first: int, steps: int, workers: int) -> DataLoader[
         batch_size=None,
         sampler=range(first, steps),
         num_workers=workers,
-        prefetch_factor=4,
+        prefetch_factor=4 if workers else None,
         collate_fn=_unchanged,
     )
 

@@ -167,7 +167,7 @@ def small_model() -> Any:
     )
 
 
-def split_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
+def split_run(config: Any, sampler: Any, out: Path) -> dict[str, Any]:
     """`train_run`, and the share of the model's weights that this process holds while training."""
     from abc_embed.train import stages
     from abc_embed.train.sharding import is_sharded
@@ -184,10 +184,10 @@ def split_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
         kept.append(held / total)
 
     stages.shard = spy
-    return train_run(config, source, out) | {"held": kept[0]}
+    return train_run(config, sampler, out) | {"held": kept[0]}
 
 
-def zero_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
+def zero_run(config: Any, sampler: Any, out: Path) -> dict[str, Any]:
     """`train_run` under ZeRO, the share of AdamW's means that this process holds at the end, and
     what DeepSpeed left on the weights."""
     from abc_embed.train.zero import ZeroAdamW
@@ -202,7 +202,7 @@ def zero_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
         found["left"] = sorted({name for p in self._attributes for name in vars(p)})
 
     ZeroAdamW.close = spy  # type: ignore[method-assign]
-    return train_run(config, source, out) | found
+    return train_run(config, sampler, out) | found
 
 
 def gathered_step(
@@ -245,13 +245,13 @@ def gathered_step(
     }
 
 
-def train_run(config: Any, source: Any, out: Path) -> dict[str, Any]:
+def train_run(config: Any, sampler: Any, out: Path) -> dict[str, Any]:
     """One run of a stage, as it would be by itself; τ and the trained weights as NumPy arrays."""
     from abc_embed.train.loop import run_stage1, run_stage2
 
     model, processor = small_model()
     run = run_stage1 if config.stage == "pretrain" else run_stage2
-    trained = run(config, source, model, processor, out)
+    trained = run(config, sampler, model, processor, out)
     weights = {name: value.numpy() for name, value in trained.state_dict().items()}
     return {"tau": trained.temperature.value, "weights": weights}
 

@@ -108,11 +108,11 @@ def test_workers_give_the_same_batches_in_the_same_order(
     _, processor = tiny()
     plain = config("instruct", steps=4)
     with_workers = replace(plain, data=replace(plain.data, workers=2))
-    source = pictures("instruct")
+    sampler = pictures("instruct")
     before = torch.get_rng_state()
-    alone = list(load_batches(source, processor, plain, first_step))
+    alone = list(load_batches(sampler, processor, plain, first_step))
     assert torch.equal(torch.get_rng_state(), before)  # loading draws nothing from training
-    apart = list(load_batches(source, processor, with_workers, first_step))
+    apart = list(load_batches(sampler, processor, with_workers, first_step))
     assert len(alone) == len(apart) == 4 - first_step
     for one, two in zip(alone, apart, strict=True):
         assert one.texts == two.texts and torch.equal(one.positives, two.positives)
@@ -183,7 +183,7 @@ def same_batch(one: TrainBatch, two: TrainBatch) -> None:
 def test_short_ones_first_pads_less_and_gives_the_same_gradients(
     stage: Any, make_stage: Any, config: Any, tiny: Any
 ) -> None:
-    """Against the same batch in the order of the source, in chunks of two."""
+    """Against the same batch in the order of the sampler, in chunks of two."""
     _, processor = tiny()
     random = np.random.default_rng(0)
     sizes = [(56, 56), (28, 28), (56, 56), (28, 28)]
@@ -217,7 +217,7 @@ def test_short_ones_first_pads_less_and_gives_the_same_gradients(
 
 @dataclass(frozen=True)
 class Killed:
-    """A source whose process is killed, as the system does when memory runs out."""
+    """A sampler whose process is killed, as the system does when memory runs out."""
 
     def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -245,7 +245,7 @@ def test_groups_are_made_when_they_are_taken() -> None:
 
 @dataclass(frozen=True)
 class Broken:
-    """A source whose second step names a file that is not there."""
+    """A sampler whose second step names a file that is not there."""
 
     def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
         image = "gone.png" if step == 1 else np.zeros((56, 56, 3), dtype=np.uint8)

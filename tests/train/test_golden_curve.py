@@ -27,11 +27,11 @@ WATCHED = ("loss", "grad_norm", "tau")
 TOLERANCE = 2e-3
 
 
-def run(source: Uneven, out: Path, **train: Any) -> list[list[float]]:
-    config = small_config(source.stage, steps=20, checkpoint_every=20, chunk_size=3, **train)
+def run(sampler: Uneven, out: Path, **train: Any) -> list[list[float]]:
+    config = small_config(sampler.stage, steps=20, checkpoint_every=20, chunk_size=3, **train)
     config = replace(config, optim=replace(config.optim, warmup_share=0.2))
     with suppress(KeyboardInterrupt):
-        train_run(config, source, out)
+        train_run(config, sampler, out)
     return [[row[name] for name in WATCHED] for row in read_metrics(out / "metrics.jsonl")]
 
 

@@ -30,10 +30,10 @@ EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queri
 def train(tiny: Any, pictures: Any) -> Callable[..., AbcModel]:
     """Train a fresh tiny model on the coloured pictures."""
 
-    def run(config: TrainConfig, out: Path, source: Any = None, **options: Any) -> AbcModel:
+    def run(config: TrainConfig, out: Path, sampler: Any = None, **options: Any) -> AbcModel:
         model, processor = tiny()
-        source = source or pictures(config.stage)
-        return RUNS[config.stage](config, source, model, processor, out, **options)
+        sampler = sampler or pictures(config.stage)
+        return RUNS[config.stage](config, sampler, model, processor, out, **options)
 
     return run
 

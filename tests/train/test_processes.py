@@ -30,8 +30,8 @@ def test_two_processes_learn_what_one_does(stage: str, tmp_path: Path) -> None:
     """Five images a step, so their shares are uneven, as are questions and captions."""
     config = small_config(stage, chunk_size=2)
     alone = train_run(config, Uneven(stage), tmp_path / "alone")
-    source = Uneven(stage, own_only=True)
-    one, two = values(run_processes(2, train_run, config, source, tmp_path / "together"))
+    sampler = Uneven(stage, own_only=True)
+    one, two = values(run_processes(2, train_run, config, sampler, tmp_path / "together"))
     assert_same_run(tmp_path / "together", tmp_path / "alone", one, alone)
     for name, weight in one["weights"].items():
         assert np.array_equal(two["weights"][name], weight), name
@@ -50,8 +50,8 @@ def test_split_weights_learn_what_whole_ones_do(stage: str, tmp_path: Path) -> N
     """FSDP2, chunks of unequal number per process, gradient checkpointing."""
     config = small_config(stage, chunk_size=2, gradient_checkpointing=True)
     alone = train_run(config, Uneven(stage), tmp_path / "alone")
-    source = Uneven(stage, own_only=True)
-    results = values(run_processes(2, split_run, config, source, tmp_path / "together", env=SPLIT))
+    sampler = Uneven(stage, own_only=True)
+    results = values(run_processes(2, split_run, config, sampler, tmp_path / "together", env=SPLIT))
     assert_same_run(tmp_path / "together", tmp_path / "alone", results[0], alone)
     assert all(0.45 < one["held"] < 0.6 for one in results)  # about half, each
     assert (tmp_path / "together/model/model.safetensors").is_file()
@@ -87,9 +87,9 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path) -> None:
     config = small_config("pretrain", checkpoint_every=2)
     alone = train_run(config, Uneven("pretrain"), tmp_path / "alone")
     for step, count in ((3, 2), (4, 1)):
-        source = Uneven("pretrain", stop_before=step)
+        sampler = Uneven("pretrain", stop_before=step)
         env = SPLIT if count > 1 else {}
-        results = run_processes(count, train_run, config, source, tmp_path / "together", env=env)
+        results = run_processes(count, train_run, config, sampler, tmp_path / "together", env=env)
         assert all("KeyboardInterrupt" in one.error for one in results)
     found = values(
         run_processes(2, split_run, config, Uneven("pretrain"), tmp_path / "together", env=SPLIT)
@@ -99,8 +99,8 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path) -> None:
 
 def test_bad_data_on_one_process_ends_all_with_one_sentence(tmp_path: Path) -> None:
     config = small_config("pretrain")
-    source = Uneven("pretrain", broken=(1, 4))  # step 2, the second process's share
-    one, two = run_processes(2, train_run, config, source, tmp_path)
+    sampler = Uneven("pretrain", broken=(1, 4))  # step 2, the second process's share
+    one, two = run_processes(2, train_run, config, sampler, tmp_path)
     assert "no/such/picture.png" in two.error and not two.said_elsewhere
     assert one.error == f"process 1 of 2 stopped: {two.error}" and one.said_elsewhere
     assert "\n" not in two.error
@@ -109,16 +109,16 @@ def test_bad_data_on_one_process_ends_all_with_one_sentence(tmp_path: Path) -> N
 
 def test_a_full_disk_or_a_bad_folder_ends_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    source = Uneven("pretrain")
-    one, two = run_processes(2, train_run, small_config("pretrain"), source, tmp_path / "file/run")
+    sampler = Uneven("pretrain")
+    one, two = run_processes(2, train_run, small_config("pretrain"), sampler, tmp_path / "file/run")
     assert "cannot be made" in one.error and not one.said_elsewhere
     assert "cannot be made" in two.error and two.said_elsewhere
 
 
 def test_a_process_that_is_gone_does_not_leave_the_other_hanging(tmp_path: Path) -> None:
     config = small_config("pretrain", checkpoint_every=1)
-    source = Uneven("pretrain", exit_at=(2, "1"))
-    one, two = run_processes(2, train_run, config, source, tmp_path)
+    sampler = Uneven("pretrain", exit_at=(2, "1"))
+    one, two = run_processes(2, train_run, config, sampler, tmp_path)
     assert two.error == "gone"
     assert one.error.startswith("another process of this run has ended")
     state = json.loads((tmp_path / "checkpoints/step-00000002/state.json").read_text())

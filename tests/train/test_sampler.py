@@ -64,8 +64,8 @@ def flat(groups: Any) -> list[tuple[Any, ...]]:
 
 
 def test_stage1_gets_captions_with_negatives_drawn_anew(folder: Path) -> None:
-    source = RecordSampler(folder, "pretrain", DataConfig(negatives=2))
-    first, again = source.groups(0, 10, seed=0), source.groups(1, 10, seed=0)
+    sampler = RecordSampler(folder, "pretrain", DataConfig(negatives=2))
+    first, again = sampler.groups(0, 10, seed=0), sampler.groups(1, 10, seed=0)
     assert sorted(captions(first)) == sorted(captions(again)) == [f"caption {i}" for i in range(10)]
     assert captions(first) != captions(again)  # another order the second time through
     for group in first:
@@ -78,9 +78,9 @@ def test_stage1_gets_captions_with_negatives_drawn_anew(folder: Path) -> None:
 
 
 def test_stage2_gets_several_instructions_of_an_image(folder: Path) -> None:
-    source = RecordSampler(folder / "records.jsonl", "instruct", DataConfig(instructions=2))
+    sampler = RecordSampler(folder / "records.jsonl", "instruct", DataConfig(instructions=2))
     wordings = set()
-    for group in source.groups(0, 10, seed=0):
+    for group in sampler.groups(0, 10, seed=0):
         assert len(group.pairs) == 2 and len({answer for _, answer in group.pairs}) == 2
         for instruction, answer in group.pairs:
             assert instruction is not None and instruction.strip("?")[-1] == answer[-1]
@@ -89,17 +89,17 @@ def test_stage2_gets_several_instructions_of_an_image(folder: Path) -> None:
 
 
 def test_every_record_comes_once_before_any_comes_twice(folder: Path) -> None:
-    source = RecordSampler(folder, "pretrain", DataConfig())
-    seen = [text for step in range(5) for text in captions(source.groups(step, 4, seed=3))]
+    sampler = RecordSampler(folder, "pretrain", DataConfig())
+    seen = [text for step in range(5) for text in captions(sampler.groups(step, 4, seed=3))]
     assert sorted(seen[:10]) == sorted(seen[10:]) == [f"caption {i}" for i in range(10)]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
 def test_a_step_follows_from_its_number_and_the_seed(folder: Path, stage: Any) -> None:
-    def source() -> RecordSampler:
+    def sampler() -> RecordSampler:
         return RecordSampler(folder, stage, DataConfig(negatives=2, instructions=2))
 
-    one, other = source(), source()
+    one, other = sampler(), sampler()
     forward = [flat(one.groups(step, 3, seed=5)) for step in range(8)]
     backward = [flat(other.groups(step, 3, seed=5)) for step in reversed(range(8))]
     assert forward == backward[::-1]
@@ -124,9 +124,9 @@ def test_records_that_a_stage_cannot_use_are_left_out(
 
 
 def test_a_batch_larger_than_the_data_is_refused(folder: Path) -> None:
-    source = RecordSampler(folder, "pretrain", DataConfig())
+    sampler = RecordSampler(folder, "pretrain", DataConfig())
     with pytest.raises(ConfigError, match=r"train\.batch_size is 11 but only 10 records"):
-        source.groups(0, 11, seed=0)
+        sampler.groups(0, 11, seed=0)
 
 
 def test_groups_become_a_batch(folder: Path, tiny: Any) -> None:
@@ -145,13 +145,13 @@ def test_mined_negatives_take_the_place_of_the_records_own(folder: Path, tmp_pat
     mined = tmp_path / "mined.parquet"
     lists = {"row": [0, 2], "negatives": [[5, 6, 7], [1]]}
     parquet.write_table(pyarrow.table(lists), mined)
-    source = RecordSampler(folder, "pretrain", DataConfig(negatives=2, negatives_file=str(mined)))
-    found = {captions([group])[0]: set(group.negatives) for group in source.groups(0, 10, seed=0)}
+    sampler = RecordSampler(folder, "pretrain", DataConfig(negatives=2, negatives_file=str(mined)))
+    found = {captions([group])[0]: set(group.negatives) for group in sampler.groups(0, 10, seed=0)}
     assert len(found["caption 0"]) == 2
     assert found["caption 0"] < {"caption 5", "caption 6", "caption 7"}
     assert found["caption 2"] == {"caption 1"} and found["caption 4"] == set()
-    again = pickle.loads(pickle.dumps(source))
-    assert flat(again.groups(0, 10, 0)) == flat(source.groups(0, 10, 0))
+    again = pickle.loads(pickle.dumps(sampler))
+    assert flat(again.groups(0, 10, 0)) == flat(sampler.groups(0, 10, 0))
 
     parquet.write_table(pyarrow.table({"row": [0], "negatives": [[10]]}), mined)
     with pytest.raises(DataError, match="names row 10 but there are 10 rows"):
@@ -165,15 +165,15 @@ def test_a_mined_row_without_a_caption_is_named(write: Callable[..., Path], tmp_
     path = write([record(0, tmp_path), record(1, tmp_path, caption=None)])
     mined = tmp_path / "mined.parquet"
     parquet.write_table(pyarrow.table({"row": [0], "negatives": [[1]]}), mined)
-    source = RecordSampler(path, "pretrain", DataConfig(negatives_file=str(mined)))
+    sampler = RecordSampler(path, "pretrain", DataConfig(negatives_file=str(mined)))
     with pytest.raises(DataError, match=r"names row 1 of \S+, which has no caption"):
-        list(source.groups(0, 1, seed=0))
+        list(sampler.groups(0, 1, seed=0))
 
 
 def test_records_are_read_when_their_turn_comes(folder: Path) -> None:
     """Nothing of a record stays in memory; a line that was changed since is then a plain error."""
-    source = RecordSampler(folder, "pretrain", DataConfig())
-    groups = source.groups(0, 10, seed=0)
+    sampler = RecordSampler(folder, "pretrain", DataConfig())
+    groups = sampler.groups(0, 10, seed=0)
     text = (folder / "records.jsonl").read_text()
     (folder / "records.jsonl").write_text(text.replace("caption 3", "CAPTION 3"))
     assert "CAPTION 3" in captions(groups)
@@ -186,8 +186,8 @@ def test_a_folder_of_images_with_captions_is_enough(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (56, 56), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"shade {i}")
-    source = RecordSampler(tmp_path, "pretrain", DataConfig())
-    assert sorted(captions(source.groups(0, 3, seed=0))) == ["shade 0", "shade 1", "shade 2"]
+    sampler = RecordSampler(tmp_path, "pretrain", DataConfig())
+    assert sorted(captions(sampler.groups(0, 3, seed=0))) == ["shade 0", "shade 1", "shade 2"]
 
 
 def test_a_published_set_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:

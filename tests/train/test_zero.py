@@ -43,8 +43,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """The same by two processes under ZeRO."""
     out = tmp_path_factory.mktemp("together") / "run"
-    source = Uneven("pretrain", own_only=True)
-    return out, values(run_processes(2, zero_run, CONFIG, source, out, env=ZERO))
+    sampler = Uneven("pretrain", own_only=True)
+    return out, values(run_processes(2, zero_run, CONFIG, sampler, out, env=ZERO))
 
 
 def assert_split_and_equal(results: list[Any]) -> None:
@@ -76,8 +76,8 @@ def test_they_do_in_stage_2_with_the_first_stage_of_zero(tmp_path: Path) -> None
     env = {USE: "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
     config = small_config("instruct", chunk_size=2)
     one = train_run(config, Uneven("instruct"), tmp_path / "alone")
-    source = Uneven("instruct", own_only=True)
-    results = values(run_processes(2, zero_run, config, source, tmp_path / "together", env=env))
+    sampler = Uneven("instruct", own_only=True)
+    results = values(run_processes(2, zero_run, config, sampler, tmp_path / "together", env=env))
     assert_same_run(tmp_path / "together", tmp_path / "alone", results[0], one)
     assert_split_and_equal(results)
 
@@ -86,8 +86,8 @@ def test_a_run_goes_on_after_a_kill_and_in_another_way(
     alone: tuple[Path, Any], together: tuple[Path, list[Any]], tmp_path: Path
 ) -> None:
     """To the last bit by the same processes, within 1e-5 by one that holds everything."""
-    source = Uneven("pretrain", exit_at=(3, "1"))
-    results = run_processes(2, zero_run, CONFIG, source, tmp_path / "run", env=ZERO)
+    sampler = Uneven("pretrain", exit_at=(3, "1"))
+    results = run_processes(2, zero_run, CONFIG, sampler, tmp_path / "run", env=ZERO)
     assert results[0].error.startswith("another process of this run has ended")
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000002"]
     shutil.copytree(tmp_path / "run", tmp_path / "by-one")

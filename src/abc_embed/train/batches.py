@@ -22,7 +22,7 @@ import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -83,11 +83,7 @@ class LazyGroups(Sequence[Group]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Group: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Group]: ...
-    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+    def __getitem__(self, index: Any) -> Any:
         numbers = range(self._count)[index]
         return self._make(numbers) if isinstance(numbers, int) else [*map(self._make, numbers)]
 
@@ -139,7 +135,7 @@ def make_batch(groups: Sequence[Group], processor: Processor, max_pixels: int = 
 def make_shard(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> BatchShard:
     """The costly part of `make_batch`, which may be done apart for parts of a step."""
     if not groups or any(not group.pairs for group in groups):
-        raise DataError("the source gave a step without groups, or a group without a query")
+        raise DataError("the sampler gave a step without groups, or a group without a query")
     answers = tuple(tuple(answer for _, answer in group.pairs) for group in groups)
     negatives = tuple(text for group in groups for text in group.negatives)
     distinct = dict.fromkeys([*(text for texts in answers for text in texts), *negatives])
@@ -274,10 +270,10 @@ class _ShardDataset(Dataset["PackedShard | AbcError | None"]):
         try:
             groups = self.sampler.groups(step, train.batch_size, train.seed)
             if not groups:
-                raise DataError("the source gave a step without groups")
+                raise DataError("the sampler gave a step without groups")
             if len(groups) < self.world_size:
                 raise DataError(
-                    f"the source gave {len(groups)} images for step {step + 1}, fewer than the "
+                    f"the sampler gave {len(groups)} images for step {step + 1}, fewer than the "
                     f"{self.world_size} processes; start fewer of them"
                 )
             first, shards = self.rank * self.shards + shard, self.world_size * self.shards

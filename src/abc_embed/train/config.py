@@ -64,7 +64,7 @@ class DataConfig:
 
     records: str = ""
     """A records file, the folder that holds `records.jsonl`, or anything else that docs/recipes.md
-    lists. Empty when the caller hands in a source of its own."""
+    lists. Empty when the caller hands in a sampler of its own."""
     negatives_file: str = ""
     """Stage 1: what `abc-embed mine` wrote for these records (Parquet); its texts take the place of
     those in the records."""
@@ -159,7 +159,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """How long, in which portions, and what is kept."""
+    """How long, in which chunks, and what is kept."""
 
     steps: int
     """Optimizer steps: 4,000 in stage 1, 100 in stage 2 (paper sections 4 and 5)."""

@@ -167,7 +167,7 @@ class Pretrain(Stage):
         self, batch: TrainBatch, global_batch: GlobalBatch | None = None
     ) -> tuple[Tensor, Tensor]:
         if any(query.kind is not Kind.IMAGE for query in batch.queries):
-            raise DataError("stage 1 asks with the image alone; the source gave an instruction")
+            raise DataError("stage 1 asks with the image alone; the sampler gave an instruction")
         everyone = global_batch or GlobalBatch.single(batch)
         size = self._config.train.chunk_size
         images = self._pad_chunks(split_queries(batch, size), everyone.query_chunks)
@@ -215,7 +215,7 @@ class Instruct(Stage):
         self, batch: TrainBatch, global_batch: GlobalBatch | None = None
     ) -> tuple[Tensor, Tensor]:
         if any(query.kind is not Kind.INSTRUCTED for query in batch.queries):
-            raise DataError("stage 2 needs an instruction with every image; the source gave none")
+            raise DataError("stage 2 needs an instruction with every image; the sampler gave none")
         everyone = global_batch or GlobalBatch.single(batch)
         candidates = self._candidates(batch, everyone)
         queries = split_queries(batch, self._config.train.chunk_size)
