@@ -36,7 +36,7 @@ def _direction(text: str, dim: int) -> np.ndarray:
 
 
 class Fake(Encoder):
-    """Knows every scene by its file. Counts what it is asked. """
+    """Knows every scene by its file. Counts what it is asked."""
 
     dim = 512
     fingerprint = ""

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from published_sets import make_pretrain, make_vg
 
+from abc_embed.data.published.dataset import prepare
+from abc_embed.data.published.verify import verify
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.train.batches import Group, make_batch
 from abc_embed.train.config import DataConfig
@@ -193,3 +196,27 @@ def test_a_folder_of_images_with_captions_is_enough(tmp_path: Path) -> None:
 def test_a_published_set_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="abc-embed data fetch"):
         RecordSampler(f"abc-pretrain:{tmp_path / 'gone'}", "pretrain", DataConfig())
+
+
+def test_published_sets_give_groups_like_any_other(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    images = {
+        "pretrain": make_pretrain(tmp_path / "abc-pretrain"),
+        "instruct": make_vg(tmp_path / "abc-vg-instruct"),
+    }
+    for name, stage in (("abc-pretrain", "pretrain"), ("abc-vg-instruct", "instruct")):
+        folder = tmp_path / name
+        prepare(folder)
+        verify(folder)
+        sampler = RecordSampler(f"{name}:{folder}", stage, DataConfig(negatives=2, instructions=3))
+        groups = list(pickle.loads(pickle.dumps(sampler)).groups(0, 6, seed=0))
+        assert all(group.image in images[stage] for group in groups)
+        for group in groups:
+            number = images[stage].index(group.image)
+            if stage == "pretrain":
+                assert group.pairs == ((None, f"caption {number}"),)
+                following = {f"caption {(number + k) % 20}" for k in (1, 2, 3)}
+                assert len(set(group.negatives)) == 2 and set(group.negatives) < following
+            else:
+                assert len({answer for _, answer in group.pairs}) == 3
+                assert all(answer.endswith(f" of {number}") for _, answer in group.pairs)

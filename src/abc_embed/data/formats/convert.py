@@ -32,7 +32,7 @@ _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class ConvertReport:
     """What was done."""
 
     written: int
@@ -48,7 +48,7 @@ def convert(
     *,
     part_size: int = 1000,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Converted:
+) -> ConvertReport:
     """Write every row that can be used to `out`; given again, goes on where it was stopped.
 
     Images get the names `images/00000000.png` and so on. Rows keep their order; Parquet and tars
@@ -156,7 +156,7 @@ def _csv_line(record: Record) -> bytes:
     return line.getvalue().encode()
 
 
-def _join_parts(out: Path, form: Form, done: int) -> Converted:
+def _join_parts(out: Path, form: Form, done: int) -> ConvertReport:
     """Join what the parts left, count, and take the parts away."""
     parts = out / _PARTS
     paths = sorted(path for path in parts.glob("*.json") if path.name != _PLAN)
@@ -169,7 +169,7 @@ def _join_parts(out: Path, form: Form, done: int) -> Converted:
     if rejected:
         _join([path.with_suffix(".rejects") for path in paths], out / REJECTS_FILE, b"")
     shutil.rmtree(parts)
-    return Converted(sum(part["written"] for part in facts), rejected, done)
+    return ConvertReport(sum(part["written"] for part in facts), rejected, done)
 
 
 def _join(paths: Sequence[Path], out: Path, head: bytes) -> None:

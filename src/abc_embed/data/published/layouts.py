@@ -8,7 +8,7 @@ abc-vg-instruct   four regions per image; columns "0" to "3", each a struct of
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 from abc_embed.data.published.arrow_table import ArrowTable
 from abc_embed.data.records import Instruction, Region
@@ -101,13 +101,7 @@ class Captions(Sequence[str]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return Captions(self._table, self._numbers[place])
         caption = self._table.value(self._numbers[place], "caption")
