@@ -73,20 +73,20 @@ def progress_bar(
         description, total=total and total // unit, completed=first // unit, status=""
     )
     last_line = time.monotonic()
-    state = ""
+    state = printed = ""
 
     def on_progress(done: int, total: int | None = total, status: str = "") -> None:
-        nonlocal last_line, state
+        nonlocal last_line, state, printed
         bar.update(task, completed=done // unit, total=total and total // unit, status=status)
         of = "" if total is None else f" of {total // unit:,}"
         state = f"{description} {done // unit:,}{of}  {status}".rstrip() + "\n"
         if bar.disable and time.monotonic() - last_line >= PLAIN_LINE_EVERY_S:
-            last_line = time.monotonic()
+            last_line, printed = time.monotonic(), state
             sys.stderr.write(state)
 
     with bar:
         yield on_progress
-    if bar.disable and not transient:
+    if bar.disable and not transient and state != printed:
         sys.stderr.write(state)
 
 

@@ -16,6 +16,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert (out, err) == ("", "drawing 1\ndrawing 1,500 of 2,000\n")
 
 
+def test_a_status_is_shown_and_no_line_twice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY_S", 0.0)
+    with progress.progress_bar("step", 2, first=1, transient=False) as on_progress:
+        on_progress(2, status="loss 0.5")
+    assert capsys.readouterr().err == "step 2 of 2  loss 0.5\n"
+
+
 def test_progress_is_silent_when_it_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar("drawing", 3) as on_progress:
         for done in range(3):
