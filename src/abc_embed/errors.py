@@ -39,7 +39,7 @@ class AbcError(Exception):
     """Root of the tree: one plain sentence, and the exit code of a command that ends with it."""
 
     exit_code: int = 1
-    said_elsewhere: bool = False
+    reported_elsewhere: bool = False
     """Another process of the same run says it to the user, so this one keeps quiet."""
 
 

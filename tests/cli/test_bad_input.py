@@ -68,7 +68,7 @@ def test_the_limit_against_bombs_is_adjustable(cli: Cli, tiny: Path, bad: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (("compare", "photos", "a dog"), "'photos' is a folder; give the path of an image file"),
         (("search", "photos", "--image", "photos"), "'photos' is a folder"),
@@ -79,12 +79,12 @@ def test_the_limit_against_bombs_is_adjustable(cli: Cli, tiny: Path, bad: Path) 
     ],
 )
 def test_a_folder_and_a_file_in_each_others_place(
-    cli: Cli, tiny: Path, here: Path, words: tuple[str, ...], says: str
+    cli: Cli, tiny: Path, here: Path, words: tuple[str, ...], message: str
 ) -> None:
     (here / "void").mkdir()
     done = cli(*words, "--model", tiny)
     assert (done.code, done.out) == (1, "")
-    assert says in done.error
+    assert message in done.error
 
 
 LONG = "a " * 5_000  # the model reads 4,096 tokens
@@ -197,10 +197,10 @@ def test_in_bulk_the_good_ones_are_embedded_and_the_bad_ones_listed(
     assert done.code == 0
     assert json.loads(Path("out.ids.json").read_text()) == ["photo.jpg", "a dog"]
     assert np.load("out.npy").shape == (2, 64)
-    said = done.err.splitlines()
-    assert f"skipped {len(bad_names) + 1} of {len(bad_names) + 3}:" in said
+    lines = done.err.splitlines()
+    assert f"skipped {len(bad_names) + 1} of {len(bad_names) + 3}:" in lines
     for name in bad_names:
-        assert any(line.startswith(f"  {name}: ") and SAYS[name] in line for line in said)
+        assert any(line.startswith(f"  {name}: ") and SAYS[name] in line for line in lines)
 
 
 def test_control_characters_in_a_name_do_not_reach_the_terminal(

@@ -89,9 +89,9 @@ def test_a_missing_picture_is_said(cli: Cli, tiny: Path, here: Path, small: Path
 
 def test_build_says_what_it_made(cli: Cli, here: Path, drawn: None) -> None:
     done = cli("bench", "build", "--tier", "B", "--out", "made", "--json")
-    said = json.loads(done.out)
-    assert (said["images"], said["queries"], said["leaks"]) == (4, 24, 0)
-    assert said["content_hash"] == json.loads(Path("made/card.json").read_text())["content_hash"]
+    summary = json.loads(done.out)
+    assert (summary["images"], summary["queries"], summary["leaks"]) == (4, 24, 0)
+    assert summary["content_hash"] == json.loads(Path("made/card.json").read_text())["content_hash"]
     assert "the benchmark is in made" in cli("bench", "build", "--tier", "B", "--out", "made").out
 
 

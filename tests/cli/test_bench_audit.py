@@ -54,8 +54,8 @@ def test_export_gives_the_same_vectors(
     assert (done.code, done.out) == (0, "exported\n")
     model = SentenceTransformer("exported", trust_remote_code=True, device="cpu")
     assert abs(model.encode(["a dog"]) - embedder.embed(["a dog"])).max() <= 1e-5
-    said = json.loads(cli("export", "exported", "--model", str(tiny), "--json").out)
-    assert said["fingerprint"] == embedder.fingerprint
+    summary = json.loads(cli("export", "exported", "--model", str(tiny), "--json").out)
+    assert summary["fingerprint"] == embedder.fingerprint
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").write_text("mine")
     refused = cli("export", "mine", "--model", str(tiny))

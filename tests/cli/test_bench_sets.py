@@ -80,7 +80,7 @@ def test_areas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         ((*COCO, "--positives", "more"), 2, "--positives is 'more'; give cxc or eccv"),
         ((*COCO, "--model", "random", "--positives", "cxc"), 1, "belongs to MSCOCO 5K"),
@@ -92,7 +92,7 @@ def test_areas() -> None:
         (("bench", "zero-shot", "--data", "coco"), 1, "has 0 subfolders"),
     ],
 )
-def test_mistakes(cli: Cli, sets: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_mistakes(cli: Cli, sets: Path, words: tuple[str, ...], code: int, message: str) -> None:
     done = cli(*words)
     assert done.code == code
-    assert said in done.error
+    assert message in done.error

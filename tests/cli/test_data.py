@@ -89,7 +89,7 @@ def test_what_is_missing_is_named(cli: Cli, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "message"),
     [
         (("fetch", "coco", "--out", "x"), 2, "the sources are abc-pretrain, abc-vg-instruct"),
         (("fetch", "abc-pretrain"), 2, "--out"),
@@ -103,10 +103,10 @@ def test_what_is_missing_is_named(cli: Cli, here: Path) -> None:
         (("card", "photos"), 1, "holds neither records"),
     ],
 )
-def test_mistakes(cli: Cli, here: Path, words: tuple[str, ...], code: int, says: str) -> None:
+def test_mistakes(cli: Cli, here: Path, words: tuple[str, ...], code: int, message: str) -> None:
     done = cli("data", *words)
     assert (done.code, done.out) == (code, "")
-    assert says in done.err
+    assert message in done.err
     assert not Path("x").exists()
 
 

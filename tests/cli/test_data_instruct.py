@@ -58,10 +58,10 @@ def test_with_a_model(cli: Cli, scenes: Path) -> None:
         words += ["--out", out, "--json", "--price-in", 1, "--price-out", 2]
         done = cli(*words)
         assert done.code == 0, done.err
-        told = json.loads(done.out)
-        assert told["out"] == str(out)
-        assert told["written"] == 2 * len(list(read_records(out)))
-        assert told["asking"]["cost"] > 0
+        summary = json.loads(done.out)
+        assert summary["out"] == str(out)
+        assert summary["written"] == 2 * len(list(read_records(out)))
+        assert summary["asking"]["cost"] > 0
         sent = len(server.requests)
         again = json.loads(cli(*words).out)
         assert len(server.requests) == sent
@@ -155,7 +155,7 @@ def test_ctrl_c(scenes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "say who writes"),
         (("--own", "--vlm", "x"), "say who writes"),
@@ -168,12 +168,12 @@ def test_ctrl_c(scenes: Path) -> None:
         (("--own", "--out", "photos/x.jsonl"), "is not above"),
     ],
 )
-def test_wrong_use(cli: Cli, scenes: Path, words: tuple[str, ...], said: str) -> None:
+def test_wrong_use(cli: Cli, scenes: Path, words: tuple[str, ...], message: str) -> None:
     base = ("data", "instruct", "scenes", "--out", "scenes/x.jsonl")
     known = {p.name for p in scenes.iterdir()}
     done = cli(*base, *words)
     assert done.code == 2
-    assert said in done.error
+    assert message in done.error
     assert not leftovers(scenes, known)
 
 

@@ -78,7 +78,7 @@ def test_columns_of_others(cli: Cli, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("check", "nowhere"), 1, "there is no nowhere"),
         (("check", "photo.jpg"), 1, "is no data set"),
@@ -87,7 +87,7 @@ def test_columns_of_others(cli: Cli, here: Path) -> None:
         (("show", "photos", "--out", "no/x.png"), 1, "there is no folder 'no'"),
     ],
 )
-def test_mistakes(cli: Cli, here: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_mistakes(cli: Cli, here: Path, words: tuple[str, ...], code: int, message: str) -> None:
     done = cli("data", *words)
     assert done.code == code
-    assert said in done.error
+    assert message in done.error

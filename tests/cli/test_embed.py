@@ -138,9 +138,9 @@ def test_skipping_goes_on_and_ends_with_the_list(cli: Cli, tiny: Path, here: Pat
     assert done.code == 0
     assert json.loads(Path("o.ids.json").read_text()) == ["1", "9"]
     assert np.load("o.npy").shape == (2, 64)
-    said = done.err.splitlines()
-    assert said[0] == "skipped 7 of 9:"
-    reasons = dict(line.strip().split(": ", 1) for line in said[1:])
+    lines_printed = done.err.splitlines()
+    assert lines_printed[0] == "skipped 7 of 9:"
+    reasons = dict(line.strip().split(": ", 1) for line in lines_printed[1:])
     expected = {
         "line 2": "'imge' is not known; the fields are id, text, image, instruction",
         "line 3": "there is no file 'gone.jpg'; check the path",
@@ -196,7 +196,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ((), "there is nothing to embed"),
         (("--text", "a dog", "--instruction", "left?"), "an instruction goes with images"),
@@ -207,10 +207,12 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
         (("photo.jpg", "--max-pixels", "10"), "max_pixels is 10, less than one visual token"),
     ],
 )
-def test_wrong_usage(cli: Cli, tiny: Path, here: Path, words: tuple[str, ...], says: str) -> None:
+def test_wrong_usage(
+    cli: Cli, tiny: Path, here: Path, words: tuple[str, ...], message: str
+) -> None:
     done = cli("embed", *words, "--model", tiny)
     assert (done.code, done.out) == (2, "")
-    assert says in done.error
+    assert message in done.error
 
 
 def test_parquet_without_its_package_names_the_pip_line(

@@ -96,7 +96,7 @@ def test_sizes_and_times() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "message"),
     [
         (("drawn", "--out", "mined.jsonl"), 2, "--out is in another folder"),
         (("drawn", "--out", "drawn/records.jsonl"), 2, "is the records file itself"),
@@ -117,10 +117,10 @@ def test_sizes_and_times() -> None:
     ],
 )
 def test_mistakes(
-    cli: Cli, tiny: Path, drawn: Path, words: tuple[str, ...], code: int, says: str
+    cli: Cli, tiny: Path, drawn: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     known = leftovers(drawn, set())
     done = cli("mine", *words, "--model", tiny)
     assert (done.code, done.out) == (code, "")
-    assert says in done.err
+    assert message in done.err
     assert not leftovers(drawn, known)

@@ -32,7 +32,7 @@ class ProcessResult:
     value: Any = None
     error: str = ""
     """Sentence of the `AbcError` it ended with, or the name of another error."""
-    said_elsewhere: bool = False
+    reported_elsewhere: bool = False
 
 
 def run_processes(
@@ -83,7 +83,7 @@ def _run(env: dict[str, str], sender: Connection, function: Any, args: Sequence[
     try:
         result = ProcessResult(function(*args))
     except AbcError as error:
-        result = ProcessResult(error=str(error), said_elsewhere=error.said_elsewhere)
+        result = ProcessResult(error=str(error), reported_elsewhere=error.reported_elsewhere)
     except BaseException as error:  # noqa: BLE001  (the test looks at it)
         result = ProcessResult(error=f"{type(error).__name__}: {error}")
     sender.send(result)

@@ -101,8 +101,8 @@ def test_bad_data_on_one_process_ends_all_with_one_sentence(tmp_path: Path) -> N
     config = small_config("pretrain")
     sampler = Uneven("pretrain", broken=(1, 4))  # step 2, the second process's share
     one, two = run_processes(2, train_run, config, sampler, tmp_path)
-    assert "no/such/picture.png" in two.error and not two.said_elsewhere
-    assert one.error == f"process 1 of 2 stopped: {two.error}" and one.said_elsewhere
+    assert "no/such/picture.png" in two.error and not two.reported_elsewhere
+    assert one.error == f"process 1 of 2 stopped: {two.error}" and one.reported_elsewhere
     assert "\n" not in two.error
     assert len(curve(tmp_path)) == 1
 
@@ -111,8 +111,8 @@ def test_a_full_disk_or_a_bad_folder_ends_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     sampler = Uneven("pretrain")
     one, two = run_processes(2, train_run, small_config("pretrain"), sampler, tmp_path / "file/run")
-    assert "cannot be made" in one.error and not one.said_elsewhere
-    assert "cannot be made" in two.error and two.said_elsewhere
+    assert "cannot be made" in one.error and not one.reported_elsewhere
+    assert "cannot be made" in two.error and two.reported_elsewhere
 
 
 def test_a_process_that_is_gone_does_not_leave_the_other_hanging(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:  # what the parser ends with, done or not
         code = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
     except AbcError as error:
-        code = error.exit_code if error.said_elsewhere else _failed(str(error), error.exit_code)
+        code = error.exit_code if error.reported_elsewhere else _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = STOPPED
     except OSError as error:

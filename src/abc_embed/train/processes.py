@@ -91,7 +91,7 @@ class ProcessGroup:
             sentence = sentences[failed[0]]
             error = TrainingError(f"process {failed[0]} of {self.world_size} stopped: {sentence}")
         if isinstance(error, AbcError):
-            error.said_elsewhere = self.rank != failed[0]
+            error.reported_elsewhere = self.rank != failed[0]
         raise error
 
     @contextmanager
