@@ -103,7 +103,7 @@ def bundled_folder() -> Path:
     if not folder.is_dir():
         raise CheckpointError(
             f"the bundled model is missing from this installation ({folder}); install the package"
-            " again, or make it with: abc-embed train bundled"
+            " again, or make it in a checkout with: make bundled"
         )
     return folder
 
