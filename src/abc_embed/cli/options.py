@@ -7,12 +7,12 @@ model is loaded.
 
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_type_hints
 
 import typer
 
@@ -207,6 +207,23 @@ def area_in_pixels(text: str) -> int:
     """`"256 tokens"` or `"200704"` -> pixels, a token being 28 x 28 for all models."""
     number, counts_tokens = parse_area(text)
     return number * PIXELS_PER_TOKEN if counts_tokens else number
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings(BatchSettings):
+    """The same for what may be an index, which knows its model by name."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            help="bundled, a published name, or a saved folder.",
+            show_default="that of the index; else bundled",
+        ),
+    ] = ""
+
+    def with_default(self, model: str) -> Self:
+        """The settings with this model, where the user named none."""
+        return replace(self, model=self.model or model)
 
 
 def parse_area(text: str) -> tuple[int, bool]:

@@ -1,24 +1,28 @@
-"""`abc-embed search`: the images of a folder that fit a text, an image, or both at once.
+"""`abc-embed search`: the images of a folder or an index that fit a text, an image, or both.
 
-What is new in the folder is embedded, the rest remembered; the folder itself stays as it is.
+What is new in a folder is embedded, the rest remembered; an index is searched as it is.
 """
 
+import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import print_json, print_message, print_table
-from abc_embed.errors import ImageNotFoundError, OutputError, UsageError
+from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
 from abc_embed.progress import progress_bar
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
-    from abc_embed.inputs import Item
-    from abc_embed.search.folder import FolderIndex
+    from abc_embed.search.folder import FolderIndex, Hit
+    from abc_embed.search.queries import Query
     from abc_embed.storage.vector_cache import VectorCache
 
 EXAMPLES = """\
@@ -26,78 +30,218 @@ Examples:
 
 \b
   abc-embed search photos "a dog" -k 3
+  abc-embed search photos '"a dog" + 0.5*"snow" - "a cat"'
   abc-embed search photos --image photo.jpg
   abc-embed search photos --image photo.jpg --instruction "what is on the left?"
+  abc-embed search photos "a dog" "a cat" --plot hits.png
 """
 
+NOTHING = "nothing more matches"
+"""What a table says below the line."""
 
-@options.with_settings
-def search(
-    folder: Annotated[Path, typer.Argument(help="A folder of images; its subfolders count too.")],
-    text: Annotated[str | None, typer.Argument(help="What the images are to show.")] = None,
-    image: Annotated[str | None, typer.Option(help="An image to find others like.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What to look at in --image.")] = None,
-    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many to show.")] = 5,
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What is shown of the hits, and how."""
+
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many to show.")] = 5
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show what is below the line of an index, too.")
+    ] = False
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the hits on a page: a .png file.")
+    ] = None
+    open_best: Annotated[
+        bool, typer.Option("--open", help="Open the page of --plot, or else the best hit.")
+    ] = False
+
+    def check(self) -> None:
+        """Find out before the work whether the page can be written."""
+        if self.plot is not None:
+            if self.plot.suffix.lower() != ".png":
+                raise UsageError(f"{str(self.plot)!r} does not end in .png; give such a name")
+            check_writable(self.plot)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings:
+    """How a folder is read; an index knows its images already."""
+
     on_error: Annotated[
-        OnError, typer.Option(help="A bad image is left out and listed, or ends the work.")
-    ] = OnError.SKIP,
+        OnError,
+        typer.Option(help="A bad image is left out and listed, or ends the work."),
+    ] = OnError.SKIP
     cache: Annotated[
         Path | None,
         typer.Option(
             help="Folder in which vectors are remembered.",
             show_default="ABC_EMBED_CACHE, or abc-embed in the user's cache folder",
         ),
-    ] = None,
+    ] = None
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Remember nothing, and embed every image anew.")
-    ] = False,
+    ] = False
+
+
+@options.with_settings
+def search(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of images, with its subfolders; or an index.")
+    ],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="What to look for; each gets its own table."),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--image", help="An image to find others like; may be repeated."),
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to look at in --image.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Of an index: \"width > 1000 and taken >= '2025-01-01'\"."),
+    ] = None,
     *,
-    settings: options.BatchSettings,
+    output: OutputSettings,
+    reading: FolderSettings,
+    settings: options.IndexSettings,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the images of a folder that fit best.
+    """Show the images of a folder or an index that fit best.
 
-    The first search embeds every image; later ones, with the same model, only those whose content
-    is new.
+    The first search of a folder embeds every image; later ones, with the same model, only those
+    whose content is new. An index also knows what fits no image: only answers are shown.
     """
-    from abc_embed.search.folder import index_images
+    from abc_embed.search.settings import is_index, read_settings
 
-    query = _query(text, image, instruction)
+    queries = _queries(texts or [], images or [], instruction)
+    output.check()
+    if is_index(folder):
+        settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
+        results = _search_index(folder, queries, output.count, where, settings)
+    elif where is not None:
+        raise UsageError("--where needs an index; make one with: abc-embed index build")
+    else:
+        settings = settings.with_default(options.MODEL)
+        results = _search_folder(folder, queries, output.count, settings, reading)
+    if not output.show_all:
+        results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
+    _print(queries, results, output.count, settings.model if as_json else None)
+    if output.plot is not None:
+        _draw(output.plot, queries, results)
+    if output.open_best:
+        shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
+        for path in shown[:1]:
+            typer.launch(str(path))
+
+
+def _queries(texts: Sequence[str], images: Sequence[str], instruction: str | None) -> "list[Query]":
+    from abc_embed.inputs import Item
+    from abc_embed.search.queries import as_query
+
+    if bool(texts) == bool(images):
+        raise UsageError("give texts to look for, or an image with --image; one of the two")
+    if instruction is not None and not images:
+        raise UsageError("an instruction says what to look at in an image; give one with --image")
+    items = [Item(image=image, instruction=instruction) for image in images]
+    return [*map(as_query, texts), *map(as_query, items)]
+
+
+def _search_index(
+    folder: Path,
+    queries: "Sequence[Query]",
+    count: int,
+    where: str | None,
+    settings: options.IndexSettings,
+) -> "list[list[Hit]]":
+    from abc_embed.search import Index
+
+    embedder, max_pixels = settings.load_with_pixels()
+    index = Index.open(folder, embedder, max_pixels=max_pixels)
+    return index.search_many(queries, count, where=where)
+
+
+def _search_folder(
+    folder: Path,
+    queries: "Sequence[Query]",
+    count: int,
+    settings: options.IndexSettings,
+    reading: FolderSettings,
+) -> "list[list[Hit]]":
+    from abc_embed.search.folder import index_images
+    from abc_embed.search.queries import embed_queries
+
     files = _files(folder)
     embedder, max_pixels = settings.load_with_pixels()
-    query_vector = embedder.embed(query, max_pixels=max_pixels)
+    vectors = embed_queries(queries, embedder, max_pixels)
     with ExitStack() as stack:
-        vectors = None if no_cache else _open_cache(cache, embedder, max_pixels)
-        if vectors is not None:
-            stack.enter_context(vectors)
+        known = None if reading.no_cache else _open_cache(reading.cache, embedder, max_pixels)
+        if known is not None:
+            stack.enter_context(known)
         on_progress = stack.enter_context(progress_bar("embedding", len(files)))
         index = index_images(
             files,
             embedder,
-            vectors,
+            known,
             max_pixels=max_pixels,
             batch_size=settings.batch_size,
             on_progress=on_progress,
         )
-    _report(index, on_error)
-    hits = index.search(query_vector, count)
-    rows = [(rank, str(hit.path), hit.score) for rank, hit in enumerate(hits, 1)]
-    if as_json:
-        keys = ("rank", "path", "score")
-        listed = [dict(zip(keys, row, strict=True)) for row in rows]
-        print_json({"model": settings.model, "hits": listed})
-    else:
-        print_table(("", "image", "cosine"), rows)
+    _report(index, reading.on_error)
+    return [index.search(vector, count) for vector in vectors]
 
 
-def _query(text: str | None, image: str | None, instruction: str | None) -> "Item":
-    from abc_embed.inputs import Item
+def _print(
+    queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", count: int, model: str | None
+) -> None:
+    """The hits of each query: a table, or JSON if the model's name is given for it."""
+    if model is not None:
+        lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
+        named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
+        print_json({"model": model, **({"queries": named} if len(named) > 1 else named[0])})
+        return
+    for query, hits in zip(queries, results, strict=True):
+        rows: list[tuple[object, object, object]] = [
+            ("-" if hit.is_answer is False else rank, _shorter(hit.path), hit.score)
+            for rank, hit in enumerate(hits, 1)
+        ]
+        if len(hits) < count and all(hit.is_answer for hit in hits):
+            rows.append(("-", NOTHING if hits else "nothing matches", ""))
+        print_table(("", "image", "cosine"), rows, title=str(query) if len(queries) > 1 else None)
 
-    if (text is None) == (image is None):
-        raise UsageError("give a text to look for, or an image with --image; one of the two")
-    if instruction is not None and image is None:
-        raise UsageError("an instruction says what to look at in an image; give one with --image")
-    return Item(text=text, image=image, instruction=instruction)
+
+def _as_json(rank: int, hit: "Hit") -> dict[str, Any]:
+    fields = {"rank": rank, "path": _shorter(hit.path), "score": hit.score}
+    return fields if hit.is_answer is None else {**fields, "is_answer": hit.is_answer}
+
+
+def _shorter(path: Path) -> str:
+    """The path as seen from here, if it lies below."""
+    here = Path.cwd()
+    return os.path.relpath(path) if path.is_relative_to(here) else str(path)
+
+
+def _draw(out: Path, queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]") -> None:
+    """A contact sheet of the hits; one whose file is gone is left out."""
+    from abc_embed.data.contact_sheet import FAINT, INK, draw_cell, write_sheet
+    from abc_embed.inputs import open_image
+
+    cells = []
+    for query, hits in zip(queries, results, strict=True):
+        for rank, hit in enumerate(hits, 1):
+            try:
+                picture = open_image(hit.path)
+            except InputError as error:
+                print_message(f"not drawn: {error}")
+                continue
+            place = "below the line" if hit.is_answer is False else f"number {rank}"
+            lines = [(str(query), INK), (f"{place}, cosine {hit.score:.3f}", FAINT)]
+            cells.append(draw_cell(picture, _shorter(hit.path), lines))
+    if not cells:
+        print_message(f"there is nothing to draw, so {out} is not written")
+        return
+    write_sheet(cells, out)
+    print_message(f"drawn in {out}")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -44,6 +44,8 @@ class Hit:
     path: Path
     score: float
     """Cosine with what was asked for."""
+    is_answer: bool | None = None
+    """Whether that is above the line of an index; None: there is no line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def index_images(
     unread = memory.recall(paths)
     done = len(paths) - len(unread)
     on_progress(done)
-    for files in _read(unread, errors):
+    for files in read_files(unread, errors):
         new = memory.unknown(files)
         done += len(files) - len(new)
         results = embedder.stream(
@@ -116,7 +118,7 @@ def index_images(
             memory.save()
         for file in files:
             if file.content in failed:
-                errors[file.path] = _about(file.path, failed[file.content])
+                errors[file.path] = error_of_file(file.path, failed[file.content])
         files.clear()  # lets go of their bytes before the next are read
         new.clear()
     on_progress(len(paths))
@@ -132,7 +134,7 @@ def index_images(
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class ImageFile:
     """A file that was read; without `data` it is too large to be held."""
 
     path: Path
@@ -142,9 +144,9 @@ class _File:
     """SHA-256, or what no other file has."""
 
 
-def _read(paths: Iterable[Path], errors: dict[Path, InputError]) -> Iterator[list[_File]]:
+def read_files(paths: Iterable[Path], errors: dict[Path, InputError]) -> Iterator[list[ImageFile]]:
     """Files with their bytes, as many at a time as may be in memory; the others go to `errors`."""
-    files: list[_File] = []
+    files: list[ImageFile] = []
     held = 0
     for path in paths:
         try:
@@ -162,12 +164,12 @@ def _read(paths: Iterable[Path], errors: dict[Path, InputError]) -> Iterator[lis
         else:
             held += len(data or b"")
             content = f"path {path}" if data is None else sha256(data)
-            files.append(_File(path, stamp, data, content))
+            files.append(ImageFile(path, stamp, data, content))
     if files:
         yield files
 
 
-def _about(path: Path, error: InputError) -> InputError:
+def error_of_file(path: Path, error: InputError) -> InputError:
     """The error of a file's bytes, as that of the file."""
     return type(error)(str(error).replace(describe_image(b""), repr(str(path))))
 
@@ -194,10 +196,10 @@ class _Memory:
         self._remember(self.contents.values())
         return [path for path in paths if self.contents.get(path) not in self.vectors]
 
-    def unknown(self, files: Sequence[_File]) -> list[_File]:
+    def unknown(self, files: Sequence[ImageFile]) -> list[ImageFile]:
         """The files whose content has no vector yet, one of each content."""
         self._remember(file.content for file in files)
-        new: dict[str, _File] = {}
+        new: dict[str, ImageFile] = {}
         for file in files:
             self.contents[file.path] = file.content
             if file.data is not None and time.time_ns() - file.stamp.mtime_ns > SETTLED_NS:
@@ -206,7 +208,7 @@ class _Memory:
                 new.setdefault(file.content, file)
         return list(new.values())
 
-    def learn(self, file: _File, vector: Vectors) -> None:
+    def learn(self, file: ImageFile, vector: Vectors) -> None:
         """The vector of a file's content; saved with others."""
         self.vectors[file.content] = vector
         if file.data is not None:

@@ -1,0 +1,246 @@
+"""`abc-embed index`: an index of images that lasts: made, brought up to date, checked."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abc_embed.cli import options
+from abc_embed.cli.options import OnError
+from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.errors import DataError, ImageNotFoundError
+from abc_embed.progress import progress_bar
+
+if TYPE_CHECKING:
+    from abc_embed.search import Index
+
+SHOWN = 10
+"""Bad images that are named in a message; --json has them all."""
+
+EXAMPLES = """\
+Examples:
+
+\b
+  abc-embed index build photos.index photos
+  abc-embed index add photos.index
+  abc-embed index info photos.index
+  abc-embed search photos.index "a dog"
+"""
+
+app = typer.Typer(
+    help="Keep an index of images that any search uses.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog=EXAMPLES,
+)
+
+Place = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
+CaptionFile = Annotated[
+    Path | None,
+    typer.Option("--caption-file", help="A .csv or .jsonl with a row an image, for filters."),
+]
+BadImages = Annotated[OnError, typer.Option(help="A bad image is left out and listed, or ends it.")]
+
+
+class VectorType(StrEnum):
+    """How vectors are kept."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
+@app.command(epilog=EXAMPLES)
+@options.with_settings
+def build(
+    index: Place,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="Folders, images, or .npy files of `embed`."),
+    ],
+    captions: CaptionFile = None,
+    vectors: Annotated[
+        VectorType, typer.Option(help="How vectors are kept; int8 searches exactly.")
+    ] = VectorType.FLOAT16,
+    on_error: BadImages = OnError.SKIP,
+    *,
+    settings: options.IndexSettings,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make an index of folders; given again, goes on where it was broken off."""
+    from abc_embed.search import Index
+    from abc_embed.search.settings import is_index
+
+    if missing := [source for source in sources if not source.exists()]:
+        raise ImageNotFoundError(f"there is no folder {str(missing[0])!r}; check the path")
+    if is_index(index):
+        _update(index, sources, captions, on_error, settings, as_json)
+        return
+    settings = settings.with_default(options.MODEL)
+    embedder, max_pixels = settings.load_with_pixels()
+    made = Index.create(
+        index, embedder, max_pixels=max_pixels, dtype=vectors.value, model=settings.model
+    )
+    _fill(made, sources, captions, on_error, settings.batch_size, as_json)
+
+
+@app.command(epilog=EXAMPLES)
+@options.with_settings
+def add(
+    index: Place,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Without any, the folders that it has."),
+    ] = None,
+    captions: CaptionFile = None,
+    on_error: BadImages = OnError.SKIP,
+    *,
+    settings: options.IndexSettings,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring an index up to date: only new and changed images go through the model."""
+    _update(index, sources or [], captions, on_error, settings, as_json)
+
+
+@app.command(epilog=EXAMPLES)
+def remove(
+    index: Place,
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all in them.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Take images out of an index; the files stay."""
+    from abc_embed.search import Index
+
+    removed = Index.open(index).remove(paths)
+    if not removed:
+        raise DataError(f"{str(index)!r} holds none of them; give paths as they are on disk")
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print_result(f"removed {removed} images")
+
+
+@app.command(epilog=EXAMPLES)
+def info(index: Place, as_json: options.AsJson = False) -> None:
+    """Say what an index is and holds."""
+    from abc_embed.search import Index
+
+    facts = Index.open(index).info()
+    if as_json:
+        print_json(facts)
+        return
+    facts["max_pixels"] = facts["max_pixels"] or "as the model says"
+    facts["bytes"] = f"{facts['bytes'] / 1e6:,.1f} MB"
+    print_table(("index", ""), [(key.replace("_", " "), _cell(v)) for key, v in facts.items()])
+
+
+@app.command(epilog=EXAMPLES)
+def check(index: Place, as_json: options.AsJson = False) -> None:
+    """Read all of an index, and compare it with the files; exits with 1 if it is damaged."""
+    from abc_embed.search import Index
+
+    opened = Index.open(index)
+    problems, changed = opened.check(), opened.stale_paths()
+    if as_json:
+        print_json({"images": len(opened), "problems": problems, "stale": changed})
+    else:
+        for problem in problems:
+            print_result(problem)
+        if changed:
+            print_result(f"{len(changed)} files changed or vanished since; bring it up to date")
+        if not problems:
+            print_result(f"{len(opened)} images, all of them whole")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=EXAMPLES)
+def compact(index: Place, as_json: options.AsJson = False) -> None:
+    """Drop vanished images and old states; a search that is under way may fail."""
+    from abc_embed.search import Index
+
+    dropped = Index.open(index).compact()
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        print_result(f"dropped {dropped} vanished images")
+
+
+def _update(
+    place: Path,
+    sources: list[Path],
+    captions: Path | None,
+    on_error: OnError,
+    settings: options.IndexSettings,
+    as_json: bool,
+) -> None:
+    from abc_embed.search import Index
+    from abc_embed.search.settings import read_settings
+
+    settings = settings.with_default(read_settings(place)["model"] or options.MODEL)
+    embedder, max_pixels = settings.load_with_pixels()
+    index = Index.open(place, embedder, max_pixels=max_pixels)
+    _fill(index, sources, captions, on_error, settings.batch_size, as_json)
+
+
+def _fill(
+    index: "Index",
+    sources: list[Path],
+    caption_file: Path | None,
+    on_error: OnError,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Add vectors of .npy files, then images, and say what was done."""
+    from abc_embed.search.metadata import read_captions
+
+    captions = None if caption_file is None else read_captions(caption_file)
+    ready = [source for source in sources if source.suffix == ".npy"]
+    for file in ready:
+        _add_npy(index, file)
+    images = [source for source in sources if source.suffix != ".npy"]
+    facts: dict[str, Any] = {"images": len(index)}
+    if images or not ready:
+        with progress_bar("embedding") as on_progress:
+            report = index.add(
+                images,
+                captions=captions,
+                batch_size=batch_size,
+                raise_errors=on_error is OnError.RAISE,
+                on_progress=on_progress,
+            )
+        names = ("added", "changed", "found", "vanished", "unchanged")
+        facts = {"images": len(index), **{name: getattr(report, name) for name in names}}
+        facts["bad"] = [{"path": str(bad.path), "error": str(bad.error)} for bad in report.bad]
+    if as_json:
+        print_json(facts)
+        return
+    bad = facts.pop("bad", [])
+    print_result(", ".join(f"{count} {name}" for name, count in facts.items()))
+    if bad:
+        print_message(f"left out {len(bad)} bad images:")
+    for image in bad[:SHOWN]:
+        print_message(f"  {image['path']}: {image['error']}")
+    if bad and not facts["images"]:
+        raise DataError("none of the images can be used")
+
+
+def _add_npy(index: "Index", file: Path) -> None:
+    """Vectors that `abc-embed embed -o NAME.npy` wrote, under the names beside them."""
+    import numpy as np
+
+    names = file.with_suffix(".ids.json")
+    try:
+        vectors = np.load(file, mmap_mode="r")
+        paths = json.loads(names.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} or {names} cannot be read: {error}") from error
+    index.add_vectors(paths, vectors)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

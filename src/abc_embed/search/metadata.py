@@ -1,0 +1,114 @@
+"""What is known of an image beside its content: size, EXIF date, columns of a caption file."""
+
+import io
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from abc_embed.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+NAMES = ("path", "file", "file_name", "filename", "image")
+"""What the column that names an image may be called, the first that is there."""
+OWN = {"path", "content", "size", "mtime_ns", "vanished", "width", "height", "taken", "vector"}
+"""Columns that every index has itself."""
+_ORIENTATION, _DATE, _EXIF, _DATE_TAKEN = 0x0112, 0x0132, 0x8769, 0x9003
+
+
+def describe(image: Path | bytes) -> dict[str, Any]:
+    """`width` and `height` as it is seen, and `taken` like 2025-01-31T12:30:00; None if unknown."""
+    values: dict[str, Any] = {"width": None, "height": None, "taken": None}
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    # Damaged EXIF is no reason to refuse the image.
+    damage = (OSError, ValueError, SyntaxError, KeyError, TypeError)
+    with suppress(*damage), Image.open(file) as head:
+        values["width"], values["height"] = head.size
+        exif = head.getexif()
+        if exif.get(_ORIENTATION) in (5, 6, 7, 8):  # lies on its side
+            values["width"], values["height"] = values["height"], values["width"]
+        date = exif.get_ifd(_EXIF).get(_DATE_TAKEN) or exif.get(_DATE)
+        if date and date[:4].isdigit():
+            values["taken"] = f"{date[:10].replace(':', '-')}T{date[11:19]}"
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """Columns of a CSV or JSONL file, one row an image."""
+
+    schema: "pyarrow.Schema"
+    rows: dict[str, tuple[Any, ...]]
+    """By the image's name as it stands in the file."""
+    folder: Path
+    """What names are relative to; else to a folder that is indexed."""
+
+    def by_path(self, paths: Iterable[str], folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+        """The columns of each image that has any."""
+        roots = [self.folder.absolute(), *folders]
+        named: dict[str, tuple[Any, ...]] = {}
+        for name, values in self.rows.items():
+            for root in roots:
+                named.setdefault(str(root / name), values)
+        columns = self.schema.names
+        return {p: dict(zip(columns, named[p], strict=True)) for p in paths if p in named}
+
+
+def read_captions(path: Path) -> Captions:
+    """Read a caption file.
+
+    Raises:
+        DataError: it cannot be read, or does not say which image a row is about.
+    """
+    try:
+        import pyarrow
+        import pyarrow.csv
+        import pyarrow.json
+    except ImportError:
+        raise MissingExtraError.of("index", "an index") from None
+    read = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json}.get(path.suffix.lower())
+    if read is None:
+        raise DataError(f"{str(path)!r} ends neither in .csv nor in .jsonl; give one of these")
+    try:
+        table = read(path)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"the caption file {str(path)!r} cannot be read: {why}") from error
+    key = next((name for name in NAMES if name in table.column_names), None)
+    if key is None:
+        raise DataError(f"no column of {str(path)!r} names the image; call it one of {NAMES}")
+    columns = [name for name in table.column_names if name != key]
+    if not columns:
+        raise DataError(
+            f"{str(path)!r} has no column beside {key!r}; it says nothing of the images"
+        )
+    if taken := sorted(set(columns) & OWN):
+        raise DataError(f"{str(path)!r} has a column {taken[0]!r}, which the index has itself")
+    fields = [pyarrow.field(name, _kind(table.schema.field(name).type, path)) for name in columns]
+    schema = pyarrow.schema(fields)
+    names = table[key].cast(pyarrow.string()).to_pylist()
+    values = [table[name].cast(schema.field(name).type).to_pylist() for name in columns]
+    rows = dict(zip(names, zip(*values, strict=True), strict=True))
+    return Captions(schema, rows, path.parent)
+
+
+def _kind(found: Any, path: Path) -> Any:
+    """The type that a column has in the index: whole numbers, numbers, yes or no, else text."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_nested(found):
+        raise DataError(f"{str(path)!r} has lists or objects in a column; give plain values")
+    for test, kind in (
+        (types.is_boolean, pyarrow.bool_()),
+        (types.is_integer, pyarrow.int64()),
+        (types.is_floating, pyarrow.float64()),
+    ):
+        if test(found):
+            return kind
+    return pyarrow.string()

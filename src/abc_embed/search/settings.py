@@ -1,0 +1,40 @@
+"""What an index says of itself, in `index.json`: model, resolution, width, folders, cut-offs."""
+
+from pathlib import Path
+from typing import Any
+
+from abc_embed.errors import DataError
+from abc_embed.storage.files import atomic_write
+from abc_embed.storage.json_files import read_json, write_json
+
+FILE = "index.json"
+FORMAT = 1
+
+
+def is_index(folder: Path) -> bool:
+    """Whether an index lies there."""
+    return (folder / FILE).is_file()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of an index.
+
+    Raises:
+        DataError: there is none, or it is damaged or of another version.
+    """
+    if not is_index(folder):
+        raise DataError(f"{str(folder)!r} is no index; make one with: abc-embed index build")
+    settings = read_json(folder / FILE, error=DataError, mend="build the index anew")
+    if settings.get("format") != FORMAT:
+        raise DataError(f"the index {str(folder)!r} is of another version; build it anew")
+    return settings
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write them, whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    with atomic_write(folder / FILE) as file:
+        write_json(Path(file.name), settings)

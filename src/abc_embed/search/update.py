@@ -1,0 +1,293 @@
+"""Bring an index up to date with image files: only what is new goes through the model.
+
+A file with the size and time of change that the index knows is not opened. Any other is hashed; its
+vector is taken from the index where its content is known, under whatever path, and else made from
+the very bytes that were hashed. Each write is whole, so a kill loses what came since the last one.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abc_embed.data.image_files import find_images
+from abc_embed.errors import ImageError, ImageNotFoundError, InputError
+from abc_embed.inputs import Item
+from abc_embed.search.folder import SETTLED_NS, Bad, ImageFile, error_of_file, read_files
+from abc_embed.search.metadata import Captions, describe
+from abc_embed.storage.vector_cache import FileStamp
+
+if TYPE_CHECKING:
+    from abc_embed.search.index import Index
+    from abc_embed.search.table import Row
+
+SAVE_EVERY_S = 20.0
+"""Between two writes while images are embedded."""
+_LOOKED_UP = 500  # contents in one filter
+
+
+@dataclass(slots=True)
+class Report:
+    """What an update did: numbers of images."""
+
+    unchanged: int = 0
+    added: int = 0
+    changed: int = 0
+    found: int = 0
+    """New paths whose content the index knew: moved or copied files."""
+    vanished: int = 0
+    bad: list[Bad] = field(default_factory=list)
+
+    @property
+    def written(self) -> bool:
+        """Whether the index is another one now."""
+        return bool(self.added or self.changed or self.found or self.vanished)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the index says of a path."""
+
+    stamp: FileStamp
+    content: str
+    vanished: bool
+
+
+def update(
+    index: "Index",
+    sources: Sequence[Path],
+    captions: Captions | None = None,
+    *,
+    batch_size: int = 32,
+    raise_errors: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Bring `index`, which is held for writing, up to date with `sources`.
+
+    Args:
+        index: with an embedder.
+        sources: image files and folders; none are the folders that the index has.
+        captions: columns for the images.
+        batch_size: the most images that go through the model together.
+        raise_errors: a bad image ends the work; else it is left out and named in the report.
+        on_progress: called with how many images are done, of how many.
+
+    Raises:
+        ImageNotFoundError: there is no such file or folder, or no image in it.
+        InputError: an image is bad and `raise_errors`.
+    """
+    folders = [Path(folder) for folder in index.settings["folders"]] if not sources else []
+    folders += [source.absolute() for source in sources if not source.is_file()]
+    listed = [source.absolute() for source in sources if source.is_file()]
+    files = dict.fromkeys([*listed, *(path for folder in folders for path in _images(folder))])
+    index.settings["folders"] = sorted({*index.settings["folders"], *map(str, folders)})
+    index.save_settings()
+    work = _Update(index, captions, folders, [str(path) for path in files], raise_errors)
+    work.mark_vanished()
+    done = len(files) - len(work.unread)
+    on_progress(done, len(files))
+    try:
+        for group in read_files(map(Path, work.unread), work.errors):
+            for _ in work.take(group, batch_size):
+                done += 1
+                on_progress(done, len(files))
+            group.clear()
+    finally:
+        work.save()  # after Ctrl-C too
+    work.finish()
+    on_progress(len(files), len(files))
+    return work.report
+
+
+def _images(folder: Path) -> list[Path]:
+    images = find_images(folder)
+    if not images.files:
+        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
+    return images.files
+
+
+class _Update:
+    """One update under way: what is known, and rows that are not written yet."""
+
+    def __init__(
+        self,
+        index: "Index",
+        captions: Captions | None,
+        folders: Sequence[Path],
+        paths: list[str],
+        raise_errors: bool,
+    ) -> None:
+        self.index = index
+        self.report = Report()
+        self.errors: dict[Path, InputError] = {}
+        self._raise = raise_errors
+        self._folders = folders
+        self._paths = paths
+        self._rows: list[Row] = []
+        self._patches: list[Row] = []
+        self._saved_at = time.monotonic()
+        self._known = self._read_known()
+        self._contents = {known.content for known in self._known.values()}
+        self._columns: dict[str, dict[str, Any]] = {}
+        if captions is not None:
+            index.table.add_columns(captions.schema)
+            self._columns = captions.by_path(paths, folders)
+        self.unread = [path for path in paths if self._can_be_named(path)]
+        self.unread = [path for path in self.unread if not self._is_unchanged(path)]
+        if captions is not None:
+            self._refresh_columns(captions.schema.names)
+
+    def _read_known(self) -> dict[str, _Known]:
+        names = ("path", "size", "mtime_ns", "content", "vanished")
+        known: dict[str, _Known] = {}
+        for batch in self.index.table.scan(names):
+            for path, size, mtime_ns, *rest in zip(
+                *(batch[name].to_pylist() for name in names), strict=True
+            ):
+                known[path] = _Known(FileStamp(size, mtime_ns), *rest)
+        return known
+
+    def _can_be_named(self, path: str) -> bool:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            sentence = f"{path!a} has a name that is no Unicode; rename the file"
+            self.errors[Path(path)] = ImageError(sentence)
+            return False
+        return True
+
+    def _is_unchanged(self, path: str) -> bool:
+        known = self._known.get(path)
+        try:
+            if known is None or FileStamp.of(Path(path)) != known.stamp:
+                return False
+        except OSError:  # reading it says why
+            return False
+        self.report.unchanged += 1
+        if known.vanished:  # it is back
+            self._patch(path, known.stamp)
+        return True
+
+    def _refresh_columns(self, names: list[str]) -> None:
+        """The columns of unchanged images that say something else by now."""
+        unread = set(self.unread)
+        changed = []
+        for batch in self.index.table.scan(["path", *names]):
+            for row in batch.to_pylist():
+                new = self._columns.get(row["path"])
+                if new and row["path"] not in unread and row != {"path": row["path"], **new}:
+                    changed.append({"path": row["path"], **new})
+        self.index.table.patch(changed)
+
+    def mark_vanished(self) -> None:
+        """Images below the folders that are no longer there."""
+        here = set(self._paths)
+        gone = [
+            path
+            for path, known in self._known.items()
+            if not known.vanished and path not in here
+            if any(Path(path).is_relative_to(folder) for folder in self._folders)
+        ]
+        self.report.vanished = len(gone)
+        self.index.table.patch([{"path": path, "vanished": True} for path in gone])
+
+    def take(self, files: list[ImageFile], batch_size: int) -> Iterator[None]:
+        """Write files that were read, with vectors of the index or new ones; one step a file."""
+        new = list(self._without_known(files))
+        yield from [None] * (len(files) - len(new))
+        first: dict[str, ImageFile] = {}
+        for file in new:
+            first.setdefault(file.content, file)
+        items = [
+            Item(image=file.path if file.data is None else file.data) for file in first.values()
+        ]
+        results = self.index.needed_embedder().stream(
+            items, max_pixels=self.index.max_pixels, batch_size=batch_size, on_error="skip"
+        )
+        twins: dict[str, list[ImageFile]] = {}
+        for file in new:
+            twins.setdefault(file.content, []).append(file)
+        for content, result in zip(first, results, strict=True):
+            for file in twins[content]:
+                if isinstance(result, np.ndarray):
+                    known = str(file.path) in self._known
+                    self.report.changed += known
+                    self.report.added += not known
+                    image = file.path if file.data is None else file.data
+                    self._add(file, {"vector": result, **describe(image)})
+                else:
+                    self.errors[file.path] = error_of_file(file.path, result.error)
+                    if self._raise:
+                        raise self.errors[file.path]
+                yield
+
+    def _without_known(self, files: Iterable[ImageFile]) -> Iterator[ImageFile]:
+        """Those whose content the index does not know; the others get its vectors."""
+        wanted = {file.content for file in files if file.content in self._contents}
+        rows = self._rows_of(sorted(wanted))
+        for file in files:
+            known = self._known.get(str(file.path))
+            if known and known.content == file.content:  # touched, or back
+                self._patch(str(file.path), _stamp(file))
+                self.report.unchanged += 1
+            elif file.content in rows:
+                self.report.found += 1
+                self._add(file, rows[file.content])
+            else:
+                yield file
+
+    def _rows_of(self, contents: Sequence[str]) -> "dict[str, Row]":
+        """What the index has of contents, vectors included."""
+        self.save()
+        rows: dict[str, Row] = {}
+        for start in range(0, len(contents), _LOOKED_UP):
+            part = ", ".join(f"'{content}'" for content in contents[start : start + _LOOKED_UP])
+            names = ["content", "width", "height", "taken", "vector"]
+            for batch in self.index.table.scan(names, f"content IN ({part})"):
+                vectors = self.index.table.decode(batch["vector"], batch.num_rows)
+                plain = batch.select(names[:-1]).to_pylist()
+                for row, vector in zip(plain, vectors, strict=True):
+                    rows[row["content"]] = {**row, "vector": vector}
+        return rows
+
+    def _add(self, file: ImageFile, values: "Row") -> None:
+        """One more row to write."""
+        path = str(file.path)
+        stamp = _stamp(file)
+        own = {"content": file.content, "size": stamp.size, "mtime_ns": stamp.mtime_ns}
+        columns = self._columns.get(path, {})
+        self._rows.append({"path": path, "vanished": False, **columns, **values, **own})
+        self._contents.add(file.content)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self.save()
+
+    def _patch(self, path: str, stamp: FileStamp) -> None:
+        """A file with the content that the index has under this path."""
+        own = {"size": stamp.size, "mtime_ns": stamp.mtime_ns, "vanished": False}
+        self._patches.append({"path": path, **own, **self._columns.get(path, {})})
+
+    def save(self) -> None:
+        """Write what is not written yet."""
+        rows, patches = self._rows, self._patches
+        self._rows, self._patches = [], []
+        if new := [row for row in rows if row["path"] not in self._known]:
+            self.index.table.add(new)
+        self.index.table.patch([*patches, *(row for row in rows if row["path"] in self._known)])
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """A file that can no longer be read leaves nothing under its path."""
+        stale = [str(path) for path in self.errors if str(path) in self._known]
+        self.index.table.patch([{"path": path, "vanished": True} for path in stale])
+        self.report.bad = [Bad(path, error) for path, error in self.errors.items()]
+        if self.errors and self._raise:
+            raise self.report.bad[0].error
+
+
+def _stamp(file: ImageFile) -> FileStamp:
+    """A file that changed just now may change again unseen, so that its time is not trusted."""
+    settled = time.time_ns() - file.stamp.mtime_ns > SETTLED_NS
+    return file.stamp if settled else FileStamp(file.stamp.size, -1)
