@@ -25,7 +25,7 @@ DISTRIBUTION = {
     "indexed_gzip": "indexed-gzip",
 }
 PROMISED_EXTRAS = {
-    *("mine", "data", "instruct", "log", "bench", "open-clip", "deepspeed", "dev"),
+    *("mine", "data", "instruct", "log", "bench", "index", "open-clip", "deepspeed", "dev"),
 }
 
 
