@@ -240,7 +240,9 @@ class Voyage(Shape):
         body.choice("input_type", ("query", "document"), "document")
         body.flag("truncation", True)
         output = body.choice("output_dtype", self._OUTPUTS, "float")
-        if body.choice("output_encoding", ("base64",), "") == "base64":
+        # The library sends `encoding_format`, the documentation says `output_encoding`.
+        encodings = [body.choice(n, ("base64",), "") for n in ("output_encoding", "encoding_format")]
+        if "base64" in encodings:
             output = "base64"
         dimensions = body.integer("output_dimension")
         elements = body.items("inputs", 1000)

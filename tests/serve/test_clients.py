@@ -1,0 +1,115 @@
+"""The clients' own libraries against a running server: they parse the answers, bit for bit."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serve_parts import data_url, png
+
+from abc_embed import Embedder, Item
+from abc_embed.vectors import quantize, truncate
+
+TEXTS = ["a dog", "a cat on a mat", "! and more"]
+WORDS = "what is on the left?"
+
+
+@pytest.fixture(scope="module")
+def texts(embedder: Embedder) -> np.ndarray:
+    return embedder.embed(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def asked(embedder: Embedder) -> np.ndarray:
+    return embedder.embed(Item(image=png(3), instruction=WORDS))
+
+
+def close(got: object, expected: np.ndarray) -> bool:
+    return bool(np.abs(np.asarray(got, dtype=np.float32) - expected).max() <= 1e-5)
+
+
+def test_openai(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        answer = client.embeddings.create(model="golden", input=TEXTS)
+        assert close([row.embedding for row in answer.data], texts)
+        assert answer.model == "golden" and answer.usage.total_tokens >= 3 * len(TEXTS)
+        assert [row.index for row in answer.data] == [0, 1, 2]
+        floats = client.embeddings.create(model="golden", input=TEXTS, encoding_format="float")
+        assert close([row.embedding for row in floats.data], texts)
+        short = client.embeddings.create(model="golden", input=TEXTS[0], dimensions=16)
+        assert close(short.data[0].embedding, truncate(texts[0], 16))
+        assert client.models.list().data[0].id == "golden"
+        content = [
+            {"type": "image_url", "image_url": {"url": data_url(png(3))}},
+            {"type": "text", "text": WORDS},
+        ]
+        chat: Any = client.post(
+            "/embeddings",
+            body={"model": "golden", "messages": [{"role": "user", "content": content}]},
+            cast_to=object,
+        )
+        assert close(chat["data"][0]["embedding"], asked)
+
+
+def test_lists_of_parts(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
+    import httpx
+
+    image = base64.b64encode(png(3)).decode()
+    inputs = [
+        {"text": TEXTS[0]},
+        TEXTS[1],
+        {"image": image, "instruction": WORDS},
+        {"image": data_url(png(3)), "text": WORDS},
+    ]
+    answer = httpx.post(f"{url}/v1/embeddings", json={"input": inputs}).json()
+    got = np.asarray([row["embedding"] for row in answer["data"]], dtype=np.float32)
+    assert close(got[:2], texts[:2]) and close(got[2], asked) and close(got[3], asked)
+    binary = {"input": TEXTS, "embedding_type": "ubinary"}
+    rows = httpx.post(f"{url}/v1/embeddings", json=binary).json()["data"]
+    assert [row["embedding"] for row in rows] == quantize(texts, "ubinary").tolist()
+    images = {"input": [data_url(png(3))], "modality": "image"}
+    assert httpx.post(f"{url}/v1/embeddings", json=images).status_code == 200
+
+
+def test_cohere(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
+    import cohere
+
+    client = cohere.ClientV2(api_key="none", base_url=url)
+    answer = client.embed(
+        model="golden",
+        input_type="search_document",
+        texts=TEXTS,
+        embedding_types=["float", "binary", "base64"],
+    )
+    assert close(answer.embeddings.float_, texts)
+    assert answer.embeddings.binary == quantize(texts, "binary").tolist()
+    assert answer.embeddings.base64 is not None
+    first = np.frombuffer(base64.b64decode(answer.embeddings.base64[0]), dtype="<f4")
+    assert close(first, texts[0])
+    assert answer.meta is not None and answer.meta.billed_units is not None
+    content = [
+        {"type": "text", "text": WORDS},
+        {"type": "image_url", "image_url": {"url": data_url(png(3))}},
+    ]
+    both = client.embed(
+        model="golden",
+        input_type="search_query",
+        inputs=[{"content": content}],  # type: ignore[list-item]
+        embedding_types=["float"],
+    )
+    assert close(both.embeddings.float_, asked[None])
+
+
+def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
+    import voyageai
+
+    client = voyageai.Client(api_key="none", base_url=f"{url}/v1")
+    picture = Image.open(io.BytesIO(png(3)))
+    answer = client.multimodal_embed(inputs=[[TEXTS[0]], [WORDS, picture]], model="golden")
+    assert close(answer.embeddings[0], texts[0])
+    assert close(answer.embeddings[1], asked)
+    assert answer.text_tokens > 0 and answer.image_pixels > 0

@@ -1,0 +1,251 @@
+"""The server beyond vectors: ranking, evidence, keys, limits, bad requests, lost clients."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from serve_parts import data_url, png, running
+
+from abc_embed import Embedder, Item
+from abc_embed.errors import RequestError, UsageError
+from abc_embed.serve.app import Server
+from abc_embed.serve.queue import EmbeddingQueue
+from abc_embed.serve.settings import ServerSettings, read_keys
+
+DEEP = '{"input": ' + "[" * 100_000 + "]" * 100_000 + "}"
+BOMB = png(size=(4000, 4000))
+
+
+def post(url: str, path: str, body: Any, **options: Any) -> httpx.Response:
+    return httpx.post(url + path, json=body, timeout=60, **options)
+
+
+# -- what it says ----------------------------------------------------------------------------------
+
+
+def test_ranking(url: str, embedder: Embedder) -> None:
+    texts = ["a dog", "a cat", "a tree"]
+    words = ["what is on the left?", "what is on the right?"]
+    body = {"image": data_url(png(3)), "texts": texts, "instructions": words}
+    data = post(url, "/v1/rank", body).json()["data"]
+    vectors = embedder.embed(texts)
+    for row, instruction in zip(data, words, strict=True):
+        asked = embedder.embed(Item(image=png(3), instruction=instruction))
+        scores = vectors @ asked
+        assert row["instruction"] == instruction
+        assert [hit["text"] for hit in row["ranking"]] == [texts[i] for i in (-scores).argsort()]
+        assert row["ranking"][0]["score"] == pytest.approx(scores.max(), abs=1e-5)
+    alone = post(url, "/v1/rank", {"image": data_url(png(3)), "texts": texts}).json()["data"]
+    assert len(alone) == 1 and alone[0]["instruction"] is None
+
+
+def test_evidence(url: str, embedder: Embedder) -> None:
+    body = {"image": data_url(png(3)), "instruction": "what is it?", "text": "a dog", "png": True}
+    answer = post(url, "/v1/explain", body).json()
+    expected = embedder.explain(Item(image=png(3), instruction="what is it?"), "a dog")
+    assert np.abs(np.asarray(answer["map"]) - expected.map).max() <= 1e-3
+    assert answer["png"].startswith("data:image/png;base64,")
+
+
+def test_health_models_metrics_and_schema(url: str) -> None:
+    assert httpx.get(f"{url}/health").json()["ready"] is True
+    post(url, "/v1/embeddings", {"input": "a dog"})
+    metrics = httpx.get(f"{url}/metrics").text
+    assert 'abc_embed_requests_total{path="/v1/embeddings",status="200"}' in metrics
+    assert "abc_embed_queue_items 0.0" in metrics
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert {"/v1/embeddings", "/v2/embed", "/v1/multimodalembeddings", "/v1/rank"} <= set(paths)
+
+
+# -- what it refuses -------------------------------------------------------------------------------
+
+BAD: list[tuple[str, Any, int, str]] = [
+    ("/v1/embeddings", {}, 400, "input is missing"),
+    ("/v1/embeddings", {"input": []}, 400, "input is empty"),
+    ("/v1/embeddings", {"input": [1, 2, 3]}, 400, "token ids"),
+    ("/v1/embeddings", {"input": [[1, 2]]}, 400, "token ids"),
+    ("/v1/embeddings", {"input": [""]}, 400, "input[0]: the text is empty"),
+    ("/v1/embeddings", {"input": "a", "colour": 1}, 400, "colour is not known"),
+    ("/v1/embeddings", {"input": "a", "dimensions": 10_000}, 400, "give 1 to"),
+    ("/v1/embeddings", {"input": "a", "dimensions": True}, 400, "whole number"),
+    ("/v1/embeddings", {"input": "a", "model": "gpt"}, 404, "there is no model 'gpt'"),
+    ("/v1/embeddings", {"input": "a", "encoding_format": "int3"}, 400, "must be one of"),
+    ("/v1/embeddings", {"input": ["a"] * 3000}, 413, "the most is 2,048"),
+    ("/v1/embeddings", {"input": [{"image": "http://x/y.png"}]}, 400, "input[0].image is an addr"),
+    ("/v1/embeddings", {"input": [{"image": "/etc/passwd"}]}, 400, "input[0].image"),
+    ("/v1/embeddings", {"input": [{"image": "data:image/png;base64,!"}]}, 400, "no base64"),
+    ("/v1/embeddings", {"input": [{"image": data_url(b"GIF89a")}]}, 400, "input[0]"),
+    ("/v1/embeddings", {"input": [{"text": 3}]}, 400, "input[0].text is a number"),
+    ("/v1/embeddings", {"input": [{"instruction": "x"}]}, 400, "no image"),
+    ("/v1/embeddings", {"messages": [{"role": "user", "content": 3}]}, 400, "content is a number"),
+    ("/v1/embeddings", [1], 400, "the body is a list"),
+    ("/v1/embeddings", {"input": "a" * 1_000_000}, 400, "tokens"),
+    ("/v2/embed", {"texts": ["a"], "images": ["b"]}, 400, "exactly one of"),
+    ("/v2/embed", {"texts": ["a"], "embedding_types": ["int8"]}, 400, "int8 needs the range"),
+    ("/v1/multimodalembeddings", {"inputs": [{"content": []}]}, 400, "at least one element"),
+    ("/v1/rank", {"texts": ["a"]}, 400, "give one of image and item"),
+    ("/v1/explain", {"image": data_url(png())}, 400, "text is missing"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words"), BAD)
+def test_a_bad_request_is_one_sentence(
+    url: str, path: str, body: Any, status: int, words: str
+) -> None:
+    answer = post(url, path, body)
+    assert answer.status_code == status
+    said = answer.json()
+    message = said.get("message") or said.get("detail") or said["error"]["message"]
+    assert words in message
+    assert "Traceback" not in answer.text and "/work" not in answer.text
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"", DEEP.encode(), b'{"input": NaN}'])
+def test_bodies_that_are_no_json(url: str, body: bytes) -> None:
+    answer = httpx.post(f"{url}/v1/embeddings", content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_one_bad_item_costs_only_itself_where_that_is_asked(url: str, embedder: Embedder) -> None:
+    inputs = ["a dog", {"image": data_url(png()[:60])}, "a cat"]
+    refused = post(url, "/v1/embeddings", {"input": inputs})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "input[1]"
+    rows = post(url, "/v1/embeddings", {"input": inputs, "on_error": "skip"}).json()["data"]
+    assert rows[1]["embedding"] is None and rows[1]["error"]
+    assert np.abs(np.asarray(rows[2]["embedding"]) - embedder.embed("a cat")).max() <= 1e-5
+
+
+def test_unknown_paths_and_methods(url: str) -> None:
+    assert httpx.get(f"{url}/nothing").status_code == 404
+    assert httpx.get(f"{url}/v1/embeddings").status_code == 405
+    assert httpx.get(f"{url}/nothing").json()["error"]["message"] == "there is no such path"
+
+
+def test_keys(embedder: Embedder, caplog: pytest.LogCaptureFixture) -> None:
+    with running(embedder, keys=("first", "second")) as (url, _):
+        assert post(url, "/v1/embeddings", {"input": "a"}).status_code == 401
+        for key, status in (("second", 200), ("third", 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = post(url, "/v1/embeddings", {"input": "a"}, headers=headers)
+            assert answer.status_code == status
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/metrics").status_code == 401
+    assert "second" not in caplog.text
+
+
+def test_large_and_slow_bodies(embedder: Embedder) -> None:
+    with running(embedder, max_body=2000, body_timeout_s=0.3) as (url, _):
+        assert post(url, "/v1/embeddings", {"input": "a" * 3000}).status_code == 413
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert b" 408 " in slow.recv(4096)
+
+
+def test_a_full_queue(embedder: Embedder) -> None:
+    with running(embedder, queue=4) as (url, server):
+        with ThreadPoolExecutor(1) as pool:
+            with embedder._lock:  # the model is busy
+                first = pool.submit(post, url, "/v1/embeddings", {"input": ["a", "b", "c"]})
+                while len(server.queue) < 3:
+                    time.sleep(0.01)
+                full = post(url, "/v1/embeddings", {"input": ["a", "b"]})
+                assert full.status_code == 429 and full.headers["retry-after"] == "1"
+                assert post(url, "/v1/embeddings", {"input": ["a"] * 5}).status_code == 413
+            assert first.result().status_code == 200
+        assert len(server.queue) == 0
+
+
+def test_a_client_that_hangs_up(embedder: Embedder) -> None:
+    with running(embedder) as (url, server):
+        embedder._lock.acquire()
+        try:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/embeddings", json={"input": ["a"] * 10}, timeout=0.3)
+            deadline = time.monotonic() + 5
+            # What is in the model's hands stays there; the rest is dropped.
+            while len(server.queue) > 10 - 1 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(server.queue) < 10
+        finally:
+            embedder._lock.release()
+        assert post(url, "/v1/embeddings", {"input": "b"}).status_code == 200
+        assert len(server.queue) == 0
+
+
+# -- many at once ----------------------------------------------------------------------------------
+
+
+def test_requests_share_batches_and_equal_the_embedder(embedder: Embedder) -> None:
+    texts = [f"photo number {n}" for n in range(60)]
+    expected = embedder.embed(texts)
+    with running(embedder) as (url, _):
+
+        async def ask() -> list[Any]:
+            async with httpx.AsyncClient(timeout=60) as client:
+                calls = [client.post(f"{url}/v1/embeddings", json={"input": t}) for t in texts]
+                return [answer.json() for answer in await asyncio.gather(*calls)]
+
+        answers = asyncio.run(ask())
+        got = np.asarray([a["data"][0]["embedding"] for a in answers], dtype=np.float32)
+        assert np.abs(got - expected).max() <= 1e-5
+        metrics = httpx.get(f"{url}/metrics").text
+    batches = next(
+        float(line.split()[-1])
+        for line in metrics.splitlines()
+        if line.startswith("abc_embed_batch_items_count")
+    )
+    assert batches < len(texts)
+
+
+def test_closing_finishes_what_was_submitted(embedder: Embedder) -> None:
+    queue = EmbeddingQueue(embedder)
+    with queue:
+        futures = queue.submit([Item(text=f"text {n}") for n in range(20)])
+        closing = threading.Thread(target=queue.close)
+        closing.start()
+        vectors = [future.result(timeout=60).vector for future in futures]
+        closing.join()
+        with pytest.raises(RequestError, match="stopping") as refused:
+            queue.submit([Item(text="late")])
+    assert refused.value.status == 503
+    assert (
+        np.abs(np.stack(vectors) - embedder.embed([f"text {n}" for n in range(20)])).max() <= 1e-5
+    )
+
+
+# -- before it starts ------------------------------------------------------------------------------
+
+
+def test_it_does_not_open_to_the_world_by_itself(tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="lets other machines in"):
+        ServerSettings(host="0.0.0.0")
+    assert ServerSettings(host="0.0.0.0", keys=("k",)).keys == ("k",)
+    assert ServerSettings(host="::1").host == "::1"
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\none\n\n two \n")
+    assert read_keys(keys) == ("one", "two")
+    keys.write_text("# none\n")
+    with pytest.raises(UsageError, match="holds no key"):
+        read_keys(keys)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_keys(tmp_path / "gone")
+
+
+def test_the_log_is_json_without_contents(
+    served: tuple[str, Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="abc_embed.serve"):
+        post(served[0], "/v1/embeddings", {"input": "a secret text"})
+    line = json.loads(caplog.records[-1].message)
+    assert line["path"] == "/v1/embeddings" and line["status"] == 200 and line["seconds"] >= 0
+    assert "secret" not in caplog.text
