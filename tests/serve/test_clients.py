@@ -1,6 +1,7 @@
 """The clients' own libraries against a running server: they parse the answers, bit for bit."""
 
 import base64
+import gc
 import io
 from typing import Any
 
@@ -104,6 +105,9 @@ def test_cohere(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
     assert close(both.embeddings.float_, asked[None])
 
 
+# The library leaves its connection for the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
     import voyageai
 
@@ -113,3 +117,5 @@ def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
     assert close(answer.embeddings[0], texts[0])
     assert close(answer.embeddings[1], asked)
     assert answer.text_tokens > 0 and answer.image_pixels > 0
+    del client
+    gc.collect()

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -249,3 +252,45 @@ def test_the_log_is_json_without_contents(
     line = json.loads(caplog.records[-1].message)
     assert line["path"] == "/v1/embeddings" and line["status"] == 200 and line["seconds"] >= 0
     assert "secret" not in caplog.text
+
+
+# -- as a process ----------------------------------------------------------------------------------
+
+
+def test_the_command_serves_and_ends_cleanly(tmp_path: Any) -> None:
+    """Started as a user would; a request that runs is answered after SIGTERM."""
+    code = "from abc_embed.cli import main; main()"
+    words = ["serve", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        lines = iter(process.stderr.readline, "")
+        url = next(line for line in lines if " at http" in line).split()[2]
+        while True:
+            try:
+                httpx.get(f"{url}/health")
+                break
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        page = httpx.get(f"{url}/")
+        assert "Ask a photo" in page.text
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert httpx.get(f"{url}/static/app.js").headers["content-type"].startswith("text/javascr")
+        assert httpx.get(f"{url}/static/%2e%2e%2fapp.py").status_code == 404
+        name = httpx.get(f"{url}/examples").json()[0]
+        assert httpx.get(f"{url}/examples/{name}").content[:4] == b"\x89PNG"
+        with ThreadPoolExecutor(1) as pool:
+            body = {"input": [f"text {n}" for n in range(200)]}
+            answer = pool.submit(post, url, "/v1/embeddings", body)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert answer.result(timeout=60).status_code == 200
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+        rest = process.stderr.read()
+        assert "Traceback" not in rest
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

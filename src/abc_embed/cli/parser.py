@@ -17,6 +17,7 @@ COMMANDS = {
     "mine": "Find captions that nearly fit, and are wrong.",
     "train": "Train stage 1, stage 2, or the bundled model from nothing.",
     "bench": "Measure a model.",
+    "serve": "Serve embeddings over HTTP, and a page to try them.",
     "export": "Write a model for sentence-transformers.",
     "doctor": "Say what works here, what is missing, how to get it.",
 }

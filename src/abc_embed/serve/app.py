@@ -9,10 +9,12 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,12 @@ from abc_embed.serve.shapes import (
 from abc_embed.vectors import quantize, truncate
 
 LOG = logging.getLogger("abc_embed.serve")
-OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})
+OPEN_PATHS = re.compile(r"/|/docs|/health|/examples(/.*)?|/static/.*")
 """What needs no key: the page itself, and whether the server lives."""
+
+EXAMPLES = files("abc_embed") / "bundled" / "images"
+STATIC = files("abc_embed") / "serve" / "static"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
 
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -131,6 +137,13 @@ class Server:
         app.get("/health")(self._health)
         app.get("/metrics")(self._metrics)
         app.exception_handler(HTTPException)(self._http_error)
+        for path, name in (("/", "index.html"), ("/docs", "docs.html")):
+            app.get(path, include_in_schema=False)(_file_route(name))
+        app.get("/static/{name}", include_in_schema=False)(lambda name: shipped(STATIC, name))
+        app.get("/examples/{name}", include_in_schema=False)(lambda name: shipped(EXAMPLES, name))
+        app.get("/examples", include_in_schema=False)(
+            lambda: sorted(f.name for f in EXAMPLES.iterdir() if f.name.endswith(".png"))
+        )
         return app
 
     def _add(
@@ -163,7 +176,7 @@ class Server:
         """Keys, metrics, the log line, and headers of every answer."""
         started = time.perf_counter()
         path = request.url.path
-        if self.settings.keys and path not in OPEN_PATHS and not self._has_key(request):
+        if self.settings.keys and not OPEN_PATHS.fullmatch(path) and not self._has_key(request):
             response: Response = refusal(
                 RequestError("give a key of this server as 'Authorization: Bearer KEY'", None, 401),
                 next((shape for shape in SHAPES if shape.path == path), None),
@@ -448,6 +461,14 @@ def refusal(error: AbcError, shape: Shape | None) -> JSONResponse:
     return JSONResponse(body, status, headers=headers)
 
 
-def page() -> str:
-    """The static page."""
-    return (files("abc_embed") / "serve" / "static" / "index.html").read_text(encoding="utf-8")
+def _file_route(name: str) -> Callable[[], Response]:
+    return lambda: shipped(STATIC, name)
+
+
+def shipped(folder: Traversable, name: str) -> Response:
+    """A file that comes with the package, by its bare name."""
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    kind = _TYPES.get("." + name.rpartition(".")[2])
+    if name not in names or kind is None:
+        raise HTTPException(404)
+    return Response((folder / name).read_bytes(), media_type=kind)

@@ -241,7 +241,8 @@ class Voyage(Shape):
         body.flag("truncation", True)
         output = body.choice("output_dtype", self._OUTPUTS, "float")
         # The library sends `encoding_format`, the documentation says `output_encoding`.
-        encodings = [body.choice(n, ("base64",), "") for n in ("output_encoding", "encoding_format")]
+        names = ("output_encoding", "encoding_format")
+        encodings = [body.choice(name, ("base64",), "") for name in names]
         if "base64" in encodings:
             output = "base64"
         dimensions = body.integer("output_dimension")
