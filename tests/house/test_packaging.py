@@ -26,6 +26,7 @@ DISTRIBUTION = {
 }
 PROMISED_EXTRAS = {
     *("mine", "data", "instruct", "log", "bench", "index", "open-clip", "deepspeed", "dev"),
+    *("mine", "data", "instruct", "log", "bench", "open-clip", "deepspeed", "serve", "dev"),
 }
 
 
