@@ -144,9 +144,23 @@ def modules_imported_at_the_top(path: Path) -> set[str]:
 
 
 def test_extras_are_imported_only_where_they_are_used() -> None:
+    """In functions; but a package that is nothing without its extra may import it at the top."""
     optional = {name_of(r) for r in OPTIONAL} - {name_of(r) for r in CORE}
-    early = {p: modules_imported_at_the_top(p) & optional for p in sources.python_files("src")}
+    early = {}
+    for path in sources.python_files("src"):
+        own = EXTRAS.get(path.relative_to(sources.PACKAGE).parts[0], [])
+        allowed = {name_of(r) for r in own}
+        early[path] = (modules_imported_at_the_top(path) & optional) - allowed
     assert not {path.name: names for path, names in early.items() if names}
+
+
+def test_a_package_with_an_extra_of_its_own_is_imported_only_when_used() -> None:
+    own = [name for name in EXTRAS if (sources.PACKAGE / name).is_dir() and name == "serve"]
+    assert own == ["serve"]
+    for path in sources.python_files("src"):
+        if path.relative_to(sources.PACKAGE).parts[0] not in own:
+            text_at_top = [ast.unparse(n) for n in sources.tree(path).body]
+            assert not [line for line in text_at_top if line.startswith("from abc_embed.serve")]
 
 
 def test_licences_are_there() -> None:
