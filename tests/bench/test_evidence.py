@@ -82,10 +82,11 @@ def test_a_good_map_beats_a_random_one(bundled: Embedder) -> None:
         on_progress=lambda done, total: steps.append((done, total)),
     )
     assert steps == [(n, 4) for n in range(1, 5)]
-    good, random = found["methods"]["midpoint"], found["methods"]["random map"]
+    good, random = found["scores"]["midpoint"], found["scores"]["random map"]
+    low, high = good["pointing"]["interval"]
     assert good["pointing"]["value"] > random["pointing"]["value"] + 0.3
-    assert good["pointing"]["low"] <= good["pointing"]["value"] <= good["pointing"]["high"]
+    assert low <= good["pointing"]["value"] <= high
     assert good["deletion"] < random["deletion"] and good["insertion"] > random["insertion"]
-    shuffled = found["methods"]["other instruction"]
+    shuffled = found["scores"]["other instruction"]
     assert shuffled["pointing"]["value"] < good["pointing"]["value"]
-    assert found["methods"]["random layers"]["cosine"] == good["cosine"]  # of the model itself
+    assert found["scores"]["random layers"]["cosine"] == good["cosine"]  # of the model itself

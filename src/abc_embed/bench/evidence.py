@@ -7,8 +7,10 @@ Controls: random maps, a model with random layers, the instruction of another sc
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -17,10 +19,22 @@ from torch import Tensor, nn
 
 from abc_embed.bench.metrics import interval, resampled_means
 from abc_embed.explain import Evidence, Method, TokenProbe
+from abc_embed.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    legend_below,
+    new_figure,
+    save_figure,
+    score_axes,
+    score_bars,
+)
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, questions
 from abc_embed.scenes.render import box, render
+from abc_embed.storage.hashing import sha256_json
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
@@ -33,6 +47,14 @@ TOLERANCE = 15 / 224
 """How far outside the box a peak may lie, as a share of the side: the pointing game's 15 pixels."""
 RESAMPLES = 2000
 METHODS: tuple[Method, ...] = get_args(Method)
+LABELS = {
+    "pointing": "in the box",
+    "moves_with_instruction": "moves with the instruction",
+    "moves_in_mirror": "moves in the mirror image",
+    "pointing_image_alone": "in the box, image alone",
+}
+"""Shares of a row -> what they are called for people."""
+COLOURS = dict(zip(LABELS.values(), (BLUE, ORANGE, GREY, RED), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +113,33 @@ def measure(
     for done, name in enumerate(names, 1):
         table[name] = _row(embedder, _explainer(embedder, name), asked, mirrored)
         on_progress(done, len(names))
+    settings = {"seed": SEED, "scenes": scenes, "side": SIDE, "tolerance": round(TOLERANCE, 4)}
     return {
-        "scenes": scenes,
-        "instruction_pairs": len(asked),
-        "mirrored_pairs": len(mirrored),
-        "side": SIDE,
-        "tolerance": TOLERANCE,
-        "methods": table,
+        "benchmark": "evidence",
+        "benchmark_hash": sha256_json(settings),
+        "settings": settings,
+        "sizes": {"instruction_pairs": len(asked), "mirrored_pairs": len(mirrored)},
+        "scores": table,
     }
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Bars of every method and control, with their intervals.
+
+    Raises:
+        OutputError: the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    scores = record["scores"]
+    figure = new_figure(8, 0.9 * len(scores) + 1)
+    axes = figure.add_subplot()
+    score_axes(axes, list(scores))
+    for row, shares in enumerate(scores.values()):
+        named = {label: shares[name] for name, label in LABELS.items()}
+        score_bars(axes, row, named, COLOURS, fontsize=7)
+    axes.set_title("Where the peak of the evidence lies, on scenes whose boxes are known")
+    legend_below(figure, columns=2, fontsize=8)
+    save_figure(figure, path, dpi=130)
 
 
 Explainer = Callable[[Item, str, int], Evidence]
@@ -134,8 +175,6 @@ def _explainer(embedder: "Embedder", name: str) -> Explainer:
 
 def with_random_layers(embedder: "Embedder") -> "Embedder":
     """The same model with every matrix of the language model's layers drawn anew, same spread."""
-    from copy import deepcopy
-
     from abc_embed.embedder import Embedder
 
     model = deepcopy(embedder.model)
@@ -236,9 +275,9 @@ def _pass_seconds(embedder: "Embedder", asked: Sequence[Pair]) -> float:
     return (time.process_time() - started) / len(items)
 
 
-def _share(shares: Sequence[float]) -> dict[str, float]:
+def _share(shares: Sequence[float]) -> dict[str, Any]:
     """A mean with its 95 % interval by scene."""
     numbers = np.asarray(shares, dtype=np.float64)[:, None]
     samples = resampled_means(numbers, np.arange(len(numbers)), draws=RESAMPLES)
     low, high = interval(samples)
-    return {"value": round(float(numbers.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+    return {"value": round(float(numbers.mean()), 4), "interval": [round(low, 4), round(high, 4)]}

@@ -1,7 +1,7 @@
 """`abc-embed bench`: measure a model; a table for people, a record for the repository.
 
-Here are the commands about CtrlBench; the others are in bench_audit.py, bench_replica.py and
-bench_sets.py.
+Here are the commands about CtrlBench; the others are in bench_audit.py, bench_evidence.py,
+bench_replica.py and bench_sets.py.
 """
 
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abc_embed.cli import bench_audit, bench_replica, bench_sets, options
+from abc_embed.cli import bench_audit, bench_evidence, bench_replica, bench_sets, options
 from abc_embed.cli.output import print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
@@ -49,6 +49,7 @@ for _command in (bench_sets.coco, bench_sets.flickr30k, bench_sets.mmeb, bench_s
     app.command(epilog=bench_sets.EXAMPLES)(_command)
 app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
 app.command(epilog=bench_audit.EXAMPLES)(bench_audit.audit)
+app.command(epilog=bench_evidence.EXAMPLES)(bench_evidence.evidence)
 
 
 @app.command(epilog=EXAMPLES)
