@@ -210,3 +210,15 @@ def test_the_paired_test_knows_of_images() -> None:
     assert metrics.sign_flip_test(np.ones(200), np.arange(200), draws=99) == 0.01  # never 0
     with pytest.raises(ValueError, match="do not fit"):
         metrics.sign_flip_test([1.0, 2.0], [0])
+
+
+def test_a_metric_of_ranks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the table of metrics is in scores, tables and CSV."""
+    from abc_embed.bench import tables
+    from abc_embed.bench.ctrlbench import scores
+
+    monkeypatch.setitem(metrics.RANK_METRICS, "r2", ("R@2", lambda of: metrics.recall_at(2, of)))
+    found = scores._score(np.array([1, 2, 2, 9]), np.arange(4), 100)
+    assert found["r2"] == 0.75
+    assert tables._further_scores(found).endswith(", 0.750")
+    assert tables._further_scores({"r5": 0.5, "r10": 0.5, "mrr": 0.5}).endswith("–")  # an older one

@@ -7,7 +7,7 @@ Shapes: `Q` queries, `K` candidates, `S` statistics measured on each query, `R` 
 clusters (images).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,15 @@ def recall_at(k: int, of: Ints) -> float:
 def mean_reciprocal_rank(of: Ints) -> float:
     """MRR of ranks `(Q,)`."""
     return float((1.0 / _some(of)).mean())
+
+
+RANK_METRICS: dict[str, tuple[str, Callable[[Ints], float]]] = {
+    "r5": ("R@5", lambda of: recall_at(5, of)),
+    "r10": ("R@10", lambda of: recall_at(10, of)),
+    "mrr": ("MRR", mean_reciprocal_rank),
+}
+"""Key in a record -> title and function of ranks `(Q,)`: what is reported beside R@1. A line here
+is a column of every record, table and CSV from now on; older records show a dash."""
 
 
 def resampled_means(

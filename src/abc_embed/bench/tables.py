@@ -8,6 +8,8 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from abc_embed.bench.metrics import RANK_METRICS
+
 Record = Mapping[str, Any]
 
 CONDITIONS = {
@@ -36,6 +38,7 @@ TITLES = {
     "ctrlbench-S": "S, scenes",
 }
 NOT_TAKEN = "–"
+FURTHER_TITLES = ", ".join(title for title, _ in RANK_METRICS.values())
 NOTHING = "Nothing yet: `scripts/readme.py` writes this table from the records in `results/`.\n"
 
 
@@ -58,7 +61,7 @@ def summary(record: Record) -> list[tuple[str, str, str]]:
             value = score_cell(first_recall(score)) + partly
             rows.append((f"R@1, {title}", value, _verdict(checks.get(condition))))
     if joint := record["scores"].get("joint"):
-        rows.append(("R@5, R@10, MRR", _further_scores(joint), ""))
+        rows.append((FURTHER_TITLES, _further_scores(joint), ""))
     for key, title in JOINT_FIGURES.items():
         if record["joint"]:
             rows.append((title, score_cell(record["joint"][key]), _verdict(checks.get(key))))
@@ -158,7 +161,7 @@ def _full_table(records: Sequence[Record]) -> list[str]:
     for key, title in CONDITIONS.items():
         lines.append(row(f"R@1, {title}", (first_recall(r["scores"].get(key)) for r in records)))
     further = [_further_scores(r["scores"].get("joint")) for r in records]
-    lines.append(markdown_row([f"R@5, R@10, MRR, {CONDITIONS['joint']}", *further]))
+    lines.append(markdown_row([f"{FURTHER_TITLES}, {CONDITIONS['joint']}", *further]))
     for key, title in JOINT_FIGURES.items():
         lines.append(row(title, ((r["joint"] or {}).get(key) for r in records)))
     for split in ("by_aspect", "by_group"):
@@ -200,9 +203,10 @@ def first_recall(score: Record | None) -> Record | None:
 
 
 def _further_scores(score: Record | None) -> str:
-    if score is None or score["r5"] is None:
+    values = [None if score is None else score.get(name) for name in RANK_METRICS]
+    if all(value is None for value in values):
         return NOT_TAKEN
-    return f"{score['r5']:.3f}, {score['r10']:.3f}, {score['mrr']:.3f}"
+    return ", ".join(NOT_TAKEN if value is None else f"{value:.3f}" for value in values)
 
 
 def score_cell(figure: Record | None) -> str:
@@ -254,8 +258,8 @@ def _all_figures(record: Record) -> Iterator[tuple[str, str, Record]]:
             yield name, "value", score
             continue
         yield name, "r1", {**score, "value": score["r1"], "interval": score["r1_interval"]}
-        for metric in ("r5", "r10", "mrr"):
-            yield name, metric, {"value": score[metric], "of": score["of"]}
+        for metric in RANK_METRICS:
+            yield name, metric, {"value": score.get(metric), "of": score["of"]}
     for name, figure in (record.get("joint") or {}).items():
         yield "joint", name, figure
     for split in ("by_aspect", "by_group"):

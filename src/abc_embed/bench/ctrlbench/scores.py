@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.queries import TierQueries
-from abc_embed.bench.metrics import Ints, share
+from abc_embed.bench.metrics import RANK_METRICS, Ints, share
 from abc_embed.bench.records import pack
 
 CONTROLS = ("image", "text", "late")
@@ -83,14 +83,12 @@ def _ranks(
 def _score(ranks: Ints, clusters: Ints, draws: int) -> dict[str, Any]:
     asked = ranks > 0
     if not asked.any():
-        return {"r1": None, "r1_interval": None, "r5": None, "r10": None, "mrr": None, "of": 0}
+        return {"r1": None, "r1_interval": None, **dict.fromkeys(RANK_METRICS), "of": 0}
     first = share(ranks[asked] == 1, clusters[asked], draws)
     return {
         "r1": first["value"],
         "r1_interval": first["interval"],
-        "r5": metrics.recall_at(5, ranks[asked]),
-        "r10": metrics.recall_at(10, ranks[asked]),
-        "mrr": metrics.mean_reciprocal_rank(ranks[asked]),
+        **{name: metric(ranks[asked]) for name, (_, metric) in RANK_METRICS.items()},
         "of": first["of"],
     }
 
