@@ -25,8 +25,8 @@ DISTRIBUTION = {
     "indexed_gzip": "indexed-gzip",
 }
 PROMISED_EXTRAS = {
-    *("mine", "data", "instruct", "log", "bench", "index", "open-clip", "deepspeed", "dev"),
-    *("mine", "data", "instruct", "log", "bench", "open-clip", "deepspeed", "serve", "dev"),
+    *("mine", "data", "instruct", "log", "bench", "index", "open-clip", "deepspeed", "serve"),
+    "dev",
 }
 
 
