@@ -1,17 +1,21 @@
 """Mining at size: memory under its ceiling, time per query beside plain faiss, growth by doubling.
 
-    python tools/bench_mining.py --out results/mining [--counts 100000 200000] [--widths 64 256]
+    python tools/bench_mining.py --out results/mining/search.json [--counts 100000] [--widths 64]
+    python tools/bench_mining.py --out results/speed/mining-cpu.json --before OLD_CHECKOUT
 
 Random clustered vectors lie in shards on disk, as after embedding; each case runs in a process of
 its own, whose resident memory is read before and watched during the search. Plain faiss
-(IndexFlatIP with all captions in memory) is timed in the same process on a part of the queries.
-Times are those of the processor, so that other work on the machine does not count.
-Prints one line per case, writes one JSON with all, and the plan for the published data set.
+(IndexFlatIP with all captions in memory) is timed in a process of its own on a part of the queries.
+With `--before` each case also runs with the code of another checkout, in turns, `--repeats` times,
+and the least of each counts. Times are those of the processor, so that other work on the machine
+counts little. Prints one line per case, and writes one JSON with all and the plan for the published
+data set.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,16 +24,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from abc_embed import runtime
-from abc_embed.mining.engines import Method
-from abc_embed.mining.plan import Settings, plan
-from abc_embed.mining.search import How, search
-from abc_embed.mining.shards import SHARD, Shards, Space, write_shard
+from abc_embed.mining.plan import plan_mining
+from abc_embed.mining.search import search
+from abc_embed.mining.settings import Method, MiningSettings, SearchSettings
+from abc_embed.mining.shards import SHARD, Shards, VectorSpace, write_shard
 
 PAGE = 4096
 FAISS_QUERIES = 4096
@@ -62,7 +68,7 @@ def watched() -> Iterator[list[int]]:
 
 def write_vectors(folder: Path, count: int, width: int) -> tuple[Shards, Shards]:
     """Captions around centres, and images around their captions, `count` of each."""
-    space = Space(folder=folder, model=f"random-{width}", width=width)
+    space = VectorSpace(folder=folder, model=f"random-{width}", width=width)
     made = []
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, width), dtype=np.float32)
     for kind in (0, 1):
@@ -83,54 +89,101 @@ def write_vectors(folder: Path, count: int, width: int) -> tuple[Shards, Shards]
     return made[0], made[1]
 
 
-def one_case(told: argparse.Namespace) -> dict[str, Any]:
-    """Search everything once; a JSON line on stdout."""
-    import faiss
-
-    captions, images = write_vectors(told.folder, told.count, told.width)
-    method = Method(told.method)
-    how = How(method=method, memory_bytes=told.memory)
-    few = np.arange(32)
-    list(search(images[:32], captions[:2048], few, how=how))  # what is loaded once
-    asked = min(told.queries, told.count)
-    before, begun, spent = resident(), time.perf_counter(), time.process_time()
-    pooled, hits, of = 0, 0, 0
+def search_seconds_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Search everything once."""
+    captions, images = write_vectors(options.folder, options.count, options.width)
+    settings = SearchSettings(method=Method(options.method), memory_bytes=options.memory)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    keywords: dict[str, Any] = {"settings": settings, "product_dtype": dtype}
+    for _ in search(images[:32], captions[:2048], np.arange(32), **keywords):
+        pass  # what is loaded once
+    asked = min(options.queries, options.count)
+    before, begin, spent = resident(), time.perf_counter(), time.process_time()
+    pooled, hits, total = 0, 0, 0
+    own, start = np.arange(options.count), options.count - asked
     with watched() as peak:
-        own = np.arange(told.count)
-        for pools in search(images, captions, own, pool=POOL, how=how, start=told.count - asked):
+        for pools in search(images, captions, own, pool=POOL, start=start, **keywords):
             pooled += int(pools.sizes.sum())
-            hits, of = hits + pools.recalled[0], of + pools.recalled[1]
-    took, spent = time.perf_counter() - begun, time.process_time() - spent
-    found: dict[str, Any] = {
-        "count": told.count,
-        "width": told.width,
-        "method": told.method,
-        "threads": faiss.omp_get_max_threads(),
-        "queries": asked,
-        "seconds": took,
-        "cpu_seconds": spent,
-        "cpu_ms_a_query": spent / asked * 1000,
-        "ceiling_bytes": told.memory,
-        "resident_before_bytes": before,
+            hits, total = hits + pools.recalled[0], total + pools.recalled[1]
+    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - spent
+    return {
+        "seconds": seconds,
+        "cpu_ms_a_query": cpu_s / asked * 1000,
         "peak_more_bytes": peak[0] - before,
         "in_pools": pooled,
+        "recall": hits / total if total else None,
     }
-    if of:
-        found["recall"] = hits / of
-    if method is Method.FLAT:
-        index = faiss.IndexFlatIP(told.width)
-        index.add(captions[0 : told.count])
-        some = images[0:FAISS_QUERIES]
-        spent = time.process_time()
-        index.search(some, POOL)
-        found["faiss_cpu_ms_a_query"] = (time.process_time() - spent) / len(some) * 1000
-        found["times_faiss"] = found["cpu_ms_a_query"] / found["faiss_cpu_ms_a_query"]
-    return found
+
+
+def faiss_seconds_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Plain faiss, with all captions in memory."""
+    import faiss
+
+    captions, images = write_vectors(options.folder, options.count, options.width)
+    index = faiss.IndexFlatIP(options.width)
+    index.add(captions[0 : options.count])
+    queries = images[0:FAISS_QUERIES]
+    begin, spent = time.perf_counter(), time.process_time()
+    index.search(queries, POOL)
+    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - spent
+    return {"seconds": seconds, "cpu_ms_a_query": cpu_s / len(queries) * 1000}
+
+
+BEFORE = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from abc_embed.mining.engines import Method
+from abc_embed.mining.search import How, search
+from abc_embed.mining.shards import Shards, Space
+folder, memory, queries, count, width, pool = sys.argv[1], *map(int, sys.argv[2:])
+space = Space(folder=Path(folder), model=f"random-{width}", width=width)
+captions, images = (Shards(space, [f"{kind} {count} {n}" for n in range(count)]) for kind in (0, 1))
+how = How(method=Method.FLAT, memory_bytes=memory)
+list(search(images[:32], captions[:2048], np.arange(32), how=how))
+asked, pooled = min(queries, count), 0
+begin, spent = time.perf_counter(), time.process_time()
+for pools in search(images, captions, np.arange(count), pool=pool, how=how, start=count - asked):
+    pooled += int(pools.sizes.sum())
+seconds, cpu_s = time.perf_counter() - begin, time.process_time() - spent
+print(json.dumps({"seconds": seconds, "cpu_ms_a_query": cpu_s / asked * 1000, "in_pools": pooled}))
+"""
+"""The search of a checkout from before it ran in torch."""
+
+
+def run_case(options: argparse.Namespace, folder: str, count: int, width: int) -> dict[str, Any]:
+    """Every engine in turns; of each the fastest run."""
+    numbers = [str(n) for n in (options.memory, options.queries, count, width)]
+    names = ["--folder", "--memory", "--queries", "--count", "--width"]
+    shared = [word for pair in zip(names, [folder, *numbers], strict=True) for word in pair]
+    own = [sys.executable, __file__, *shared]
+    commands = {name: [*own, "--method", name] for name in options.methods}
+    commands["faiss IndexFlatIP"] = [*own, "--method", "faiss"]
+    for dtype in options.dtypes:
+        commands[f"flat in {dtype}"] = [*own, "--method", "flat", "--dtype", dtype]
+    if options.before:
+        commands["flat before"] = [sys.executable, "-c", BEFORE, folder, *numbers, str(POOL)]
+    best: dict[str, dict[str, Any]] = {}
+    for _ in range(options.repeats):
+        for name, command in commands.items():
+            source = options.before / "src" if name == "flat before" else None
+            environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+            found = json.loads(done.stdout)
+            if name not in best or found["cpu_ms_a_query"] < best[name]["cpu_ms_a_query"]:
+                best[name] = found
+    case: dict[str, Any] = {"count": count, "width": width, "queries": min(options.queries, count)}
+    case["engines"] = best
+    for name in ("faiss IndexFlatIP", "flat before"):
+        if name in best and "flat" in best:
+            least = best[name]["cpu_ms_a_query"]
+            case[f"flat / {name}"] = best["flat"]["cpu_ms_a_query"] / least
+    return case
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder of the record")
+    parser.add_argument("--out", type=Path, help="the record")
     parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 200_000])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--memory", type=int, default=200_000_000)
@@ -138,38 +191,39 @@ def main() -> None:
         "--queries", type=int, default=10**9, help="search only the last so many of all queries"
     )
     parser.add_argument("--methods", nargs="+", default=["flat", "ivf"])
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.case:
-        told.count, told.width, told.method = int(told.case[0]), int(told.case[1]), told.case[2]
-        print(json.dumps(one_case(told)))
+    parser.add_argument("--dtypes", nargs="*", default=[], help="formats of the products as well")
+    parser.add_argument("--before", type=Path, help="a checkout of the code to compare with")
+    parser.add_argument("--repeats", type=int, default=1)
+    for name, kind in (("folder", Path), ("count", int), ("width", int), ("method", str)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.method:
+        measure = faiss_seconds_of if options.method == "faiss" else search_seconds_of
+        print(json.dumps(measure(options)))
         return
     cases = []
     with tempfile.TemporaryDirectory() as folder:
-        for width in told.widths:
-            for count in told.counts:
-                for method in told.methods:
-                    words = ["--folder", folder, "--memory", str(told.memory)]
-                    words += ["--queries", str(told.queries)]
-                    words += ["--case", str(count), str(width), method]
-                    done = subprocess.run(
-                        [sys.executable, __file__, *words], check=True, capture_output=True
-                    )
-                    cases.append(json.loads(done.stdout))
-                    print(json.dumps(cases[-1]), flush=True)
-    published = plan(2_250_000, 2_250_000, 3584, Settings(store="float16"))
+        for width in options.widths:
+            for count in options.counts:
+                write_vectors(Path(folder), count, width)
+                cases.append(run_case(options, folder, count, width))
+                print(json.dumps(cases[-1]), flush=True)
+    published = plan_mining(2_250_000, 2_250_000, 3584, MiningSettings(store="float16"))
     record = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "what": f"random clustered vectors, {CLUSTERS} centres, pool {POOL}, shards of {SHARD}",
+        "ceiling_bytes": options.memory,
+        "repeats": options.repeats,
+        "load_average": os.getloadavg(),
         "cases": cases,
         "plan_of_the_published_set": dataclasses.asdict(published),
-        "versions": runtime.versions() | {"faiss": __import__("faiss").__version__},
+        "versions": runtime.versions() | {"faiss": version("faiss-cpu")},
         "hardware": runtime.hardware(),
     }
-    if told.out:
-        told.out.mkdir(parents=True, exist_ok=True)
-        (told.out / "search.json").write_text(json.dumps(record, indent=1) + "\n")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["plan_of_the_published_set"], indent=1))
 
 

@@ -20,11 +20,11 @@ from abc_embed.adapters import detach
 from abc_embed.backbone import build_backbone
 from abc_embed.embedder import Embedder
 from abc_embed.hub import bundled_folder
-from abc_embed.mining.embed import Model
+from abc_embed.mining.corpus import read_corpus
+from abc_embed.mining.embed import EmbedderSetup
 from abc_embed.mining.mine import mine
 from abc_embed.mining.output import write_mined
-from abc_embed.mining.plan import Settings
-from abc_embed.mining.rows import read_rows
+from abc_embed.mining.settings import MiningSettings
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.scenes.dataset import write_dataset
@@ -68,9 +68,9 @@ class SharedInputs:
         model, processor = load(self.base, config.model.attention)
         out = self.folder / "mining"
         run_stage1(config, sampler, model, processor, out)
-        settings = Settings(pool=sizes.pool, draw=sizes.drawn)
-        mining_model = Model(Embedder(model, processor))
-        mined = mine(read_rows(plain), mining_model, settings, work=out / "work")
+        settings = MiningSettings(pool=sizes.pool, sample_size=sizes.drawn)
+        setup = EmbedderSetup(Embedder(model, processor))
+        mined = mine(read_corpus(plain), setup, settings, work=out / "work")
         write_mined(mined, self.records)
         shutil.rmtree(out)
 

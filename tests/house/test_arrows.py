@@ -13,7 +13,7 @@ import sources
 # lines. Units of one line may use each other as long as no circle comes of it.
 ARROW = (
     ("errors",),
-    ("bundled", "progress", "runtime"),
+    ("bundled", "progress", "runtime", "workers"),
     ("storage",),
     ("inputs",),
     ("prompts",),

@@ -7,29 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mining_parts import (
     Hashing,
-    drawn,
     load,
     load_and_die,
     load_nothing,
     make,
     run,
+    sampled,
 )
 from PIL import Image
 
 from abc_embed import Item
 from abc_embed.data.records import Record, read_records, write_records
 from abc_embed.errors import DataError, InputError, OutOfMemoryError, UsageError
-from abc_embed.mining import embed, engines, search, shards
-from abc_embed.mining.embed import Model
+from abc_embed.mining import shards
+from abc_embed.mining.corpus import read_corpus
+from abc_embed.mining.embed import EmbedderSetup
 from abc_embed.mining.mine import mine
 from abc_embed.mining.output import write_mined, write_rejects
-from abc_embed.mining.plan import Settings, plan
-from abc_embed.mining.report import draw_report
-from abc_embed.mining.rows import read_rows
-from abc_embed.mining.search import How, Method
-from abc_embed.mining.sheet import draw_sheet
+from abc_embed.mining.plan import plan_mining
+from abc_embed.mining.report import draw_report, draw_sheet
+from abc_embed.mining.search import blocks_on
+from abc_embed.mining.settings import Method, MiningSettings, SearchSettings
 from abc_embed.train.config import DataConfig
 from abc_embed.train.sampler import RecordSampler
 
@@ -52,15 +53,17 @@ def test_training_reads_the_records_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four items in a shard, five queries in a block."""
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four items in a shard."""
     monkeypatch.setattr(shards, "SHARD", 4)
-    cut = engines.Blocks(5, 7, 3, near_bytes=10**6, taken_bytes=10**6, pair_bytes=10**6)
-    monkeypatch.setattr(search, "blocks", lambda *_: cut)
+
+
+TIGHT = SearchSettings(memory_bytes=50_000)
+"""Blocks of a few queries."""
 
 
 @pytest.mark.parametrize("stop_after", [0, 3, 7, 23, 38])
-def test_a_stopped_run_goes_on(tmp_path: Path, small: None, stop_after: int) -> None:
+def test_a_stopped_run_goes_on(tmp_path: Path, small_shards: None, stop_after: int) -> None:
     folder = make(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(folder, Hashing(stop_after))
@@ -68,44 +71,41 @@ def test_a_stopped_run_goes_on(tmp_path: Path, small: None, stop_after: int) -> 
     mined = run(folder, second)
     assert second.embedded == 40 - stop_after // 4 * 4
     assert mined.report.remembered == stop_after // 4 * 4
-    assert drawn(run(folder, third)) == drawn(mined)
+    assert sampled(run(folder, third)) == sampled(mined)
     assert third.embedded == 0
     shutil.rmtree(folder / "work")
-    assert drawn(run(folder)) == drawn(mined)
+    assert sampled(run(folder)) == sampled(mined)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
-def test_a_stopped_search_goes_on_by_block(
-    tmp_path: Path, small: None, stop_at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = make(tmp_path)
-    expected = drawn(run(folder))
-    shutil.rmtree(folder / "work")
-    done = 0
-    add = search.QueryBlock.pools
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 6, 7])
+def test_a_stopped_search_goes_on(tmp_path: Path, stop_at: int) -> None:
+    """As a kill after any block of candidates."""
+    folder = make(tmp_path, 70)
+    expected = sampled(run(folder, pool=5))
+    shutil.rmtree(folder / "work/pools")
+    blocks = blocks_on(torch.device("cpu"), 1, Hashing.dim, 5, TIGHT)
+    blocks_of_captions = -(-70 // blocks.candidates)
+    calls = 0
 
-    def stop(self: search.QueryBlock, *args: object) -> object:
-        nonlocal done
-        if done == stop_at:
+    def stop(stage: str, done: int, total: int) -> None:
+        nonlocal calls
+        calls += stage == "searching"
+        if calls == stop_at:
             raise KeyboardInterrupt
-        done += 1
-        return add(self, *args)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(search.QueryBlock, "pools", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, pool=5, search=TIGHT, on_progress=stop)
     # Another method and another memory: the pools are the same, so those of before are used.
-    mined = run(folder, search=How(method=Method.PLAIN))
-    assert mined.report.searched_before == 5 * stop_at
-    assert mined.report.mined == 20
-    assert drawn(mined) == expected
-    again = run(folder, draw=3, seed=1)
-    assert again.report.searched_before == 20
-    assert run(folder, epsilon=0.5).report.searched_before == 0
+    mined = run(folder, pool=5, search=SearchSettings(method=Method.PLAIN))
+    done = (stop_at - 1) // blocks_of_captions * blocks.queries
+    assert mined.report.searched_before == done < 70
+    assert mined.report.mined == 70
+    assert sampled(mined) == expected
+    assert run(folder, pool=5, sample_size=3, seed=1).report.searched_before == 70
+    assert run(folder, pool=5, epsilon=0.5).report.searched_before == 0
 
 
-def test_only_new_rows_are_embedded(tmp_path: Path, small: None) -> None:
+def test_only_new_rows_are_embedded(tmp_path: Path, small_shards: None) -> None:
     folder = make(tmp_path)
     run(folder)
     records = list(read_records(folder))
@@ -119,15 +119,14 @@ def test_only_new_rows_are_embedded(tmp_path: Path, small: None) -> None:
     assert model.embedded == 2 + 4  # one shard of images
 
 
-def test_several_processes(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "POLL_S", 0.01)
+def test_several_processes(tmp_path: Path, small_shards: None) -> None:
     folder = make(tmp_path, r3={"caption": "too long"})
     expected = run(folder)
     shutil.rmtree(folder / "work")
     local = Hashing()
     mined = run(folder, local, processes=2)
     assert local.embedded == 0
-    assert drawn(mined) == drawn(expected)
+    assert sampled(mined) == sampled(expected)
     assert mined.report.bad == expected.report.bad
 
 
@@ -139,15 +138,16 @@ def test_several_processes(tmp_path: Path, small: None, monkeypatch: pytest.Monk
     ],
 )
 def test_a_process_that_fails(
-    tmp_path: Path, small: None, loading: object, error: type[Exception], says: str
+    tmp_path: Path, small_shards: None, loading: object, error: type[Exception], says: str
 ) -> None:
-    rows = read_rows(make(tmp_path))
-    model = Model(Hashing(), loading)  # type: ignore[arg-type]
+    corpus = read_corpus(make(tmp_path))
+    setup = EmbedderSetup(Hashing(), loading)  # type: ignore[arg-type]
+    work, settings = tmp_path / "work", MiningSettings()
     with pytest.raises(error, match=says):
-        mine(rows, model, Settings(), work=tmp_path / "work", processes=2)
+        mine(corpus, setup, settings, work=work, processes=2)
     with pytest.raises(UsageError, match="processes is 2"):
-        mine(rows, Model(Hashing()), Settings(), work=tmp_path / "work", processes=2)
-    assert mine(rows, Model(Hashing(), load), Settings(), work=tmp_path / "work").report.mined == 20
+        mine(corpus, EmbedderSetup(Hashing()), settings, work=work, processes=2)
+    assert mine(corpus, EmbedderSetup(Hashing(), load), settings, work=work).report.mined == 20
 
 
 def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
     report = mined.report
     assert [row for row, *_ in report.bad] == [3, 5, 7, 20, 21]
     assert (report.rows, report.without_caption, report.mined) == (22, 1, 16)
-    assert set(drawn(mined)) == set(range(20)) - {1, 3, 5, 7}
+    assert set(sampled(mined)) == set(range(20)) - {1, 3, 5, 7}
     out = folder / "mined.jsonl"
     write_mined(mined, out)
     after = list(read_records(out))
@@ -177,7 +177,7 @@ def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
     assert "comes twice" in lines[4]["why"]
     # Bad ones are out of the way of the others: scores are still those of the right pairs.
     stand_in = Hashing()
-    for one in mined.drawn():
+    for one in mined.negatives():
         image = stand_in.one(Item(image=folder / f"images/{one.row}.png"))
         expected = float(image @ stand_in.one(Item(text=f"caption {one.row}")))
         assert one.own == pytest.approx(expected)
@@ -191,11 +191,11 @@ def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
 def test_equal_images_and_captions(tmp_path: Path) -> None:
     folder = make(tmp_path, 6, r4={"caption": "caption 0"})
     shutil.copy(folder / "images/0.png", folder / "images/3.png")
-    mined = run(folder, epsilon=1.0, draw=100)
-    texts = mined.rows.captions
+    mined = run(folder, epsilon=1.0, sample_size=100)
+    texts = mined.corpus.captions
     assert len(texts) == 5
     for row in (0, 3):
-        found = {texts[caption] for caption in drawn(mined)[row]}
+        found = {texts[caption] for caption in sampled(mined)[row]}
         assert not found & {"caption 0", "caption 3"}
     assert mined.report.dropped["same image"] == 2
     assert mined.report.dropped["own caption"] == 6
@@ -209,8 +209,9 @@ def test_the_report_adds_up(tmp_path: Path) -> None:
     assert report.short_draws == 20  # five are fewer than seven
     assert sum(report.own_scores.counts) == sum(report.own_ranks) == 20
     assert sum(report.pool_scores.counts) == report.pooled
-    told = report.as_json()
-    assert json.loads(json.dumps(told)) == told
+    assert report.recall == 1.0 and report.recall_rows == 20
+    values = report.as_json()
+    assert json.loads(json.dumps(values)) == values
     draw_report(report, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as page:
         colours = {colour for _, colour in page.getcolors(10**6) or ()}
@@ -236,14 +237,14 @@ def test_one_row_has_no_negatives(tmp_path: Path) -> None:
 
 def test_float16_takes_half_and_moves_scores_little(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    whole, half = run(folder, draw=100), run(folder, draw=100, store="float16")
-    for one, other in zip(whole.drawn(), half.drawn(), strict=True):
+    whole, half = run(folder, sample_size=100), run(folder, sample_size=100, store="float16")
+    for one, other in zip(whole.negatives(), half.negatives(), strict=True):
         assert one.own == pytest.approx(other.own, abs=1e-3)
         assert one.own != other.own
     sizes = {path.parent.name[-7:]: path.stat().st_size for path in folder.rglob("*.npy")}
     assert sizes["float16"] - 128 == (sizes["float32"] - 128) / 2
     with pytest.raises(UsageError, match="the store is 'int8'"):
-        Settings(store="int8")
+        MiningSettings(store="int8")
 
 
 def test_vectors_that_were_damaged(tmp_path: Path) -> None:
@@ -295,16 +296,17 @@ def test_the_page_of_examples(tmp_path: Path) -> None:
 
 def test_the_plan_of_the_published_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("abc_embed.mining.plan.PROBE_S", 0.0)
-    settings = Settings(store="float16", search=How(memory_bytes=4 * 10**9))
-    planned = plan(2_250_000, 2_250_000, 3584, settings)
-    assert planned.vector_bytes == 2 * 2_250_000 * 3584 * 2
-    assert planned.scores == 2_250_000**2
-    assert planned.candidates_at_once * 3584 * 4 < 2 * 10**9
-    assert planned.passes == -(-2_250_000 // planned.queries_at_once)
-    assert planned.search_s > 3600
+    settings = MiningSettings(store="float16", search=SearchSettings(memory_bytes=4 * 10**9))
+    plan = plan_mining(2_250_000, 2_250_000, 3584, settings)
+    assert plan.vector_bytes == 2 * 2_250_000 * 3584 * 2
+    assert plan.scores == 2_250_000**2
+    assert plan.candidates_at_once * 3584 * 4 < 2 * 10**9
+    assert plan.passes == -(-2_250_000 // plan.queries_at_once)
+    assert plan.search_s > 3600
     for method in (Method.PLAIN, Method.IVF):
         other = replace(settings, search=replace(settings.search, method=method))
-        found = plan(100_000, 100_000, 64, other)
-        assert found.method == method.value and 0 < found.search_s < planned.search_s
-    small = plan(20, 20, 8, Settings(pool=5))
+        less = plan_mining(100_000, 100_000, 64, other)
+        assert less.method == method.value and 0 < less.search_s < plan.search_s
+    small = plan_mining(20, 20, 8, MiningSettings(pool=5))
     assert (small.rows, small.scores, small.vector_bytes, small.passes) == (20, 400, 1280, 1)
+    assert small.devices == ["cpu"]

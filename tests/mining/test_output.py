@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
-from mining_parts import drawn, make, run
+from mining_parts import make, run, sampled
 
 from abc_embed.errors import DataError, UsageError
 from abc_embed.mining.output import check_can_write, read_mined, write_mined
@@ -30,11 +30,11 @@ def test_columns_and_back(tmp_path: Path) -> None:
         "scores": "list<element: float>",
         "ranks": "list<element: int32>",
     }
-    captions = [None if n < 0 else mined.rows.captions[n] for n in mined.rows.caption_of]
-    found = drawn(mined)
+    captions = [None if n < 0 else mined.corpus.captions[n] for n in mined.corpus.caption_of]
+    found = sampled(mined)
     for line in table.to_pylist():
         texts = [captions[row] for row in line["negatives"]]
-        assert texts == [mined.rows.captions[c] for c in found[line["row"]]]
+        assert texts == [mined.corpus.captions[c] for c in found[line["row"]]]
         assert line["scores"] == sorted(line["scores"], reverse=True)
         assert line["ranks"] == sorted(set(line["ranks"]))
         assert captions[line["row"]] not in texts

@@ -1,27 +1,29 @@
-"""Pools equal brute force, whatever the method, the ties, edges, repeats and blocks."""
+"""Pools equal brute force, whatever the method, the format, the ties, edges, repeats and blocks."""
 
 import importlib.util
 import tracemalloc
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from abc_embed.errors import DataError, MissingExtraError, UsageError
-from abc_embed.mining import search as module
-from abc_embed.mining.engines import Blocks, Method, blocks, resolve_method
 from abc_embed.mining.pools import RULES, Pools
-from abc_embed.mining.search import How, search
+from abc_embed.mining.search import SAMPLED, search
+from abc_embed.mining.settings import Blocks, Method, SearchSettings, share_memory
 
 Case = dict[str, Any]
-PLAIN, FLAT, IVF = How(method=Method.PLAIN), How(method=Method.FLAT), How(method=Method.IVF)
+FLAT, PLAIN, IVF = (SearchSettings(method=m) for m in (Method.FLAT, Method.PLAIN, Method.IVF))
+FORMATS = (torch.float32, torch.bfloat16)
 
 
 def a_case(seed: int) -> Case:
     """Small whole numbers, so that every score is exact, and ties and edges are everywhere."""
     random = np.random.default_rng(seed)
-    width, count, asked = random.integers(1, [4, 15, 11])
+    width, count, asked = random.integers(1, [4, 50, 24])
     of_image = random.integers(-2, 3, (6, width))
     images = random.integers(0, 6, asked)
     return {
@@ -32,6 +34,13 @@ def a_case(seed: int) -> Case:
         "epsilon": float(random.choice([0.25, 0.5, 0.75, 1.0])),
         "pool": int(random.integers(1, 9)),
     }
+
+
+def some_blocks(seed: int) -> Blocks:
+    """From one of everything to all at once."""
+    side = (1, 3, 7, 16, 100)[seed % 5]
+    tile = (32, 64)[seed % 2]
+    return Blocks(2 * side, 3 * side + 1, side, tile, pair_bytes=(64, 1000, 10**6)[seed % 3])
 
 
 def brute(case: Case) -> list[tuple[list[tuple[int, float]], list[int], int]]:
@@ -82,57 +91,48 @@ def check(case: Case, found: list[Pools]) -> None:
     assert place == len(expected)
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the side of blocks, whatever the memory, and how many are asked for at first."""
-    made = module._Search.__init__
-
-    def let(side: int, ask: int = 1, at_once: int = 64) -> None:
-        def begin(self: Any, *args: Any) -> None:
-            made(self, *args)
-            self._ask = ask
-
-        room = at_once * 4200
-        cut = Blocks(side, side + 1, side, room, taken_bytes=at_once * 50, pair_bytes=200)
-        monkeypatch.setattr(module, "blocks", lambda *_: cut)
-        monkeypatch.setattr(module._Search, "__init__", begin)
-
-    monkeypatch.setattr(module, "_within", lambda exact, size: size)
-    return let
-
-
-def test_plain_as_brute_force(few: Any) -> None:
-    for seed in range(1500):
-        few((1, 2, 3, 5, 100)[seed % 5])
+def test_flat_as_brute_force() -> None:
+    for seed in range(70):
         case = a_case(seed)
-        check(case, list(search(**case, how=PLAIN)))
+        for dtype in FORMATS:
+            check(case, list(search(**case, blocks=some_blocks(seed), product_dtype=dtype)))
 
 
-def test_faiss_as_brute_force(few: Any) -> None:
-    """It asks for few at first, so that every doubt comes up: ties, lines, pools not full."""
-    for seed in range(2000):
-        few((2, 3, 5, 100)[seed % 4], ask=1 + seed % 9, at_once=(1, 3, 64)[seed % 3])
+def test_plain_as_brute_force() -> None:
+    for seed in range(60):
         case = a_case(seed)
-        check(case, list(search(**case, how=FLAT)))
+        check(case, list(search(**case, settings=PLAIN, blocks=some_blocks(seed))))
 
 
-def test_ivf_that_looks_everywhere_as_brute_force(few: Any) -> None:
-    for seed in range(250):
-        few((2, 5, 100)[seed % 3], ask=100)
+def test_ivf_that_looks_everywhere_as_brute_force() -> None:
+    settings = replace(IVF, nlist=1, nprobe=9)
+    for seed in range(30):
         case = a_case(seed)
-        found = list(search(**case, how=replace(IVF, cells=1, probes=9)))
-        check(case, found)
-        hits, of = (sum(p.recalled[i] for p in found) for i in (0, 1))
-        assert hits == of == sum(p.sizes.sum() for p in found)
+        pools = list(search(**case, settings=settings, blocks=Blocks(30, 40, 10, 32, 10**6)))
+        check(case, pools)
+        hits, total = (sum(p.recalled[i] for p in pools) for i in (0, 1))
+        assert hits == total == sum(p.sizes.sum() for p in pools)
 
 
-def test_a_search_goes_on_from_any_query(few: Any) -> None:
-    for seed in range(300):
-        few((2, 3)[seed % 2])
+def test_several_devices_as_one() -> None:
+    settings = SearchSettings(devices=("cpu",) * 3)
+    for seed in range(20):
+        case, steps = a_case(seed), []
+        pools = search(
+            **case, settings=settings, blocks=some_blocks(seed), on_progress=steps.append
+        )
+        check(case, list(pools))
+        assert steps == sorted(steps)
+        assert steps[-1] == len(case["own"])
+
+
+def test_a_search_goes_on_from_any_query() -> None:
+    for seed in range(25):
         case = a_case(seed)
         start = min(seed % 5, len(case["own"]))
-        rest = list(search(**case, how=FLAT, start=start))
-        check(case, [*_cut(list(search(**case, how=PLAIN)), start), *rest])
+        rest = list(search(**case, blocks=some_blocks(seed), start=start))
+        assert not rest or rest[0].first == start
+        check(case, [*_cut(list(search(**case, settings=PLAIN)), start), *rest])
 
 
 def _cut(found: list[Pools], stop: int) -> list[Pools]:
@@ -167,48 +167,76 @@ def pairs(count: int, others: int, width: int) -> tuple[np.ndarray, np.ndarray, 
     return queries, candidates, own
 
 
+def equal(expected: list[np.ndarray], pools: list[Pools]) -> None:
+    for a, b in zip(expected, joined(pools), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_real_vectors_whatever_the_memory_and_the_method() -> None:
     queries, candidates, own = pairs(300, 1200, 33)
-    wide = joined(list(search(queries, candidates, own, how=PLAIN)))
-    for how in (
-        replace(PLAIN, memory_bytes=900_000),
-        FLAT,
-        replace(FLAT, memory_bytes=900_000),
-        replace(IVF, cells=3, probes=3),
-        replace(IVF, cells=3, probes=3, memory_bytes=900_000),
-    ):
-        for a, b in zip(wide, joined(list(search(queries, candidates, own, how=how))), strict=True):
-            np.testing.assert_array_equal(a, b)
+    expected = joined(list(search(queries, candidates, own, settings=PLAIN)))
+    memories = (10**9, 900_000, 600_000)
+    for memory, dtype in product(memories, FORMATS):
+        settings = replace(FLAT, memory_bytes=memory)
+        pools = list(search(queries, candidates, own, settings=settings, product_dtype=dtype))
+        assert sum(p.recalled[0] for p in pools) == sum(p.recalled[1] for p in pools) > 0
+        equal(expected, pools)
+    for memory in memories:
+        settings = replace(IVF, nlist=3, nprobe=3, memory_bytes=memory)
+        equal(expected, list(search(queries, candidates, own, settings=settings)))
     scores = queries.astype(float) @ candidates.astype(float).T
     for query in range(300):
         line = 0.95 * scores[query, own[query]].astype(np.float32).astype(float)
         rounded = scores[query].astype(np.float32)
-        kept = [c for c in range(1200) if rounded[c] <= line and c != own[query]]
-        kept.sort(key=lambda c: (-rounded[c], c))
-        np.testing.assert_array_equal(wide[0][query, : len(kept)], kept[:100])
+        inside = [c for c in range(1200) if rounded[c] <= line and c != own[query]]
+        inside.sort(key=lambda c: (-rounded[c], c))
+        np.testing.assert_array_equal(expected[0][query, : len(inside)], inside[:100])
 
 
-def test_faiss_alone_would_be_wrong_here() -> None:
-    """Scores whose order float32 sums cannot tell: the case that needs scoring anew."""
-    import faiss
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("kind", ["equal", "all above", "none above", "negative", "rising"])
+def test_vectors_that_are_hard_to_tell_apart(dtype: torch.dtype, kind: str) -> None:
+    """What no bound can sort out is scored anew, however much it is."""
+    queries, candidates, own = pairs(40, 900, 16)
+    if kind == "equal":
+        candidates[:] = candidates[0]
+    elif kind == "all above":
+        candidates[own] = -queries  # own captions score least
+    elif kind == "none above":
+        candidates *= 1e-3
+        candidates[own] = queries
+    elif kind == "negative":
+        candidates = -np.abs(candidates)
+        queries = np.abs(queries)
+    else:  # each block of candidates is better than the one before
+        candidates = candidates[np.argsort(candidates @ queries[0])]
+    expected = joined(list(search(queries, candidates, own, settings=PLAIN, pool=20)))
+    for blocks in (None, Blocks(16, 128, 16, 32, 4000)):
+        equal(
+            expected,
+            list(search(queries, candidates, own, pool=20, blocks=blocks, product_dtype=dtype)),
+        )
 
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_fast_scores_alone_would_be_wrong_here(dtype: torch.dtype) -> None:
+    """Scores whose order such products cannot tell: the case that needs scoring anew."""
     queries, candidates, _ = pairs(300, 1200, 33)
     scores = queries.astype(float) @ candidates.astype(float).T
     order = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :100]
-    _, near = faiss.knn(queries, candidates, 100, metric=faiss.METRIC_INNER_PRODUCT)
-    assert (near != order).any()
+    left, right = (torch.from_numpy(v).to(dtype) for v in (queries, candidates))
+    assert ((left @ right.T).float().topk(100).indices.numpy() != order).any()
 
 
 def test_few_cells_miss_some_and_it_is_counted() -> None:
     queries, candidates, own = pairs(300, 1200, 33)
-    truth = list(search(queries, candidates, own, how=PLAIN, pool=20))
-    found = list(search(queries, candidates, own, how=replace(IVF, probes=2), pool=20))
-    sampled = module.SAMPLE
-    hits, of = (sum(p.recalled[i] for p in found) for i in (0, 1))
-    assert of == sampled * 20
-    right = [np.isin(a, b).sum() for a, b in zip(truth[0].rows, found[0].rows, strict=True)]
-    assert 0.1 < hits / of < 0.95
-    assert abs(hits / of - sum(right) / (300 * 20)) < 0.05
+    (truth,) = search(queries, candidates, own, settings=PLAIN, pool=20)
+    (pools,) = search(queries, candidates, own, settings=replace(IVF, nprobe=2), pool=20)
+    hits, total = pools.recalled
+    assert total == SAMPLED * 20
+    right = [np.isin(a, b).sum() for a, b in zip(truth.rows, pools.rows, strict=True)]
+    assert 0.1 < hits / total < 0.95
+    assert abs(hits / total - sum(right) / (300 * 20)) < 0.05
 
 
 class OnDisk:
@@ -221,30 +249,31 @@ class OnDisk:
         return self._vectors[numbers].copy()
 
 
-@pytest.mark.parametrize("how", [PLAIN, FLAT, IVF], ids=lambda how: how.method)
-def test_the_ceiling_holds(how: How) -> None:
+@pytest.mark.parametrize("settings", [PLAIN, FLAT, IVF], ids=lambda settings: settings.method)
+def test_the_ceiling_holds(settings: SearchSettings) -> None:
+    """Of what NumPy allocates; tools/bench_mining.py watches the whole process."""
     queries, candidates = unit(150, 32, 1), unit(5000, 32, 2)
-    given = 1_000_000
-    how = replace(how, memory_bytes=given)
-    cut = blocks(given, 32, 100, how.method)
-    assert cut.queries < 75 and cut.candidates < 4000  # so that it matters
-    list(search(queries[:10], candidates, np.arange(10), how=how))  # what is imported once
+    memory = 1_000_000
+    settings = replace(settings, memory_bytes=memory)
+    blocks = share_memory(memory, 32, 100)
+    assert blocks.queries < 75 and blocks.candidates < 4000  # so that it matters
+    list(search(queries[:10], candidates, np.arange(10), settings=settings))  # imports
     tracemalloc.start()
-    for _ in search(OnDisk(queries), OnDisk(candidates), np.arange(150), how=how):
+    for _ in search(OnDisk(queries), OnDisk(candidates), np.arange(150), settings=settings):
         pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < given + 60 * 5150
+    assert peak < memory + 60 * 5150
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("which", ["query", "candidate"])
-@pytest.mark.parametrize("how", [PLAIN, FLAT], ids=lambda how: how.method)
-def test_what_is_no_number_is_refused(how: How, value: float, which: str) -> None:
+@pytest.mark.parametrize("settings", [PLAIN, FLAT], ids=lambda settings: settings.method)
+def test_what_is_no_number_is_refused(settings: SearchSettings, value: float, which: str) -> None:
     queries, candidates = unit(5, 4, 1), unit(6, 4, 2)
     (queries if which == "query" else candidates)[3, 2] = value
     with pytest.raises(DataError, match=f"the vector of {which} 3 is not finite"):
-        next(search(queries, candidates, np.arange(5), how=how))
+        next(search(queries, candidates, np.arange(5), settings=settings))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +283,7 @@ def test_what_is_no_number_is_refused(how: How, value: float, which: str) -> Non
         ({"epsilon": float("nan")}, UsageError, "epsilon is nan"),
         ({"epsilon": 1.01}, UsageError, "epsilon is 1.01"),
         ({"pool": 0}, UsageError, "the pool is 0"),
-        ({"how": How(memory_bytes=1000)}, UsageError, "give at least 1 MB"),
+        ({"settings": SearchSettings(memory_bytes=1000)}, UsageError, "give at least 1 MB"),
         ({"own": np.array([0, 1, 2, 3, 6])}, DataError, "candidate 6 is named"),
         ({"own": np.array([0, 1, 2, 3, -1])}, DataError, "0 or more"),
         ({"own": np.arange(4)}, DataError, "each query needs"),
@@ -267,28 +296,35 @@ def test_refused(changes: Case, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         search(**{**case, **changes})
     with pytest.raises(UsageError, match="probes is 0"):
-        How(probes=0)
+        SearchSettings(nprobe=0)
 
 
-@pytest.mark.parametrize("how", [PLAIN, FLAT], ids=lambda how: how.method)
-def test_a_zero_from_below_is_a_zero(how: How) -> None:
+@pytest.mark.parametrize("settings", [PLAIN, FLAT], ids=lambda settings: settings.method)
+def test_a_zero_from_below_is_a_zero(settings: SearchSettings) -> None:
     queries = np.array([[1e-30]], dtype=np.float32)
-    candidates = np.array([[1e30], [-1e-30], [1e-30]], dtype=np.float32)
-    (pools,) = search(queries, candidates, np.array([0]), pool=2, how=how)
+    candidates = np.array([[1e15], [-1e-30], [1e-30]], dtype=np.float32)
+    (pools,) = search(queries, candidates, np.array([0]), pool=2, settings=settings)
     assert pools.rows.tolist() == [[1, 2]]  # -1e-60 and 1e-60, both 0 as float32: a tie
 
 
 def test_the_smallest_memory_that_is_named_is_enough() -> None:
-    for width in (8, 256, 3584):
+    for width, device in product((8, 256, 3584), ("cpu", "cuda")):
         with pytest.raises(UsageError, match="give at least") as raised:
-            blocks(1000, width, 100, Method.FLAT)
+            share_memory(1000, width, 100, device=device)
         least = int(str(raised.value).split()[-2])
-        assert blocks(least * 10**6, width, 100, Method.FLAT).side >= 16
+        assert share_memory(least * 10**6, width, 100, device=device).rows >= 16
+
+
+def test_the_published_set_on_large_cards() -> None:
+    """2.25 million captions of width 3,584 are read once by a card of 80 GB."""
+    blocks = share_memory(72 * 10**9, 3584, 100, value_bytes=6, score_bytes=2, device="cuda")
+    assert blocks.candidates >= 2_250_000
+    assert blocks.queries == 16384 and blocks.rows >= 512
 
 
 def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_method(Method.AUTO) is Method.FLAT
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert resolve_method(Method.AUTO) is Method.PLAIN
+    case = a_case(1)
+    check(case, list(search(**case)))
     with pytest.raises(MissingExtraError, match=r"pip install 'abc-embed\[mine\]'"):
-        resolve_method(Method.IVF)
+        search(**case, settings=IVF)

@@ -1,10 +1,10 @@
 """A stand-in for an embedder, and small data sets, for tests of mining."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,10 +13,12 @@ from abc_embed import Item
 from abc_embed.data.records import Record, write_records
 from abc_embed.errors import InputError
 from abc_embed.inputs import open_image
-from abc_embed.mining.embed import Model
-from abc_embed.mining.mine import Mined, mine
-from abc_embed.mining.plan import Settings
-from abc_embed.mining.rows import read_rows
+from abc_embed.mining.corpus import read_corpus
+from abc_embed.mining.embed import EmbedderSetup
+from abc_embed.mining.settings import MiningSettings
+
+if TYPE_CHECKING:
+    from abc_embed.mining.mine import Mined
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,26 @@ def make(folder: Path, count: int = 20, **changes: dict[str, Any]) -> Path:
     return folder
 
 
-def run(folder: Path, model: Hashing | None = None, processes: int = 1, **told: Any) -> Mined:
+def run(
+    folder: Path,
+    model: Hashing | None = None,
+    processes: int = 1,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **settings: Any,
+) -> "Mined":
     """Mine a folder, with `folder/work` to remember."""
-    embedder = Model(model or Hashing(), load)
-    settings = Settings(**told)
-    return mine(read_rows(folder), embedder, settings, work=folder / "work", processes=processes)
+    from abc_embed.mining.mine import mine  # torch comes with it, which `load` has no use for
+
+    return mine(
+        read_corpus(folder),
+        EmbedderSetup(model or Hashing(), load),
+        MiningSettings(**settings),
+        work=folder / "work",
+        processes=processes,
+        on_progress=on_progress,
+    )
 
 
-def drawn(mined: Mined) -> dict[int, list[int]]:
-    """Row -> captions drawn."""
-    return {one.row: one.captions for one in mined.drawn()}
+def sampled(mined: "Mined") -> dict[int, list[int]]:
+    """Row -> captions sampled."""
+    return {negatives.row: negatives.captions for negatives in mined.negatives()}

@@ -17,18 +17,27 @@ from abc_embed.cli.output import (
     print_table,
 )
 from abc_embed.errors import OutputError
-from abc_embed.mining.engines import Method
-from abc_embed.mining.sample import DRAW, How
+from abc_embed.mining.settings import (
+    EPSILON,
+    NPROBE,
+    POOL,
+    SAMPLE_SIZE,
+    Method,
+    MiningSettings,
+    SearchSettings,
+    Strategy,
+    share_memory,
+)
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
-    from abc_embed.mining.embed import Model
+    from abc_embed.mining.corpus import Corpus
+    from abc_embed.mining.embed import EmbedderSetup
     from abc_embed.mining.mine import Mined
-    from abc_embed.mining.plan import Plan, Settings
-    from abc_embed.mining.report import Report
-    from abc_embed.mining.rows import Rows
+    from abc_embed.mining.plan import MiningPlan
+    from abc_embed.mining.report import MiningReport
 
 EXAMPLES = """\
 Examples:
@@ -62,20 +71,20 @@ class MiningOptions:
 
     epsilon: Annotated[
         float, typer.Option(help="Keep what scores at most this times the own caption.")
-    ] = 0.95
-    pool: Annotated[int, typer.Option(min=1, help="The best so many below that.")] = 100
-    draw: Annotated[int, typer.Option(min=1, help="Negatives of each image.")] = DRAW
+    ] = EPSILON
+    pool: Annotated[int, typer.Option(min=1, help="The best so many below that.")] = POOL
+    draw: Annotated[int, typer.Option(min=1, help="Negatives of each image.")] = SAMPLE_SIZE
     how: Annotated[
-        How, typer.Option(help="Any of the pool, or one of each five, from the best on.")
-    ] = How.UNIFORM
+        Strategy, typer.Option(help="Any of the pool, or one of each five, from the best on.")
+    ] = Strategy.UNIFORM
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another draw.")] = 0
     search: Annotated[
-        Method, typer.Option(help="flat and plain are exact; auto is flat if faiss is there.")
+        Method, typer.Option(help="flat and plain are exact, ivf is not; auto is flat.")
     ] = Method.AUTO
     cells: Annotated[
         int, typer.Option(min=0, help="ivf: cells; 0 for 4 times the root of all.")
     ] = 0
-    probes: Annotated[int, typer.Option(min=1, help="ivf: cells to look into.")] = 16
+    probes: Annotated[int, typer.Option(min=1, help="ivf: cells to look into.")] = NPROBE
     memory: Annotated[str, typer.Option(help="Ceiling of the search, like 512 MB or 2 GB.")] = (
         "1 GB"
     )
@@ -90,20 +99,23 @@ class MiningOptions:
         str, typer.Option(help="Vectors on disk: float32, or float16 for half of it.")
     ] = "float32"
 
-    def settings(self) -> "Settings":
+    def settings(self, device: str) -> MiningSettings:
         """Raises `UsageError` when a value cannot be."""
-        from abc_embed.mining.plan import Settings
-        from abc_embed.mining.search import How as SearchHow
-
-        memory = options.parse_size(self.memory, "--memory")
-        return Settings(
+        return MiningSettings(
             epsilon=self.epsilon,
             pool=self.pool,
-            draw=self.draw,
-            how=self.how,
+            sample_size=self.draw,
+            strategy=self.how,
             seed=self.seed,
             store=self.store,
-            search=SearchHow(self.search, memory, self.cells, self.probes, self.seed),
+            search=SearchSettings(
+                method=self.search,
+                memory_bytes=options.parse_size(self.memory, "--memory"),
+                nlist=self.cells,
+                nprobe=self.probes,
+                seed=self.seed,
+                devices=() if device == "auto" else (device,),
+            ),
         )
 
 
@@ -123,16 +135,16 @@ def mine(
     What is embedded and searched stays in --work: a run that was stopped goes on when the same
     command is given again, and one with another draw needs seconds.
     """
+    from abc_embed.mining.corpus import read_corpus
     from abc_embed.mining.mine import mine as run
-    from abc_embed.mining.rows import read_rows
 
-    settings = mining.settings()
+    settings = mining.settings(model_settings.device)
     _check_out(records, out, settings)
     work = mining.work or out.parent / WORK
-    model = _model(model_settings)
+    setup = _setup(model_settings)
     with progress_bar("reading") as on_progress:
-        rows = read_rows(records, on_progress)
-    plan = _plan(rows, model, settings, work, mining.processes)
+        corpus = read_corpus(records, on_progress)
+    plan = _plan(corpus, setup, settings, work, mining.processes)
     free_bytes = print_plan(plan, work, settings)
     if plan_only:
         if as_json:
@@ -143,14 +155,14 @@ def mine(
         raise OutputError(f"{work} has too little room; make room, or give another --work")
     with progress_bar("mining") as on_progress:
         mined = run(
-            rows,
-            model,
+            corpus,
+            setup,
             settings,
             work=work,
             processes=mining.processes,
-            counted=lambda what, done, of: on_progress(done, of),
+            on_progress=lambda stage, done, total: on_progress(done, total, stage),
         )
-    source = {"model": model_settings.model, "fingerprint": model.embedder.fingerprint}
+    source = {"model": model_settings.model, "fingerprint": setup.embedder.fingerprint}
     summary, pictures = _write(mined, out, examples, plan, source)
     print_bad(mined.report, summary["rejects"])
     if as_json:
@@ -159,11 +171,12 @@ def mine(
         print_report(mined.report, settings, out, pictures)
 
 
-def _model(settings: options.BatchSettings) -> "Model":
+def _setup(settings: options.BatchSettings) -> "EmbedderSetup":
     embedder, max_pixels = settings.load_with_pixels()
-    from abc_embed.mining.embed import Model
+    from abc_embed.mining.embed import EmbedderSetup
 
-    return Model(embedder, partial(_load_in_process, settings), max_pixels, settings.batch_size)
+    load = partial(_load_in_process, settings)
+    return EmbedderSetup(embedder, load, max_pixels, settings.batch_size)
 
 
 def _load_in_process(settings: options.BatchSettings, number: int) -> "Embedder":
@@ -177,15 +190,17 @@ def _load_in_process(settings: options.BatchSettings, number: int) -> "Embedder"
     return settings.load_with_pixels()[0]
 
 
-def _check_out(records: str, out: Path, settings: "Settings") -> None:
+def _check_out(records: str, out: Path, settings: MiningSettings) -> None:
     """Before the work: method and memory will do, the place can be written, and images will be
     found from there."""
     from abc_embed.data import open_dataset
-    from abc_embed.mining.engines import blocks, resolve_method
+    from abc_embed.mining.corpus import check_can_hold_texts
+    from abc_embed.mining.ivf import require_faiss
     from abc_embed.mining.output import PARQUET, check_can_write
-    from abc_embed.mining.rows import check_can_hold_texts
 
-    blocks(settings.search.memory_bytes, 1, settings.pool, resolve_method(settings.search.method))
+    share_memory(settings.search.memory_bytes, 1, settings.pool)
+    if settings.search.method is Method.IVF:
+        require_faiss()
     check_writable(out)
     dataset = open_dataset(records)
     if out.suffix == PARQUET:
@@ -194,26 +209,28 @@ def _check_out(records: str, out: Path, settings: "Settings") -> None:
         check_can_hold_texts(dataset, out)
 
 
-def _plan(rows: "Rows", model: "Model", settings: "Settings", work: Path, processes: int) -> "Plan":
+def _plan(
+    corpus: "Corpus", setup: "EmbedderSetup", settings: MiningSettings, work: Path, processes: int
+) -> "MiningPlan":
     """The plan, and how long embedding what is missing would take."""
     from abc_embed.inputs import Item
-    from abc_embed.mining.mine import vectors_of
-    from abc_embed.mining.plan import embed_seconds, plan
+    from abc_embed.mining.mine import open_shards
+    from abc_embed.mining.plan import embed_seconds, plan_mining
 
-    planned = plan(len(rows.minable), len(rows.captions), model.embedder.dim, settings)
+    plan = plan_mining(len(corpus.minable), len(corpus.captions), setup.embedder.dim, settings)
     captions, images = (
         [n for shard in store.missing() for n in range(*store.span(shard).indices(store.shape[0]))]
-        for store in vectors_of(rows, model, settings, work)
+        for store in open_shards(corpus, setup, settings, work)
     )
-    texts = [Item(text=rows.captions[n]) for n in captions[:PROBED]]
-    pictures = [Item(image=rows.image(int(rows.minable[n]))) for n in images[:PROBED]]
-    image_s, text_s = embed_seconds(model, pictures, texts)
+    texts = [Item(text=corpus.captions[n]) for n in captions[:PROBED]]
+    pictures = [Item(image=corpus.image(int(corpus.minable[n]))) for n in images[:PROBED]]
+    image_s, text_s = embed_seconds(setup, pictures, texts)
     embed_s = (text_s * len(captions) + image_s * len(images)) / processes
-    return dataclasses.replace(planned, embed_s=embed_s)
+    return dataclasses.replace(plan, embed_s=embed_s)
 
 
 def _write(
-    mined: "Mined", out: Path, examples: int, plan: "Plan", source: dict[str, str]
+    mined: "Mined", out: Path, examples: int, plan: "MiningPlan", source: dict[str, str]
 ) -> tuple[dict[str, object], list[Path]]:
     """Write the result, and next to it a page of examples, histograms and all numbers as JSON.
 
@@ -221,8 +238,7 @@ def _write(
         The numbers, and the files that were written besides the result.
     """
     from abc_embed.mining.output import write_mined, write_rejects
-    from abc_embed.mining.report import draw_report
-    from abc_embed.mining.sheet import draw_sheet
+    from abc_embed.mining.report import draw_report, draw_sheet
 
     write_mined(mined, out)
     rejects = write_rejects(mined, out)
@@ -231,7 +247,7 @@ def _write(
         "rejects": None if rejects is None else str(rejects),
         **source,
         "report": mined.report.as_json(),
-        "settings": dataclasses.asdict(mined.settings),
+        "settings": mined.settings.as_json(),
         "plan": dataclasses.asdict(plan),
     }
     page = out.with_name(f"{out.stem}.report.png")
@@ -245,7 +261,7 @@ def _write(
     return summary, pictures
 
 
-def print_plan(plan: "Plan", work: Path, settings: "Settings") -> int:
+def print_plan(plan: "MiningPlan", work: Path, settings: MiningSettings) -> int:
     """Bytes that are free for it."""
     from abc_embed.mining.plan import free_bytes
 
@@ -253,8 +269,8 @@ def print_plan(plan: "Plan", work: Path, settings: "Settings") -> int:
     print_message(
         f"plan: {plan.rows:,} images × {plan.captions:,} different captions ="
         f" {plan.scores:,} scores at width {plan.width:,}, by the search"
-        f" {plan.method!r}, {plan.queries_at_once:,} × {plan.candidates_at_once:,} at a"
-        " time"
+        f" {plan.method!r} on {', '.join(plan.devices)}, {plan.queries_at_once:,} ×"
+        f" {plan.candidates_at_once:,} at a time"
     )
     print_message(
         f"plan: {size(plan.vector_bytes)} of disk for vectors in {settings.store} and"
@@ -268,7 +284,7 @@ def print_plan(plan: "Plan", work: Path, settings: "Settings") -> int:
     return free
 
 
-def print_bad(report: "Report", rejects: object) -> None:
+def print_bad(report: "MiningReport", rejects: object) -> None:
     if rejects is not None:
         print_message(
             f"{len(report.bad)} of {report.rows} rows were left out; all are in {rejects}:"
@@ -276,14 +292,16 @@ def print_bad(report: "Report", rejects: object) -> None:
     print_first([f"  {where}: {why}" for _, where, why in report.bad], BAD_SHOWN, "")
 
 
-def print_report(report: "Report", settings: "Settings", out: Path, pictures: list[Path]) -> None:
+def print_report(
+    report: "MiningReport", settings: MiningSettings, out: Path, pictures: list[Path]
+) -> None:
     rows = [
         ("rows", report.rows),
         ("without caption", report.without_caption),
         ("that cannot be used", len(report.bad)),
         ("mined", report.mined),
         ("with a pool that is not full", report.short_pools),
-        (f"with fewer than {settings.draw} negatives", report.short_draws),
+        (f"with fewer than {settings.sample_size} negatives", report.short_draws),
         ("without any negative", report.empty),
         ("whose own caption scores 0 or less", report.own_not_positive),
         ("whose own caption comes first", report.own_ranks[0]),

@@ -1,32 +1,25 @@
-"""Items -> shards of vectors, in this process or in several.
+"""Items -> the shards of vectors that are missing, in this process or in several."""
 
-Does: embed the shards that are missing, each written whole, and survive what happens to the
-processes: a shard that is there is never made again. Does not: know what the vectors are for.
-Each process loads the model itself; with several GPUs each takes its own.
-"""
-
-import multiprocessing
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data import Dataset
-from abc_embed.errors import AbcError, OutOfMemoryError, UsageError
+from abc_embed.errors import UsageError
 from abc_embed.inputs import Item
 from abc_embed.mining.shards import Shards, write_shard
+from abc_embed.workers import map_in_processes
 
 if TYPE_CHECKING:
     from abc_embed.pipeline import Skipped  # torch comes with it
 
-POLL_S = 0.2
 
-
-class Embedding(Protocol):
+class StreamingEmbedder(Protocol):
     """What mining needs of a model: `Embedder` has it."""
 
     @property
@@ -47,18 +40,18 @@ class Embedding(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class EmbedderSetup:
     """A model, and how another process gets the same."""
 
-    embedder: Embedding
-    load: Callable[[int], Embedding] | None = None
+    embedder: StreamingEmbedder
+    load: Callable[[int], StreamingEmbedder] | None = None
     """Called in process number so and so; must survive pickling. None: one process only."""
     max_pixels: int | None = None
     batch_size: int = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ShardTask:
     """One shard: where it goes and what is in it."""
 
     path: Path
@@ -70,128 +63,82 @@ class Task:
 def embed_missing(
     shards: Shards,
     items: Sequence[str | int],
-    model: Model,
+    setup: EmbedderSetup,
     dataset: Dataset,
     *,
     processes: int = 1,
-    counted: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Make the shards that are not there; returns how many items those that were there hold.
 
-    An item is a text, or the number of a row of `dataset` whose image is meant. `counted` is told
-    how many items are in shards by now.
+    An item is a text, or the number of a row of `dataset` whose image is meant. A shard that is
+    there is never made again, so whatever ends the work costs no more than those at hand.
 
     Raises:
         UsageError: `processes` is below 1, or more than 1 for a model that cannot be loaded anew.
         OutputError: a shard cannot be written.
-        OutOfMemoryError: a process was killed.
+        OutOfMemoryError: the processes were killed.
         AbcError: what else embedding raises, but for bad items: those are in `Shards.errors`.
     """
-    if processes < 1 or (processes > 1 and model.load is None):
+    if processes < 1 or (processes > 1 and setup.load is None):
         raise UsageError(f"processes is {processes}; give 1 or more, and 1 for a model in memory")
-    missing = shards.missing()
-    spans = {number: shards.span(number) for number in missing}
-    known = len(items) - sum(len(range(span.start, span.stop)) for span in spans.values())
-    counted(known)
-    tasks = [Task(shards.paths[n], shards.space.store, tuple(items[spans[n]])) for n in missing]
-    if processes == 1 or len(tasks) < 2:
-        done = known
-        for task in tasks:
-            embed_shard(task, dataset, model.embedder, model.max_pixels, model.batch_size)
-            done += len(task.items)
-            counted(done)
+    spans = [(shards.paths[number], shards.span(number)) for number in shards.missing()]
+    tasks = [ShardTask(path, shards.space.store, tuple(items[span])) for path, span in spans]
+    known = done = len(items) - sum(len(task.items) for task in tasks)
+    on_progress(known)
+    if setup.load is not None and processes > 1 and len(tasks) > 1:
+        load = partial(_load_writer, dataset, setup.load, setup.max_pixels, setup.batch_size)
+        counts = map_in_processes(load, tasks, min(processes, len(tasks)))
     else:
-        count = min(processes, len(tasks))
-        _together(tasks, dataset, model, count, lambda more: counted(known + more))
+        counts = map(ShardWriter(dataset, setup).write, tasks)
+    for count in counts:
+        done += count
+        on_progress(done)
     return known
 
 
-def embed_shard(
-    task: Task, dataset: Dataset, embedder: Embedding, max_pixels: int | None, batch_size: int
-) -> None:
-    """Embed and write one shard, if no other process has."""
-    if task.path.exists():
-        return
-    items = (
-        Item(text=item) if isinstance(item, str) else Item(image=dataset.row(item).image)
-        for item in task.items
-    )
-    vectors: NDArray[np.float32] = np.zeros((len(task.items), embedder.dim), dtype=task.store)
-    bad: dict[int, str] = {}
-    made = embedder.stream(items, max_pixels=max_pixels, batch_size=batch_size, on_error="skip")
-    for place, vector in enumerate(made):
-        if isinstance(vector, np.ndarray):
-            vectors[place] = vector
-        else:
-            bad[place] = str(vector.error)
-    write_shard(task.path, vectors, bad)
+@dataclass(frozen=True, slots=True)
+class ShardWriter:
+    """A model at work on the items of a data set."""
+
+    dataset: Dataset
+    setup: EmbedderSetup
+
+    def write(self, task: ShardTask) -> int:
+        """Embed and write one shard, if nobody else has; returns how many items it holds."""
+        if task.path.exists():
+            return len(task.items)
+        setup = self.setup
+        vectors: NDArray[np.float32] = np.zeros(
+            (len(task.items), setup.embedder.dim), dtype=task.store
+        )
+        errors: dict[int, str] = {}
+        stream = setup.embedder.stream(
+            map(self._item, task.items),
+            max_pixels=setup.max_pixels,
+            batch_size=setup.batch_size,
+            on_error="skip",
+        )
+        for place, vector in enumerate(stream):
+            if isinstance(vector, np.ndarray):
+                vectors[place] = vector
+            else:
+                errors[place] = str(vector.error)
+        write_shard(task.path, vectors, errors)
+        return len(task.items)
+
+    def _item(self, item: str | int) -> Item:
+        if isinstance(item, str):
+            return Item(text=item)
+        return Item(image=self.dataset.row(item).image)
 
 
-def _together(
-    tasks: list[Task],
+def _load_writer(
     dataset: Dataset,
-    model: Model,
-    processes: int,
-    counted: Callable[[int], None],
-) -> None:
-    """Process `n` takes task `n`, `n + processes` and so on; the shards on disk say how far all
-    are."""
-    context = multiprocessing.get_context("spawn")  # a forked torch or CUDA does not work
-    failures: Any = context.Queue()
-    told = (dataset, model.load, model.max_pixels, model.batch_size, failures)
-    workers = [
-        context.Process(target=_work, args=(n, tasks[n::processes], *told), daemon=True)
-        for n in range(processes)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        while any(worker.is_alive() for worker in workers):
-            time.sleep(POLL_S)
-            counted(sum(len(task.items) for task in tasks if task.path.exists()))
-            _check(workers, failures)
-        _check(workers, failures)
-    finally:
-        for worker in workers:
-            if worker.pid is not None:
-                worker.terminate()
-                worker.join()
-    counted(sum(len(task.items) for task in tasks))
-
-
-def _check(workers: Sequence[Any], failures: Any) -> None:
-    """Raises what a process reported, or that it is gone without a word."""
-    if not failures.empty():
-        raise failures.get()
-    for worker in workers:
-        if worker.exitcode:
-            worker.join()
-            if not failures.empty():
-                raise failures.get()
-            raise OutOfMemoryError(
-                f"a process that embeds ended by itself (exit code {worker.exitcode}), most often "
-                "for want of memory; give fewer --processes, the same command goes on from here"
-            )
-
-
-def _work(
-    number: int,
-    tasks: list[Task],
-    dataset: Dataset,
-    load: Callable[[int], Embedding],
+    load: Callable[[int], StreamingEmbedder],
     max_pixels: int | None,
     batch_size: int,
-    failures: Any,
-) -> None:
-    """What each process does."""
-    parent = multiprocessing.parent_process()
-    try:
-        embedder = load(number)
-        for task in tasks:
-            if parent is None or not parent.is_alive():  # it was killed: nobody waits for this
-                return
-            embed_shard(task, dataset, embedder, max_pixels, batch_size)
-    except AbcError as error:
-        failures.put(error)
-    except KeyboardInterrupt:  # the parent has it as well, and says so
-        return
+    number: int,
+) -> Callable[[ShardTask], int]:
+    """What process `number` does with each task."""
+    return ShardWriter(dataset, EmbedderSetup(load(number), None, max_pixels, batch_size)).write

@@ -1,43 +1,31 @@
 """A data set -> mined negatives of each row, and a report of what was dropped.
 
-Does: embed what is not on disk, search what is not on disk, draw. Does not: write the result
-(output.py), or change a row that cannot be mined: it is counted and named.
-
-Shapes: `N` rows that are mined, `M` distinct captions, `D` width.
+Shapes: `N` rows that are mined, `M` distinct captions.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from abc_embed.errors import DataError
-from abc_embed.mining.embed import Model, embed_missing
-from abc_embed.mining.engines import Ints, resolve_method
-from abc_embed.mining.plan import Settings
+from abc_embed.mining.corpus import Corpus, equal_images, image_keys, text_keys
+from abc_embed.mining.embed import EmbedderSetup, embed_missing
 from abc_embed.mining.pool_store import PoolStore
 from abc_embed.mining.pools import Pools
-from abc_embed.mining.report import Report
-from abc_embed.mining.rows import Rows, equal_images, image_keys, text_keys
-from abc_embed.mining.sample import draw
-from abc_embed.mining.search import search
-from abc_embed.mining.shards import Kept, Shards, Space
+from abc_embed.mining.report import MiningReport
+from abc_embed.mining.sample import sample_ranks
+from abc_embed.mining.search import SAMPLED, search
+from abc_embed.mining.settings import Ints, Method, MiningSettings
+from abc_embed.mining.shards import ShardRows, Shards, VectorSpace
 
-
-class Counted(Protocol):
-    """Is told which part of the work goes on, and how much of it is done."""
-
-    def __call__(self, what: str, done: int, of: int) -> None: ...
-
-
-def _silent(what: str, done: int, of: int) -> None:
-    pass
+StageCallback = Callable[[str, int, int], None]
+"""Called with which part of the work goes on, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledNegatives:
     """The negatives of one row, best first."""
 
     row: int
@@ -52,135 +40,129 @@ class Drawn:
 
 @dataclass(slots=True)
 class Mined:
-    """What was found. The pools are on disk; `drawn` reads them anew each time."""
+    """What was found. The pools are on disk; `negatives` reads them anew each time."""
 
-    rows: Rows
-    settings: Settings
-    report: Report
-    parts: PoolStore
-    good: Ints
+    corpus: Corpus
+    settings: MiningSettings
+    report: MiningReport
+    pools: PoolStore
+    rows: Ints
     """`(N,)` rows that were mined, ascending."""
-    texts: Ints
+    captions: Ints
     """`(M,)` captions that could be embedded."""
 
-    def drawn(self) -> Iterator[Drawn]:
+    def negatives(self) -> Iterator[SampledNegatives]:
         """The negatives of each mined row, by ascending row; absent rows were not mined."""
-        for pools in self.parts:
-            yield from self.of(pools)
+        for pools in self.pools:
+            yield from self.sample(pools)
 
-    def of(self, pools: Pools) -> Iterator[Drawn]:
+    def sample(self, pools: Pools) -> Iterator[SampledNegatives]:
         """The negatives of the rows of one block."""
-        told = self.settings
+        settings = self.settings
         for place, size in enumerate(pools.sizes.tolist()):
-            row = int(self.good[pools.first + place])
-            ranks = draw(size, told.draw, told.how, seed=told.seed, row=row)
-            yield Drawn(
+            row = int(self.rows[pools.first + place])
+            ranks = sample_ranks(
+                size, settings.sample_size, settings.strategy, seed=settings.seed, row=row
+            )
+            yield SampledNegatives(
                 row,
-                self.texts[pools.rows[place, ranks]].tolist(),
+                self.captions[pools.rows[place, ranks]].tolist(),
                 pools.scores[place, ranks].tolist(),
                 ranks,
                 float(pools.own[place]),
             )
 
 
-def vectors_of(rows: Rows, model: Model, settings: Settings, work: Path) -> tuple[Shards, Shards]:
+def open_shards(
+    corpus: Corpus, setup: EmbedderSetup, settings: MiningSettings, work: Path
+) -> tuple[Shards, Shards]:
     """Where the vectors of captions and of images lie, or will.
 
     Raises:
         OutputError: the folder cannot be made.
     """
-    space = Space(
+    space = VectorSpace(
         folder=work / "vectors",
-        model=model.embedder.fingerprint,
-        width=model.embedder.dim,
-        max_pixels=model.max_pixels,
+        model=setup.embedder.fingerprint,
+        width=setup.embedder.dim,
+        max_pixels=setup.max_pixels,
         store=settings.store,
     )
-    texts = replace(space, max_pixels=None)  # no text depends on it
-    return Shards(texts, text_keys(rows.captions)), Shards(space, image_keys(rows, rows.minable))
+    text_space = replace(space, max_pixels=None)  # no text depends on it
+    captions = Shards(text_space, text_keys(corpus.captions))
+    return captions, Shards(space, image_keys(corpus, corpus.minable))
 
 
 def mine(
-    rows: Rows,
-    model: Model,
-    settings: Settings,
+    corpus: Corpus,
+    setup: EmbedderSetup,
+    settings: MiningSettings,
     *,
     work: Path,
     processes: int = 1,
-    counted: Counted = _silent,
+    on_progress: StageCallback = lambda stage, done, total: None,
 ) -> Mined:
-    """Embed, search, and count.
+    """Embed what is not on disk, search what is not on disk, and count.
 
     `work` is a folder for vectors and pools, which stay: a run that was killed goes on there, one
-    with another draw needs nothing more, and one of other rows embeds only what is new.
+    with another sample needs nothing more, and one of other rows embeds only what is new.
 
     Raises:
         DataError: no row can be embedded, a vector is not finite, or a file in `work` is damaged.
         OutputError: `work` cannot be used.
         UsageError: the memory is too little, or `processes` cannot be.
     """
-    report = Report(rows=len(rows), without_caption=rows.without_caption)
-    captions, images = vectors_of(rows, model, settings, work)
-    numbers = rows.minable
-    lists = (("captions", captions, rows.captions), ("images", images, numbers.tolist()))
-    for what, shards, items in lists:
+    report = MiningReport(rows=len(corpus), without_caption=corpus.without_caption)
+    captions, images = open_shards(corpus, setup, settings, work)
+    numbers = corpus.minable
+    stages = (("captions", captions, corpus.captions), ("images", images, numbers.tolist()))
+    for stage, shards, items in stages:
         report.remembered += embed_missing(
             shards,
             items,
-            model,
-            rows.dataset,
+            setup,
+            corpus.dataset,
             processes=processes,
-            counted=_telling(counted, what, len(items)),
+            on_progress=_of_stage(on_progress, stage, len(items)),
         )
-        shards.write_manifest(what)
-    bad_captions, bad_images = captions.errors(), images.errors()
-    bad = dict(rows.rejected)
-    bad |= {int(numbers[place]): why for place, why in bad_images.items()}
+        shards.write_manifest(stage)
+    bad_captions = captions.errors()
+    bad = corpus.rejected | {int(numbers[at]): why for at, why in images.errors().items()}
     if bad_captions:
-        named = rows.caption_of.tolist()
-        bad |= {row: bad_captions[c] for row, c in enumerate(named) if c in bad_captions}
-    report.bad = [(row, rows.dataset.place(row), bad[row]) for row in sorted(bad)]
-    keep = np.array([row not in bad for row in numbers.tolist()], dtype=np.bool_)
-    good, texts = numbers[keep], np.setdiff1d(np.arange(len(rows.captions)), list(bad_captions))
-    if not len(good):
+        named = enumerate(corpus.caption_of.tolist())
+        bad |= {row: bad_captions[caption] for row, caption in named if caption in bad_captions}
+    report.bad = [(row, corpus.dataset.place(row), bad[row]) for row in sorted(bad)]
+    is_good = np.array([row not in bad for row in numbers.tolist()], dtype=np.bool_)
+    rows, texts = numbers[is_good], np.setdiff1d(np.arange(len(corpus.captions)), [*bad_captions])
+    if not len(rows):
         why = f" (the first: {report.bad[0][2]})" if report.bad else ""
         raise DataError(
-            f"no row of {rows.dataset.path} can be embedded{why}; mend its images or captions"
+            f"no row of {corpus.dataset.path} can be embedded{why}; mend its images or captions"
         )
-    own = np.searchsorted(texts, rows.caption_of[good])
-    told = (captions.id, images.id, settings.epsilon, settings.pool)
-    same = equal_images(rows, good)
-    parts = PoolStore(work / "pools", told, [good, texts], settings.search)
-    report.searched_before = parts.done
-    report.method = resolve_method(settings.search.method).value
+    key = (captions.id, images.id, settings.epsilon, settings.pool)
+    store = PoolStore(work / "pools", key, [rows, texts], settings.search)
+    report.searched_before = store.done
+    report.method = settings.search.resolved_method.value
+    if settings.search.method is not Method.PLAIN:
+        report.recall_rows = min(SAMPLED, len(rows))
     for pools in search(
-        Kept(images, np.flatnonzero(keep)),
-        Kept(captions, texts),
-        own,
-        images=same,
+        ShardRows(images, np.flatnonzero(is_good)),
+        ShardRows(captions, texts),
+        np.searchsorted(texts, corpus.caption_of[rows]),
+        images=equal_images(corpus, rows),
         epsilon=settings.epsilon,
         pool=settings.pool,
-        how=settings.search,
-        start=parts.done,
-        counted=_telling(counted, "searching", len(good)),
+        settings=settings.search,
+        start=store.done,
+        on_progress=_of_stage(on_progress, "searching", len(rows)),
     ):
-        parts.add(pools)
-    mined = Mined(rows, settings, report, parts, good, texts)
-    _count(mined)
+        store.add(pools)
+    mined = Mined(corpus, settings, report, store, rows, texts)
+    for pools in store:
+        report.add_pools(pools, settings.pool)
+        report.add_sample(list(mined.sample(pools)), settings.sample_size)
     return mined
 
 
-def _telling(counted: Counted, what: str, of: int) -> Callable[[int], None]:
-    return lambda done: counted(what, done, of)
-
-
-def _count(mined: Mined) -> None:
-    report, told = mined.report, mined.settings
-    for pools in mined.parts:
-        report.add(pools, told.pool)
-        scores: list[float] = []
-        for one in mined.of(pools):
-            report.short_draws += len(one.ranks) < told.draw
-            scores += one.scores
-        report.drawn += len(scores)
-        report.drawn_scores.add(np.array(scores, dtype=np.float32))
+def _of_stage(on_progress: StageCallback, stage: str, total: int) -> Callable[[int], None]:
+    return lambda done: on_progress(stage, done, total)

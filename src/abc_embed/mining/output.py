@@ -1,8 +1,5 @@
 """Mined negatives as files, and back: Parquet by row number, or the records with texts.
 
-Does: write both, read Parquet as this module and as the published data set have it, keep what was
-left out in a file of its own. Does not: decide what is written.
-
     row int64 · negatives list<int64> (rows, best first) · scores list<float32> · ranks list<int32>
 
 Rows count from 0 in the order of the data set. A rank is the place in the pool, from 0. A row that
@@ -20,8 +17,8 @@ import numpy as np
 
 from abc_embed.data.records import Record, write_records
 from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.engines import Ints
-from abc_embed.mining.mine import Drawn, Mined
+from abc_embed.mining.mine import Mined
+from abc_embed.mining.settings import Ints
 from abc_embed.storage.files import atomic_write
 from abc_embed.storage.parquet import import_pyarrow
 
@@ -67,18 +64,18 @@ def _write_parquet(mined: Mined, out: Path) -> None:
             ("ranks", arrow.list_(arrow.int32())),
         ]
     )
-    rows_of = mined.rows.first_row
+    first_row = mined.corpus.first_row
     with (
         atomic_write(out) as file,
         arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
-        drawn = mined.drawn()
-        while some := list(islice(drawn, _GROUP)):
+        negatives = mined.negatives()
+        while group := list(islice(negatives, _GROUP)):
             columns = {
-                "row": [one.row for one in some],
-                "negatives": [[rows_of[caption] for caption in one.captions] for one in some],
-                "scores": [one.scores for one in some],
-                "ranks": [one.ranks for one in some],
+                "row": [sampled.row for sampled in group],
+                "negatives": [[first_row[c] for c in sampled.captions] for sampled in group],
+                "scores": [sampled.scores for sampled in group],
+                "ranks": [sampled.ranks for sampled in group],
             }
             writer.write_table(arrow.table(columns, schema=schema))
 
@@ -86,23 +83,23 @@ def _write_parquet(mined: Mined, out: Path) -> None:
 def _with_texts(mined: Mined) -> Iterator[Record]:
     """The records again, with the mined negatives in the place of those they had; rows that could
     not be mined keep theirs, and those that are no records are left out."""
-    rows = mined.rows
-    drawn = mined.drawn()
-    coming: Drawn | None = next(drawn, None)
-    for row in range(len(rows)):
+    corpus = mined.corpus
+    by_row = mined.negatives()
+    coming = next(by_row, None)
+    for row in range(len(corpus)):
         try:
-            record = rows.dataset.row(row).record
+            record = corpus.dataset.row(row).record
         except DataError:
-            if row in rows.rejected:
+            if row in corpus.rejected:
                 continue
-            raise _changed(rows.dataset.path) from None
+            raise _changed(corpus.dataset.path) from None
         if coming is not None and coming.row == row:
-            if record.caption != rows.captions[rows.caption_of[row]]:
-                raise _changed(rows.dataset.path)
-            texts = tuple(rows.captions[caption] for caption in coming.captions)
+            if record.caption != corpus.captions[corpus.caption_of[row]]:
+                raise _changed(corpus.dataset.path)
+            texts = tuple(corpus.captions[caption] for caption in coming.captions)
             record = replace(record, negatives=texts)
-            coming = next(drawn, None)
-        elif row in rows.rejected and "comes twice" in rows.rejected[row]:
+            coming = next(by_row, None)
+        elif "comes twice" in corpus.rejected.get(row, ""):
             continue
         yield record
 
@@ -125,8 +122,8 @@ def write_rejects(mined: Mined, out: Path) -> Path | None:
         return None
     with atomic_write(path) as file:
         for row, place, why in mined.report.bad:
-            told = {"row": row, "place": place, "why": why}
-            file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+            line = {"row": row, "place": place, "why": why}
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     return path
 
 
@@ -134,7 +131,7 @@ def write_rejects(mined: Mined, out: Path) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Negatives:
+class NegativeTable:
     """Negatives by row number, 8 bytes each. It survives pickling."""
 
     ends: Ints
@@ -152,7 +149,7 @@ class Negatives:
         return self.values[self.ends[row - 1] if row else 0 : self.ends[row]]
 
 
-def read_mined(path: Path, rows: int | None = None) -> Negatives:
+def read_mined(path: Path, rows: int | None = None) -> NegativeTable:
     """What `abc-embed mine` wrote, or the `negatives` column of the published data set.
 
     Without a column `row`, lines are rows, as in the published files. A folder is read file by
@@ -201,7 +198,7 @@ def _array(column: Any) -> Ints:
 
 def _joined(
     path: Path, numbers: list[Ints], counts: list[Ints], values: list[Ints], rows: int | None
-) -> Negatives:
+) -> NegativeTable:
     none = [np.zeros(0, dtype=np.int64)]
     number, count, value = (np.concatenate(part or none) for part in (numbers, counts, values))
     if number.size and ((number[1:] <= number[:-1]).any() or number[0] < 0):
@@ -215,4 +212,4 @@ def _joined(
         )
     per_row = np.zeros(total, dtype=np.int64)
     per_row[number] = count
-    return Negatives(np.cumsum(per_row), value)
+    return NegativeTable(np.cumsum(per_row), value)

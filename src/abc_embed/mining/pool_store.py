@@ -1,9 +1,6 @@
 """Pools on disk, a file for each block of queries: a search that is stopped goes on from there.
 
-Does: name the folder by everything that decides a pool, write each block whole, read them again.
-Does not: search.
-
-    WORK/pools/KEY/FIRST-STOP.npz    rows, scores, own, better, dropped, recalled
+WORK/pools/KEY/FIRST-STOP.npz    rows, scores, own, better, dropped, recalled
 """
 
 import hashlib
@@ -14,33 +11,35 @@ from pathlib import Path
 import numpy as np
 
 from abc_embed.errors import DataError
-from abc_embed.mining.engines import Ints, Method
 from abc_embed.mining.pools import Pools
-from abc_embed.mining.search import How
+from abc_embed.mining.settings import Ints, Method, SearchSettings
 from abc_embed.storage.files import atomic_write, make_folder
 
 
 class PoolStore:
-    """The pools of one search."""
+    """The pools of one search, in a folder named by everything that decides them."""
 
-    def __init__(self, folder: Path, told: object, arrays: list[Ints], how: How) -> None:
-        """`told` and `arrays` are what decides the pools, besides `how`."""
-        digest = hashlib.sha256(repr(told).encode())
-        if how.method is Method.IVF:  # of the exact methods none changes a pool
-            digest.update(f"ivf {how.cells} {how.probes} {how.seed} {how.memory_bytes}".encode())
+    def __init__(
+        self, folder: Path, key: object, arrays: list[Ints], settings: SearchSettings
+    ) -> None:
+        """`key` and `arrays` are what decides the pools, besides `settings`."""
+        digest = hashlib.sha256(repr(key).encode())
+        if settings.method is Method.IVF:  # of the exact methods none changes a pool
+            values = (settings.nlist, settings.nprobe, settings.seed, settings.memory_bytes)
+            digest.update("ivf {} {} {} {}".format(*values).encode())
         for array in arrays:
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         self.folder = make_folder(folder / digest.hexdigest()[:32])
 
     def files(self) -> list[Path]:
         """Those of a run without a gap, from the first query on."""
-        found = {}
+        by_first = {}
         for path in self.folder.glob("*-*.npz"):
-            first, stop = path.stem.split("-")
-            found[int(first)] = (int(stop), path)
+            first, stop = map(int, path.stem.split("-"))
+            by_first[first] = (stop, path)
         files, at = [], 0
-        while at in found:
-            at, path = found[at]
+        while at in by_first:
+            at, path = by_first[at]
             files.append(path)
         return files
 
@@ -57,7 +56,7 @@ class PoolStore:
             OutputError: they cannot be written.
         """
         stop = pools.first + len(pools.own)
-        values = {one.name: getattr(pools, one.name) for one in fields(Pools)}
+        values = {field.name: getattr(pools, field.name) for field in fields(Pools)}
         with atomic_write(self.folder / f"{pools.first:010}-{stop:010}.npz") as file:
             np.savez(file, allow_pickle=False, **values)
 
@@ -69,11 +68,10 @@ class PoolStore:
         """
         for path in self.files():
             try:
-                with np.load(path, allow_pickle=False) as kept:
-                    values = {name: kept[name] for name in kept.files}
-                hits, of = values.pop("recalled").tolist()
-                first = int(values.pop("first"))
-                pools = Pools(first, recalled=(hits, of), **values)
+                with np.load(path, allow_pickle=False) as archive:
+                    values = {name: archive[name] for name in archive.files}
+                hits, total = values.pop("recalled").tolist()
+                pools = Pools(int(values.pop("first")), recalled=(hits, total), **values)
             except (OSError, ValueError, KeyError, TypeError) as problem:
                 raise DataError(
                     f"the pools in {path} cannot be read; delete the file and run again"

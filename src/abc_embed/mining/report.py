@@ -1,19 +1,25 @@
-"""What came of it: counts, by rule, and histograms, as numbers and as a picture.
+"""What came of mining: counts, by rule, and histograms, as numbers and as pictures.
 
-Does: count row by row, so that millions take no memory, and draw with Pillow. Does not: decide
-anything.
+Counted block by block, so that millions of rows take no memory, and drawn with Pillow.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from abc_embed.data.contact_sheet import GREEN, RED, draw_cell, write_sheet
+from abc_embed.inputs import open_image
 from abc_embed.mining.pools import RULES, Pools
 from abc_embed.storage.files import atomic_write
+
+if TYPE_CHECKING:
+    from abc_embed.mining.corpus import Corpus
+    from abc_embed.mining.mine import Mined, SampledNegatives
 
 BINS = 200
 """Of scores from -1 to 1, each 0.01 wide."""
@@ -43,7 +49,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class Report:
+class MiningReport:
     """What came of it. Counts of candidates are summed over all mined rows."""
 
     rows: int = 0
@@ -69,7 +75,7 @@ class Report:
     """Rows whose own caption scores 0 or less; for them ε times it lies above it, or on it."""
     drawn: int = 0
     recall: float | None = None
-    """With inverted lists: the share of exact pools that was found, for a sample of rows."""
+    """The share of exact pools that was found, for a sample of rows; None with `plain`."""
     recall_rows: int = 0
     own_scores: Histogram = field(default_factory=Histogram)
     pool_scores: Histogram = field(default_factory=Histogram)
@@ -78,7 +84,7 @@ class Report:
     """Of the own caption among those of other images; bins begin at `RANKS`."""
     _recalled: list[int] = field(default_factory=lambda: [0, 0])
 
-    def add(self, pools: Pools, pool: int) -> None:
+    def add_pools(self, pools: Pools, pool: int) -> None:
         """Count the pools of a block."""
         sizes = pools.sizes
         self.mined += len(sizes)
@@ -99,36 +105,40 @@ class Report:
         if self._recalled[1]:
             self.recall = self._recalled[0] / self._recalled[1]
 
+    def add_sample(self, negatives: "Sequence[SampledNegatives]", sample_size: int) -> None:
+        """Count the negatives of a block."""
+        self.short_draws += sum(len(sampled.ranks) < sample_size for sampled in negatives)
+        scores = np.array([s for sampled in negatives for s in sampled.scores], dtype=np.float32)
+        self.drawn += len(scores)
+        self.drawn_scores.add(scores)
+
     def as_json(self) -> dict[str, object]:
         """JSON values; histograms as lists, with where their bins begin."""
-        told = {
-            name: getattr(self, name)
-            for name in self.__slots__
-            if name not in ("_recalled", "bad", "own_scores", "pool_scores", "drawn_scores")
-        }
         histograms = {
-            name: {"counts": one.counts, "median": one.median}
-            for name, one in self._histograms().items()
+            "own": self.own_scores,
+            "pool": self.pool_scores,
+            "drawn": self.drawn_scores,
         }
+        apart = ("_recalled", "bad", *(f"{name}_scores" for name in histograms))
         return {
-            **told,
+            **{name: getattr(self, name) for name in self.__slots__ if name not in apart},
             "bad": [{"row": row, "place": where, "why": why} for row, where, why in self.bad],
             "score_bins": {"from": -1, "to": 1, "count": BINS},
-            "scores": histograms,
+            "scores": {
+                name: {"counts": histogram.counts, "median": histogram.median}
+                for name, histogram in histograms.items()
+            },
             "rank_bins_begin": list(RANKS),
         }
 
-    def _histograms(self) -> dict[str, Histogram]:
-        return {"own": self.own_scores, "pool": self.pool_scores, "drawn": self.drawn_scores}
 
-
-# -- the picture -----------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 _WIDTH, _HEIGHT, _EDGE, _LINE = 620, 190, 46, 16
-_GREEN, _RED, _BLUE, _INK, _FAINT = "#1a7f37", "#b42318", "#2f6ca8", "#222222", "#999999"
+_BLUE, _INK, _FAINT = "#2f6ca8", "#222222", "#999999"
 
 
-def draw_report(report: Report, out: Path) -> None:
+def draw_report(report: MiningReport, out: Path) -> None:
     """Histograms of the scores and of the rank of the own caption, as a PNG.
 
     Raises:
@@ -140,8 +150,8 @@ def draw_report(report: Report, out: Path) -> None:
     some = [place for place in range(BINS) if any(counts[place] for counts in used)] or [0]
     first, last = max(some[0] - 2, 0), min(some[-1] + 3, BINS)
     panels = (
-        ("score of the own caption", report.own_scores, _GREEN),
-        ("scores of drawn negatives", report.drawn_scores, _RED),
+        ("score of the own caption", report.own_scores, GREEN),
+        ("scores of drawn negatives", report.drawn_scores, RED),
     )
     edges = [f"{place * 2 / BINS - 1:.2f}" for place in range(first, last)]
     for number, (title, histogram, colour) in enumerate(panels):
@@ -189,3 +199,30 @@ def _panel(
     for place in range(0, len(counts), every):
         middle = _EDGE + (place + (0.5 if every == 1 else 0)) * step
         pen.text((middle, bottom + 2), labels[place], fill=_INK, font=font, anchor="ma")
+
+
+def draw_sheet(mined: "Mined", out: Path, count: int = 12) -> int:
+    """A page of `count` of the mined rows, spread evenly over the file; returns how many there are.
+
+    Each has its image, its own caption in green and the mined ones in red, with their scores.
+
+    Raises:
+        OutputError: the page cannot be written.
+    """
+    total = len(mined.rows)
+    count = min(count, total)
+    chosen = {int(mined.rows[place * total // count]) for place in range(count)}
+    sampled = (negatives for negatives in mined.negatives() if negatives.row in chosen)
+    write_sheet([_cell(mined.corpus, negatives) for negatives in sampled], out)
+    return count
+
+
+def _cell(corpus: "Corpus", negatives: "SampledNegatives") -> Image.Image:
+    """One row: the image, and its captions beside it."""
+    captions = corpus.captions
+    own = captions[corpus.caption_of[negatives.row]]
+    lines = [(f"{negatives.own:.3f}  {own}", GREEN)]
+    for caption, score in zip(negatives.captions, negatives.scores, strict=True):
+        lines.append((f"{score:.3f}  {captions[caption]}", RED))
+    row = corpus.dataset.row(negatives.row)
+    return draw_cell(open_image(row.image), row.record.id, lines)

@@ -1,52 +1,49 @@
 """Scores of every image with every caption -> the pool of hard negatives of each image.
 
-Does: go through blocks under a memory ceiling, keep what scores at most ε times the own caption,
-and of that the best. Does not: read, embed, or draw from the pool.
+Products run in the fastest format of the device, in blocks under a ceiling of memory. How far such
+a product can be from the exact score is bounded from the vectors themselves, so what may belong to
+a pool, or lie on either side of a line, is known; that alone is scored anew in float64 (pools.py).
+So all exact methods give the same pools on any device; a score may differ in its last bit where
+the sum in float64 lies on the edge between two numbers of float32, about one in some millions.
 
-Scores are summed in float64 and rounded to float32, so that they do not depend on how the work was
-cut (a sum in float32 does, in its last digits), and equal ones are ordered by the lower number of
-the candidate. faiss sums in float32: what it finds is scored anew, and where its error could hide a
-candidate that matters, the query is asked for more, and in the end scored in full. So all exact
-methods give the same pools; a score may differ in its last bit where the sum in float64 lies on the
-edge between two numbers of float32, about one in some millions.
-
-Shapes: `N` queries, `M` candidates, `D` width, `K` size of a pool.
+Shapes: `N` queries, `M` candidates, `n` and `m` those of a block, `D` width, `K` size of a pool.
 """
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.engines import (
+from abc_embed.errors import DataError
+from abc_embed.mining.ivf import InvertedLists, require_faiss
+from abc_embed.mining.pools import Pools, PositiveIndex, QueryBlock, exact_scores, largest
+from abc_embed.mining.settings import (
+    EPSILON,
+    POOL,
     Blocks,
-    Engine,
-    Flat,
     Floats,
     Ints,
-    Ivf,
     Method,
-    blocks,
-    resolve_method,
+    SearchSettings,
+    check_rule,
+    share_memory,
 )
-from abc_embed.mining.pools import Pools, PositiveIndex, QueryBlock
+from abc_embed.runtime import resolve_device
 
-EPSILON = 0.95
-"""A caption that scores more than this part of the own one may be true too (paper, section 3.2)."""
-POOL = 100
-"""The best so many below that line (paper, section 3.2)."""
-MEMORY = 10**9
-"""Bytes that a search may take beyond its inputs, unless told otherwise."""
-PROBES = 16
-"""Cells that a query looks into, with `Method.IVF`."""
-SAMPLE = 256
-"""Queries whose approximate pools are compared with exact ones."""
-
-_MORE = 4  # so many times as many are asked for, when what was found leaves a doubt
-_MOST = 2048  # more than so many are scored in full rather than asked for
+SAMPLED = 128
+"""Queries whose pools are compared with exact ones, found apart."""
+LONGEST = 1e18
+"""Length of a vector at most: products of longer ones do not fit float32."""
+_GROUP = 32
+"""Candidates of which only the best score is looked at, until it may matter."""
 
 
 class Vectors(Protocol):
@@ -58,26 +55,6 @@ class Vectors(Protocol):
     def __getitem__(self, numbers: slice | Ints, /) -> Floats: ...
 
 
-@dataclass(frozen=True, slots=True)
-class How:
-    """How the search is done; of the exact methods none changes a pool."""
-
-    method: Method = Method.AUTO
-    memory_bytes: int = MEMORY
-    """Ceiling on what is allocated, beyond the arguments and some 60 bytes for each query and
-    candidate."""
-    cells: int = 0
-    """Of the inverted lists; 0 chooses 4 √M."""
-    probes: int = PROBES
-    seed: int = 0
-    """Of the inverted lists, and of the sample that their recall is measured on."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("cells", 0), ("probes", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; give at least {least}")
-
-
 def search(
     queries: Vectors,
     candidates: Vectors,
@@ -86,9 +63,11 @@ def search(
     images: Ints | None = None,
     epsilon: float = EPSILON,
     pool: int = POOL,
-    how: How | None = None,
+    settings: SearchSettings | None = None,
+    blocks: Blocks | None = None,
+    product_dtype: torch.dtype | None = None,
     start: int = 0,
-    counted: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Pools]:
     """The pools of all queries from `start` on, block by block.
 
@@ -103,25 +82,30 @@ def search(
         images: `(N,)`; equal numbers mean the same image. None: all differ.
         epsilon: above 0, at most 1.
         pool: 1 or more.
-        how: method and memory; None: the defaults.
+        settings: method, memory and devices; None: the defaults.
+        blocks: how the work is cut; None: as the memory allows.
+        product_dtype: format of the products; None: the fastest one of the device.
         start: the first query; those before it were searched by an earlier run.
-        counted: told how many queries are done, `start` included, with each candidate block.
+        on_progress: given how many queries are done, `start` included, with each candidate block.
 
     Raises:
         DataError: a vector holds a value that is not finite, or shapes do not fit.
         UsageError: an argument is out of range.
-        MissingExtraError: a method of faiss is asked for, which is not installed.
+        MissingExtraError: `Method.IVF` is asked for, and faiss is not installed.
     """
-    how = how or How()
-    how = replace(how, method=resolve_method(how.method))
-    _check(queries, candidates, own, epsilon, pool)
-    shares = blocks(how.memory_bytes, queries.shape[1], pool, how.method)
-    kinds = PositiveIndex(own, images)
-    worker = _Search(queries, candidates, own, kinds, epsilon, pool, how, shares)
-    return worker.run(start, counted)
+    settings = settings or SearchSettings()
+    if settings.method is Method.IVF:
+        require_faiss()
+    check_rule(epsilon, pool)
+    _check(queries, candidates, own)
+    job = _Job(queries, candidates, own, PositiveIndex(own, images), epsilon, pool, settings)
+    meter = _Meter(start, on_progress)
+    devices = search_devices(settings)
+    workers = [_Worker(job, d, len(devices), blocks, product_dtype, meter.add) for d in devices]
+    return _run(workers, start, queries.shape[0])
 
 
-def _check(queries: Vectors, candidates: Vectors, own: Ints, epsilon: float, pool: int) -> None:
+def _check(queries: Vectors, candidates: Vectors, own: Ints) -> None:
     if len(queries.shape) != 2 or queries.shape[1:] != candidates.shape[1:]:
         raise DataError(
             f"queries of shape {queries.shape} and candidates of shape {candidates.shape} do not "
@@ -133,212 +117,420 @@ def _check(queries: Vectors, candidates: Vectors, own: Ints, epsilon: float, poo
         raise DataError(f"candidate {own.max()} is named but there are {candidates.shape[0]}")
     if candidates.shape[0] >= 1 << 31:
         raise DataError(f"{candidates.shape[0]} candidates are too many; give fewer than 2^31")
-    if not 0 < epsilon <= 1:
-        raise UsageError(f"epsilon is {epsilon}; give a number above 0, and at most 1")
-    if pool < 1:
-        raise UsageError(f"the pool is {pool}; give 1 or more")
 
 
-class _Search:
-    """The blocks, one after the other."""
+def search_devices(settings: SearchSettings) -> list[torch.device]:
+    """Where the search runs: on the CPU alone for methods that are at home there."""
+    if settings.method in (Method.PLAIN, Method.IVF):
+        return [torch.device("cpu")]
+    if settings.devices:
+        return [resolve_device(name) for name in settings.devices]
+    device = resolve_device("auto")
+    if device.type == "cuda":
+        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [device]
+
+
+def blocks_on(
+    device: torch.device, sharers: int, width: int, pool: int, settings: SearchSettings
+) -> Blocks:
+    """How the work is cut for a device that shares its memory with others of its kind.
+
+    Raises:
+        UsageError: the memory is too little.
+    """
+    memory, fast_bytes = settings.memory_bytes // sharers, 0
+    if device.type == "cuda":
+        memory = int(0.9 * torch.cuda.mem_get_info(device)[0])
+    score_bytes = 4
+    if settings.method is Method.IVF:
+        fast_bytes = 4  # its index holds the vectors once more
+    elif settings.method is not Method.PLAIN:
+        score_bytes = _fastest_dtype(device.type).itemsize
+        fast_bytes = 2 if score_bytes == 2 else 4 * (device.type == "mps")
+    return share_memory(
+        memory,
+        width,
+        pool,
+        value_bytes=4 + fast_bytes,
+        score_bytes=score_bytes,
+        device=device.type,
+    )
+
+
+@cache
+def _fastest_dtype(device: str) -> torch.dtype:
+    """In which format products are quickest; many processors have bfloat16, in many it is slow."""
+    if device != "cpu":
+        return torch.bfloat16 if device == "cuda" else torch.float32
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(128, 256, dtype=dtype), torch.ones(2048, 256, dtype=dtype)
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            torch.mm(left, right.T)
+            times.append(time.perf_counter() - begin)
+        return min(times[1:])
+
+    bfloat16_wins = seconds(torch.bfloat16) < 0.7 * seconds(torch.float32)
+    return torch.bfloat16 if bfloat16_wins else torch.float32
+
+
+def _run(workers: "list[_Worker]", start: int, count: int) -> Iterator[Pools]:
+    """One block of queries for each device at a time, in their order."""
+    step = min(worker.blocks.queries for worker in workers)
+    spans = [(first, min(first + step, count)) for first in range(start, count, step)]
+    if len(workers) == 1:
+        for span in spans:
+            yield workers[0].run(*span)
+        return
+    with ThreadPoolExecutor(len(workers)) as threads:
+        running: deque[Future[Pools]] = deque()
+        for number, span in enumerate(spans):
+            if len(running) == len(workers):
+                yield running.popleft().result()  # the device whose turn it is
+            running.append(threads.submit(workers[number % len(workers)].run, *span))
+        while running:
+            yield running.popleft().result()
+
+
+class _Meter:
+    """Adds up what the devices have done."""
+
+    def __init__(self, start: int, on_progress: Callable[[int], None]) -> None:
+        self._done, self._on_progress, self._lock = float(start), on_progress, threading.Lock()
+
+    def add(self, queries: float) -> None:
+        with self._lock:
+            self._done += queries
+            self._on_progress(round(self._done))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is searched, the same for all devices."""
+
+    queries: Vectors
+    candidates: Vectors
+    own: Ints
+    positives: PositiveIndex
+    epsilon: float
+    pool: int
+    settings: SearchSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Vectors on a device: as they are, as they are multiplied, and what lies between."""
+
+    exact: Tensor
+    """`(m, D)` float32."""
+    fast: Tensor
+    """`(m, D)`; the same tensor where that is the format."""
+    norms: Tensor
+    """`(m,)` float64."""
+    rounding: Tensor
+    """`(m,)` float64: length of what the faster format leaves out."""
+
+
+class _Worker:
+    """One device: goes through all candidates for each block of queries."""
 
     def __init__(
         self,
-        queries: Vectors,
-        candidates: Vectors,
-        own: Ints,
-        kinds: PositiveIndex,
-        epsilon: float,
-        pool: int,
-        how: How,
-        shares: Blocks,
+        job: _Job,
+        device: torch.device,
+        sharers: int,
+        blocks: Blocks | None,
+        dtype: torch.dtype | None,
+        on_progress: Callable[[float], None],
     ) -> None:
-        self._queries, self._candidates, self._own = queries, candidates, own
-        self._kinds, self._epsilon, self._pool = kinds, epsilon, pool
-        self._how, self._shares = how, shares
-        self._block: tuple[int, Floats] | None = None
-        self._ask = pool + max(pool // 4, 8)  # grows where more are needed
-        count = queries.shape[0]
-        sample = np.random.default_rng([how.seed, 1]).permutation(count)[:SAMPLE]
-        self._sample = np.sort(sample) if how.method is Method.IVF else sample[:0]
+        count, width = job.queries.shape
+        self._job, self._device, self._on_progress = job, device, on_progress
+        self.blocks = blocks or blocks_on(device, sharers, width, job.pool, job.settings)
+        self._dtype = dtype or _fastest_dtype(device.type)
+        # Exact scores, and what is found, live where float64 is to be had.
+        self._home = torch.device("cpu") if device.type == "mps" else device
+        self._candidates: tuple[int, _Loaded] | None = None
+        if job.settings.method is Method.IVF:
+            self._lists = InvertedLists(job.candidates, job.settings)
+        sample = np.random.default_rng([job.settings.seed, 1]).permutation(count)[:SAMPLED]
+        self._sample = np.sort(sample if job.settings.method is not Method.PLAIN else sample[:0])
+        self._side = max(16, min(int((self.blocks.pair_bytes / 12) ** 0.5), 4096))
 
-    def run(self, start: int, counted: Callable[[int], None]) -> Iterator[Pools]:
-        count, total = self._queries.shape[0], self._candidates.shape[0]
-        engine = self._engine()
-        while start < count:
-            stop = min(start + self._shares.queries, count)
-            asked = self._open(start, stop)
-            here = self._sample[(self._sample >= start) & (self._sample < stop)] - start
-            truth = asked.part(here)
-            for first in range(0, total, self._shares.candidates):
-                block = self._load(engine, first)
-                if engine is None:
-                    asked.score_all(np.arange(stop - start), block, first, self._shares.side)
-                else:
-                    self._score(engine, asked, block, first)
-                truth.score_all(np.arange(len(here)), block, first, self._shares.side)
-                del block  # or two would be in memory while the next is read
-                done = min(first + self._shares.candidates, total)
-                counted(start + (stop - start) * done // total)
-            yield asked.pools(start, total, truth.best, here)
-            start = stop
+    def run(self, start: int, stop: int) -> Pools:
+        """The pools of these queries."""
+        job, total = self._job, self._job.candidates.shape[0]
+        queries, loaded = self._open(start, stop)
+        here = self._sample[(self._sample >= start) & (self._sample < stop)] - start
+        sampled = torch.from_numpy(here).to(self._home)
+        truth = queries.part(sampled)
+        for first in range(0, total, self.blocks.candidates):
+            candidates = self._load_candidates(first)
+            if job.settings.method is Method.PLAIN:
+                queries.add_all(candidates.exact, first, self._side)
+            elif job.settings.method is Method.IVF:
+                self._look_up(queries, candidates.exact, first)
+            else:
+                self._compare(queries, loaded, candidates, first)
+            truth.add_all(candidates.exact, first, self._side)
+            self._on_progress((stop - start) * len(candidates.exact) / total)
+        return queries.pools(start, total, truth, sampled)
 
-    def _open(self, start: int, stop: int) -> QueryBlock:
-        """A block of queries with their own scores; nothing found yet."""
-        vectors = self._read("query", self._queries, start, stop)
-        own = np.empty(stop - start, dtype=np.float32)
-        step = max(1, self._shares.pair_bytes // (32 * vectors.shape[1]))
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _open(self, start: int, stop: int) -> tuple[QueryBlock, _Loaded]:
+        """A block of queries with the scores of their own captions; nothing found yet."""
+        job = self._job
+        loaded = self._load("query", job.queries, start, stop)
+        own = torch.empty(stop - start, device=self._home)
+        step = max(1, self.blocks.pair_bytes // (24 * loaded.exact.shape[1]))
         for left in range(0, stop - start, step):
             right = min(left + step, stop - start)
-            mine = self._candidates[self._own[start + left : start + right]]
-            own[left:right] = exact(vectors[left:right], mine)
-        query, text = self._kinds.forbidden(start, stop)
-        return QueryBlock(vectors, own, self._epsilon, self._pool, query, text)
+            captions = torch.from_numpy(job.candidates[job.own[start + left : start + right]])
+            part = loaded.exact[left:right]
+            own[left:right] = exact_scores(part, captions.to(self._home))
+        query, text = (part.to(self._home) for part in job.positives.pairs(start, stop))
+        return QueryBlock(loaded.exact, own, (query, text), job.epsilon, job.pool), loaded
 
-    def _read(self, name: str, vectors: Vectors, start: int, stop: int) -> Floats:
-        part = np.ascontiguousarray(vectors[start:stop], dtype=np.float32)
-        step = max(1, self._shares.pair_bytes // (4 * part.shape[1]))
-        for left in range(0, len(part), step):
-            good = np.isfinite(part[left : left + step]).all(axis=1)
+    def _load(self, name: str, vectors: Vectors, start: int, stop: int) -> _Loaded:
+        """Vectors from files to the device, a few at a time."""
+        count, width = stop - start, vectors.shape[1]
+        exact = torch.empty(count, width, device=self._home)
+        norms = torch.empty(count, device=self._home, dtype=torch.float64)
+        rounding = torch.zeros_like(norms)
+        apart = self._dtype != torch.float32 or self._home != self._device
+        apart = apart and self._job.settings.method in (Method.AUTO, Method.FLAT)
+        fast = torch.empty(count, width, device=self._device, dtype=self._dtype) if apart else exact
+        step = max(1, self.blocks.pair_bytes // (12 * width))
+        for left in range(0, count, step):
+            part = slice(left, min(left + step, count))
+            values = np.ascontiguousarray(vectors[start + left : start + part.stop], np.float32)
+            exact[part] = torch.from_numpy(values)
+            norms[part] = torch.linalg.vector_norm(exact[part], dim=1, dtype=torch.float64)
+            good = norms[part] < LONGEST
             if not good.all():
                 raise DataError(
-                    f"the vector of {name} {start + left + int(np.argmin(good))} is not finite; "
-                    "embed it anew"
+                    f"the vector of {name} {start + left + int(good.int().argmin())} is not "
+                    "finite, or longer than 1e18; embed it anew"
                 )
-        return part
+            if apart:
+                fast[part] = exact[part].to(self._dtype).to(self._device)
+                left_out = exact[part] - fast[part].to(self._home).float()
+                rounding[part] = torch.linalg.vector_norm(left_out, dim=1, dtype=torch.float64)
+        return _Loaded(exact, fast, norms, rounding)
 
-    def _load(self, engine: Engine | None, first: int) -> Floats:
+    def _load_candidates(self, first: int) -> _Loaded:
         """A block of candidates; read again only if it is another than the last."""
-        if self._block is None or self._block[0] != first:
-            self._block = None
-            stop = min(first + self._shares.candidates, self._candidates.shape[0])
-            self._block = (first, self._read("candidate", self._candidates, first, stop))
-            if engine is not None:
-                engine.load(self._block[1], first)
-        return self._block[1]
+        if self._candidates is None or self._candidates[0] != first:
+            self._candidates = None  # or two would be in memory while the next is read
+            stop = min(first + self.blocks.candidates, self._job.candidates.shape[0])
+            loaded = self._load("candidate", self._job.candidates, first, stop)
+            self._candidates = (first, loaded)
+            if self._job.settings.method is Method.IVF:
+                self._lists.load(loaded.exact.numpy(), first)
+        return self._candidates[1]
 
-    def _engine(self) -> Engine | None:
-        if self._how.method is Method.PLAIN or not min(
-            self._queries.shape[0], self._candidates.shape[0]
-        ):
-            return None
-        if self._how.method is Method.FLAT:
-            return Flat()
-        total, width = self._candidates.shape
-        most = max(64, int(0.1 * self._how.memory_bytes) // (4 * width))
-        order = np.random.default_rng([self._how.seed, 0]).permutation(total)
-        sample = self._candidates[np.sort(order[: min(most, 64 * (self._how.cells or total))])]
-        return Ivf(
-            np.ascontiguousarray(sample, dtype=np.float32),
-            total,
-            cells=self._how.cells,
-            probes=self._how.probes,
-            seed=self._how.seed,
-        )
+    # -- comparing ---------------------------------------------------------------------------------
 
-    def _score(self, engine: Engine, asked: QueryBlock, block: Floats, first: int) -> None:
-        """Ask the engine for a few, for more where that leaves a doubt, then score in full."""
-        todo = np.arange(len(asked.vectors))
-        longest = float(np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64).max()))
-        most = _within(engine.exact, len(block))
-        k = min(self._ask, len(block)) if most == len(block) else self._ask
-        while len(todo) and k <= most:
-            step = self._shares.asked_at_once(len(todo), k, block.shape[1])
-            left = [
-                self._ask_for(engine, asked, todo[at : at + step], block, first, k, longest)
-                for at in range(0, len(todo), step)
-            ]
-            doubtful = np.concatenate(left)
-            if len(doubtful) > len(todo) // 20 and k == self._ask:
-                self._ask = min(2 * self._ask, _MOST)  # for the next block; too few are slower
-            todo = doubtful
-            k = min(_MORE * k, most) if k < most else most + 1
-        if len(todo):
-            asked.score_all(todo, block, first, self._shares.side)
+    def _compare(
+        self, queries: QueryBlock, vectors: _Loaded, candidates: _Loaded, first: int
+    ) -> None:
+        """Take in all candidates of a block that may matter."""
+        count, m = len(queries.own), len(candidates.exact)
+        group = _GROUP
+        while group > 1 and m < 4 * group * self._job.pool:
+            group //= 2
+        rows = min(self.blocks.rows, count)
+        room = torch.empty(-(-m // group) * group * rows, dtype=self._dtype, device=self._device)
+        for start in range(0, count, rows):
+            span = slice(start, min(start + rows, count))
+            size = span.stop - start
+            scores = room[: len(room) // rows * size].view(-1, group, size)
+            bound = self._bound(vectors, span, candidates)
+            stretch = _Stretch(queries, span, candidates, first, scores, bound, self.blocks)
+            stretch.take(vectors.fast[span])
 
-    def _ask_for(
-        self,
-        engine: Engine,
-        asked: QueryBlock,
-        queries: Ints,
-        block: Floats,
-        first: int,
-        k: int,
-        longest: float,
-    ) -> Ints:
-        """Take in the best `k` of the block for these queries; those for which that may be too few
-        are left as they were, and returned."""
-        near, places = engine.nearest(asked.vectors[queries], k)
-        step = self._shares.taken_at_once(k, block.shape[1])
-        sure = np.concatenate(
-            [
-                self._take(
-                    asked,
-                    queries[at : at + step],
-                    block,
-                    first,
-                    near[at : at + step],
-                    places[at : at + step],
-                    longest if engine.exact else None,
-                )
-                for at in range(0, len(queries), step)
-            ]
-        )
-        left: Ints = queries[~sure]
-        return left
+    def _bound(self, queries: _Loaded, span: slice, candidates: _Loaded) -> "_Bound":
+        """How far products of these queries can be from the exact scores (Cauchy-Schwarz, and the
+        error of a float32 sum in any order)."""
+        width = queries.exact.shape[1]
+        norm, rounding = queries.norms[span], queries.rounding[span]
+        longest, left_out = candidates.norms.max(), candidates.rounding.max()
+        # A CUDA device cuts off where a CPU rounds, and may add parts of a sum in bfloat16.
+        cuda = self._device.type == "cuda"
+        unit = (width + 4) * 2.0 ** (-22 if cuda else -24)
+        error = rounding * longest + (norm + rounding) * left_out
+        error += (norm + rounding) * (longest + left_out) * unit / (1 - unit)
+        error += (width + 4) * 2.0**-126 * (1 + norm + longest)
+        relative = 2.0**-22 if self._dtype == torch.float32 else 2.0 ** (-7 if cuda else -8)
+        return _Bound((error * (1 + 1e-6)).float(), relative)
 
-    def _take(
-        self,
-        asked: QueryBlock,
-        queries: Ints,
-        block: Floats,
-        first: int,
-        near: Floats,
-        places: Ints,
-        longest: float | None,
-    ) -> NDArray[np.bool_]:
-        """For which queries that was enough; `longest` is None where the engine is not exact."""
-        vectors, k = asked.vectors[queries], near.shape[1]
-        slack = _slack(vectors, longest or 1.0)
-        low = asked.least(queries) - slack
-        row, column = np.nonzero((places >= 0) & (near >= low[:, None]))
-        place = places[row, column]
-        allowed = asked.allowed(queries[row], place + first)
-        row, column, place = row[allowed], column[allowed], place[allowed]
-        scores = np.empty(len(row), dtype=np.float32)
-        step = max(1, self._shares.pair_bytes // (32 * block.shape[1]))
-        for at in range(0, len(row), step):
-            part = slice(at, at + step)
-            scores[part] = exact(vectors[row[part]], block[place[part]])
-        found = asked.found(queries, row, column, place + first, scores, k)
-        if k == len(block):
-            sure = np.ones(len(queries), dtype=np.bool_)
-        elif longest is not None:
-            sure = near[:, -1] + slack < found.bound
-        else:
-            sure = found.full | (places[:, -1] < 0)
-        asked.take(found, sure)
-        return sure
+    def _look_up(self, queries: QueryBlock, vectors: Tensor, first: int) -> None:
+        """Take in what the inverted lists find; more are asked for where a pool stays open."""
+        ask = self._job.pool + max(self._job.pool // 4, 64)
+        span = slice(0, len(queries.own))
+        query, text = queries.positives_of(span, slice(first, first + len(vectors)))
+        positive = query * len(vectors) + text
+        todo = torch.arange(len(queries.own))
+        while len(todo):
+            ask = min(ask, len(vectors))
+            step = max(1, self.blocks.pair_bytes // (90 * ask + 4 * vectors.shape[1]))
+            left = []
+            for some in todo.split(step):
+                places = self._lists.nearest(queries.vectors[some].numpy(), ask)
+                row, column = (places >= 0).nonzero().T
+                place = places[row, column]
+                allowed = ~torch.isin(some[row] * len(vectors) + place, positive)
+                row, place = row[allowed], place[allowed]
+                scores = _score_pairs(queries, some[row], vectors, place, self.blocks.pair_bytes)
+                below = torch.bincount(row[scores <= queries.line[some[row]]], minlength=len(some))
+                enough = (below >= self._job.pool) | (places[:, -1] < 0)
+                enough |= ask == len(vectors)
+                sure = enough[row]
+                queries.add(some[row][sure], place[sure] + first, scores[sure])
+                left.append(some[~enough])
+            todo, ask = torch.cat(left), 4 * ask
 
 
-def _within(exact: bool, size: int) -> int:
-    """How many of a block to ask for at most; for more, scoring in full is quicker."""
-    return min(_MOST, size // 4) if exact else size
-
-
-def exact(queries: Floats, candidates: Floats) -> Floats:
-    """`(n, D)` and `(n, D)` -> the score of each pair `(n,)`, summed in float64."""
-    sums = np.einsum("nd,nd->n", queries.astype(np.float64), candidates.astype(np.float64))
-    scores: Floats = sums.astype(np.float32) + np.float32(
-        0
-    )  # -0 becomes 0, or they would not be equal
+def _score_pairs(
+    queries: QueryBlock, rows: Tensor, vectors: Tensor, places: Tensor, room_bytes: int
+) -> Tensor:
+    """The exact score of each pair `(n,)`."""
+    scores = torch.empty(len(rows), device=vectors.device)
+    step = max(1, room_bytes // (24 * vectors.shape[1]))
+    for at in range(0, len(rows), step):
+        part = slice(at, at + step)
+        left = queries.vectors.index_select(0, rows[part])
+        scores[part] = exact_scores(left, vectors.index_select(0, places[part]))
     return scores
 
 
-def _slack(queries: Floats, longest: float) -> NDArray[np.float64]:
-    """How far a float32 sum, in whatever order, can be off for each query `(n,)`."""
-    width = queries.shape[1]
-    lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))
-    part = (width + 4) * 2.0**-24
-    slack: NDArray[np.float64] = lengths * longest * (part / (1 - part)) + (width + 4) * 2.0**-126
-    return slack
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """What a fast score can be, for an exact one; in that sense both never lie."""
+
+    error: Tensor
+    """`(n,)` before the score is rounded to its format."""
+    relative: float
+    """By which it is rounded at most."""
+
+    def lower(self, exact: Tensor) -> Tensor:
+        """No candidate that scores `exact` or more has a fast score below this."""
+        value = exact - self.error
+        return (value - self.relative * value.abs()).clamp_min(torch.finfo(torch.float32).min)
+
+    def upper(self, exact: Tensor) -> Tensor:
+        """No candidate that scores `exact` or less has a fast score above this."""
+        value = exact + self.error
+        return value + self.relative * value.abs()
+
+    def at_least(self, fast: Tensor) -> Tensor:
+        """What a candidate with this fast score has at least."""
+        return fast - self.relative * fast.abs() - self.error
+
+
+class _Stretch:
+    """Some queries and a block of candidates: their fast scores, and what is made of them."""
+
+    def __init__(
+        self,
+        queries: QueryBlock,
+        span: slice,
+        candidates: _Loaded,
+        first: int,
+        scores: Tensor,
+        bound: _Bound,
+        blocks: Blocks,
+    ) -> None:
+        self._queries, self._span = queries, span
+        self._candidates, self._first, self._blocks = candidates, first, blocks
+        self._scores, self._bound = scores, bound
+        self._best_of = scores.new_empty(scores.shape[0], scores.shape[2])
+        line, own = queries.line[span], queries.own[span]
+        device = scores.device
+        self._line_top = bound.upper(line).to(device)
+        self._line_low = bound.lower(line).to(device)
+        self._own_top, self._own_low = bound.upper(own).to(device), bound.lower(own).to(device)
+
+    def take(self, vectors: Tensor) -> None:
+        """Score these vectors `(n, D)`, the queries in the fast format, and take in what counts."""
+        self._multiply(vectors)
+        crowded = (self._best_of > self._line_top).sum(dim=0) > len(self._best_of) // 4
+        for row in crowded.nonzero()[:, 0].tolist():
+            self._count_above(row)
+        groups = self._best_of.T.contiguous()
+        floor = self._floor(groups)
+        row, group = (groups >= floor[:, None]).nonzero().T
+        step = max(1, self._blocks.pair_bytes // (16 * self._scores.shape[1] + 64))
+        for at in range(0, len(row), step):
+            self._take_groups(row[at : at + step], group[at : at + step], floor)
+
+    def _multiply(self, vectors: Tensor) -> None:
+        """All fast scores, -∞ for what is true of an image, and the best one of each group."""
+        fast, tile, size = self._candidates.fast, self._blocks.tile, self._scores.shape[1]
+        flat = self._scores.view(-1, len(vectors))
+        texts = slice(self._first, self._first + len(fast))
+        query, text = self._queries.positives_of(self._span, texts)
+        order = text.argsort()
+        query, text = (part[order].to(vectors.device) for part in (query, text))
+        ends = [*range(tile, len(fast), tile), len(fast)]
+        bounds = [0, *torch.searchsorted(text, text.new_tensor(ends)).tolist()]
+        flat[len(fast) :] = -torch.inf
+        for number, end in enumerate(ends):
+            start = number * tile
+            torch.mm(fast[start:end], vectors.T, out=flat[start:end])
+            here = slice(bounds[number], bounds[number + 1])
+            flat[text[here], query[here]] = -torch.inf
+            groups = slice(start // size, -(-end // size))
+            torch.amax(self._scores[groups], dim=1, out=self._best_of[groups])
+
+    def _count_above(self, row: int) -> None:
+        """Count what is surely above the line of a query that has much of it, and be rid of it."""
+        scores = self._scores[:, :, row]
+        above = scores > self._line_top[row]
+        near_own = above & (scores >= self._own_low[row]) & (scores <= self._own_top[row])
+        better = above & (scores > self._own_top[row])
+        query, home = self._span.start + row, self._queries.own.device
+        self._queries.above[query] += (above.sum() - near_own.sum()).to(home)
+        self._queries.better[query] += better.sum().to(home)
+        place = near_own.flatten().nonzero()[:, 0]
+        self._add(torch.full_like(place, row), place)
+        scores[above] = -torch.inf
+        self._best_of[:, row] = scores.amax(dim=1)
+
+    def _floor(self, groups: Tensor) -> Tensor:
+        """`(n,)`: what has a lower fast score changes nothing, neither a pool nor a count."""
+        last = self._queries.last(self._span)
+        if groups.shape[1] >= self._queries.pool:
+            # The best of as many groups, all surely below the line, are that many candidates.
+            sure = torch.where(groups < self._line_low[:, None], groups, -torch.inf).float()
+            lowest = largest(sure, self._queries.pool).amin(dim=1).to(last.device)
+            last = torch.maximum(last, self._bound.at_least(lowest))
+        least = torch.minimum(last, self._queries.own[self._span])
+        return self._bound.lower(least).to(groups.device)
+
+    def _take_groups(self, row: Tensor, group: Tensor, floor: Tensor) -> None:
+        """Look at every candidate of these groups; `row` ascends."""
+        scores = self._scores[group, :, row].float()
+        which, member = (scores >= floor[row, None]).nonzero().T
+        score, row = scores[which, member], row[which]
+        place = group[which] * scores.shape[1] + member
+        above, better = score > self._line_top[row], score > self._own_top[row]
+        doubtful = ~above | ((score >= self._own_low[row]) & ~better)
+        certain = ~doubtful
+        home = self._queries.own.device
+        if certain.any():
+            queries = (row[certain] + self._span.start).to(home)
+            self._queries.above.index_add_(0, queries, above[certain].long().to(home))
+            self._queries.better.index_add_(0, queries, better[certain].long().to(home))
+        self._add(row[doubtful], place[doubtful])
+
+    def _add(self, row: Tensor, place: Tensor) -> None:
+        """Score pairs exactly, and take them in."""
+        home = self._queries.own.device
+        rows, places = (row + self._span.start).to(home), place.to(home)
+        vectors = self._candidates.exact
+        scores = _score_pairs(self._queries, rows, vectors, places, self._blocks.pair_bytes)
+        self._queries.add(rows, places + self._first, scores)

@@ -1,9 +1,8 @@
 """Vectors on disk in shards: whole files, named by what decides them, read in parts.
 
-Does: cut items into shards of `SHARD`, name each by model, resolution and the content of its items,
-say which are missing, read rows from them. Does not: embed (embed.py does).
-Why named so: a shard is right wherever it is found. A run that was killed, a second run with other
-settings, or one after rows were added embeds only shards that are not there.
+A shard is named by model, resolution and the content of its items, so it is right wherever it is
+found: a run that was killed, a second run with other settings, or one after rows were added embeds
+only shards that are not there.
 
     WORK/vectors/MODEL/SHARD.npy     (n, D) float16 or float32; zeros for an item that failed
     WORK/vectors/MODEL/SHARD.json    why items failed, by number; only where some did
@@ -12,7 +11,6 @@ settings, or one after rows were added embeds only shards that are not there.
 Shapes: `N` items, `D` width.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,19 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.engines import Floats, Ints
+from abc_embed.mining.settings import STORES, Floats, Ints
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import sha256
+from abc_embed.storage.json_files import read_json
 
 SHARD = 1024
 """Items of a file; a kill loses no more than these, for each process."""
-STORES = ("float32", "float16")
-"""Number formats of vectors on disk; float16 takes half the room, and moves a score by less than
-0.001."""
 _AT_ONCE = 1 << 20  # bytes that are read together, on the way to their place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
+class VectorSpace:
     """What decides a vector besides its item, and where such vectors lie."""
 
     folder: Path
@@ -49,30 +46,31 @@ class Space:
             raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
 
     @property
-    def place(self) -> Path:
-        """The folder of all shards of this model."""
+    def shard_folder(self) -> Path:
+        """Of this model, resolution and number format."""
         return self.folder / f"{self.model[:16]}-{self.max_pixels or 0}-{self.store}"
 
 
 class Shards:
     """The vectors of a list of items, `(N, D)` float32 when read."""
 
-    def __init__(self, space: Space, keys: Sequence[str]) -> None:
+    def __init__(self, space: VectorSpace, keys: Sequence[str]) -> None:
         """`keys` say what each item is: equal ones mean equal items."""
         self.space = space
         self.shape = (len(keys), space.width)
-        make_folder(space.place)
+        make_folder(space.shard_folder)
         self.paths = [
-            space.place / f"{self._name(keys[start : start + SHARD])}.npy"
+            space.shard_folder / f"{self._name(keys[start : start + SHARD])}.npy"
             for start in range(0, len(keys), SHARD)
         ]
-        whole = hashlib.sha256("\n".join(path.stem for path in self.paths).encode())
-        self.id = hashlib.sha256(f"{space} {whole.hexdigest()}".encode()).hexdigest()[:32]
+        content = sha256("\n".join(path.stem for path in self.paths))
+        self.id = sha256(f"{space} {content}")[:32]
         """Names model, resolution, number format and all items."""
 
     def _name(self, keys: Sequence[str]) -> str:
-        told = (self.space.model, self.space.max_pixels or 0, self.space.store, *keys)
-        return hashlib.sha256("\n".join(map(str, told)).encode()).hexdigest()[:32]
+        space = self.space
+        parts = (space.model, space.max_pixels or 0, space.store, *keys)
+        return sha256("\n".join(map(str, parts)))[:32]
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there yet."""
@@ -84,17 +82,18 @@ class Shards:
 
     def errors(self) -> dict[int, str]:
         """Items that could not be embedded, and why."""
-        found: dict[int, str] = {}
-        for number, path in enumerate(self.paths):
-            told = path.with_suffix(".json")
-            if told.exists():
-                for place, why in json.loads(told.read_text(encoding="utf-8")).items():
-                    found[number * SHARD + int(place)] = why
-        return found
+        mend = "delete it and the shard beside it, and run again"
+        return {
+            number * SHARD + int(place): why
+            for number, path in enumerate(self.paths)
+            for place, why in read_json(
+                path.with_suffix(".json"), required=False, error=DataError, mend=mend
+            ).items()
+        }
 
     def write_manifest(self, kind: str) -> Path:
         """Say what all shards together are, for people and for other programs."""
-        told = {
+        manifest = {
             "kind": kind,
             "model": self.space.model,
             "max_pixels": self.space.max_pixels,
@@ -104,9 +103,9 @@ class Shards:
             "items_in_a_shard": SHARD,
             "shards": [path.name for path in self.paths],
         }
-        path = self.space.place / f"{kind}-{self.id}.json"
+        path = self.space.shard_folder / f"{kind}-{self.id}.json"
         with atomic_write(path) as file:
-            file.write(json.dumps(told, indent=1).encode() + b"\n")
+            file.write(json.dumps(manifest, indent=1).encode() + b"\n")
         return path
 
     def __getitem__(self, numbers: slice | Ints) -> Floats:
@@ -168,16 +167,16 @@ def _header(file: object) -> tuple[tuple[int, ...], np.dtype[np.float32]]:
     return shape, dtype
 
 
-class Kept:
-    """Some rows of others, in ascending order: what is left when bad items are out."""
+class ShardRows:
+    """Some rows of shards, in ascending order: what is left when bad items are out."""
 
-    def __init__(self, vectors: Shards, numbers: Ints) -> None:
-        self._vectors, self._numbers = vectors, numbers
-        self.shape = (len(numbers), vectors.shape[1])
-        self._all = len(numbers) == vectors.shape[0]
+    def __init__(self, shards: Shards, numbers: Ints) -> None:
+        self._shards, self._numbers = shards, numbers
+        self.shape = (len(numbers), shards.shape[1])
+        self._has_all = len(numbers) == shards.shape[0]
 
     def __getitem__(self, numbers: slice | Ints) -> Floats:
-        return self._vectors[numbers if self._all else self._numbers[numbers]]
+        return self._shards[numbers if self._has_all else self._numbers[numbers]]
 
 
 def write_shard(path: Path, vectors: NDArray[np.float32], errors: dict[int, str]) -> None:

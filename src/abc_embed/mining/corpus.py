@@ -1,13 +1,9 @@
-"""The rows that are mined: captions, numbered, and what each image is.
-
-Does: open any data set that `abc_embed.data` reads, go through it once, keep the different captions
-and a hash of each image, and say which rows cannot be used. Does not: hold images or records.
+"""What is mined: the different captions of a data set, numbered, and which images are equal.
 
 Shapes: `N` rows of the data set, `M` different captions.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +13,16 @@ from numpy.typing import NDArray
 from abc_embed.data import Dataset, open_dataset
 from abc_embed.errors import DataError, InputError, UsageError
 from abc_embed.inputs import ImageInput
-from abc_embed.mining.engines import Ints
+from abc_embed.mining.settings import Ints
+from abc_embed.progress import ProgressCallback
+from abc_embed.storage.hashing import sha256, sha256_file
 
-_SAY_EVERY = 256
+_REPORT_EVERY = 256
 
 
 @dataclass(slots=True, eq=False)
-class Rows:
-    """A data set by number, without what mining does not need."""
+class Corpus:
+    """A data set by number, without its images and records."""
 
     dataset: Dataset
     caption_of: Ints
@@ -56,71 +54,70 @@ class Rows:
         return self.dataset.row(number).image
 
 
-def read_rows(
-    name: str | Path, counted: Callable[[int, int], None] = lambda done, of: None
-) -> Rows:
+def read_corpus(
+    name: str | Path, on_progress: ProgressCallback = lambda done, total=None: None
+) -> Corpus:
     """Read a data set once, images included, to know which are equal.
 
-    Rows that cannot be used are in `Rows.rejected`, and stop nothing.
+    Rows that cannot be used are in `Corpus.rejected`, and stop nothing.
 
     Raises:
         DataError: there is no data set, or no row of it can be mined.
     """
     dataset = open_dataset(name)
     count = len(dataset)
-    rows = Rows(dataset, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
+    corpus = Corpus(dataset, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
     numbers: dict[str, int] = {}
-    ids: set[str] = set()
+    seen_ids: set[str] = set()
     for number in range(count):
         try:
             row = dataset.row(number)
-            if row.record.id in ids:
+            if row.record.id in seen_ids:
                 raise DataError(f"the id {row.record.id!r} comes twice; give each its own")
-            ids.add(row.record.id)
+            seen_ids.add(row.record.id)
             if row.record.caption is not None:
-                rows.digests[number] = np.frombuffer(_digest(row.image), dtype=np.uint8)
+                corpus.digests[number] = _digest(row.image)
                 caption = numbers.setdefault(row.record.caption, len(numbers))
-                if caption == len(rows.first_row):
-                    rows.first_row.append(number)
-                rows.caption_of[number] = caption
-        except (DataError, InputError) as wrong:
-            rows.rejected[number] = str(wrong)
-        if number % _SAY_EVERY == 0 or number == count - 1:
-            counted(number + 1, count)
-    rows.captions = list(numbers)
+                if caption == len(corpus.first_row):
+                    corpus.first_row.append(number)
+                corpus.caption_of[number] = caption
+        except (DataError, InputError) as error:
+            corpus.rejected[number] = str(error)
+        if number % _REPORT_EVERY == 0 or number == count - 1:
+            on_progress(number + 1, count)
+    corpus.captions = list(numbers)
     if not numbers:
-        first = next(iter(rows.rejected.values()), None)
+        first = next(iter(corpus.rejected.values()), None)
         if first is None:
             raise DataError(f"no row of {name} has a caption; captions are what is mined")
         raise DataError(f"no row of {name} can be used; the first: {first}")
-    return rows
+    return corpus
 
 
-def _digest(image: Path | bytes) -> bytes:
-    if isinstance(image, bytes):
-        return hashlib.sha256(image).digest()
+def _digest(image: Path | bytes) -> NDArray[np.uint8]:
+    """`(32,)` SHA-256 of an image file."""
     try:
-        with image.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        digest = sha256(image) if isinstance(image, bytes) else sha256_file(image)
     except FileNotFoundError:
         raise DataError(f"there is no file {str(image)!r}; put it there") from None
     except OSError as problem:
         raise DataError(f"{str(image)!r} cannot be read ({problem.strerror})") from problem
+    return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
 
 
-def image_keys(rows: Rows, numbers: Ints) -> list[str]:
+def image_keys(corpus: Corpus, numbers: Ints) -> list[str]:
     """What tells images from each other, for these rows."""
-    return [f"image {digest.tobytes().hex()}" for digest in rows.digests[numbers]]
+    return [f"image {digest.tobytes().hex()}" for digest in corpus.digests[numbers]]
 
 
 def text_keys(texts: Sequence[str]) -> list[str]:
     """What tells texts from each other; no image has such a key."""
-    return ["text " + hashlib.sha256(text.encode("utf-8")).hexdigest() for text in texts]
+    return [f"text {sha256(text)}" for text in texts]
 
 
-def equal_images(rows: Rows, numbers: Ints) -> Ints:
+def equal_images(corpus: Corpus, numbers: Ints) -> Ints:
     """`(n,)`: equal numbers for equal images."""
-    whole = np.ascontiguousarray(rows.digests[numbers]).view("V32")[:, 0]
+    whole = np.ascontiguousarray(corpus.digests[numbers]).view("V32")[:, 0]
     _, same = np.unique(whole, return_inverse=True)
     return same.astype(np.int64)
 
