@@ -1,6 +1,6 @@
 """What mining can be told, and how a ceiling of memory is shared out; it needs no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -98,23 +98,12 @@ class MiningSettings:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, named like the options of the command."""
-        search = self.search
-        return {
-            "epsilon": self.epsilon,
-            "pool": self.pool,
-            "draw": self.sample_size,
-            "how": self.strategy,
-            "seed": self.seed,
-            "store": self.store,
-            "search": {
-                "method": search.method,
-                "memory_bytes": search.memory_bytes,
-                "cells": search.nlist,
-                "probes": search.nprobe,
-                "seed": search.seed,
-                "devices": list(search.devices),
-            },
-        }
+        values, search = asdict(self), asdict(self.search)
+        for name, option in (("sample_size", "draw"), ("strategy", "how")):
+            values[option] = values.pop(name)
+        for name, option in (("nlist", "cells"), ("nprobe", "probes")):
+            search[option] = search.pop(name)
+        return {**values, "search": search}
 
 
 def check_rule(epsilon: float, pool: int) -> None:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from abc_embed.storage.json_files import read_json
 
 SHARD = 1024
 """Items of a file; a kill loses no more than these, for each process."""
-_AT_ONCE = 1 << 20  # bytes that are read together, on the way to their place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,60 +111,26 @@ class Shards:
     def __getitem__(self, numbers: slice | Ints) -> Floats:
         """These rows, in this order. Only their part of the files is read."""
         if isinstance(numbers, slice):
-            start, stop, _ = numbers.indices(self.shape[0])
-            return self._span(start, stop)
+            numbers = np.arange(*numbers.indices(self.shape[0]))
         out = np.empty((len(numbers), self.shape[1]), dtype=np.float32)
-        order = np.argsort(numbers, kind="stable")
-        ascending = numbers[order]
-        step = max(1, _AT_ONCE // (4 * self.shape[1]))
-        at = 0
-        while at < len(order):  # a stretch of the files at a time, however many rows are wanted
-            first = int(ascending[at])
-            end = int(np.searchsorted(ascending, first + step))
-            part = self._span(first, int(ascending[end - 1]) + 1)
-            out[order[at:end]] = part[ascending[at:end] - first]
-            at = end
+        shard_of = numbers // SHARD
+        for shard in np.unique(shard_of).tolist():
+            here = np.flatnonzero(shard_of == shard)
+            out[here] = self._open(shard)[numbers[here] % SHARD]
         return out
 
-    def _span(self, start: int, stop: int) -> Floats:
-        out = np.empty((max(stop - start, 0), self.shape[1]), dtype=np.float32)
-        at = start
-        while at < stop:
-            number, place = divmod(at, SHARD)
-            count = min(SHARD - place, stop - at)
-            self._read(number, place, out[at - start : at - start + count])
-            at += count
-        return out
-
-    def _read(self, number: int, place: int, out: Floats) -> None:
-        """Rows of a shard from `place` on. Read, not mapped: mapped pages count as memory."""
-        path = self.paths[number]
-        span = self.span(number)
+    def _open(self, number: int) -> NDArray[np.floating[Any]]:
+        """A shard, mapped to memory as long as it is looked at."""
+        path, span = self.paths[number], self.span(number)
         try:
-            with path.open("rb") as file:
-                shape, dtype = _header(file)
-                if shape != (span.stop - span.start, self.shape[1]):
-                    raise ValueError(f"its shape is {shape}")
-                file.seek(place * self.shape[1] * dtype.itemsize, 1)
-                if dtype == out.dtype:  # no copy
-                    if file.readinto(out.view(np.uint8).data) != out.nbytes:
-                        raise ValueError("it is cut off")
-                    return
-                step = max(1, _AT_ONCE // (self.shape[1] * dtype.itemsize))
-                for at in range(0, len(out), step):
-                    some = out[at : at + step]
-                    read = np.fromfile(file, dtype=dtype, count=some.size)
-                    some[:] = read.reshape(some.shape)
+            vectors: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if vectors.shape != (span.stop - span.start, self.shape[1]):
+                raise ValueError(f"its shape is {vectors.shape}")
         except (OSError, ValueError) as problem:
             raise DataError(
                 f"the vectors in {path} cannot be read ({problem}); delete the file and run again"
             ) from problem
-
-
-def _header(file: object) -> tuple[tuple[int, ...], np.dtype[np.float32]]:
-    np.lib.format.read_magic(file)  # type: ignore[arg-type]
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[arg-type]
-    return shape, dtype
+        return vectors
 
 
 class ShardRows:
