@@ -21,11 +21,14 @@ from abc_embed.search.metadata import Captions, describe
 from abc_embed.storage.vector_cache import FileStamp
 
 if TYPE_CHECKING:
+    from abc_embed.pipeline import Skipped, Vector
     from abc_embed.search.index import Index
     from abc_embed.search.table import Row
 
 SAVE_EVERY_S = 20.0
 """Between two writes while images are embedded."""
+FIRST_SLICE = 32
+"""Images that are embedded before it is known how long one takes."""
 _LOOKED_UP = 500  # contents in one filter
 
 
@@ -129,6 +132,7 @@ class _Update:
         self._rows: list[Row] = []
         self._patches: list[Row] = []
         self._saved_at = time.monotonic()
+        self._slice = FIRST_SLICE
         self._known = self._read_known()
         self._contents = {known.content for known in self._known.values()}
         self._columns: dict[str, dict[str, Any]] = {}
@@ -204,9 +208,7 @@ class _Update:
         items = [
             Item(image=file.path if file.data is None else file.data) for file in first.values()
         ]
-        results = self.index.needed_embedder().stream(
-            items, max_pixels=self.index.max_pixels, batch_size=batch_size, on_error="skip"
-        )
+        results = self._stream(items, batch_size)
         twins: dict[str, list[ImageFile]] = {}
         for file in new:
             twins.setdefault(file.content, []).append(file)
@@ -223,6 +225,19 @@ class _Update:
                     if self._raise:
                         raise self.errors[file.path]
                 yield
+
+    def _stream(self, items: Sequence[Item], batch_size: int) -> "Iterator[Vector | Skipped]":
+        """Embed in slices that take about as long as may be lost, since a stream reads ahead."""
+        embedder = self.index.needed_embedder()
+        at = 0
+        while at < len(items):
+            part, started = items[at : at + self._slice], time.monotonic()
+            yield from embedder.stream(
+                part, max_pixels=self.index.max_pixels, batch_size=batch_size, on_error="skip"
+            )
+            in_time = int(len(part) * SAVE_EVERY_S / (time.monotonic() - started + 1e-6))
+            self._slice = max(FIRST_SLICE, min(4 * self._slice, in_time))
+            at += len(part)
 
     def _without_known(self, files: Iterable[ImageFile]) -> Iterator[ImageFile]:
         """Those whose content the index does not know; the others get its vectors."""
