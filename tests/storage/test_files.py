@@ -1,6 +1,8 @@
 """A file has its final name only when it is whole."""
 
 import errno
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from abc_embed.storage.files import (
     atomic_write,
     is_partial,
     make_folder,
+    open_file,
     partial_path,
+    read_file,
     rename_file,
     replace_folder,
 )
@@ -102,3 +106,30 @@ def test_a_file_is_renamed_over_another(tmp_path: Path) -> None:
 def test_what_a_kill_leaves_is_known_by_its_name(tmp_path: Path) -> None:
     assert is_partial(partial_path(tmp_path / "a.json"))
     assert not is_partial(tmp_path / "a.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"content")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for name in ("pipe", "endless", "socket"):
+            with pytest.raises(OSError, match="no regular file"):
+                read_file(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path)
+    assert read_file(tmp_path / "link") == b"content"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    regular = os.stat(__file__)
+    monkeypatch.setattr(os, "stat", lambda path: regular)
+    with pytest.raises(OSError, match="no regular file"):
+        open_file(tmp_path / "pipe")

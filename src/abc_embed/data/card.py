@@ -22,7 +22,7 @@ from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
 from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import Record, read_records
 from abc_embed.errors import DataError
-from abc_embed.storage.files import atomic_write
+from abc_embed.storage.files import atomic_write, open_file
 from abc_embed.storage.hashing import sha256, sha256_file
 from abc_embed.storage.json_files import atomic_write_json, read_json
 
@@ -109,7 +109,7 @@ def _records_facts(folder: Path, on_progress: OnProgress) -> list[dict[str, Any]
 def _looks_like_records(path: Path) -> bool:
     """Its first line has what only records have; a rejects file, say, has not."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             first = json.loads(next((line for line in file if line.strip()), b"null"))
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror}") from problem

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from abc_embed.data.fields import parse_object
 from abc_embed.data.records import FIELDS, Record
 from abc_embed.errors import DataError
+from abc_embed.storage.files import read_file
 
 SAMPLE_KEY = "__key__"
 """What webdataset calls the common beginning of a sample's files."""
@@ -41,7 +42,7 @@ class Row:
 
     def read_image(self) -> bytes:
         """The bytes of the image file; `OSError` when it cannot be read."""
-        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+        return self.image if isinstance(self.image, bytes) else read_file(self.image)
 
 
 @dataclass(frozen=True, slots=True)

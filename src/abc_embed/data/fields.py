@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from abc_embed.errors import DataError
+from abc_embed.storage.files import open_file
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def parse_lines(
         OSError: the file cannot be read.
     """
     lines: dict[str, int] = {}
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from abc_embed.errors import ImageError, ImageNotFoundError, InputError, OutputError
 from abc_embed.inputs import Item, describe_image
+from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.vector_cache import FileStamp, VectorCache
 
@@ -155,7 +156,7 @@ def read_files(paths: Iterable[Path], errors: dict[Path, InputError]) -> Iterato
             if files and fits and held + stamp.size > MAX_BYTES_IN_MEMORY:
                 yield files
                 files, held = [], 0
-            data = path.read_bytes() if fits else None
+            data = read_file(path) if fits else None
         except FileNotFoundError:
             errors[path] = ImageNotFoundError(f"there is no file {str(path)!r}")
         except OSError as error:

@@ -1,9 +1,12 @@
 """Files and folders, whole or not there: written beside their place, flushed, then renamed."""
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +35,39 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:  # Ctrl-C too: nothing half-written stays
         _remove(partial)
         raise
+
+
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
+    """A regular file for reading; a pipe, a socket or a device is never opened nor waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    _check_regular(os.stat(path), path)  # first of all: to open a device may do something
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (handed out)
+    try:
+        _check_regular(os.fstat(file.fileno()), path)  # what was opened may be another one
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a regular file; as `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows does not have
 
 
 def rename_file(old: Path, new: Path) -> None:

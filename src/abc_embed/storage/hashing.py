@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from abc_embed.storage.files import open_file
+
 
 def sha256(data: bytes | str) -> str:
     """SHA-256 in hex; a text counts as UTF-8."""
@@ -17,7 +19,7 @@ def sha256_file(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

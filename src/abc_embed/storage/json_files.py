@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.errors import AbcError, CheckpointError
-from abc_embed.storage.files import atomic_write
+from abc_embed.storage.files import atomic_write, read_file
 
 
 def read_json(
@@ -22,7 +22,7 @@ def read_json(
         error: it is missing, damaged, or no object; the sentence ends with `mend`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path).decode())
     except FileNotFoundError:
         if not required:
             return {}

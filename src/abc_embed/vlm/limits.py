@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_embed.errors import CostLimitError, DataError, UsageError
+from abc_embed.storage.files import read_file
 from abc_embed.vlm.reply_cache import ReplyCache
 
 if TYPE_CHECKING:
@@ -280,6 +281,6 @@ def estimate(
 
 def _is_cached(client: "VlmClient", request: PlannedRequest) -> bool:
     try:
-        return client.is_cached(request.image.read_bytes(), request.prompt, request.schema)
+        return client.is_cached(read_file(request.image), request.prompt, request.schema)
     except OSError as error:
         raise DataError(f"{request.image} cannot be read: {error.strerror}; mend that") from None

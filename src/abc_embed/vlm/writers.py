@@ -11,6 +11,7 @@ from typing import Any
 
 from abc_embed.data.records import Instruction, Record
 from abc_embed.errors import AskError, CostLimitError, ImageError
+from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.vlm.client import Reply, VlmClient
 from abc_embed.vlm.regions import rng_for
@@ -123,7 +124,7 @@ class VlmWriter:
             return unusable(reply) or check_prompt(reply.text, task.phrase)
 
         try:
-            image = (self._root / task.record.image).read_bytes()
+            image = read_file(self._root / task.record.image)
         except OSError as error:
             return WriterResult(task, "", Reason.IMAGE, error.strerror or "cannot be read")
         try:

@@ -32,7 +32,7 @@ from abc_embed.data.image_files import find_images
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError, ImageError, OutputError
 from abc_embed.inputs import open_image
-from abc_embed.storage.files import atomic_write, is_partial, make_folder
+from abc_embed.storage.files import atomic_write, is_partial, make_folder, read_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.vlm.client import Reply, VlmClient
 from abc_embed.vlm.instruct import MIN_PAIRS
@@ -172,7 +172,7 @@ def pairs_from_records(records: Iterable[Record], folder: Path) -> Iterator[Imag
 
 def _with_bytes(entry: ImagePairs, path: Path) -> ImagePairs:
     try:
-        return replace(entry, image=path.read_bytes())
+        return replace(entry, image=read_file(path))
     except OSError as error:
         return replace(entry, reason=Reason.IMAGE, detail=error.strerror or "cannot be read")
 

@@ -32,7 +32,7 @@ from abc_embed.data.fields import (
     parse_object,
 )
 from abc_embed.errors import DataError
-from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.files import atomic_write, make_folder, read_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.json_files import read_json
 
@@ -171,7 +171,7 @@ def read_benchmark(folder: str | os.PathLike[str]) -> Benchmark:
     missing = []
     for number, picture in images.items():
         try:
-            data = (folder / picture.file).read_bytes()
+            data = read_file(folder / picture.file)
         except OSError:
             missing.append(picture.file)
             continue

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.errors import DataError
+from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256
 
 Findings = dict[str, Any]
@@ -31,5 +32,5 @@ def check_not_empty(present: Sequence[object], missing: Sequence[str]) -> None:
 def content_hash(rows: Iterable[object], images: Iterable[Path | bytes]) -> str:
     """SHA-256 of what is asked (rows, as their `repr`) and of every image's bytes."""
     text = "".join(f"{row!r}\n" for row in rows).encode()
-    contents = (image if isinstance(image, bytes) else image.read_bytes() for image in images)
+    contents = (image if isinstance(image, bytes) else read_file(image) for image in images)
     return sha256(text + b"".join(bytes.fromhex(sha256(content)) for content in contents))

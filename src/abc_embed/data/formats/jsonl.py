@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from abc_embed.data.dataset import Dataset, Row
 from abc_embed.data.records import parse_line
 from abc_embed.errors import DataError
+from abc_embed.storage.files import open_file
 
 
 class JsonlDataset(Dataset):
@@ -20,7 +21,7 @@ class JsonlDataset(Dataset):
         self.path = path
         starts, lines, start = [], [], 0
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         starts.append(start)
@@ -41,7 +42,7 @@ class JsonlDataset(Dataset):
 
     def row(self, number: int) -> Row:
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 file.seek(int(self._starts[number]))
                 record = parse_line(file.readline())
         except OSError as problem:

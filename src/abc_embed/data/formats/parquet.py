@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
 from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError
+from abc_embed.storage.files import open_file
 from abc_embed.storage.parquet import import_pyarrow
 
 CACHED_GROUPS = 2
@@ -103,6 +104,7 @@ def _stays_inside(path: str) -> bool:
 def _open(path: Path) -> Any:
     arrow = import_pyarrow()
     try:
+        open_file(path).close()  # no pipe, which pyarrow would wait for
         return arrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as problem:
         raise DataError(f"{path} is damaged or no Parquet file ({problem}); make it anew") from None

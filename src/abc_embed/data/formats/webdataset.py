@@ -18,6 +18,7 @@ from abc_embed.data.dataset import SAMPLE_KEY, Dataset, Row, record_from_columns
 from abc_embed.data.image_files import SUFFIXES
 from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError
+from abc_embed.storage.files import open_file
 
 _BLOCK = 512
 
@@ -48,7 +49,7 @@ class TarDataset(Dataset):
     def row(self, number: int) -> Row:
         file, start, end = (int(n) for n in self._spans[number])
         try:
-            with self._files[file].open("rb") as opened:
+            with open_file(self._files[file]) as opened:
                 opened.seek(start)
                 sample = opened.read(end - start)
         except OSError as problem:
@@ -74,7 +75,7 @@ def _find_samples(path: Path) -> Iterator[tuple[int, int]]:
     """First byte of each sample and byte after its last."""
     key, start, end = None, 0, 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if not info.isfile():
                     continue

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from abc_embed.data.image_files import visible_files
 from abc_embed.errors import DataError
+from abc_embed.storage.files import open_file
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -104,7 +105,7 @@ def _join_parts(numbered: Sequence[tuple[int, Path]]) -> list[Archive]:
 def _read_head(path: Path) -> tuple[bool, bytes]:
     """Whether a file begins like gzip, and the first block of its content, as far as it goes."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(BLOCK)
         if not head.startswith(_GZIP):
             return False, head
@@ -133,7 +134,7 @@ def sample_hash(path: Path) -> str:
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number in range(_SAMPLES):
             file.seek(max(size - _SAMPLE, 0) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))

@@ -23,6 +23,7 @@ from abc_embed.data.published.tar_index import build_index
 from abc_embed.data.published.tar_stream import SPACING
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError
+from abc_embed.storage.files import read_file
 from abc_embed.storage.json_files import read_json
 
 OWN_FOLDER = ".abc-embed"
@@ -50,7 +51,7 @@ class UnpackedImages:
         """The bytes of a file; `DataError` when there is none."""
         try:
             if is_inside(name):
-                return (self._folder / name).read_bytes()
+                return read_file(self._folder / name)
         except OSError:
             pass
         raise DataError(f"there is no {name!r} in {self._folder}; check the name")
