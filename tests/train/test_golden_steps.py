@@ -18,19 +18,13 @@ from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 
-class GoldenPretrain(Pretrain):
-    """Goes on from the golden adapter, head and τ instead of fresh ones."""
-
-    def _attach(self) -> None:
-        set_trainable(self.model, "pretrain")
-
-
-class GoldenInstruct(Instruct):
-    """The same for stage 2."""
-
-    def _attach(self) -> None:
-        set_trainable(self.model, "instruct")
-        self._text_cache = {}
+@pytest.fixture(autouse=True)
+def go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages go on from the golden adapter, head and τ instead of fresh ones."""
+    monkeypatch.setattr(
+        "abc_embed.train.stages.attach_adapter",
+        lambda model, config: set_trainable(model, config.stage),
+    )
 
 
 def published_name(name: str) -> str:
@@ -79,12 +73,12 @@ def load_unmerged(
             base, positions="sequential", pixels=(256 * 784, 1024 * 784), head_width=width
         )
         load_adapter(model, "pretrain", pretrain)
-        made: Stage = GoldenPretrain(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
+        made: Stage = Pretrain(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
     else:
         model, processor = checkpoint.load_published(
             base, str(pretrain), str(golden / "instruct_adapter")
         )
-        made = GoldenInstruct(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
+        made = Instruct(config, model, processor, ProcessGroup(Accelerator(cpu=True)))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

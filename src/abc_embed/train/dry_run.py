@@ -22,7 +22,6 @@ import torch
 from huggingface_hub import snapshot_download
 
 from abc_embed import hub
-from abc_embed.adapters import attach_stage1, attach_stage2, set_trainable
 from abc_embed.backbone import EncoderShape, build_backbone, parse_config
 from abc_embed.errors import OfflineError, UsageError
 from abc_embed.head import HIDDEN_WIDTH
@@ -41,6 +40,7 @@ from abc_embed.train.batches import (
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.run import is_embedder
 from abc_embed.train.sampler import RecordSampler
+from abc_embed.train.stages import attach_adapter
 
 GIB = 1024**3
 RESERVE_BYTES = GIB
@@ -99,7 +99,7 @@ class RunShape:
     """Whether `train.chunk_size` is set: one chunk at a time (GradCache), else all of a step."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ChunkShape:
     """What goes through the model in one pass."""
 
@@ -218,12 +218,7 @@ def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
         values = read_json(folder / "config.json")
         # Which attention computes it changes nothing that is counted here.
         model = AbcModel(build_backbone(parse_config(values)), head_width=head_width)
-        adapter = config.adapter
-        attach = attach_stage1 if config.stage == "pretrain" else attach_stage2
-        attach(model, adapter.rank, adapter.alpha, adapter.dropout)
-    set_trainable(model, config.stage)
-    if config.stage == "pretrain":
-        model.temperature.requires_grad_(config.temperature.learn)
+        attach_adapter(model, config)
     return model, processor
 
 
@@ -276,33 +271,24 @@ def _run_shape(
     )
 
 
-def _chunks(
-    config: TrainConfig, batch: TrainBatch, chunk_size: int
-) -> tuple[list[Sequence[Features]], int]:
-    """All chunks of a step, those of the queries first, and how many these are."""
-    queries = split_queries(batch, chunk_size)
-    return [*queries, *split_texts(batch.candidates, chunk_size)], len(queries)
+def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> list[ChunkShape]:
+    """All chunks of a step, those of the queries first."""
+
+    def shape(chunk: Sequence[Features], *, gradient: bool) -> ChunkShape:
+        longest = max((features.tokens for features in chunk), default=0)
+        return ChunkShape(len(chunk) * longest, _patch_count(chunk), gradient)
+
+    queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size)]
+    texts = split_texts(batch.candidates, chunk_size)
+    return queries + [shape(chunk, gradient=config.stage == "pretrain") for chunk in texts]
 
 
 def _estimate(
     config: TrainConfig, shape: RunShape, batch: TrainBatch, chunk_size: int, on_gpu: bool
 ) -> MemoryEstimate:
-    chunks, queries = _chunks(config, batch, chunk_size)
-    shapes = [
-        ChunkShape(
-            tokens=_padded_tokens(chunk),
-            patches=_patch_count(chunk),
-            gradient=number < queries or config.stage == "pretrain",
-        )
-        for number, chunk in enumerate(chunks)
-    ]
-    return estimate_memory(
-        shape,
-        shapes,
-        queries=len(batch.queries),
-        candidates=len(batch.candidates),
-        on_gpu=on_gpu,
-    )
+    chunks = _chunk_shapes(config, batch, chunk_size)
+    queries, candidates = len(batch.queries), len(batch.candidates)
+    return estimate_memory(shape, chunks, queries=queries, candidates=candidates, on_gpu=on_gpu)
 
 
 def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_bytes: int) -> int:
@@ -317,10 +303,6 @@ def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_
     return max((size for size in sizes if size and fits(size)), default=0)
 
 
-def _padded_tokens(chunk: Sequence[Features]) -> int:
-    return len(chunk) * max((features.tokens for features in chunk), default=0)
-
-
 def _patch_count(chunk: Sequence[Features]) -> int:
     """Of the distinct pictures of a chunk: each is encoded once."""
     values = {f.image_key: len(f.pixel_values) for f in chunk if f.pixel_values is not None}
@@ -328,14 +310,14 @@ def _patch_count(chunk: Sequence[Features]) -> int:
 
 
 def _step_load(config: TrainConfig, batch: TrainBatch) -> StepLoad:
-    chunks, _ = _chunks(config, batch, config.train.chunk_size)
+    chunks = _chunk_shapes(config, batch, config.train.chunk_size)
     return StepLoad(
         images=len(batch.group_sizes),
         queries=len(batch.queries),
         candidates=len(batch.candidates),
         tokens=sum(f.tokens for f in (*batch.queries, *batch.candidates)),
-        padded=sum(_padded_tokens(chunk) for chunk in chunks),
-        patches=sum(_patch_count([f]) for f in {f.image_key: f for f in batch.queries}.values()),
+        padded=sum(chunk.tokens for chunk in chunks),
+        patches=_patch_count(batch.queries),
         chunks=len(chunks),
     )
 
@@ -367,10 +349,10 @@ def estimate_memory(
     """Peak memory of one process, in bytes, for the chunks of one step."""
     passes = [_pass(shape, chunk) for chunk in chunks]
     if shape.chunked:
-        largest = max((p.kept + p.working for p in passes), default=0)
+        largest = max((kept + working for kept, working, _ in passes), default=0)
     else:
-        largest = sum(p.kept for p in passes) + max((p.working for p in passes), default=0)
-    largest = max([largest, *(p.opening for p in passes)])
+        largest = sum(kept for kept, *_ in passes) + max((p[1] for p in passes), default=0)
+    largest = max([largest, *(opening for *_, opening in passes)])
     vectors = (queries + candidates) * shape.language.width * _FLOAT32 * 3  # and two of gradients
     vectors += queries * candidates * _FLOAT32 * 4  # cosines, scores, their softmax, its gradient
     if not shape.vision_trains:
@@ -387,19 +369,9 @@ def estimate_memory(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _PassMemory:
-    """What one chunk needs, in bytes."""
-
-    kept: int
-    """Until its backward pass."""
-    working: int
-    """Besides, while one layer computes."""
-    opening: int
-    """While the pixels go into the vision encoder, before anything else is kept."""
-
-
-def _pass(shape: RunShape, chunk: ChunkShape) -> _PassMemory:
+def _pass(shape: RunShape, chunk: ChunkShape) -> tuple[int, int, int]:
+    """Bytes that one chunk keeps until its backward pass, that it needs besides while one layer
+    computes, and while its pixels go into the vision encoder, before anything else is kept."""
     b, tokens, patches = shape.number_bytes, chunk.tokens, chunk.patches
     language, vision = shape.language, shape.vision
     pixels = patches * shape.patch_values
@@ -408,7 +380,7 @@ def _pass(shape: RunShape, chunk: ChunkShape) -> _PassMemory:
     # As they came, in the vision encoder's order, and in b.
     opening = pixels * _FLOAT32 + max(pixels * (_FLOAT32 + b), vision_working)
     if not chunk.gradient:
-        return _PassMemory(0, language_working, opening)
+        return 0, language_working, opening
     layer = tokens * _language_layer(shape)
     block = patches * _vision_layer(shape) if shape.vision_trains else 0
     # Around the layers: the states that go in, and the last norm, in float32.
@@ -419,10 +391,9 @@ def _pass(shape: RunShape, chunk: ChunkShape) -> _PassMemory:
     if shape.checkpointing:
         kept += language.layers * tokens * language.width * b
         kept += vision.layers * patches * vision.width * b if shape.vision_trains else 0
-        working = max(layer + language_working, block + vision_working)
-        return _PassMemory(kept, working, opening)
+        return kept, max(layer + language_working, block + vision_working), opening
     kept += language.layers * layer + vision.layers * block
-    return _PassMemory(kept, max(language_working, vision_working), opening)
+    return kept, max(language_working, vision_working), opening
 
 
 def _language_layer(shape: RunShape) -> int:

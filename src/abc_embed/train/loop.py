@@ -131,8 +131,8 @@ def _run(
         state = RunState(step=0)
         with process_group.propagate_errors():
             if last:
-                state, text_cache = checkpoints.load(last, stage.parameters, run.optimizer)
-                stage.load_text_cache(text_cache)
+                loaded = checkpoints.load(last, stage.parameters, run.optimizer)
+                state, stage.text_cache = loaded
         rank, world_size = process_group.rank, process_group.world_size
         batches = load_batches(sampler, processor, config, state.step, rank, world_size)
         _loop(run, batches, state)
@@ -151,7 +151,14 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
         with process_group.propagate_errors():
             logger = None
             if process_group.is_main:
-                logger = stack.enter_context(_metrics_logger(run, state.step))
+                metrics_logger = MetricsLogger(
+                    run.out_dir / "metrics.jsonl",
+                    first_step=state.step,
+                    steps=train.steps,
+                    every=train.log_every,
+                    tracker=open_tracker(run.config, run.out_dir, state.step),
+                )
+                logger = stack.enter_context(metrics_logger)
         for step in range(state.step, train.steps):
             start = time.perf_counter()
             with process_group.propagate_errors():
@@ -164,16 +171,6 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
                 state = _watch_temperature(run, record, state)
             if state.step % train.checkpoint_every == 0 or state.step == train.steps:
                 run.checkpoints.save(state, stage.parameters, run.optimizer, stage.text_cache)
-
-
-def _metrics_logger(run: _Run, first_step: int) -> MetricsLogger:
-    return MetricsLogger(
-        run.out_dir / "metrics.jsonl",
-        first_step=first_step,
-        steps=run.config.train.steps,
-        every=run.config.train.log_every,
-        tracker=open_tracker(run.config, run.out_dir, first_step),
-    )
 
 
 def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:

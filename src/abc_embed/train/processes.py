@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
 from abc_embed.errors import AbcError, ConfigError, TrainingError
@@ -110,27 +111,20 @@ class ProcessGroup:
 
     def all_gather_object(self, value: T) -> list[T]:
         """Everyone's value, by process. Values must pickle."""
-        if self.world_size == 1:
-            return [value]
-        values: list[T | None] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values  # type: ignore[return-value]  # filled by now
+        values: list[T] = gather_object([value])
+        return values
 
     def broadcast_from_main(self, choose: Callable[[], T]) -> T:
         """What the main process chooses, for all."""
         with self.propagate_errors():
             chosen = [choose() if self.is_main else None]
-        if self.world_size > 1:
-            dist.broadcast_object_list(chosen, src=0)
-        return chosen[0]  # type: ignore[return-value]  # from the main process, who chose
+        value: T = broadcast_object_list(chosen)[0]
+        return value
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, without gradient."""
-        if self.world_size > 1:
-            values = values.detach().clone()
-            dist.all_reduce(values)
-            values /= self.world_size
-        return values
+        mean: Tensor = reduce(values.detach(), "mean")
+        return mean
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

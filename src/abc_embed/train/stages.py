@@ -17,13 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from abc_embed.adapters import (
-    attach_stage1,
-    attach_stage2,
-    merge_stage1,
-    set_trainable,
-)
-from abc_embed.errors import DataError, TrainingError
+from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1, set_trainable
+from abc_embed.errors import DataError
 from abc_embed.inputs import Kind
 from abc_embed.model import AbcModel
 from abc_embed.processor import Batch, Features, Processor
@@ -36,6 +31,18 @@ from abc_embed.train.sharding import meta_copy, shard, unshard_into
 
 T = TypeVar("T")
 Chunk = tuple[Features, ...]
+
+
+def attach_adapter(model: AbcModel, config: TrainConfig) -> None:
+    """Put the stage's adapter on `model`, freeze what the stage does not train, and set τ."""
+    stage, adapter = config.stage, config.adapter
+    attach = attach_stage1 if stage == "pretrain" else attach_stage2
+    attach(model, adapter.rank, adapter.alpha, adapter.dropout)
+    set_trainable(model, stage)
+    if stage == "pretrain":  # stage 2 keeps the τ of stage 1
+        model.temperature.requires_grad_(config.temperature.learn)
+        with torch.no_grad():
+            model.temperature.temp.fill_(config.temperature.start)
 
 
 class Stage(ABC):
@@ -56,7 +63,9 @@ class Stage(ABC):
         self._config = config
         self._processor = processor
         self._accelerator = process_group.accelerator
-        self._attach()
+        self.text_cache: dict[str, Tensor] = {}
+        """Vectors that a resumed run must find again, by text; stage 1 keeps none."""
+        attach_adapter(model, config)
         model.backbone.set_gradient_checkpointing(config.train.gradient_checkpointing)
         model.train()
         self._unsharded = meta_copy(model) if process_group.sharded else None
@@ -67,10 +76,6 @@ class Stage(ABC):
             name: value for name, value in model.named_parameters() if value.requires_grad
         }
         process_group.broadcast_parameters(self.parameters.values())
-
-    @abstractmethod
-    def _attach(self) -> None:
-        """Put the stage's adapter on the model and freeze what the stage does not train."""
 
     @abstractmethod
     def backward(
@@ -102,16 +107,6 @@ class Stage(ABC):
 
     def _detach(self) -> None:  # noqa: B027  (stage 2 has nothing to do here)
         """Take off what is not saved as an adapter."""
-
-    @property
-    def text_cache(self) -> dict[str, Tensor]:
-        """Vectors that a resumed run must find again, by text; none unless a stage keeps some."""
-        return {}
-
-    def load_text_cache(self, text_cache: Mapping[str, Tensor]) -> None:
-        """Take the `text_cache` of a checkpoint back."""
-        if text_cache:
-            raise TrainingError("the checkpoint holds cached vectors, but this stage keeps none")
 
     def _collate(self, features: Sequence[Features], *, pixels: bool = True) -> Batch:
         return self._processor.collate(features, pixels=pixels).to(self._accelerator.device)
@@ -155,14 +150,6 @@ class Stage(ABC):
 class Pretrain(Stage):
     """Stage 1: image to caption, among all captions of the batch."""
 
-    def _attach(self) -> None:
-        adapter, temperature = self._config.adapter, self._config.temperature
-        attach_stage1(self.model, adapter.rank, adapter.alpha, adapter.dropout)
-        set_trainable(self.model, "pretrain")
-        self.model.temperature.requires_grad_(temperature.learn)
-        with torch.no_grad():
-            self.model.temperature.temp.fill_(temperature.start)
-
     def backward(
         self, batch: TrainBatch, global_batch: GlobalBatch | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -205,12 +192,6 @@ class Instruct(Stage):
     GradCache.
     """
 
-    def _attach(self) -> None:
-        adapter = self._config.adapter
-        attach_stage2(self.model, adapter.rank, adapter.alpha, adapter.dropout)
-        set_trainable(self.model, "instruct")
-        self._text_cache: dict[str, Tensor] = {}
-
     def backward(
         self, batch: TrainBatch, global_batch: GlobalBatch | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -242,14 +223,14 @@ class Instruct(Stage):
     @torch.no_grad()
     def _candidates(self, batch: TrainBatch, global_batch: GlobalBatch) -> Tensor:
         """`(C, D)` float32: from the cache, after embedding what is new."""
-        new = global_batch.new_texts(self._text_cache)
+        new = global_batch.new_texts(self.text_cache)
         if any(new):
             own = new[global_batch.rank]
             vectors = self._embed_texts(batch, own, [len(texts) for texts in new]).cpu()
             for text, vector in zip((t for texts in new for t in texts), vectors, strict=True):
-                self._text_cache[text] = vector.clone()
+                self.text_cache[text] = vector.clone()
         texts = global_batch.candidate_numbers()
-        return torch.stack([self._text_cache[text] for text in texts]).to(self.model.device)
+        return torch.stack([self.text_cache[text] for text in texts]).to(self.model.device)
 
     def _embed_texts(
         self, batch: TrainBatch, texts: Sequence[str], counts: Sequence[int]
@@ -269,10 +250,3 @@ class Instruct(Stage):
         nothing = torch.empty(0, self.model.dim, device=self.model.device)
         own = torch.cat([*vectors, nothing])[: len(texts)]
         return own if len(counts) == 1 else gather_rows(own, counts, "published")
-
-    @property
-    def text_cache(self) -> dict[str, Tensor]:
-        return self._text_cache
-
-    def load_text_cache(self, text_cache: Mapping[str, Tensor]) -> None:
-        self._text_cache = dict(text_cache)
