@@ -92,17 +92,16 @@ def ctrlbench(
     with ExitStack() as stack:
         cached = stack.enter_context(CachedEncoder(encoder, settings.cache))
         for (benchmark, name), area in product(benchmarks, areas):
-            with progress_bar(f"tier {name}, images") as on_progress:
-                record, path = measure_once(
-                    cached,
-                    benchmark,
-                    name,
-                    folder,
-                    max_pixels=area,
-                    limit=limit,
-                    again=again,
-                    on_progress=on_progress,
-                )
+            record, path = measure_once(
+                cached,
+                benchmark,
+                name,
+                folder,
+                max_pixels=area,
+                limit=limit,
+                again=again,
+                progress=not as_json,
+            )
             date = record["time"][:10]
             print_message(
                 f"measured on {date}, answered from the record; --again measures anew"

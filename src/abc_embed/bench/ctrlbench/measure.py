@@ -1,8 +1,8 @@
 """CtrlBench: does the vector follow the instruction? One model, one tier, every control in one run.
 
-Plans what must be embedded so that each picture is handed over once with all that is asked of it,
-and forms the query vectors of each condition; `scores.py` makes numbers of them. The conditions,
-all with the same checkpoint and the same candidates:
+Plans what must be embedded, all in one call so that each picture is encoded once, and forms the
+query vectors of each condition; `scores.py` makes numbers of them. The conditions, all with the
+same checkpoint and the same candidates:
 
     joint     image + instruction: what is measured
     image     the image alone
@@ -18,7 +18,7 @@ Shapes: `D` width, `Q` queries, `K` candidates.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,11 @@ from abc_embed.bench.metrics import DRAWS
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
 
-Progress = Callable[[int, int], None]
 ItemKey = tuple[str | None, str | None]
 """(image_id, words): what an item shows and says."""
 
 GENERIC = "what is shown in the picture?"
 """The instruction that asks for nothing in particular."""
-IMAGES_PER_CALL = 64
-"""Pictures handed to the model in one call, each with all that is asked of it."""
 MAX_OTHERS = 300
 """Most items that are embedded only to show another image with an instruction."""
 REQUIRED_KINDS: dict[str, frozenset[Kind]] = {
@@ -67,21 +64,20 @@ def measure(
     limit: int | None = None,
     draws: int = DRAWS,
     conditions: Sequence[str] = CONDITIONS,
-    on_progress: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Everything that is reported of a model on a tier, as JSON values.
 
     `records.make_record` adds by whom.
 
     Args:
-        encoder: the model; of conditions that it does not support, nothing is reported.
-        benchmark: a folder that was read; it is validated first.
+        encoder: of conditions that it does not support, nothing is reported.
+        benchmark: validated first.
         tier: of the folder's tiers.
-        max_pixels: as in `Encoder.embed`.
+        max_pixels: as in `Encoder.embed`, like `progress`.
         limit: only the first so many pictures; the candidates stay all.
         draws: bootstrap resamples for the 95 % intervals.
         conditions: of `CONDITIONS`; fewer cost less.
-        on_progress: called with the number of pictures done and of all.
 
     Raises:
         DataError: the folder breaks a promise of its tier, or has no such tier.
@@ -95,8 +91,15 @@ def measure(
     began = time.perf_counter()
     keys = {name: item_keys(queries, name) for name in supported if name != "random"}
     captions = encoder.embed([c.text for c in benchmark.corpus], max_pixels=max_pixels)
-    wanted = [key for parts in keys.values() for part in parts for key in part if key is not None]
-    vectors = dict(_embed(encoder, benchmark, wanted, max_pixels, on_progress))
+    all_keys = (key for parts in keys.values() for part in parts for key in part)
+    wanted = [key for key in dict.fromkeys(all_keys) if key is not None]
+    files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
+    items = [
+        Item(text=words) if image is None else Item(image=files[image], instruction=words)
+        for image, words in wanted
+    ]
+    embedded = encoder.embed(items, max_pixels=max_pixels, progress=progress)
+    vectors = dict(zip(wanted, embedded, strict=True))
     embedding_s = time.perf_counter() - began
     query_vectors = {  # two parts are two unit vectors, so neither outweighs the other
         name: np.sum([_stack(part, vectors, encoder.dim) for part in parts], axis=0)
@@ -137,7 +140,7 @@ def measure_once(
     limit: int | None = None,
     draws: int = DRAWS,
     again: bool = False,
-    on_progress: Progress | None = None,
+    progress: bool = False,
 ) -> tuple[dict[str, Any], Path | None]:
     """The record, and where it was written; no path where it was there already in `folder`.
 
@@ -162,7 +165,7 @@ def measure_once(
         max_pixels=max_pixels,
         limit=limit,
         draws=draws,
-        on_progress=on_progress,
+        progress=progress,
     )
     record = records.make_record(encoder, findings, encoder.name)
     return record, records.write_record(record, folder)
@@ -263,32 +266,6 @@ def _other_images(queries: TierQueries) -> list[ItemKey | None]:
     for number in rng.permutation(alone)[:MAX_OTHERS]:
         draw(int(number), images)
     return keys
-
-
-def _embed(
-    encoder: Encoder,
-    benchmark: Benchmark,
-    wanted: Iterable[ItemKey],
-    max_pixels: int | None,
-    on_progress: Progress | None,
-) -> Iterator[tuple[ItemKey, Vectors]]:
-    """Each different item once; all that shows a picture in one call."""
-    by_image: dict[str | None, dict[ItemKey, None]] = defaultdict(dict)
-    for key in wanted:
-        by_image[key[0]][key] = None
-    texts = list(by_image.pop(None, {}))
-    if texts:
-        words_alone = [str(words) for _, words in texts]
-        yield from zip(texts, encoder.embed(words_alone, max_pixels=max_pixels), strict=True)
-    files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
-    images = [image for image in files if image in by_image]
-    for start in range(0, len(images), IMAGES_PER_CALL):
-        part = images[start : start + IMAGES_PER_CALL]
-        keys = [key for image in part for key in by_image[image]]
-        items = [Item(image=files[str(image)], instruction=words) for image, words in keys]
-        yield from zip(keys, encoder.embed(items, max_pixels=max_pixels), strict=True)
-        if on_progress is not None:
-            on_progress(start + len(part), len(images))
 
 
 def _stack(keys: Sequence[ItemKey | None], vectors: dict[ItemKey, Vectors], width: int) -> Vectors:
