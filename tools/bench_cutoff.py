@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from abc_embed import Embedder, Item
-from abc_embed.scenes import THINGS, make_scene, questions, render
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.questions import questions
+from abc_embed.scenes.render import render
+from abc_embed.scenes.things import THINGS
 from abc_embed.search import Index, cutoff
 
 ABSENT, IMAGES, SEED = 150, 400, 977

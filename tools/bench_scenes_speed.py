@@ -10,7 +10,9 @@ target is 300 scenes a second at 112 px.
 import sys
 import time
 
-from abc_embed.scenes import caption, make_scene, questions, render
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.questions import caption, questions
+from abc_embed.scenes.render import render
 
 WORLD = 99
 WARM_UP = 200

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from abc_embed.scenes import Placed, Scene, render
+from abc_embed.scenes.layout import Placed, Scene
+from abc_embed.scenes.render import render
 from abc_embed.scenes.things import BACKGROUNDS, BY_NAME
 
 SIDE = 448  # pixels

@@ -21,8 +21,9 @@ from PIL import Image
 
 from abc_embed import Embedder, Item, checkpoint
 from abc_embed.data.records import Record, write_records
-from abc_embed.scenes import caption, make_scene, render
-from abc_embed.scenes.questions import same_meaning
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.questions import caption, same_meaning
+from abc_embed.scenes.render import render
 from abc_embed.train.config import DataConfig
 from abc_embed.train.loop import run_stage1, run_stage2
 from abc_embed.train.sampler import RecordSampler

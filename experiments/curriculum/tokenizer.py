@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from abc_embed.inputs import Item
 from abc_embed.prompts import messages
-from abc_embed.scenes import caption, make_scene, questions
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.questions import caption, questions
 from abc_embed.scenes.things import BACKGROUNDS, KIND_WORDS, THINGS
 
 SPECIAL = (

@@ -14,8 +14,9 @@ from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, write_scen
 from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.bench.encoders.base import Encoder
 from abc_embed.inputs import Item, Kind
-from abc_embed.scenes import BACKGROUNDS, make_scene, questions
-from abc_embed.scenes.layout import Scene
+from abc_embed.scenes.layout import Scene, make_scene
+from abc_embed.scenes.questions import questions
+from abc_embed.scenes.things import BACKGROUNDS
 
 SMALL: dict[str, Any] = {"count": 60, "pairs": 10, "seed": 9000}
 SIDE = 56

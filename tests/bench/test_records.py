@@ -16,7 +16,7 @@ from abc_embed import Embedder
 from abc_embed.bench import figures, records, tables
 from abc_embed.bench.ctrlbench.measure import measure, measure_once
 from abc_embed.bench.ctrlbench.schema import Benchmark
-from abc_embed.bench.encoders.native import NativeEncoder
+from abc_embed.bench.encoders.registry import NativeEncoder
 from abc_embed.bench.records import compare_records, pack, unpack
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.figures import BLUE

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from abc_embed import Embedder, Item
-from abc_embed.scenes import Placed, Scene, render
+from abc_embed.scenes.layout import Placed, Scene
+from abc_embed.scenes.render import render
 from abc_embed.scenes.things import BACKGROUNDS, BY_NAME
 
 BUNDLED = files("abc_embed") / "bundled"

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from abc_embed import Embedder, Item
-from abc_embed.scenes import caption, make_scene, which_thing
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.questions import caption
+from abc_embed.scenes.render import which_thing
 from abc_embed.scenes.things import THINGS
 from experiments.curriculum import run as curriculum
 from experiments.curriculum.language import LanguageEmbedder, PromptTokenizer, QuestionStream

@@ -10,9 +10,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from abc_embed.scenes import caption, hard_captions, make_scene, questions
-from abc_embed.scenes.layout import Placed, Scene
-from abc_embed.scenes.questions import KINDS, Question, all_answers, same_meaning
+from abc_embed.scenes.layout import Placed, Scene, make_scene
+from abc_embed.scenes.questions import (
+    KINDS,
+    Question,
+    all_answers,
+    caption,
+    hard_captions,
+    questions,
+    same_meaning,
+)
 from abc_embed.scenes.things import KIND_WORDS, THINGS
 
 SCENES = [make_scene(99, index, held_out=held) for index in range(120) for held in (False, True)]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from abc_embed.scenes import make_scene, render
-from abc_embed.scenes.layout import Placed, Scene
-from abc_embed.scenes.render import box, which_thing
+from abc_embed.scenes.layout import Placed, Scene, make_scene
+from abc_embed.scenes.render import box, render, which_thing
 from abc_embed.scenes.things import BY_NAME
 
 SCENES = [make_scene(99, index, held_out=held) for index in range(12) for held in (False, True)]

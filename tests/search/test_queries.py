@@ -9,7 +9,9 @@ from hashed_embedder import HashedEmbedder, vector_of
 
 from abc_embed import Embedder, Item
 from abc_embed.errors import EmptyTextError, UsageError
-from abc_embed.scenes import THINGS, make_scene, render
+from abc_embed.scenes.layout import make_scene
+from abc_embed.scenes.render import render
+from abc_embed.scenes.things import THINGS
 from abc_embed.search import Index, cutoff
 from abc_embed.search.queries import as_query, embed_queries, parse
 

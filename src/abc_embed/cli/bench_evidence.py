@@ -37,7 +37,7 @@ def evidence(
     instruction of another scene.
     """
     from abc_embed.bench import evidence as bench
-    from abc_embed.bench.encoders.native import NativeEncoder
+    from abc_embed.bench.encoders.registry import NativeEncoder
     from abc_embed.bench.records import make_record, write_record
     from abc_embed.storage.files import make_folder
 

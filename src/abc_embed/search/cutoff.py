@@ -39,7 +39,7 @@ INSTRUCTIONS = ("what is on the left?", "what is on the right?", "what is the la
 
 def make_bank(embedder: "Embedder") -> Vectors:
     """`(B, D)`: the names of everyday things."""
-    from abc_embed.scenes import THINGS
+    from abc_embed.scenes.things import THINGS
 
     return embedder.embed([thing.phrase for thing in THINGS])
 

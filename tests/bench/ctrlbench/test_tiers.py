@@ -24,8 +24,8 @@ from abc_embed.bench.ctrlbench.validate import (
     validate,
 )
 from abc_embed.errors import DataError, UsageError
-from abc_embed.scenes import questions
 from abc_embed.scenes.layout import TRAINING_WORLDS
+from abc_embed.scenes.questions import questions
 from abc_embed.scenes.things import THINGS, kept_apart
 
 SIDE = 32

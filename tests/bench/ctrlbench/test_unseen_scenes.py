@@ -9,9 +9,8 @@ from abc_embed.bench.ctrlbench.scene_benchmark import KNOWN, NOVEL, SceneBenchma
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER
 from abc_embed.bench.ctrlbench.unseen_scenes import SEED, generate, split_mirrors
 from abc_embed.errors import UsageError
-from abc_embed.scenes import make_scene, questions
-from abc_embed.scenes.layout import TRAINING_WORLDS
-from abc_embed.scenes.questions import KINDS
+from abc_embed.scenes.layout import TRAINING_WORLDS, make_scene
+from abc_embed.scenes.questions import KINDS, questions
 from abc_embed.scenes.things import kept_apart
 
 

@@ -15,8 +15,7 @@ from abc_embed.bench.encoders import cached
 from abc_embed.bench.encoders.base import Encoder, content_keys, shrink
 from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
 from abc_embed.bench.encoders.cached import CachedEncoder
-from abc_embed.bench.encoders.native import NativeEncoder
-from abc_embed.bench.encoders.registry import load_encoder
+from abc_embed.bench.encoders.registry import NativeEncoder, load_encoder
 from abc_embed.errors import ImageNotFoundError, InputError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
 from abc_embed.search.folder import index_images
