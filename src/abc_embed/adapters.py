@@ -96,6 +96,7 @@ def attach(model: AbcModel, name: str, config: LoraConfig) -> list[str]:
             f"the adapter {attached[0]!r} is attached already; merge it before attaching {name!r}"
         )
     inject_adapter_in_model(config, model.backbone.vlm, name)
+    model.forget_layers()
     model.train(model.training)  # PEFT's layers arrive in training mode, their dropout awake.
     for _, parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.float()
@@ -115,12 +116,14 @@ def merge_stage1(model: AbcModel) -> None:
         layer.merge(adapter_names=[PRETRAIN_ADAPTER])
         model.backbone.vlm.set_submodule(site, layer.get_base_layer())
     del model.backbone.vlm.peft_config  # PEFT's note that an adapter is attached.
+    model.forget_layers()
 
 
 def detach(model: AbcModel) -> None:
     """Take every adapter away without merging it: the weights are those from before it."""
     for site, layer in _lora_layers(model).items():
         model.backbone.vlm.set_submodule(site, layer.get_base_layer())
+    model.forget_layers()
     if hasattr(model.backbone.vlm, "peft_config"):
         del model.backbone.vlm.peft_config
 

@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     """What `Embedder.embed` and `Embedder.stream` take alike; the meaning is at `embed`."""
 
     max_pixels: int | None
-    batch_size: int
+    batch_size: int | None
     progress: bool
 
 
@@ -145,7 +145,7 @@ class Embedder:
         items: str | Item | Items,
         *,
         max_pixels: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Vector | tuple[Vector, list[Skipped]]:
@@ -158,7 +158,8 @@ class Embedder:
             items: a text, an `Item`, or many of them.
             max_pixels: the largest area at which a picture is seen, in pixels; more shows more
                 detail and costs more (28 x 28 pixels are one token). None: as the model says.
-            batch_size: the most items that go through the model together.
+            batch_size: the most items that go through the model together. None: as many as fill
+                the budget of tokens that suits the device.
             progress: draw a bar on stderr.
             on_error: with "skip" a bad item costs only itself: the result is a pair, the vectors of
                 the good items and the list of those skipped, by index.
@@ -204,15 +205,15 @@ class Embedder:
         items: Items,
         *,
         max_pixels: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Vector] | Iterator[Vector | Skipped]:
         """Any iterable of any length -> its vectors `(D,)` one by one, in order.
 
-        Memory stays flat: up to 16 batches of items are read ahead, since pictures are prepared
-        while the model computes. An item must not change after it was handed over. A picture that
-        comes again within that distance is encoded once.
+        Memory stays flat: at most two windows of items are held (16 batches of a `batch_size`, or
+        2,048 items), since pictures are prepared while the model computes. An item must not change
+        after it was handed over. A picture that comes again within that distance is encoded once.
 
         The arguments are those of `embed`. With `on_error="skip"` a `Skipped` stands in the place
         of a vector, so that the stream still runs level with its items.
@@ -232,7 +233,7 @@ class Embedder:
     def pipeline(
         self,
         max_pixels: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
     ) -> EmbeddingPipeline:
         """The engine under `embed` and `stream`, for those who prepare and pack items themselves.
@@ -326,7 +327,8 @@ class Embedder:
         if self._fingerprint is None:
             # Where the weights came from is no part of what they are.
             config = {key: value for key, value in self.config.items() if key != "source"}
-            self._fingerprint = fingerprint(config, self.model.state_dict())
+            with self._lock:  # while the model computes, its weights may be those with the adapter
+                self._fingerprint = fingerprint(config, self.model.state_dict())
         return self._fingerprint
 
     def save(self, folder: "str | PathLike[str]") -> None:
@@ -335,7 +337,8 @@ class Embedder:
         Raises:
             OutputError: the folder cannot be written, or holds something else.
         """
-        checkpoint.save(self.model, self.processor, Path(folder))
+        with self._lock:
+            checkpoint.save(self.model, self.processor, Path(folder))
 
 
 def _is_one_value(items: object) -> bool:

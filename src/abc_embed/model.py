@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, D width, U unique images, V visual tokens of one image
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -19,9 +20,12 @@ from abc_embed.errors import TrainingError
 from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, l2_normalize
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Batch
+from abc_embed.runtime import free_memory_bytes
 
 INSTRUCT_ADAPTER = "instruct"
 """Name of the stage-2 adapter inside PEFT's layers."""
+MERGE_SHARE = 0.25
+"""Share of the free memory that weights with the adapter merged in may take."""
 
 
 class AbcModel(nn.Module):
@@ -40,6 +44,8 @@ class AbcModel(nn.Module):
         self.temperature = Temperature(temperature)
         self.source: dict[str, str] = {"base": "self"}
         """Where the weights came from: base, revisions and adapters, as ids or folder names."""
+        self._instruct_layers: list[LoraLayer] | None = None
+        self._merged: tuple[list[tuple[int, int]], list[Tensor]] | None = None
 
     @property
     def dim(self) -> int:
@@ -54,7 +60,8 @@ class AbcModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the backbone; head, temperature and output are float32 in any case."""
-        return next(p.dtype for p in self.backbone.parameters())
+        weight: Tensor = self.backbone.vlm.get_input_embeddings().weight
+        return weight.dtype
 
     def forward(self, batch: Batch) -> Tensor:
         """`(B, D)` float32 unit vectors; see `embed`."""
@@ -79,16 +86,38 @@ class AbcModel(nn.Module):
         Raises:
             TrainingError: if gradients through rows without the adapter would be wrong.
         """
-        if not self.has_instruct_adapter or bool(batch.instructed.all()):
+        if not self.has_instruct_adapter:
             return self._embed_rows(batch, visual_tokens, None)
+        if bool(batch.instructed.all()):
+            return self._embed_instructed(batch, visual_tokens, None)
         plain = torch.nonzero(~batch.instructed).flatten()
         with self.adapter_off(), torch.set_grad_enabled(self._needs_gradient_without_adapter()):
-            vectors = self._embed_rows(batch, visual_tokens, plain)
-        if len(plain) == len(batch.instructed):
+            every_row = len(plain) == len(batch.instructed)
+            vectors = self._embed_rows(batch, visual_tokens, None if every_row else plain)
+        if every_row:
             return vectors
         instructed = torch.nonzero(batch.instructed).flatten()
-        both = torch.cat([vectors, self._embed_rows(batch, visual_tokens, instructed)])
+        both = torch.cat([vectors, self._embed_instructed(batch, visual_tokens, instructed)])
         return both[torch.argsort(torch.cat([plain, instructed]))]
+
+    def _embed_instructed(
+        self, batch: Batch, visual_tokens: Tensor | None, rows: Tensor | None
+    ) -> Tensor:
+        """As `_embed_rows`; in inference with merged weights, where there is memory for them."""
+        layers: list[Any] = list(self.instruct_layers())
+        merged = [] if self.training or torch.is_grad_enabled() else self._merged_weights()
+        if not merged or layers[0].disable_adapters:
+            return self._embed_rows(batch, visual_tokens, rows)
+        weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
+        plain = [weight.data for weight in weights]
+        try:
+            for weight, with_adapter in zip(weights, merged, strict=True):
+                weight.data = with_adapter
+            with self.adapter_off():
+                return self._embed_rows(batch, visual_tokens, rows)
+        finally:
+            for weight, without in zip(weights, plain, strict=True):
+                weight.data = without
 
     def _embed_rows(
         self, batch: Batch, visual_tokens: Tensor | None, rows: Tensor | None
@@ -118,12 +147,19 @@ class AbcModel(nn.Module):
     # -- the stage-2 adapter ---------------------------------------------------------------------
 
     def instruct_layers(self) -> list[LoraLayer]:
-        """PEFT's layers that hold the stage-2 adapter."""
-        return [
-            module
-            for module in self.backbone.modules()
-            if isinstance(module, LoraLayer) and INSTRUCT_ADAPTER in module.lora_A
-        ]
+        """PEFT's layers that hold the stage-2 adapter; found once, see `forget_layers`."""
+        if self._instruct_layers is None:
+            self._instruct_layers = [
+                module
+                for module in self.backbone.modules()
+                if isinstance(module, LoraLayer) and INSTRUCT_ADAPTER in module.lora_A
+            ]
+        return self._instruct_layers
+
+    def forget_layers(self) -> None:
+        """To be called when adapters are attached or taken away."""
+        self._instruct_layers = None
+        self._merged = None
 
     @property
     def has_instruct_adapter(self) -> bool:
@@ -137,32 +173,51 @@ class AbcModel(nn.Module):
         It is no substitute for `torch.no_grad()`: with gradient checkpointing, gradients of what
         ran inside would be recomputed with the adapter on.
         """
-        layers = self.instruct_layers()
-        was_on = [not layer.disable_adapters for layer in layers]
-        # PEFT's switch also sets `requires_grad` of the adapter: keep what the caller chose.
-        parameters = [
-            parameter
-            for name, parameter in self.backbone.named_parameters()
-            if f".{INSTRUCT_ADAPTER}." in name
-        ]
-        needed_gradient = [p.requires_grad for p in parameters]
+        # Not PEFT's `enable_adapters`: it also sets `requires_grad` of all that the layers hold.
+        on = [layer for layer in self.instruct_layers() if not layer.disable_adapters]
         try:
-            for layer in layers:
-                layer.enable_adapters(False)
+            for layer in on:
+                layer._disable_adapters = True
             yield
         finally:
-            for layer, on in zip(layers, was_on, strict=True):
-                layer.enable_adapters(on)
-            for parameter, needs_gradient in zip(parameters, needed_gradient, strict=True):
-                parameter.requires_grad_(needs_gradient)
+            for layer in on:
+                layer._disable_adapters = False
+
+    def _merged_weights(self) -> list[Tensor]:
+        """Weights of `instruct_layers` with the adapter in them; none while it trains.
+
+        Kept beside the plain ones, so that these stay as they are to the last bit, and made anew
+        when any of them has changed. Whether there is memory for that is decided once.
+        """
+        layers: list[Any] = list(self.instruct_layers())
+        parts = [part for layer in layers for part in (layer.lora_A, layer.lora_B)]
+        lora = [part[INSTRUCT_ADAPTER].weight for part in parts]
+        if any(parameter.requires_grad for parameter in lora):
+            return []
+        plain = [layer.get_base_layer().weight for layer in layers]
+        state = [(tensor.data_ptr(), tensor._version) for tensor in (*plain, *lora)]
+        if self._merged is None or self._merged[0] != state:
+            needed = sum(weight.numel() * weight.element_size() for weight in plain)
+            free = free_memory_bytes(self.device)
+            merged = []
+            if all(weight.is_floating_point() for weight in plain) and needed < free * MERGE_SHARE:
+                merged = [
+                    (weight.float() + layer.get_delta_weight(INSTRUCT_ADAPTER).float()).to(weight)
+                    for weight, layer in zip(plain, layers, strict=True)
+                ]
+            self._merged = (state, merged)
+        return self._merged[1]
 
     def _needs_gradient_without_adapter(self) -> bool:
-        """Called with the adapter off: does anything but the adapter train?
+        """Whether anything but the adapter trains.
 
         If not (stage 2), rows without the adapter need no gradient at all. If so, gradient
         checkpointing would recompute those rows with the adapter back on: wrong, without a word.
         """
-        if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
+        if not torch.is_grad_enabled():
+            return False
+        own = f".{INSTRUCT_ADAPTER}."
+        if not any(p.requires_grad for name, p in self.named_parameters() if own not in name):
             return False
         if self.training and self.backbone.gradient_checkpointing:
             raise TrainingError(

@@ -1,18 +1,18 @@
 """Many items -> many vectors, in order: the engine under `Embedder.embed` and `.stream`.
 
-Does: read items as far as needed, prepare the next window in a thread while the model computes the
-present one, run each window's batches, and hand results back in the order of the items. Does not:
-decide what a vector is (model.py).
-Why windows: memory stays flat however long the input is. At any time at most two windows of items
-are held, each of at most `WINDOW_BATCHES` batches and pictures of `WINDOW_VISUAL_TOKENS`.
+Items are read as far ahead as the bounds allow and prepared in threads while the model computes.
+What is ready is cut into windows, a window is sorted into batches by kind and cost, and its results
+are handed back in the order of the items. So memory stays flat however long the input is.
 
 Shapes: `D` width, `V` visual tokens of a picture.
 """
 
+import logging
+import math
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,22 +27,28 @@ from abc_embed.errors import InputError, NotFiniteError, OutOfMemoryError, Usage
 from abc_embed.inputs import Item, Kind, as_item
 from abc_embed.model import AbcModel
 from abc_embed.pixels import Patches
-from abc_embed.processor import Features, Processor
+from abc_embed.processor import Features, Processor, to_device
 from abc_embed.storage.hashing import short_hash
 
 Vector: TypeAlias = NDArray[np.float32]
 OnError: TypeAlias = Literal["raise", "skip"]
 
+CPU_BATCH_TOKENS = 2_048
+"""Tokens of a batch on a CPU, padding included: what its caches hold; more is slower."""
+MAX_BATCH_TOKENS = 32_768
+"""The same elsewhere, and at most for a `batch_size` that was given."""
 WINDOW_BATCHES = 8
 """Batches per window: enough to sort by cost, few enough to stay small."""
+WINDOW_ITEMS = 1_024
+"""Items per window at most, where no `batch_size` says it."""
 WINDOW_VISUAL_TOKENS = 16_384
-"""Visual tokens per window at most, the sum over its different pictures: 300 MB of pixel values."""
+"""Visual tokens per window, the sum over its different pictures: 300 MB of pixel values."""
+MAX_THREADS = 8
+"""Threads that prepare, at most; a model on the CPU leaves them a quarter of the cores."""
 
-MAX_BATCH_TOKENS = 32_768
-"""Most tokens of a batch, padding included: 32 pictures at 1024 visual tokens."""
+logger = logging.getLogger(__name__)
 
 K = TypeVar("K")
-T = TypeVar("T")
 V = TypeVar("V")
 
 
@@ -90,38 +96,61 @@ class LRUCache(Generic[K, V]):
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._weight = 0
-        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
         """The value of a key, which is now the one used last; None if it is not kept."""
         with self._lock:
-            if key not in self._kept:
+            if key not in self._entries:
                 return None
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
 
     def put(self, key: K, value: V, weight: int) -> None:
         """Keep a value, and let go of those unused longest."""
         with self._lock:
-            if key in self._kept:  # another thread was quicker
+            if key in self._entries:  # another thread was quicker
                 return
-            self._kept[key] = (value, weight)
+            self._entries[key] = (value, weight)
             self._weight += weight
-            while self._weight > self._capacity and len(self._kept) > 1:
-                self._weight -= self._kept.popitem(last=False)[1][1]
+            while self._weight > self._capacity and len(self._entries) > 1:
+                self._weight -= self._entries.popitem(last=False)[1][1]
 
 
-@dataclass(slots=True)
-class _Prepared:
-    """A window whose items are tensors."""
+@dataclass(slots=True, eq=False)
+class _Picture:
+    """A picture that is being prepared, or is ready, for the items that show it."""
 
-    order: list[int] = field(default_factory=list)
-    """The indices of all its items, bad ones too, as they came."""
+    patches: "Future[Patches]"
+    uses: int = 0
+    """Items that were read and are not handed out yet."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """An item that was read."""
+
+    index: int
+    value: object
+    features: "Future[Features]"
+    picture: Hashable | None = None
+    """Key of its picture in `EmbeddingPipeline._pictures`."""
+    is_first: bool = False
+    """Whether this item brought the picture in."""
+
+
+@dataclass(slots=True, eq=False)
+class _Window:
+    """Items that are ready."""
+
+    jobs: list[_Job] = field(default_factory=list)
     features: dict[int, Features] = field(default_factory=dict)
     skipped: dict[int, Skipped] = field(default_factory=dict)
     failed: Skipped | None = None
-    """In `raise` mode the first bad item; nothing after it was prepared."""
+    """In `raise` mode the first bad item; nothing after it is in the window."""
+    tokens: int = 0
+    visual_tokens: int = 0
 
 
 class EmbeddingPipeline:
@@ -139,27 +168,36 @@ class EmbeddingPipeline:
         processor: Processor,
         *,
         max_pixels: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         on_error: OnError = "raise",
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; give at least 1")
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; give at least 1, or None")
         if on_error not in ("raise", "skip"):
             raise UsageError(f"on_error is {on_error!r}; use 'raise' or 'skip'")
-        budget = processor.image.limited(max_pixels)
         self._model = model
         self._processor = processor
         self._max_pixels = max_pixels
         self._batch_size = batch_size
         self._on_error = on_error
-        self.window_items = WINDOW_BATCHES * batch_size
+        self._lock = lock or nullcontext()
+        on_cpu = model.device.type == "cpu"
+        by_tokens = CPU_BATCH_TOKENS if on_cpu else MAX_BATCH_TOKENS
+        self._batch_tokens = by_tokens if batch_size is None else MAX_BATCH_TOKENS
+        self.window_items = WINDOW_ITEMS if batch_size is None else WINDOW_BATCHES * batch_size
+        budget = processor.image.limited(max_pixels)
         self.window_images = max(1, WINDOW_VISUAL_TOKENS // budget.max_visual_tokens)
-        # Beyond its own window a picture is remembered for a while, should it come again.
+        cores = os.cpu_count() or 1
+        self._threads = max(1, min(MAX_THREADS, cores // 4 if on_cpu else cores))
+        # A device beside the CPU has its next batch before the results of the last are fetched.
+        self._in_flight = 0 if on_cpu else 1
+        self._pictures: dict[Hashable, _Picture] = {}
+        # Without an item that shows it a picture is remembered for a while, should it come again.
         self._patches: LRUCache[Hashable, Patches] = LRUCache(WINDOW_VISUAL_TOKENS)
         self._visual: LRUCache[str, Tensor] = LRUCache(2 * WINDOW_VISUAL_TOKENS)
         self._stopped = threading.Event()
-        self._lock = lock or nullcontext()
+        self._was_halved = False
 
     def run(self, values: Iterable[tuple[int, object]]) -> Results:
         """(index, item) pairs -> (index, result) pairs, in the same order.
@@ -168,88 +206,228 @@ class EmbeddingPipeline:
             InputError: a bad item, in `raise` mode; the results before it have been handed out.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
-        cut = windows(
-            values,
-            max_items=self.window_items,
-            max_images=self.window_images,
-            image_of=lambda pair: image_key(pair[1]),
-        )
-        with ThreadPoolExecutor(1, thread_name_prefix="abc-embed-prepare") as thread:
-            try:
-                ahead: Future[_Prepared] | None = None
-                for window in cut:
-                    following = thread.submit(self._prepare, window)
-                    if ahead is not None:
-                        yield from self._finish(ahead.result())
-                    ahead = following
-                if ahead is not None:
-                    yield from self._finish(ahead.result())
-            finally:
-                self._stopped.set()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="abc-embed-prepare")
+        try:
+            for window in self._windows(iter(values), pool):
+                results = self._results(window)
+                indices = [self._release(job) for job in window.jobs]
+                window.jobs.clear()  # nothing is held of what is handed out
+                window.features.clear()
+                yield from ((index, results[index]) for index in indices)
+                if window.failed is not None:
+                    bad = window.failed
+                    raise type(bad.error)(str(bad)) from bad.error
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
 
-    # -- in the thread ---------------------------------------------------------------------------
+    # -- reading and preparing -------------------------------------------------------------------
 
-    def _prepare(self, window: list[tuple[int, object]]) -> _Prepared:
-        prepared = _Prepared()
-        window_cache: dict[Hashable, Patches] = {}
-        for index, value in window:
-            if self._stopped.is_set():
-                break
-            try:
-                features = self.prepare(value, window_cache)
-            except InputError as error:
-                bad = Skipped(index, value, error)
-                if self._on_error == "raise":
-                    prepared.failed = bad
-                    break
-                prepared.skipped[index] = bad
+    def _windows(
+        self, values: Iterator[tuple[int, object]], pool: ThreadPoolExecutor
+    ) -> Iterator[_Window]:
+        """Consecutive items, ready; at most `window_items` more are read and on their way.
+
+        The first window is a single batch, so that the model has work at once.
+        """
+        ahead: deque[_Job] = deque()
+        images_ahead = 0
+
+        def read() -> None:
+            nonlocal images_ahead
+            while len(ahead) < self.window_items and images_ahead < self.window_images:
+                pair = next(values, None)
+                if pair is None:
+                    return
+                ahead.append(self._submit(*pair, pool))
+                images_ahead += ahead[-1].is_first
+
+        batches = 1
+        read()
+        while ahead:
+            window = _Window()
+            while ahead and not self._is_full(window, ahead[0], batches):
+                job = ahead.popleft()
+                images_ahead -= job.is_first
+                read()
+                self._add(window, job)
+                if window.failed is not None:
+                    ahead.clear()
+            yield window
+            batches = WINDOW_BATCHES
+
+    def _is_full(self, window: _Window, following: _Job, batches: int) -> bool:
+        """Whether a window of so many batches ends before this item."""
+        if self._batch_size is None:
+            full = window.tokens >= batches * self._batch_tokens
+        else:
+            full = len(window.jobs) >= batches * self._batch_size
+        full = full or len(window.jobs) >= self.window_items
+        # Not between two items of a picture, which is encoded once as long as it is remembered.
+        return full or (following.is_first and window.visual_tokens >= WINDOW_VISUAL_TOKENS)
+
+    def _submit(self, index: int, value: object, pool: ThreadPoolExecutor) -> _Job:
+        """Have an item prepared, and its picture unless it is there already."""
+        try:
+            item = as_item(value)
+        except InputError as error:
+            failed: Future[Features] = Future()
+            failed.set_exception(error)
+            return _Job(index, value, failed)
+        key = image_key(item)
+        if key is None or item.image is None:
+            return _Job(index, value, pool.submit(self._processor.features, item))
+        is_first = key not in self._pictures
+        if is_first:
+            known = self._patches.get(key)
+            if known is None:
+                patches = pool.submit(self._prepare, item)
             else:
-                prepared.features[index] = features
-            prepared.order.append(index)
-        return prepared
+                patches = Future()
+                patches.set_result(known)
+            self._pictures[key] = _Picture(patches)
+        picture = self._pictures[key]
+        picture.uses += 1
+        features: Future[Features] = Future()
+        # The thread that had the picture goes on with the words: none waits for another.
+        picture.patches.add_done_callback(lambda done: self._resolve(features, item, done))
+        return _Job(index, value, features, key, is_first)
 
-    def prepare(
-        self, value: object, window_cache: dict[Hashable, Patches] | None = None
-    ) -> Features:
-        """One item as tensors; threads may share a pipeline.
+    def _release(self, job: _Job) -> int:
+        """An item is handed out, its index: its picture may go if no other item shows it."""
+        if job.picture is None:
+            return job.index
+        picture = self._pictures[job.picture]
+        picture.uses -= 1
+        if picture.uses:
+            return job.index
+        del self._pictures[job.picture]
+        if is_stable_key(job.picture) and picture.patches.exception() is None:
+            patches = picture.patches.result()
+            self._patches.put(job.picture, patches, self._visual_count(patches))
+        return job.index
 
-        `window_cache` holds pictures whose keys end with this window.
+    def _add(self, window: _Window, job: _Job) -> None:
+        """Put an item into a window as soon as it is ready."""
+        error = job.features.exception()
+        if isinstance(error, InputError):
+            bad = Skipped(job.index, job.value, error)
+            if self._on_error == "raise":
+                window.failed = bad
+                return
+            window.skipped[job.index] = bad
+        else:
+            features = job.features.result()
+            window.features[job.index] = features
+            window.tokens += features.tokens
+        window.jobs.append(job)
+        if job.is_first and error is None and job.picture is not None:
+            patches = self._pictures[job.picture].patches.result()
+            window.visual_tokens += self._visual_count(patches)
+
+    def _visual_count(self, patches: Patches) -> int:
+        return len(patches.values) // self._processor.image.merge_size**2
+
+    def prepare(self, value: object) -> Features:
+        """One item as tensors, for those who pack batches themselves; threads may share a pipeline.
 
         Raises:
             InputError: the item cannot be embedded.
         """
-        item = as_item(value)
-        window_cache = {} if window_cache is None else window_cache
-        if item.image is None:
+        item, key = as_item(value), image_key(value)
+        if key is None or item.image is None:
             return self._processor.features(item)
-        source = image_key(item)
-        patches = self._patches.get(source) or window_cache.get(source)
+        patches = self._patches.get(key)
         if patches is None:
             patches = self._processor.patches(item.image, max_pixels=self._max_pixels)
-            if is_stable_key(source):
-                weight = len(patches.values) // self._processor.image.merge_size**2
-                self._patches.put(source, patches, weight)
-            else:
-                window_cache[source] = patches
+            if is_stable_key(key):
+                self._patches.put(key, patches, self._visual_count(patches))
         return self._processor.features(item, patches=patches)
+
+    # -- in the threads --------------------------------------------------------------------------
+
+    def _prepare(self, item: Item) -> Patches:
+        if self._stopped.is_set() or item.image is None:
+            raise InputError("nobody waits for this item")
+        return self._processor.patches(item.image, max_pixels=self._max_pixels)
+
+    def _resolve(
+        self, features: "Future[Features]", item: Item, patches: "Future[Patches]"
+    ) -> None:
+        """The item's picture is ready: so is the item."""
+        try:
+            features.set_result(self._processor.features(item, patches=patches.result()))
+        except BaseException as error:  # noqa: BLE001  (it is raised where the item is waited for)
+            features.set_exception(error)
 
     # -- with the model --------------------------------------------------------------------------
 
-    def _finish(self, prepared: _Prepared) -> Results:
-        results: dict[int, Vector | Skipped] = {**prepared.skipped}
-        indices, features = list(prepared.features), list(prepared.features.values())
-        for rows in self.plan(features):
-            vectors = self.compute([features[row] for row in rows])
-            results.update(zip((indices[row] for row in rows), vectors, strict=True))
-        for index in prepared.order:
-            yield index, results[index]
-        if prepared.failed is not None:
-            bad = prepared.failed
-            raise type(bad.error)(str(bad)) from bad.error
+    def _results(self, window: _Window) -> dict[int, Vector | Skipped]:
+        """The results of a window by index."""
+        results: dict[int, Vector | Skipped] = {**window.skipped}
+        indices, features = list(window.features), list(window.features.values())
+        waiting: deque[tuple[list[int], Tensor]] = deque()
+
+        def fetch() -> None:
+            rows, vectors = waiting.popleft()
+            fetched = self._fetch(vectors)
+            results.update(zip((indices[row] for row in rows), fetched, strict=True))
+
+        batches = deque(self.plan(features))
+        while batches:
+            rows = batches.popleft()
+            try:
+                waiting.append((rows, self._launch([features[row] for row in rows])))
+            except torch.OutOfMemoryError:
+                batches.extendleft(self._halves(rows, features))
+            while len(waiting) > self._in_flight:
+                fetch()
+        while waiting:
+            fetch()
+        return results
+
+    def _halves(self, rows: list[int], features: list[Features]) -> list[list[int]]:
+        """Two halves of a batch that did not fit, the second first; later batches are smaller too.
+
+        Raises:
+            OutOfMemoryError: it is a single item.
+        """
+        longest = max(features[row].tokens for row in rows)
+        if len(rows) == 1:
+            raise OutOfMemoryError(
+                f"{self._model.device} has too little memory for one item of {longest} tokens; "
+                "lower max_pixels"
+            ) from None
+        self._batch_tokens = min(self._batch_tokens, longest * len(rows) // 2)
+        if not self._was_halved:
+            self._was_halved = True
+            logger.warning(
+                "%s has too little memory for %d items of up to %d tokens; batches are halved",
+                self._model.device,
+                len(rows),
+                longest,
+            )
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return [rows[half:], rows[:half]]
 
     def plan(self, features: Sequence[Features]) -> list[list[int]]:
         """Indices into `features`, batch by batch, as this pipeline would compute them."""
-        return plan(features, self._batch_size)
+        return plan_batches(features, self._batch_size, self._batch_tokens)
+
+    def compute(self, features: list[Features]) -> Vector:
+        """One batch, as `plan` cuts it -> `(B, D)`.
+
+        Raises:
+            OutOfMemoryError, NotFiniteError: the model could not compute it.
+        """
+        try:
+            return self._fetch(self._launch(features))
+        except torch.OutOfMemoryError:
+            second, first = self._halves(list(range(len(features))), features)
+            halves = ([features[row] for row in rows] for rows in (first, second))
+            return np.concatenate([self.compute(half) for half in halves])
 
     def embed_one(self, item: Item) -> Vector:
         """A single item -> `(D,)`.
@@ -260,64 +438,74 @@ class EmbeddingPipeline:
         vector: Vector = self.compute([self.prepare(item)])[0]
         return vector
 
-    def compute(self, features: list[Features]) -> Vector:
-        """One batch, as `plan` cuts it -> `(B, D)`.
-
-        Raises:
-            OutOfMemoryError, NotFiniteError: the model could not compute it.
-        """
+    def _launch(self, features: list[Features]) -> Tensor:
+        """One batch -> `(B, D)` on the device, which may still be at work on it."""
         model = self._model
-        try:
-            with self._lock, torch.no_grad(), _evaluating(model):
-                batch = self._processor.collate(features, pixels=False).to(model.device)
-                vectors: Vector = model.embed(batch, self._visual_tokens(features)).cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise OutOfMemoryError(
-                f"{model.device} has too little memory for {len(features)} items of "
-                f"up to {max(f.tokens for f in features)} tokens; lower batch_size or max_pixels"
-            ) from None
-        if not np.isfinite(vectors).all():
+        with self._lock, torch.no_grad(), _evaluating(model):
+            batch = self._processor.collate(features, pixels=False).to(model.device)
+            return model.embed(batch, self._visual_tokens(features))
+
+    def _fetch(self, vectors: Tensor) -> Vector:
+        fetched: Vector = vectors.cpu().numpy()
+        if not np.isfinite(fetched).all():
             raise NotFiniteError(
-                f"the model overflowed in {str(model.dtype).removeprefix('torch.')}; "
+                f"the model overflowed in {str(self._model.dtype).removeprefix('torch.')}; "
                 "load it with dtype='float32' or 'bfloat16'"
             )
-        return vectors
+        return fetched
 
     def _visual_tokens(self, features: list[Features]) -> Tensor | None:
         """`(sum V, D)` of the unique pictures of a batch, each encoded once in this call."""
         shown = {f.image_key: f for f in features if f.image_key is not None}
+        if not shown:
+            return None
+        model = self._model
         tokens = {key: known for key in shown if (known := self._visual.get(key)) is not None}
         missing = {key: item for key, item in shown.items() if key not in tokens}
-        new = self._processor.collate(list(missing.values()))
-        new = new.to(self._model.device, self._model.dtype)
-        if new.pixel_values is not None and new.image_grid_thw is not None:
-            backbone = self._model.backbone
-            encoded = backbone.encode_images(new.pixel_values, new.image_grid_thw)
-            lengths = backbone.visual_lengths(new.image_grid_thw).tolist()
-            for key, part in zip(missing, torch.split(encoded, lengths), strict=True):
+        for batch in self._vision_batches(missing):
+            pixels, grid = self._processor.collate_images(list(batch.values()))
+            pixels = to_device(pixels, model.device, model.dtype)
+            encoded = model.backbone.encode_images(pixels, to_device(grid, model.device))
+            lengths = model.backbone.visual_lengths(grid).tolist()
+            for key, part in zip(batch, torch.split(encoded, lengths), strict=True):
                 tokens[key] = part.clone()  # a view would keep the whole batch in memory
                 self._visual.put(key, tokens[key], len(part))
-        return torch.cat([tokens[key] for key in shown]) if shown else None
+        return torch.cat([tokens[key] for key in shown])
+
+    def _vision_batches(self, images: dict[str, Features]) -> Iterator[dict[str, Features]]:
+        """The pictures in batches whose patches are within the budget of tokens."""
+        batch: dict[str, Features] = {}
+        patches = 0
+        for key, item in images.items():
+            patches += math.prod(item.grid_thw or ())
+            if batch and patches > self._batch_tokens:
+                yield batch
+                batch, patches = {}, math.prod(item.grid_thw or ())
+            batch[key] = item
+        if batch:
+            yield batch
 
 
 @contextmanager
 def _evaluating(model: AbcModel) -> Iterator[None]:
     """Dropout off, and back as it was: the model may be in the middle of its training."""
-    was_training = model.training
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
-def plan(
-    features: Sequence[Features], batch_size: int, max_tokens: int = MAX_BATCH_TOKENS
+def plan_batches(
+    features: Sequence[Features], batch_size: int | None, max_tokens: int = MAX_BATCH_TOKENS
 ) -> list[list[int]]:
     """Indices into `features`, batch by batch; every index comes once.
 
-    A batch has one kind, at most `batch_size` items and at most `max_tokens` tokens with its
-    padding, unless one item alone has more.
+    A batch has one kind, at most `batch_size` items (None: any number) and at most `max_tokens`
+    tokens with its padding, unless one item alone has more.
     """
     max_cost: dict[str | None, int] = {}
     for item in features:
@@ -343,36 +531,6 @@ def plan(
         if batch:
             batches.append(batch)
     return batches
-
-
-def windows(
-    values: Iterable[T],
-    *,
-    max_items: int,
-    max_images: int,
-    image_of: Callable[[T], Hashable | None],
-) -> Iterator[list[T]]:
-    """Consecutive pieces of any iterable, read only as far as each piece needs.
-
-    A window ends after `max_items` values, or before the one that would bring in one different
-    picture more than `max_images`; `image_of` says which picture a value shows (None: none).
-    """
-    window: list[T] = []
-    images: set[Hashable] = set()
-    for value in values:
-        image = image_of(value)
-        is_new = image is not None and image not in images
-        if window and is_new and len(images) == max_images:
-            yield window
-            window, images = [], set()
-        window.append(value)
-        if image is not None:
-            images.add(image)
-        if len(window) == max_items:  # at once: the next value may be long in coming
-            yield window
-            window, images = [], set()
-    if window:
-        yield window
 
 
 def group_by_image(images: Sequence[Hashable | None]) -> list[int]:

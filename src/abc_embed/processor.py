@@ -77,18 +77,27 @@ class Batch:
         """This batch on a device; `dtype` is for the pixel values alone."""
 
         def move(tensor: Tensor | None, to_dtype: torch.dtype | None = None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device=device, dtype=to_dtype)
+            return None if tensor is None else to_device(tensor, device, to_dtype)
 
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            position_ids=self.position_ids.to(device),
-            instructed=self.instructed.to(device),
+            input_ids=to_device(self.input_ids, device),
+            attention_mask=to_device(self.attention_mask, device),
+            position_ids=to_device(self.position_ids, device),
+            instructed=to_device(self.instructed, device),
             pixel_values=move(self.pixel_values, dtype),
             image_grid_thw=move(self.image_grid_thw),
-            image_index=self.image_index.to(device),
+            image_index=to_device(self.image_index, device),
         )
+
+
+def to_device(
+    tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A tensor on a device; a copy to a GPU goes through pinned memory, and nobody waits for it."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device=device, dtype=dtype, non_blocking=True)
 
 
 class Processor:
@@ -220,16 +229,27 @@ class Processor:
                 continue
             unique.setdefault(item.image_key, item)
             index.append(place.setdefault(item.image_key, len(place)))
-        values = [f.pixel_values for f in unique.values() if f.pixel_values is not None]
+        pixel_values, grid = None, None
+        if unique and pixels:
+            pixel_values, grid = self.collate_images(list(unique.values()))
+        elif unique:
+            grid = torch.tensor([f.grid_thw for f in unique.values()])
         return Batch(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,
             instructed=torch.tensor([f.kind is Kind.INSTRUCTED for f in features]),
-            pixel_values=torch.cat(values) if values and pixels else None,
-            image_grid_thw=torch.tensor([f.grid_thw for f in unique.values()]) if unique else None,
+            pixel_values=pixel_values,
+            image_grid_thw=grid,
             image_index=torch.tensor(index, dtype=torch.int64),
         )
+
+    @staticmethod
+    def collate_images(features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """Items with different pictures -> their patches `(sum P, C)` and grids `(U, 3)`."""
+        patches = [f.pixel_values for f in features if f.pixel_values is not None]
+        pixel_values = patches[0] if len(patches) == 1 else torch.cat(patches)
+        return pixel_values, torch.tensor([f.grid_thw for f in features])
 
     def position_ids(self, input_ids: Tensor, grid_thw: tuple[int, int, int] | None) -> Tensor:
         """`(T,)` ids -> `(3, T)` positions: frame, row and column of each token."""

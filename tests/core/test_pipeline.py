@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import golden_parts
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from abc_embed import errors
-from abc_embed import pipeline as bulk_module
+from abc_embed import pipeline as pipeline_module
 from abc_embed.embedder import Embedder
 from abc_embed.inputs import Item
 from abc_embed.pipeline import EmbeddingPipeline, LRUCache, Skipped, image_key, is_stable_key
+from abc_embed.processor import Batch
 
 FEW = 4 * 28 * 28
 
@@ -65,7 +67,7 @@ def test_a_stream_of_a_million_items_reads_and_holds_a_bounded_number(model: Emb
             yield Item(image=image)
 
     batch_size = 2
-    window = bulk_module.WINDOW_BATCHES * batch_size
+    window = pipeline_module.WINDOW_BATCHES * batch_size
     stream = model.stream(items(), batch_size=batch_size, max_pixels=FEW)
     for handed_out, _ in zip(range(1, 6 * window), stream, strict=False):
         assert read - handed_out <= 2 * window
@@ -115,6 +117,44 @@ def test_keys_of_pictures() -> None:
     assert is_stable_key(image_key(Item(image="a.png")))
 
 
+def test_the_first_window_is_one_batch_so_that_the_model_starts_at_once(model: Embedder) -> None:
+    sizes: list[int] = []
+    real = EmbeddingPipeline._results
+
+    def results(self: EmbeddingPipeline, window: Any) -> Any:
+        sizes.append(len(window.jobs))
+        return real(self, window)
+
+    with mock.patch.object(EmbeddingPipeline, "_results", results):
+        model.embed(["a dog"] * 40, batch_size=4)
+        assert sizes == [4, 32, 4]
+        sizes.clear()
+        model.embed([f"a dog {n}" for n in range(700)])  # by the budget of tokens
+    tokens = model.processor.features(Item("a dog 100")).tokens
+    assert abs(sizes[0] - pipeline_module.CPU_BATCH_TOKENS / tokens) < 3
+    assert sum(sizes) == 700
+
+
+def test_a_slow_picture_does_not_hold_up_the_threads(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second picture is opened while the first one, in another thread, waits for it."""
+    monkeypatch.setattr(pipeline_module.os, "cpu_count", lambda: 8)
+    second_is_open = threading.Event()
+    real = _open()
+
+    def open_image(image: Any, **options: Any) -> Any:
+        if image == first:
+            assert second_is_open.wait(20)
+        else:
+            second_is_open.set()
+        return real(image, **options)
+
+    first, second = (str(golden_parts.picture(name).image) for name in ("small.png", "large.png"))
+    with mock.patch("abc_embed.processor.open_image", open_image):
+        model.embed([Item(image=first), Item(image=second)], max_pixels=FEW)
+
+
 # -- pictures once ---------------------------------------------------------------------------------
 
 
@@ -130,7 +170,7 @@ def test_a_picture_with_many_instructions_is_opened_and_encoded_once(
     assert len(np.unique(vectors.round(6), axis=0)) == 41
 
 
-def _open() -> object:
+def _open() -> Any:
     from abc_embed.inputs import open_image
 
     return open_image
@@ -146,7 +186,7 @@ def test_so_it_is_in_a_stream(model: Embedder, encoded: list[int]) -> None:
 def test_a_list_is_grouped_so_that_far_apart_is_near(
     model: Embedder, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_module, "WINDOW_VISUAL_TOKENS", 8)  # two pictures per window
+    monkeypatch.setattr(pipeline_module, "WINDOW_VISUAL_TOKENS", 8)  # two pictures per window
     arrays = pictures(12)
     items = [Item(image=array) for array in arrays]
     items += [Item(image=array, instruction="left?") for array in arrays]
@@ -162,7 +202,7 @@ def test_equal_pixels_under_two_names_are_encoded_once(model: Embedder, encoded:
 
 def test_an_identity_that_passes_to_another_picture_is_no_trap(model: Embedder) -> None:
     """Arrays are freed on the way, and new ones get their addresses."""
-    count = 5 * bulk_module.WINDOW_BATCHES
+    count = 5 * pipeline_module.WINDOW_BATCHES
     shades = (Item(image=np.full((28, 28, 3), 5 * n, np.uint8)) for n in range(count))
     vectors = list(model.stream(shades, batch_size=1, max_pixels=FEW))
     assert len(np.unique(np.round(vectors, 5), axis=0)) == count
@@ -230,13 +270,37 @@ def test_numbers_that_overflow_are_an_error_and_no_vector(model: Embedder) -> No
         model.embed("a dog")
 
 
-def test_too_little_memory_is_said_plainly(model: Embedder) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_said_once(
+    model: Embedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, sizes = model.model.embed, []
+
+    def embed(batch: Batch, visual: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(len(batch.input_ids))
+        if len(batch.input_ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(batch, visual)
+
+    items = [f"a dog {n}" for n in range(10)]
+    alone = model.embed(items)
+    with mock.patch.object(model.model, "embed", embed):
+        vectors = model.embed(items * 2, batch_size=10)
+    np.testing.assert_allclose(vectors, np.tile(alone, (2, 1)), atol=1e-5)
+    assert sizes[:3] == [10, 5, 2] and max(sizes[-5:]) <= 3
+    (record,) = caplog.records
+    assert record.message.startswith("cpu has too little memory for 10 items of up to ")
+
+
+def test_too_little_memory_for_one_item_is_said_plainly(model: Embedder) -> None:
     full = torch.OutOfMemoryError("CUDA out of memory")
-    with (
-        mock.patch.object(model.model, "embed", side_effect=full),
-        pytest.raises(errors.OutOfMemoryError, match="3 items of up to 40 tokens; lower batch"),
-    ):
-        model.embed(["a dog", "a", "b"])
+    for items in ("a dog", ["a dog", "a", "b"]):
+        with (
+            mock.patch.object(model.model, "embed", side_effect=full),
+            pytest.raises(
+                errors.OutOfMemoryError, match=r"one item of \d+ tokens; lower max_pixels"
+            ),
+        ):
+            model.embed(items)
 
 
 # -- threads and modes -----------------------------------------------------------------------------

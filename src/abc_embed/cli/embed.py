@@ -134,7 +134,7 @@ def _embed(
     report: Report,
     embedder: "Embedder",
     max_pixels: int | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> "Iterator[tuple[str, Vector]]":
     """Name and vector `(D,)` of every item that can be embedded, in order."""
     from abc_embed.embedder import Skipped

@@ -66,7 +66,12 @@ DecodeLimit = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(min=1, help="Most items that go through the model together.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Most items that go through the model together.",
+        show_default="by a budget of tokens that suits the device",
+    ),
 ]
 MaxPixelsList = Annotated[
     str | None,
@@ -170,7 +175,7 @@ class ImageModelSettings(ModelSettings):
 class BatchSettings(ImageModelSettings):
     """The model, and how many items go through it at once."""
 
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +183,7 @@ class EncoderSettings:
     """How a benchmark computes its vectors."""
 
     cache: Cache = None
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = None
     device: Device = "auto"
     dtype: Dtype = "auto"
 

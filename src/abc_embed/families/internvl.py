@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import InternVLConfig, InternVLModel
 
-from abc_embed.backbone import Backbone, register
+from abc_embed.backbone import Backbone, PatchProjection, register
 from abc_embed.errors import AspectError, ConfigError, UsageError
 from abc_embed.pixels import ImageBudget, budget_values, resized
 
@@ -40,6 +40,10 @@ class InternVLBackbone(Backbone):
     # Before transformers 4.52 the language model lay one level deeper, next to its output layer.
     key_renames = (("language_model.model.", "language_model."),)
     ignored_weights = frozenset({"lm_head.weight", "language_model.lm_head.weight"})
+
+    def use_lean_modules(self) -> None:
+        embed = self.vlm.vision_tower.embeddings.patch_embeddings
+        embed.projection = PatchProjection(embed.projection)
 
     @staticmethod
     def read_merge_size(config: Any) -> int:

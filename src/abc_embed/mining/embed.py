@@ -33,7 +33,7 @@ class StreamingEmbedder(Protocol):
         items: Iterable[str | Item],
         *,
         max_pixels: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         on_error: Literal["skip"],
     ) -> Iterator["NDArray[np.float32] | Skipped"]:
         """A vector `(D,)` for each item, in order; a `Skipped` in the place of a bad one."""
@@ -47,7 +47,7 @@ class EmbedderSetup:
     load: Callable[[int], StreamingEmbedder] | None = None
     """Called in process number so and so; must survive pickling. None: one process only."""
     max_pixels: int | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _load_writer(
     dataset: Dataset,
     load: Callable[[int], StreamingEmbedder],
     max_pixels: int | None,
-    batch_size: int,
+    batch_size: int | None,
     number: int,
 ) -> Callable[[ShardTask], int]:
     """What process `number` does with each task."""

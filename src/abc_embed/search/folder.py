@@ -83,7 +83,7 @@ def index_images(
     cache: VectorCache | None,
     *,
     max_pixels: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> FolderIndex:
     """Embed images, without instruction; those that the cache knows are not opened.

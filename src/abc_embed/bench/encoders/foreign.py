@@ -21,6 +21,8 @@ from abc_embed.progress import track
 from abc_embed.vectors import l2_normalize
 from abc_embed.weights import fingerprint
 
+BATCH_SIZE = 32
+"""Items of a batch, where nobody says it: these libraries have no budget of tokens."""
 BATCHES = 4
 """Batches whose pictures are in memory together."""
 
@@ -29,13 +31,19 @@ class ForeignEncoder(Encoder):
     """A torch model that another library loaded."""
 
     def __init__(
-        self, model: Any, name: str, kinds: frozenset[Kind], *, dim: int | None, batch_size: int
+        self,
+        model: Any,
+        name: str,
+        kinds: frozenset[Kind],
+        *,
+        dim: int | None,
+        batch_size: int | None,
     ) -> None:
         """`dim` of a model that does not say it is found by embedding a word."""
         self.model = model
         self.name = name
         self.supported_kinds = kinds
-        self.batch_size = batch_size
+        self.batch_size = batch_size or BATCH_SIZE
         self.dim = self._embed_kind(Kind.TEXT, ["a"], []).shape[1] if dim is None else dim
 
     @cached_property

@@ -36,7 +36,7 @@ class OpenClipEncoder(ForeignEncoder):
         tokenize: Any,
         name: str,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         self._prepare = prepare
         self._tokenize = tokenize
@@ -73,7 +73,7 @@ class OpenClipEncoder(ForeignEncoder):
 
 
 def load_open_clip(
-    name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 32
+    name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int | None = None
 ) -> OpenClipEncoder:
     """`MODEL/PRETRAINED` by the names of open_clip, where PRETRAINED may be a file.
 

@@ -57,7 +57,7 @@ def load_encoder(
     device: str = "auto",
     dtype: str = "auto",
     attn: str = "sdpa",
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> Encoder:
     """The encoder of a name; see the head of this file for the names.
 

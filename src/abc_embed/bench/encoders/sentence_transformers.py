@@ -33,7 +33,9 @@ class SentenceTransformerEncoder(ForeignEncoder):
 
     library = "sentence-transformers"
 
-    def __init__(self, model: "SentenceTransformer", name: str, *, batch_size: int = 32) -> None:
+    def __init__(
+        self, model: "SentenceTransformer", name: str, *, batch_size: int | None = None
+    ) -> None:
         supported = {
             Kind.TEXT: model.supports("text"),
             Kind.IMAGE: model.supports("image"),
@@ -86,7 +88,7 @@ class SentenceTransformerEncoder(ForeignEncoder):
 
 
 def load_sentence_transformer(
-    name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 32
+    name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int | None = None
 ) -> SentenceTransformerEncoder:
     """The model of a folder, or of `owner/name[@revision]` on the hub, which is fetched once.
 

@@ -1,0 +1,270 @@
+"""The engine now against the engine of another commit: processor time, interleaved, as ratios.
+
+    git worktree add ../before COMMIT
+    python tools/bench_engine.py --against ../before/src [--out results/speed/engine-cpu.json]
+
+Two processes, one thread each, load the same weights and embed the same items at default settings;
+they take turns, so that what else the machine does hits both alike. A ratio is the time of the
+other commit over the time now, the median of all rounds: above 1 is faster now.
+
+Models: `bundled` (8 M parameters, 16 to 22 visual tokens), and `55m`, made on the spot with random
+weights of Qwen2-VL's shape and a stage-2 adapter, 256 visual tokens a picture.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CASES = ("single texts", "64 pictures", "mixed list", "32 pictures x 4 instructions")
+GOALS = dict(zip(CASES, (1.5, 1.2, 1.15, 1.2), strict=True))
+WORDS = (
+    "a",
+    "small",
+    "red",
+    "dog",
+    "left",
+    "of",
+    "the",
+    "big",
+    "blue",
+    "house",
+    "and",
+    "one",
+    "cat",
+)
+
+
+def middle_model(bundled: Any) -> Any:
+    """A random model of 55 M parameters around the bundled model's words."""
+    import torch
+
+    from abc_embed import Embedder
+    from abc_embed.adapters import attach_stage2
+    from abc_embed.backbone import build_backbone, parse_config
+    from abc_embed.model import AbcModel
+    from abc_embed.pixels import ImageBudget
+    from abc_embed.processor import Processor
+
+    values = json.loads(json.dumps(bundled.model.backbone.vlm.config.to_dict()))
+    values["text_config"] |= {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 12,
+        "layer_types": ["full_attention"] * 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [8, 12, 12],
+        },
+    }
+    values["vision_config"] |= {
+        "embed_dim": 384,
+        "depth": 8,
+        "num_heads": 6,
+        "mlp_ratio": 4,
+        "hidden_size": 512,
+    }
+    torch.manual_seed(0)
+    model = AbcModel(build_backbone(parse_config(values)), head_width=512)
+    attach_stage2(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    side = 16 * 28
+    budget = ImageBudget(min_pixels=side * side, max_pixels=side * side)
+    chat = bundled.processor.chat
+    processor = Processor(
+        chat.tokenizer, chat.template, budget, image_token_id=chat.image_token_id, max_tokens=4096
+    )
+    return Embedder(model.requires_grad_(False).eval(), processor)
+
+
+def items_of(case: str, photos: list[Path]) -> list[Any]:
+    """The items of a case, the same in every process."""
+    import random
+
+    from abc_embed import Item
+
+    rng = random.Random(case)
+
+    def text(most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, most)))
+
+    if case == "single texts":
+        return [text(10) for _ in range(40)]
+    if case == "64 pictures":
+        return [Item(image=photo) for photo in photos]
+    if case == "mixed list":
+        mixed = [text(40) for _ in range(64)]
+        mixed += [Item(image=photo) for photo in photos[:16]]
+        mixed += [Item(image=photo, instruction=text(8)) for photo in photos[8:24]]
+        rng.shuffle(mixed)
+        return mixed
+    return [Item(image=photo, instruction=text(8)) for photo in photos[:32] for _ in range(4)]
+
+
+def work(folder: Path) -> None:
+    """The worker: answers each case on stdin with processor and wall seconds, and a checksum."""
+    import numpy as np
+    import torch
+
+    from abc_embed import Embedder
+
+    torch.set_num_threads(1)
+    bundled = Embedder.from_pretrained("bundled", device="cpu")
+    models = {"bundled": bundled, "55m": middle_model(bundled)}
+    photos = sorted(folder.glob("*.jpg"))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        name, case = line.rstrip("\n").split("\t")
+        model, items = models[name], items_of(case, photos)
+        cpu, wall = time.process_time(), time.perf_counter()
+        if case == "single texts":
+            vectors = np.stack([model.embed(item) for item in items])
+        else:
+            vectors = model.embed(items)
+        took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        np.save(folder / f"{os.getpid()}.npy", vectors)
+        sys.stdout.write(json.dumps(took) + "\n")
+        sys.stdout.flush()
+
+
+def draw_photos(folder: Path) -> None:
+    """64 JPEGs of 640 x 480 pixels with some structure."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(64):
+        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:02d}.jpg", quality=90)
+
+
+class Worker:
+    """A process that embeds with the package of one source folder."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(source),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        self.process: Any = subprocess.Popen(
+            [sys.executable, __file__, "--worker", str(folder)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.vectors = folder / f"{self.process.pid}.npy"
+
+    def ask(self, line: str) -> str:
+        """One line to the worker, one line back."""
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        """The next line of the worker."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker stopped; its message is above")
+        return line
+
+
+def measure(now: Worker, before: Worker, rounds: int, names: list[str]) -> dict[str, Any]:
+    """The ratios of every model and case, and how far apart the vectors of the two are."""
+    import numpy as np
+
+    results: dict[str, Any] = {}
+    for name in names:
+        for case in CASES:
+            times: dict[str, list[float]] = {"now": [], "before": []}
+            ratios: dict[str, list[float]] = {"cpu": [], "wall": []}
+            for number in range(rounds + 1):
+                pair = {}
+                order = [("now", now), ("before", before)]
+                for label, worker in order if number % 2 else order[::-1]:
+                    pair[label] = json.loads(worker.ask(f"{name}\t{case}"))
+                if number == 0:  # the first warms up
+                    continue
+                for label in times:
+                    times[label].append(pair[label]["cpu"])
+                for clock, values in ratios.items():
+                    values.append(pair["before"][clock] / pair["now"][clock])
+            apart = np.abs(np.load(now.vectors) - np.load(before.vectors)).max()
+            results[f"{name}, {case}"] = {
+                "cpu_ratio": round(statistics.median(ratios["cpu"]), 3),
+                "cpu_ratio_range": [round(min(ratios["cpu"]), 3), round(max(ratios["cpu"]), 3)],
+                "wall_ratio": round(statistics.median(ratios["wall"]), 3),
+                "goal": GOALS[case],
+                "cpu_s_now": round(statistics.median(times["now"]), 4),
+                "cpu_s_before": round(statistics.median(times["before"]), 4),
+                "largest_difference_of_a_vector": float(f"{apart:.1e}"),
+            }
+            print(f"{name}, {case}: {results[f'{name}, {case}']}", flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--against", type=Path, help="src folder of the other commit")
+    parser.add_argument("--commit", default="", help="what to call it in the record")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", default=["bundled", "55m"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker)
+        return
+    from abc_embed import runtime
+
+    own = Path(__file__).resolve().parents[1] / "src"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw_photos(folder)
+        now, before = Worker(own, folder), Worker(arguments.against, folder)
+        for worker in (now, before):
+            worker.answer()
+        results = measure(now, before, arguments.rounds, arguments.models)
+        for worker in (now, before):
+            worker.process.kill()
+            worker.process.wait()
+    record = {
+        "what": "time before over time now, processor seconds of one thread, interleaved",
+        "before": arguments.commit,
+        "rounds": arguments.rounds,
+        "hardware": runtime.hardware() | {"processor": processor_name()},
+        "versions": runtime.versions(),
+        "results": results,
+    }
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def processor_name() -> str:
+    """The processor as the system calls it; empty where it does not say."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else ""
+
+
+if __name__ == "__main__":
+    main()
