@@ -186,13 +186,15 @@ class Worker:
         return line
 
 
-def measure(now: Worker, before: Worker, rounds: int, names: list[str]) -> dict[str, Any]:
+def measure(
+    now: Worker, before: Worker, rounds: int, names: list[str], cases: list[str]
+) -> dict[str, Any]:
     """The ratios of every model and case, and how far apart the vectors of the two are."""
     import numpy as np
 
     results: dict[str, Any] = {}
     for name in names:
-        for case in CASES:
+        for case in cases:
             times: dict[str, list[float]] = {"now": [], "before": []}
             ratios: dict[str, list[float]] = {"cpu": [], "wall": []}
             for number in range(rounds + 1):
@@ -212,6 +214,7 @@ def measure(now: Worker, before: Worker, rounds: int, names: list[str]) -> dict[
                 "cpu_ratio_range": [round(min(ratios["cpu"]), 3), round(max(ratios["cpu"]), 3)],
                 "wall_ratio": round(statistics.median(ratios["wall"]), 3),
                 "goal": GOALS[case],
+                "rounds": rounds,
                 "cpu_s_now": round(statistics.median(times["now"]), 4),
                 "cpu_s_before": round(statistics.median(times["before"]), 4),
                 "largest_difference_of_a_vector": float(f"{apart:.1e}"),
@@ -226,7 +229,10 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="what to call it in the record")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="+", default=["bundled", "55m"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument(
+        "--out", type=Path, help="a record; cases that it has and this run lacks stay"
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -241,19 +247,20 @@ def main() -> None:
         now, before = Worker(own, folder), Worker(arguments.against, folder)
         for worker in (now, before):
             worker.answer()
-        results = measure(now, before, arguments.rounds, arguments.models)
+        results = measure(now, before, arguments.rounds, arguments.models, arguments.cases)
         for worker in (now, before):
             worker.process.kill()
             worker.process.wait()
     record = {
         "what": "time before over time now, processor seconds of one thread, interleaved",
         "before": arguments.commit,
-        "rounds": arguments.rounds,
         "hardware": runtime.hardware() | {"processor": processor_name()},
         "versions": runtime.versions(),
         "results": results,
     }
     if arguments.out:
+        if arguments.out.is_file():
+            record["results"] = json.loads(arguments.out.read_text())["results"] | results
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -37,6 +37,9 @@ CPU_BATCH_TOKENS = 2_048
 """Tokens of a batch on a CPU, padding included: what its caches hold; more is slower."""
 MAX_BATCH_TOKENS = 32_768
 """The same elsewhere, and at most for a `batch_size` that was given."""
+ENOUGH, EVEN = 1 / 8, 0.85
+"""Where no `batch_size` says it: a batch with this share of its tokens takes no item that is less
+than this share as long as its longest, since padding costs as much as tokens."""
 WINDOW_BATCHES = 8
 """Batches per window: enough to sort by cost, few enough to stay small."""
 WINDOW_ITEMS = 1_024
@@ -522,9 +525,10 @@ def plan_batches(
         batch: list[int] = []
         longest = 0
         for index in sorted((i for i, f in enumerate(features) if f.kind is kind), key=cost):
-            longest = max(longest, features[index].tokens)
+            longest, tokens = max(longest, features[index].tokens), features[index].tokens
             full = len(batch) == batch_size or longest * (len(batch) + 1) > max_tokens
-            if batch and full:
+            enough = batch_size is None and longest * len(batch) >= max_tokens * ENOUGH
+            if batch and (full or (enough and tokens < longest * EVEN)):
                 batches.append(batch)
                 batch, longest = [], features[index].tokens
             batch.append(index)

@@ -45,6 +45,14 @@ def test_a_budget_of_tokens_alone_fills_batches() -> None:
     assert [len(batch) for batch in plan_batches(items, None, 100)] == [10, 10, 5]
 
 
+def test_by_the_budget_long_and_short_items_part() -> None:
+    items = [features(Kind.TEXT, tokens) for tokens in (50, 50, 49, 20, 19, 18)]
+    assert plan_batches(items, None, 400) == [[0, 1, 2], [3, 4, 5]]
+    assert plan_batches(items, 6, 400) == [[0, 1, 2, 3, 4, 5]]
+    few = [features(Kind.TEXT, tokens) for tokens in (50, 20, 19)]
+    assert plan_batches(few, None, 1000) == [[0, 1, 2]]  # too few to part
+
+
 def test_texts_come_dearest_first() -> None:
     items = [features(Kind.TEXT, tokens) for tokens in (3, 9, 1, 7, 5)]
     assert plan_batches(items, 2) == [[1, 3], [4, 0], [2]]
