@@ -190,7 +190,7 @@ def _fill(
     sources: list[Path],
     caption_file: Path | None,
     on_error: OnError,
-    batch_size: int,
+    batch_size: int | None,
     as_json: bool,
 ) -> None:
     """Add vectors of .npy files, then images, and say what was done."""

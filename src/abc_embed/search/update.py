@@ -64,7 +64,7 @@ def update(
     sources: Sequence[Path],
     captions: Captions | None = None,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     raise_errors: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
@@ -198,7 +198,7 @@ class _Update:
         self.report.vanished = len(gone)
         self.index.table.patch([{"path": path, "vanished": True} for path in gone])
 
-    def take(self, files: list[ImageFile], batch_size: int) -> Iterator[None]:
+    def take(self, files: list[ImageFile], batch_size: int | None) -> Iterator[None]:
         """Write files that were read, with vectors of the index or new ones; one step a file."""
         new = list(self._without_known(files))
         yield from [None] * (len(files) - len(new))
