@@ -226,7 +226,9 @@ class _Update:
                         raise self.errors[file.path]
                 yield
 
-    def _stream(self, items: Sequence[Item], batch_size: int) -> "Iterator[Vector | Skipped]":
+    def _stream(
+        self, items: Sequence[Item], batch_size: int | None
+    ) -> "Iterator[Vector | Skipped]":
         """Embed in slices that take about as long as may be lost, since a stream reads ahead."""
         embedder = self.index.needed_embedder()
         at = 0

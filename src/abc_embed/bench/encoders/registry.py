@@ -25,7 +25,7 @@ class NativeEncoder(Encoder):
     library = "abc-embed"
     supported_kinds = frozenset(Kind)
 
-    def __init__(self, embedder: Embedder, name: str, *, batch_size: int = 32) -> None:
+    def __init__(self, embedder: Embedder, name: str, *, batch_size: int | None = None) -> None:
         self.embedder = embedder
         self.name, self.dim = strip_path(name), embedder.dim
         self.batch_size = batch_size
