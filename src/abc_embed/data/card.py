@@ -6,10 +6,12 @@ set that was fetched; equal folders get equal cards, so there is no date in it.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from abc_embed.data.published.dataset import (
     COMPLETE_FILE,
@@ -31,7 +33,7 @@ FACTS_FILE = "card.json"
 
 _NOTE_LIMIT = 1 << 16  # bytes of a JSON file that is taken for a note of how something was made
 _MOST = 20  # different licences, sources or kinds that are told apart
-_SCENES = "scenes.json"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 OnProgress = Callable[[int, int], None]
 
@@ -254,82 +256,11 @@ def _files(folder: Path) -> Iterator[dict[str, Any]]:
 
 def card_text(facts: Mapping[str, Any]) -> str:
     """`DATASET_CARD.md`, from what `describe` returns."""
-    lines = [f"# Data set: {facts['name']}", ""]
-    if facts["published"]:
-        lines += _published_lines(facts["published"])
-    for records in facts["records"]:
-        lines += _records_lines(records)
-    for mined in facts["mined"]:
-        lines += [f"## Mined negatives: `{mined['file']}`", ""]
-        lines += [f"{mined['negatives']:,} negatives for {mined['rows']:,} rows.", ""]
-        lines += _table(list(_flat(mined["notes"])))
-    lines += _origin_lines(facts)
-    if facts["files"]:
-        lines += ["## Files", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
-        lines += [f"| {f['name']} | {f['bytes']:,} | `{f['sha256']}` |" for f in facts["files"]]
-        lines.append("")
-    lines.append(f"Written by `{facts['card_of']}` (`abc-embed data card`).")
-    return "\n".join(lines) + "\n"
-
-
-def _records_lines(facts: Mapping[str, Any]) -> list[str]:
-    names = (
-        *("rows", "images", "with_caption", "different_captions", "regions"),
-        *("instructions", "different_instructions", "negatives"),
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    rows = [(name.replace("_", " "), facts[name]) for name in names]
-    rows.append(("sides of an image", f"{facts['sides']['least']} to {facts['sides']['most']} px"))
-    rows.append(("SHA-256 of all images", f"`{facts['images_sha256']}`"))
-    lines = [f"## Records: `{facts['file']}`", "", *_table(rows)]
-    for title in ("licenses", "sources", "kinds_of_instruction"):
-        if facts[title]:
-            counts = ", ".join(f"{_cell(name)} ({n:,})" for name, n in facts[title].items())
-            lines += [f"{title.replace('_', ' ').capitalize()}: {counts}.", ""]
-    return lines
-
-
-def _published_lines(facts: Mapping[str, Any]) -> list[str]:
-    if "complete" not in facts:
-        complete = "not checked (`abc-embed data complete` does)"
-    elif facts["complete"]:
-        complete = "yes, checked row by row"
-    else:
-        missing, bad = facts["rows_without_image"], facts["bad_rows"]
-        complete = f"no: {missing:,} images missing, {bad:,} bad rows"
-    names = ("name", "about", "repository", "commit", "rows", "images", "image_bytes")
-    rows = [(name.replace("_", " "), facts[name]) for name in names if name in facts]
-    rows += [("complete", complete), ("license", facts["license"])]
-    lines = ["## Published data set", "", *_table(rows)]
-    if files := facts.get("files"):
-        lines += ["| file | bytes | SHA-256 | compared |", "| --- | ---: | --- | --- |"]
-        for file in files:
-            digest = f"`{file['sha256']}`" if file["sha256"] else "git only"
-            compared = "yes" if file["compared"] else "no"
-            lines.append(f"| {file['name']} | {file['bytes']:,} | {digest} | {compared} |")
-        lines.append("")
-    return lines
-
-
-def _origin_lines(facts: Mapping[str, Any]) -> list[str]:
-    """How it was made: the command where it is known, and what the tools noted."""
-    notes = facts["notes"]
-    if not notes:
-        return []
-    lines = ["## How it was made", ""]
-    scenes = notes.get(_SCENES, {})
-    if {"count", "seed", "side"} <= set(scenes):
-        held_out = " --held-out" if scenes.get("held_out") else ""
-        lines += [
-            f"Drawn by `abc-embed scenes --count {scenes['count']} --seed {scenes['seed']} "
-            f"--side {scenes['side']}{held_out} --out FOLDER`; equal arguments make equal bytes.",
-            "",
-        ]
-    for name, note in notes.items():
-        lines += [f"`{name}`:", "", *_table(list(_flat(note)))]
-    if facts["seeds"]:
-        seeds = (f"{_cell(place)} = {_cell(seed)}" for place, seed in facts["seeds"].items())
-        lines += [f"Seeds: {', '.join(seeds)}.", ""]
-    return lines
+    environment.filters |= {"cell": _cell, "flat": lambda note: list(_flat(note))}
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(facts)
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -338,12 +269,6 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
             yield from _flat(inner, f"{before}{name}.")
         else:
             yield f"{before}{name}", inner
-
-
-def _table(rows: Sequence[tuple[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    return ["| | |", "| --- | --- |", *(f"| {_cell(n)} | {_cell(v)} |" for n, v in rows), ""]
 
 
 def _cell(value: Any) -> str:
