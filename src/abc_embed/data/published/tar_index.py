@@ -18,7 +18,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -193,18 +193,9 @@ class _State:
     done: bool = False
 
 
-@dataclass(slots=True)
-class _Pending:
-    """What was found since the last commit."""
-
-    since: int = 0
-    members: list[tuple[str, int, int, int, int]] = field(default_factory=list)
-    others: list[tuple[str, str]] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
-
-
 class _Scan:
-    """One archive from where it was left to its end."""
+    """One archive from where it was left to its end; what is found waits in SQLite's transaction
+    for the next commit."""
 
     def __init__(
         self, database: sqlite3.Connection, number: int, archive: Archive, spacing: int
@@ -217,7 +208,7 @@ class _Scan:
         query = "SELECT state FROM archives WHERE archive = ?"
         (text,) = database.execute(query, (number,)).fetchone()
         self._state = _State(**json.loads(text))
-        self._pending = _Pending(self._state.scanned)
+        self._committed = self._state.scanned
         self._packed = 0  # bytes read
 
     def run(self) -> Iterator[int]:
@@ -231,7 +222,7 @@ class _Scan:
             for info, following in tar_members(reader):
                 self._note(info, reader)
                 self._state.scanned = following
-                if following - self._pending.since >= COMMIT_EVERY:
+                if following - self._committed >= COMMIT_EVERY:
                     self._commit()
                 yield self._packed
             for _ in blocks:  # what follows the end mark: to its end, for the sum
@@ -247,7 +238,7 @@ class _Scan:
         if info.isdir():
             return
         if not info.isreg() or info.issparse():
-            self._pending.others.append((_printable(name), _kind_of(info)))
+            self._leave_out(name, _kind_of(info))
             return
         offset = reader.tell()
         crc, left = 0, info.size
@@ -258,28 +249,26 @@ class _Scan:
             crc = zlib.crc32(piece, crc)
             left -= len(piece)
         if not name.isprintable() or _printable(name) != name:
-            self._pending.others.append((_printable(name), "the name cannot be written"))
-        else:
-            self._pending.members.append((name, self._number, offset, info.size, crc))
+            self._leave_out(name, "the name cannot be written")
+            return
+        known = self._database.execute("SELECT 1 FROM members WHERE name = ?", (name,))
+        if known.fetchone():
+            self._leave_out(name, "the name comes again; the last one counts")
+        self._database.execute(
+            "INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)",
+            (name, self._number, offset, info.size, crc),
+        )
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self._database.execute("INSERT INTO others VALUES (?, ?)", (_printable(name), why))
 
     def _commit(self) -> None:
-        pending, number = self._pending, self._number
-        with self._database as database:
-            for member in pending.members:
-                known = "SELECT 1 FROM members WHERE name = ?"
-                if database.execute(known, member[:1]).fetchone():
-                    pending.others.append((member[0], "the name comes again; the last one counts"))
-                database.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)", member)
-            database.executemany("INSERT INTO others VALUES (?, ?)", pending.others)
-            database.executemany(
-                "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)",
-                [(number, p.plain, p.packed, p.bits, p.window) for p in pending.points],
-            )
-            database.execute(
-                "UPDATE archives SET state = ? WHERE archive = ?",
-                (json.dumps(asdict(self._state)), number),
-            )
-        self._pending = _Pending(self._state.scanned)
+        self._database.execute(
+            "UPDATE archives SET state = ? WHERE archive = ?",
+            (json.dumps(asdict(self._state)), self._number),
+        )
+        self._database.commit()
+        self._committed = self._state.scanned
 
     def _plain(self, stream: JoinedFile) -> Iterator[tuple[int, bytes]]:
         for start, block in plain_blocks(stream, self._state.scanned):
@@ -312,7 +301,10 @@ class _Scan:
         while not state.plain_size:
             new, state.plain_size = find_points(stream, known, REACH, self._spacing)
             self._check_growth(new)
-            self._pending.points += new
+            self._database.executemany(
+                "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)",
+                [(self._number, p.plain, p.packed, p.bits, p.window) for p in new],
+            )
             known = [*known, *new]
             del known[1:-1]  # each holds 32 KiB
             yield from new
@@ -330,11 +322,11 @@ class _Scan:
         """A stream of one gzip member ends with the sum and size of all that was inflated."""
         query = "SELECT count(*) FROM points WHERE archive = ? AND window IS NULL"
         ((members,),) = self._database.execute(query, (self._number,))
-        members += sum(point.window is None for point in self._pending.points)
         end = stream.read_at(stream.size - 8, 8)
         if members > 1 or not any(end):  # several members; or zeros after the last
             return
         if struct.unpack("<II", end) != (self._state.sum, self._state.summed % 2**32):
+            self._database.rollback()
             with self._database:  # it begins anew: which of its bytes are wrong is not known
                 self._database.execute("DELETE FROM settings")
             raise DataError(
