@@ -36,7 +36,6 @@ TRIES = 5
 """How often in a row nothing may come, before a fetch is given up; what has come is kept."""
 PAUSE_S = 2.0
 _TIMEOUT_S = 60.0
-_PIECE = 1 << 22
 _CHUNK = 1 << 16  # a line that breaks loses less than this
 _PARTIAL_FOLDER = "fetching"
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # see hub.py
@@ -61,12 +60,10 @@ class RemoteFile:
         size = path.stat().st_size
         if size != self.size:
             return f"{size:,} bytes instead of {self.size:,}"
-        digest = hashlib.sha256() if self.sha256 else hashlib.sha1(f"blob {size}\0".encode())
+        begun = hashlib.sha256() if self.sha256 else hashlib.sha1(f"blob {size}\0".encode())
         with path.open("rb") as content:
-            while piece := content.read(_PIECE):
-                digest.update(piece)
-        expected = self.sha256 or self.git_sha1
-        return None if expected in (None, digest.hexdigest()) else "another hash"
+            digest = hashlib.file_digest(content, lambda: begun).hexdigest()
+        return None if (self.sha256 or self.git_sha1) in (None, digest) else "another hash"
 
 
 @dataclass(slots=True)
