@@ -1,8 +1,8 @@
 """`abc-embed data`: fetch, index, check, unpack, convert and describe data sets."""
 
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from abc_embed.cli.output import (
     print_first,
     print_json,
     print_message,
+    print_outcome,
     print_result,
     print_table,
 )
@@ -55,19 +56,7 @@ app = typer.Typer(
     epilog=EXAMPLES,
 )
 
-
 Folder = Annotated[Path, typer.Argument(help="The folder of the data set.")]
-
-
-class Form(StrEnum):
-    """What a data set can be written as."""
-
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-    WEBDATASET = "webdataset"
-    FOLDER = "folder"
-
-
 DataSet = Annotated[
     Path,
     typer.Argument(
@@ -190,13 +179,11 @@ def unpack(
         done = run(open_images(folder), out, limit=most, on_progress=on_progress)
     left_out = [f"left out: {name} ({why})" for name, why in done.left_out]
     print_first(left_out, SHOWN, "; --json names them all")
-    if as_json:
-        print_json(done.as_json())
-    else:
-        print_result(
-            f"{done.written:,} images written to {out}, {done.kept:,} were there, "
-            f"{len(done.left_out):,} left out"
-        )
+    sentence = (
+        f"{done.written:,} images written to {out}, {done.kept:,} were there, "
+        f"{len(done.left_out):,} left out"
+    )
+    print_outcome(asdict(done), sentence, as_json)
 
 
 @app.command(epilog=EXAMPLES)
@@ -206,10 +193,7 @@ def card(folder: Folder, as_json: options.AsJson = False) -> None:
 
     with progress_bar("files") as on_progress:
         facts, path = write_card(folder, on_progress=on_progress)
-    if as_json:
-        print_json(facts)
-    else:
-        print_result(f"the card is {path}")
+    print_outcome(facts, f"the card is {path}", as_json)
 
 
 @app.command(epilog=RECORDS_EXAMPLES)
@@ -251,7 +235,9 @@ def check(
 def convert(
     data: DataSet,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
-    to: Annotated[Form, typer.Option(help="What to write.")] = Form.JSONL,
+    to: Annotated[
+        Literal["jsonl", "parquet", "webdataset", "folder"], typer.Option(help="What to write.")
+    ] = "jsonl",
     columns: Columns = None,
     part_size: Annotated[int, typer.Option(min=1, help="Rows of a Parquet or tar file.")] = 1000,
     as_json: options.AsJson = False,
@@ -266,13 +252,11 @@ def convert(
 
     dataset = _open(data, columns)
     with progress_bar("rows") as on_progress:
-        done = run(dataset, out, to.value, part_size=part_size, on_progress=on_progress)
+        done = run(dataset, out, to, part_size=part_size, on_progress=on_progress)
     if done.rejected:
         print_message(f"{done.rejected:,} rows cannot be used; {out / REJECTS_FILE} names them")
-    if as_json:
-        print_json({"out": str(out), "written": done.written, "rejected": done.rejected})
-    else:
-        print_result(f"{done.written:,} rows written to {out}")
+    facts = {"out": str(out), "written": done.written, "rejected": done.rejected}
+    print_outcome(facts, f"{done.written:,} rows written to {out}", as_json)
 
 
 @app.command(epilog=RECORDS_EXAMPLES)

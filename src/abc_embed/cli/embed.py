@@ -15,7 +15,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import print_json, print_message, print_result
+from abc_embed.cli.output import print_outcome, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.vectors import jsonl_line, open_writer
@@ -62,7 +62,7 @@ def embed(
     ] = None,
     on_error: Annotated[
         OnError, typer.Option(help="A bad item ends the work, or is left out and listed.")
-    ] = OnError.RAISE,
+    ] = "raise",
     *,
     settings: options.BatchSettings,
     as_json: options.AsJson = False,
@@ -78,7 +78,7 @@ def embed(
     report = Report(on_error)
     if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
         for named in named_items:
-            if named.error is not None and on_error is OnError.RAISE:
+            if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
     with nullcontext() if out is None else open_writer(out) as writer:
         embedder, max_pixels = settings.load_with_pixels()
@@ -117,16 +117,14 @@ class Report:
         Raises:
             InputError, DataError: that very error, if a bad item is to end the work.
         """
-        if self.on_error is OnError.RAISE:
+        if self.on_error == "raise":
             raise type(error)(str(error) if named.line is None else f"{named.where}: {error}")
         self.skipped.append((named.where, str(error)))
 
     def print_skipped(self) -> None:
         """The list of what was left out."""
-        if self.skipped:
-            print_message(f"skipped {len(self.skipped)} of {self.written + len(self.skipped)}:")
-        for name, why in self.skipped:
-            print_message(f"  {name}: {why}")
+        lines = [f"{name}: {why}" for name, why in self.skipped]
+        print_skipped(lines, self.written + len(lines))
 
 
 def _embed(
@@ -184,18 +182,15 @@ def _summarize(
     files: tuple[Path, ...], report: Report, dim: int, model: str, as_json: bool
 ) -> None:
     ids = str(files[0]) if len(files) > 1 else None
-    if as_json:
-        print_json(
-            {
-                "out": str(files[-1]),
-                "ids": ids,
-                "count": report.written,
-                "dim": dim,
-                "model": model,
-                "skipped": [{"id": name, "reason": why} for name, why in report.skipped],
-            }
-        )
-        return
+    facts = {
+        "out": str(files[-1]),
+        "ids": ids,
+        "count": report.written,
+        "dim": dim,
+        "model": model,
+        "skipped": [{"id": name, "reason": why} for name, why in report.skipped],
+    }
     names = "" if ids is None else f", names in {ids}"
     noun = "vector" if report.written == 1 else "vectors"
-    print_result(f"{report.written} {noun} of {dim} numbers in {files[-1]}{names}")
+    sentence = f"{report.written} {noun} of {dim} numbers in {files[-1]}{names}"
+    print_outcome(facts, sentence, as_json)

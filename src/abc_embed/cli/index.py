@@ -1,15 +1,14 @@
 """`abc-embed index`: an index of images that lasts: made, brought up to date, checked."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import print_json, print_message, print_outcome, print_result, print_table
 from abc_embed.errors import DataError, ImageNotFoundError
 from abc_embed.progress import progress_bar
 
@@ -44,14 +43,6 @@ CaptionFile = Annotated[
 BadImages = Annotated[OnError, typer.Option(help="A bad image is left out and listed, or ends it.")]
 
 
-class VectorType(StrEnum):
-    """How vectors are kept."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-
-
 @app.command(epilog=EXAMPLES)
 @options.with_settings
 def build(
@@ -62,9 +53,10 @@ def build(
     ],
     captions: CaptionFile = None,
     vectors: Annotated[
-        VectorType, typer.Option(help="How vectors are kept; int8 searches exactly.")
-    ] = VectorType.FLOAT16,
-    on_error: BadImages = OnError.SKIP,
+        Literal["float32", "float16", "int8"],
+        typer.Option(help="How vectors are kept; int8 searches exactly."),
+    ] = "float16",
+    on_error: BadImages = "skip",
     *,
     settings: options.IndexSettings,
     as_json: options.AsJson = False,
@@ -80,9 +72,7 @@ def build(
         return
     settings = settings.with_default(options.MODEL)
     embedder, max_pixels = settings.load_with_pixels()
-    made = Index.create(
-        index, embedder, max_pixels=max_pixels, dtype=vectors.value, model=settings.model
-    )
+    made = Index.create(index, embedder, max_pixels=max_pixels, dtype=vectors, model=settings.model)
     _fill(made, sources, captions, on_error, settings.batch_size, as_json)
 
 
@@ -95,7 +85,7 @@ def add(
         typer.Argument(metavar="FOLDER...", help="Without any, the folders that it has."),
     ] = None,
     captions: CaptionFile = None,
-    on_error: BadImages = OnError.SKIP,
+    on_error: BadImages = "skip",
     *,
     settings: options.IndexSettings,
     as_json: options.AsJson = False,
@@ -116,10 +106,7 @@ def remove(
     removed = Index.open(index).remove(paths)
     if not removed:
         raise DataError(f"{str(index)!r} holds none of them; give paths as they are on disk")
-    if as_json:
-        print_json({"removed": removed})
-    else:
-        print_result(f"removed {removed} images")
+    print_outcome({"removed": removed}, f"removed {removed} images", as_json)
 
 
 @app.command(epilog=EXAMPLES)
@@ -162,10 +149,7 @@ def compact(index: Place, as_json: options.AsJson = False) -> None:
     from abc_embed.search import Index
 
     dropped = Index.open(index).compact()
-    if as_json:
-        print_json({"dropped": dropped})
-    else:
-        print_result(f"dropped {dropped} vanished images")
+    print_outcome({"dropped": dropped}, f"dropped {dropped} vanished images", as_json)
 
 
 def _update(
@@ -208,7 +192,7 @@ def _fill(
                 images,
                 captions=captions,
                 batch_size=batch_size,
-                raise_errors=on_error is OnError.RAISE,
+                raise_errors=on_error == "raise",
                 on_progress=on_progress,
             )
         names = ("added", "changed", "found", "vanished", "unchanged")

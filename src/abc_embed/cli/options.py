@@ -8,11 +8,10 @@ model is loaded.
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 import typer
 
@@ -30,13 +29,8 @@ MODEL = "bundled"
 """The model of every command that is given none: in the package, on any machine."""
 
 
-class OnError(StrEnum):
-    """What a bad item does."""
-
-    RAISE = "raise"
-    SKIP = "skip"
-
-
+OnError = Literal["raise", "skip"]
+"""What a bad item does."""
 Model = Annotated[
     str,
     typer.Option(

@@ -38,6 +38,22 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def print_outcome(facts: object, sentence: str, as_json: bool) -> None:
+    """What a command did: all of it for programs, or a sentence for people."""
+    if as_json:
+        print_json(facts)
+    else:
+        print_result(sentence)
+
+
+def print_skipped(lines: Sequence[str], total: int) -> None:
+    """What was left out of `total` items, on stderr; nothing if that is nothing."""
+    if lines:
+        print_message(f"skipped {len(lines)} of {total}:")
+    for line in lines:
+        print_message(f"  {line}")
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_result
+from abc_embed.cli.output import print_outcome
 from abc_embed.progress import progress_bar
 
 EXAMPLES = """\
@@ -46,7 +46,5 @@ def scenes(
     sheet = out / SHEET
     dataset = open_dataset(out)
     write_rows([dataset[number] for number in range(min(SHOWN, count))], sheet)
-    if as_json:
-        print_json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
-    else:
-        print_result(f"{count} scenes in {out}; {sheet} shows them")
+    facts = {"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)}
+    print_outcome(facts, f"{count} scenes in {out}; {sheet} shows them", as_json)

@@ -14,7 +14,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import print_json, print_message, print_table
+from abc_embed.cli.output import print_json, print_message, print_skipped, print_table
 from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
@@ -70,7 +70,7 @@ class FolderSettings:
     on_error: Annotated[
         OnError,
         typer.Option(help="A bad image is left out and listed, or ends the work."),
-    ] = OnError.SKIP
+    ] = "skip"
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -112,13 +112,16 @@ def search(
     The first search of a folder embeds every image; later ones, with the same model, only those
     whose content is new. An index also knows what fits no image: only answers are shown.
     """
+    from abc_embed.search import Index
     from abc_embed.search.settings import is_index, read_settings
 
     queries = _queries(texts or [], images or [], instruction)
     output.check()
     if is_index(folder):
         settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
-        results = _search_index(folder, queries, output.count, where, settings)
+        embedder, max_pixels = settings.load_with_pixels()
+        index = Index.open(folder, embedder, max_pixels=max_pixels)
+        results = index.search_many(queries, output.count, where=where)
     elif where is not None:
         raise UsageError("--where needs an index; make one with: abc-embed index build")
     else:
@@ -145,20 +148,6 @@ def _queries(texts: Sequence[str], images: Sequence[str], instruction: str | Non
         raise UsageError("an instruction says what to look at in an image; give one with --image")
     items = [Item(image=image, instruction=instruction) for image in images]
     return [*map(as_query, texts), *map(as_query, items)]
-
-
-def _search_index(
-    folder: Path,
-    queries: "Sequence[Query]",
-    count: int,
-    where: str | None,
-    settings: options.IndexSettings,
-) -> "list[list[Hit]]":
-    from abc_embed.search import Index
-
-    embedder, max_pixels = settings.load_with_pixels()
-    index = Index.open(folder, embedder, max_pixels=max_pixels)
-    return index.search_many(queries, count, where=where)
 
 
 def _search_folder(
@@ -278,12 +267,10 @@ def _report(index: "FolderIndex", on_error: OnError) -> None:
         InputError: an image is bad, and that is to end the work; or all of them are.
     """
     bad = index.bad
-    if bad and (on_error is OnError.RAISE or not index.paths):
+    if bad and (on_error == "raise" or not index.paths):
         raise bad[0].error
     print_message(f"{len(index.paths)} images, {index.from_cache} of them remembered")
     if index.cache_error is not None:
         print_message(f"not all of them are remembered for the next time: {index.cache_error}")
-    if bad:
-        print_message(f"skipped {len(bad)} of {len(bad) + len(index.paths)}:")
-    for picture in bad:
-        print_message(f"  {picture.path}: {picture.error}")
+    lines = [f"{picture.path}: {picture.error}" for picture in bad]
+    print_skipped(lines, len(bad) + len(index.paths))

@@ -4,9 +4,8 @@ more than was allowed, and nothing over a file that is there and right."""
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from abc_embed.data.published.dataset import is_inside
 from abc_embed.data.published.tar_images import Member, TarImages
@@ -23,10 +22,6 @@ class UnpackReport:
     """Files that were there already, with the right content."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(name, why)."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return asdict(self)
 
 
 def unpack(
