@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cli_parts import Cli, picture
 from PIL import Image
 
+from abc_embed import Embedder, Item
 from abc_embed.cli import index as command
 
 
@@ -33,7 +35,7 @@ def search(cli: Cli, *words: object) -> list[dict[str, Any]]:
 
 def test_the_examples_work_one_after_the_other(cli: Cli, tiny: Path, here: Path) -> None:
     lines = [line.strip() for line in command.EXAMPLES.splitlines() if "abc-embed" in line]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         words = shlex.split(line)[1:]
         words += ["--model", str(tiny)] if words[1] == "build" else []
@@ -112,6 +114,29 @@ def test_a_folder_takes_sums_and_several_queries(cli: Cli, tiny: Path, here: Pat
     assert [len(query["hits"]) for query in json.loads(done.out)["queries"]] == [3, 3]
 
 
+def test_a_new_instruction_over_an_old_index(cli: Cli, built: Path, embedder: Embedder) -> None:
+    words = ("search", "my.index", "a dog", "--ask", "what is on the left?", "--json")
+    done = cli(*words, "--budget", 1)
+    assert "looked at 3 of 3 images again: about 100% of the direct answer" in done.err
+    hits = json.loads(done.out)["hits"]
+    items = [Item(image=hit["path"], instruction="what is on the left?") for hit in hits]
+    direct = embedder.similarity(embedder.embed("a dog"), embedder.embed(items))
+    assert [hit["score"] for hit in hits] == pytest.approx(direct.tolist(), abs=1e-4)
+    assert len(json.loads(cli(*words, "--budget", 0.5).out)["hits"]) == 2
+
+
+def test_without_the_extra(
+    cli: Cli, built: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("abc_embed.search.index", "abc_embed.search.table"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    assert cli("search", "photos", "a dog", "--model", tiny).code == 0
+    done = cli("index", "info", built)
+    assert done.code == 1
+    assert "pip install 'abc-embed[index]'" in done.error
+
+
 def test_vectors_of_embed(cli: Cli, tiny: Path, here: Path) -> None:
     assert cli("embed", "photos", "-o", "out.npy", "--model", tiny).code == 0
     for _ in range(2):
@@ -144,6 +169,9 @@ def test_a_removed_folder_and_a_check(cli: Cli, built: Path) -> None:
         (("search", "my.index", "a dog", "--where", "nope > 1"), 2, "No field named nope"),
         (("search", "my.index", "a dog", "--where", "width >"), 2, "Expected: an expression"),
         (("search", "photos", "a dog", "--where", "width > 1"), 2, "--where needs an index"),
+        (("search", "photos", "a dog", "--ask", "left?"), 2, "--ask needs an index"),
+        (("search", "my.index", "a dog", "--ask", "left?", "--budget", "2"), 2, "above 0 and at"),
+        (("search", "my.index", "--image", "photo.jpg", "--ask", "left?"), 2, "give texts"),
         (("search", "my.index", "a dog", "--plot", "hits.txt"), 2, "does not end in .png"),
         (("search", "my.index", '"a dog" 2 "b"'), 2, "is no sum"),
         (("search", "my.index", "a dog", "--max-pixels", "1 token"), 1, "leave out the resolution"),

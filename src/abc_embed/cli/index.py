@@ -26,6 +26,7 @@ Examples:
   abc-embed index add photos.index
   abc-embed index info photos.index
   abc-embed search photos.index "a dog"
+  abc-embed search photos.index "a dog" --ask "what is on the left?" --budget 0.1
 """
 
 app = typer.Typer(

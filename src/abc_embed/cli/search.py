@@ -64,6 +64,23 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexQuery:
+    """What an index can be asked beyond a folder."""
+
+    where: Annotated[
+        str | None,
+        typer.Option(help="A filter: \"width > 1000 and taken >= '2025-01-01'\"."),
+    ] = None
+    ask: Annotated[
+        str | None,
+        typer.Option(help="Look again at the best images with this instruction."),
+    ] = None
+    budget: Annotated[
+        float, typer.Option(help="The share of the images that --ask may look at; 1 is exact.")
+    ] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
 class FolderSettings:
     """How a folder is read; an index knows its images already."""
 
@@ -97,11 +114,8 @@ def search(
         typer.Option("--image", help="An image to find others like; may be repeated."),
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What to look at in --image.")] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(help="Of an index: \"width > 1000 and taken >= '2025-01-01'\"."),
-    ] = None,
     *,
+    asked: IndexQuery,
     output: OutputSettings,
     reading: FolderSettings,
     settings: options.IndexSettings,
@@ -112,18 +126,16 @@ def search(
     The first search of a folder embeds every image; later ones, with the same model, only those
     whose content is new. An index also knows what fits no image: only answers are shown.
     """
-    from abc_embed.search import Index
     from abc_embed.search.settings import is_index, read_settings
 
     queries = _queries(texts or [], images or [], instruction)
     output.check()
     if is_index(folder):
         settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
-        embedder, max_pixels = settings.load_with_pixels()
-        index = Index.open(folder, embedder, max_pixels=max_pixels)
-        results = index.search_many(queries, output.count, where=where)
-    elif where is not None:
-        raise UsageError("--where needs an index; make one with: abc-embed index build")
+        results = _search_index(folder, queries, output.count, asked, settings)
+    elif asked.where is not None or asked.ask is not None:
+        option = "--ask" if asked.where is None else "--where"
+        raise UsageError(f"{option} needs an index; make one with: abc-embed index build")
     else:
         settings = settings.with_default(options.MODEL)
         results = _search_folder(folder, queries, output.count, settings, reading)
@@ -148,6 +160,48 @@ def _queries(texts: Sequence[str], images: Sequence[str], instruction: str | Non
         raise UsageError("an instruction says what to look at in an image; give one with --image")
     items = [Item(image=image, instruction=instruction) for image in images]
     return [*map(as_query, texts), *map(as_query, items)]
+
+
+def _search_index(
+    folder: Path,
+    queries: "Sequence[Query]",
+    count: int,
+    asked: IndexQuery,
+    settings: options.IndexSettings,
+) -> "list[list[Hit]]":
+    from abc_embed.search import Index
+    from abc_embed.search.ask import ask
+
+    if not 0 < asked.budget <= 1:
+        raise UsageError(f"--budget is {asked.budget:g}; give a share above 0 and at most 1")
+    if asked.ask is not None and any(query.kind in ("image", "joint") for query in queries):
+        raise UsageError("--ask says where to look for a text; give texts, and no --image")
+    embedder, max_pixels = settings.load_with_pixels()
+    index = Index.open(folder, embedder, max_pixels=max_pixels)
+    if asked.ask is None:
+        return index.search_many(queries, count, where=asked.where)
+    results = []
+    for query in queries:
+        with progress_bar("looking") as on_progress:
+            found = ask(
+                index,
+                query,
+                asked.ask,
+                count=count,
+                budget=asked.budget,
+                where=asked.where,
+                on_progress=on_progress,
+            )
+        share = (
+            "too few to estimate the share" if found.share is None else (f"about {found.share:.0%}")
+        )
+        print_message(
+            f"looked at {found.passes} of {found.images} images again: {share} of the direct answer"
+        )
+        if found.unreadable:
+            print_message(f"{found.unreadable} of them are gone or damaged, and left out")
+        results.append(found.hits)
+    return results
 
 
 def _search_folder(

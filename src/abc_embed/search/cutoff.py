@@ -121,7 +121,8 @@ def _joint_bank(index: "Index") -> Vectors | None:
         return None
     from abc_embed.inputs import Item
 
-    paths = index.some_paths(JOINT_IMAGES)
+    paths = index.paths()
+    paths = paths[:: max(1, len(paths) // JOINT_IMAGES)][:JOINT_IMAGES]
     items = [
         Item(image=path, instruction=INSTRUCTIONS[at % len(INSTRUCTIONS)])
         for at, path in enumerate(paths)

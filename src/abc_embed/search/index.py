@@ -235,11 +235,17 @@ class Index:
             where = f"NOT vanished AND ({where})" if where else "NOT vanished"
         return self.table.nearest(vectors, count, where, self.settings.get("ann"))
 
-    def some_paths(self, count: int) -> list[str]:
-        """Paths of images, spread over the index."""
-        batches = self.table.scan(["path"], "NOT vanished")
-        paths = [path for batch in batches for path in batch["path"].to_pylist()]
-        return paths[:: max(1, len(paths) // count)][:count]
+    def paths(self, where: str | None = None) -> list[str]:
+        """Paths of all images that pass a filter, vanished ones left out.
+
+        Raises:
+            UsageError: LanceDB refuses the filter.
+        """
+        if where is not None:
+            self.table.count(where)  # refuses it in the user's own words
+        there = f"NOT vanished AND ({where})" if where else "NOT vanished"
+        batches = self.table.scan(["path"], there)
+        return [path for batch in batches for path in batch["path"].to_pylist()]
 
     def text_bank(self) -> Vectors | None:
         """Vectors of everyday things, which a text is weighed against; None without a model."""
