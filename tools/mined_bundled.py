@@ -25,7 +25,7 @@ from abc_embed.scenes.layout import make_scene
 from abc_embed.scenes.questions import caption, same_meaning
 from abc_embed.scenes.render import render
 from abc_embed.train.config import DataConfig
-from abc_embed.train.loop import run_stage1, run_stage2
+from abc_embed.train.loop import run_stage
 from abc_embed.train.sampler import RecordSampler
 from experiments.curriculum.run import Lengths, stage_config
 from experiments.curriculum.sampler import SceneSampler
@@ -89,13 +89,13 @@ def train(start: Path, out: Path, arm: str, pictures: Path, steps: Lengths, seed
         records = pictures / ("mined.jsonl" if arm == "mined" else "records.jsonl")
         model, processor = checkpoint.load(str(start))
         sampler = RecordSampler(records, "pretrain", data)
-        run_stage1(config, sampler, model, processor, out / "stage1")
+        run_stage(config, sampler, model, processor, out / "stage1")
         (out / "stage1" / "done").touch()
     if not (out / "stage2" / "done").exists():
         config = stage_config("instruct", out, steps.stage2)
         config = replace(config, train=replace(config.train, seed=seed + 1))
         model, processor = checkpoint.load(str(out / "stage1" / "model"))
-        run_stage2(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
+        run_stage(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
         (out / "stage2" / "done").touch()
 
 

@@ -30,7 +30,7 @@ from abc_embed.train.config import (
     TemperatureConfig,
     TrainConfig,
 )
-from abc_embed.train.loop import run_stage1, run_stage2
+from abc_embed.train.loop import run_stage
 from experiments.curriculum.language import (
     HEAD_HIDDEN,
     PAD_TOKEN,
@@ -150,10 +150,10 @@ def stages(out: Path, steps: Lengths, *, device: str = "cpu", workers: int = 0) 
     """Stages 1 and 2 of the paper on `out/base`, by the same code as for any other backbone."""
     model, processor = checkpoint.load(str(out / "base"))
     config = stage_config("pretrain", out, steps.stage1, device, workers)
-    run_stage1(config, SceneSampler("pretrain", negatives=3), model, processor, out / "stage1")
+    run_stage(config, SceneSampler("pretrain", negatives=3), model, processor, out / "stage1")
     model, processor = checkpoint.load(str(out / "stage1" / "model"))
     config = stage_config("instruct", out, steps.stage2, device, workers)
-    run_stage2(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
+    run_stage(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
     model, processor = checkpoint.load(str(out / "stage2" / "model"))
     checkpoint.save(model, processor, out / "model", dtype=torch.float16)
     (out / "steps.json").write_text(json.dumps(asdict(steps)) + "\n")

@@ -56,7 +56,7 @@ def _how(results: Sequence[Result]) -> str:
     weights = ", ".join(dict.fromkeys(f"`{run['weights'][:8]}`" for run in results))
     return f"""\
 The paper's findings, tried on generated scenes with a small model: the same base, the same
-pictures and the same training code (`run_stage1`, `run_stage2`) throughout, one thing changed at
+pictures and the same training code (`run_stage`) throughout, one thing changed at
 a time.
 
 * **Base.** The bundled model before its stage 2 (SHA-256 of its weights: {weights}), with

@@ -29,7 +29,7 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.scenes.dataset import write_dataset
 from abc_embed.storage.hashing import sha256_file
-from abc_embed.train.loop import run_stage1
+from abc_embed.train.loop import run_stage
 from abc_embed.train.sampler import RecordSampler
 from experiments.miniature.plan import Condition, Job, Sizes, job_config, shared_key
 
@@ -67,7 +67,7 @@ class SharedInputs:
         sampler = RecordSampler(plain, "pretrain", config.data)
         model, processor = load(self.base, config.model.attention)
         out = self.folder / "mining"
-        run_stage1(config, sampler, model, processor, out)
+        run_stage(config, sampler, model, processor, out)
         settings = MiningSettings(pool=sizes.pool, sample_size=sizes.drawn)
         setup = EmbedderSetup(Embedder(model, processor))
         mined = mine(read_corpus(plain), setup, settings, work=out / "work")

@@ -17,7 +17,7 @@ from abc_embed.data.records import Instruction, Record, read_records
 from abc_embed.embedder import Embedder
 from abc_embed.errors import DataError
 from abc_embed.train.batches import Group, instruction_group
-from abc_embed.train.loop import run_stage1, run_stage2
+from abc_embed.train.loop import run_stage
 from abc_embed.train.metrics_logger import read_metrics
 from abc_embed.train.sampler import RecordSampler
 from experiments.miniature.evaluate import evaluate
@@ -65,12 +65,12 @@ def _train(job: Job, folder: Path, out: Path, shared: SharedInputs) -> None:
     model, processor = load(base, config.model.attention)
     if config.stage == "pretrain":
         sampler = RecordSampler(shared.records, "pretrain", config.data)
-        run_stage1(config, sampler, model, processor, folder)
+        run_stage(config, sampler, model, processor, folder)
     else:
         sizes = shared.sizes
         images = sizes.instruct_steps * sizes.instruct_images
         pairs = PairSampler(shared.records, images, whole=job.condition.whole_groups)
-        run_stage2(config, pairs, model, processor, folder)
+        run_stage(config, pairs, model, processor, folder)
 
 
 def _curve(steps: list[dict[str, float]]) -> list[dict[str, float]]:

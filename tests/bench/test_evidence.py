@@ -22,15 +22,15 @@ def bundled() -> Embedder:
 def test_pairs_ask_for_two_things() -> None:
     asked = evidence.instruction_pairs(20)
     assert len(asked) >= 15
-    for pair in asked:
-        assert pair.scenes[0] is pair.scenes[1]
-        assert pair.questions[0].region != pair.questions[1].region
+    for (scene, first), (again, second) in asked:
+        assert scene is again
+        assert first.region != second.region
     mirrored = evidence.mirrored_pairs(20)
     assert len(mirrored) >= 10
-    for pair in mirrored:
-        assert pair.scenes[0].mirrored() == pair.scenes[1]
-        assert pair.questions[0].instruction == pair.questions[1].instruction
-        assert pair.questions[0].answer != pair.questions[1].answer
+    for (scene, first), (mirror, second) in mirrored:
+        assert scene.mirrored() == mirror
+        assert first.instruction == second.instruction
+        assert first.answer != second.answer
 
 
 def at(x: float, y: float) -> Evidence:

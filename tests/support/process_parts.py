@@ -247,11 +247,10 @@ def gathered_step(
 
 def train_run(config: Any, sampler: Any, out: Path) -> dict[str, Any]:
     """One run of a stage, as it would be by itself; τ and the trained weights as NumPy arrays."""
-    from abc_embed.train.loop import run_stage1, run_stage2
+    from abc_embed.train.loop import run_stage
 
     model, processor = small_model()
-    run = run_stage1 if config.stage == "pretrain" else run_stage2
-    trained = run(config, sampler, model, processor, out)
+    trained = run_stage(config, sampler, model, processor, out)
     weights = {name: value.numpy() for name, value in trained.state_dict().items()}
     return {"tau": trained.temperature.value, "weights": weights}
 

@@ -15,14 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from abc_embed import checkpoint
-from abc_embed.errors import ConfigError, OutputError, TrainingError
+from abc_embed.errors import OutputError, TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.train import checkpoints
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.loop import learning_rate_factor, run_stage1, run_stage2
+from abc_embed.train.loop import learning_rate_factor, run_stage
 from abc_embed.train.metrics_logger import read_metrics
 
-RUNS = {"pretrain": run_stage1, "instruct": run_stage2}
 EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")
 
 
@@ -33,7 +32,7 @@ def train(tiny: Any, pictures: Any) -> Callable[..., AbcModel]:
     def run(config: TrainConfig, out: Path, sampler: Any = None, **options: Any) -> AbcModel:
         model, processor = tiny()
         sampler = sampler or pictures(config.stage)
-        return RUNS[config.stage](config, sampler, model, processor, out, **options)
+        return run_stage(config, sampler, model, processor, out, **options)
 
     return run
 
@@ -250,14 +249,6 @@ def test_every_line_of_the_log_is_complete(
     printed = capfd.readouterr()
     assert printed.out == "" and "step 5 of 5" in printed.err and "items/s" in printed.err
     assert len(printed.err.splitlines()) == 1  # not wrapped where there is no terminal
-
-
-def test_the_stage_must_be_the_one_that_is_run(train: Any, config: Any, tiny: Any) -> None:
-    model, processor = tiny()
-    with pytest.raises(ConfigError, match="stage 1 needs 'pretrain'"):
-        run_stage1(config("instruct"), None, model, processor, "unused")
-    with pytest.raises(ConfigError, match="stage 2 needs 'instruct'"):
-        run_stage2(config("pretrain"), None, model, processor, "unused")
 
 
 def test_an_unwritable_folder_is_one_sentence(train: Any, config: Any, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ Controls: random maps, a model with random layers, the instruction of another sc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -57,12 +56,10 @@ LABELS = {
 COLOURS = dict(zip(LABELS.values(), (BLUE, ORANGE, GREY, RED), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two items with the thing that each one's answer names: the peak must move between them."""
-
-    scenes: tuple[Scene, Scene]
-    questions: tuple[Question, Question]
+Case = tuple[Scene, Question]
+"""A scene with a question about one of its things."""
+Pair = tuple[Case, Case]
+"""Two cases with different answers: the peak must move between them."""
 
 
 def instruction_pairs(count: int) -> list[Pair]:
@@ -75,7 +72,7 @@ def instruction_pairs(count: int) -> list[Pair]:
         order = [asked[i] for i in rng.permutation(len(asked))]
         second = next((q for q in order[1:] if q.region != order[0].region), None)
         if second is not None:
-            pairs.append(Pair((scene, scene), (order[0], second)))
+            pairs.append(((scene, order[0]), (scene, second)))
     return pairs
 
 
@@ -89,7 +86,7 @@ def mirrored_pairs(count: int) -> list[Pair]:
         for before in questions(scene):
             other = after.get(before.instruction)
             if before.kind == "place" and other and other.region != before.region:
-                pairs.append(Pair((scene, mirrored), (before, other)))
+                pairs.append(((scene, before), (mirrored, other)))
                 break
     return pairs
 
@@ -195,8 +192,8 @@ def _row(
     hits = [_pair_hits(explain, pair, number) for number, pair in enumerate(asked)]
     seconds = (time.process_time() - started) / (2 * len(asked))
     moved = [all(_pair_hits(explain, pair, number)) for number, pair in enumerate(mirrored)]
-    alone = [_alone_hit(explain, pair.scenes[0], number) for number, pair in enumerate(asked)]
-    areas = [_areas(embedder, explain, pair, number) for number, pair in enumerate(asked)]
+    alone = [_alone_hit(explain, scene, n) for n, ((scene, _), _) in enumerate(asked)]
+    areas = [_areas(embedder, explain, *first, n) for n, (first, _) in enumerate(asked)]
     deletion, insertion, whole = np.mean(areas, axis=0)
     return {
         "pointing": _share([sum(pair) / 2 for pair in hits]),
@@ -213,7 +210,7 @@ def _row(
 def _pair_hits(explain: Explainer, pair: Pair, number: int) -> tuple[bool, bool]:
     first, second = (
         _hit(explain(_item(scene, question), question.answer, 2 * number + side), scene, question)
-        for side, (scene, question) in enumerate(zip(pair.scenes, pair.questions, strict=True))
+        for side, (scene, question) in enumerate(pair)
     )
     return first, second
 
@@ -241,10 +238,9 @@ def _alone_hit(explain: Explainer, scene: Scene, number: int) -> bool:
 
 
 def _areas(
-    embedder: "Embedder", explain: Explainer, pair: Pair, number: int
+    embedder: "Embedder", explain: Explainer, scene: Scene, question: Question, number: int
 ) -> tuple[float, float, float]:
     """Mean cosine under deletion and under insertion, and that of the whole picture."""
-    scene, question = pair.scenes[0], pair.questions[0]
     item = _item(scene, question)
     order = explain(item, question.answer, 2 * number).contributions.ravel().argsort()[::-1]
     text = torch.from_numpy(embedder.embed(question.answer))
@@ -268,7 +264,7 @@ def deletion_and_insertion(probe: TokenProbe, order: Tensor) -> tuple[float, flo
 
 def _pass_seconds(embedder: "Embedder", asked: Sequence[Pair]) -> float:
     """Processor time of embedding one item, the picture prepared and encoded anew."""
-    items = [_item(pair.scenes[0], pair.questions[0]) for pair in asked[:40]]
+    items = [_item(*first) for first, _ in asked[:40]]
     started = time.process_time()
     for item in items:
         embedder.embed(item)

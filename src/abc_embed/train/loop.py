@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from abc_embed import checkpoint
-from abc_embed.errors import ConfigError, TrainingError
+from abc_embed.errors import TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.runtime import resolve_device, seed_everything
@@ -36,7 +36,7 @@ from abc_embed.train.stages import Instruct, Pretrain, Stage
 from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
 
 
-def run_stage1(
+def run_stage(
     config: TrainConfig,
     sampler: GroupSampler,
     model: AbcModel,
@@ -45,71 +45,28 @@ def run_stage1(
     *,
     resume: bool = True,
 ) -> AbcModel:
-    """Train `model` from image to caption (paper section 4), in place.
+    """Train `model` in place, by the stage that the configuration names (paper sections 4 and 5).
 
     Started again with the same arguments, a broken run goes on and a finished one only saves again.
     With several processes all of them call this, with the same arguments.
 
     Args:
-        config: Of stage "pretrain".
+        config: Of either stage.
         sampler: What it learns from, by step number.
-        model: A vision-language model with head, without adapters. Where weights are split over
-            processes it is used up, and the trained one is what is returned.
+        model: For stage 1 a vision-language model with head, without adapters; for stage 2 what
+            stage 1 returned or saved. Where weights are split over processes it is used up, and
+            the trained one is what is returned.
         processor: Of the model.
         out_dir: Folder of the run; the trained model lies in `out_dir/model`.
         resume: False refuses a folder that holds a run.
 
     Returns:
-        The model with stage 1 merged.
+        The model, with stage 1 merged or the adapter of stage 2 attached.
 
     Raises:
         AbcError: `ConfigError`, `DataError`, `InputError`, `OutputError` or `TrainingError`.
     """
-    if config.stage != "pretrain":
-        raise ConfigError(f"stage is {config.stage!r}; stage 1 needs 'pretrain'")
-    return _run(Pretrain, config, sampler, model, processor, Path(out_dir), resume)
-
-
-def run_stage2(
-    config: TrainConfig,
-    sampler: GroupSampler,
-    model: AbcModel,
-    processor: Processor,
-    out_dir: str | Path,
-    *,
-    resume: bool = True,
-) -> AbcModel:
-    """Train `model` from image and instruction to answer (paper section 5), in place.
-
-    `model` is what stage 1 returned or saved; it comes back with the stage-2 adapter attached. All
-    else is as in `run_stage1`.
-    """
-    if config.stage != "instruct":
-        raise ConfigError(f"stage is {config.stage!r}; stage 2 needs 'instruct'")
-    return _run(Instruct, config, sampler, model, processor, Path(out_dir), resume)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """The parts of one run, made once."""
-
-    config: TrainConfig
-    stage: Stage
-    process_group: ProcessGroup
-    optimizer: Optimizer
-    checkpoints: CheckpointManager
-    out_dir: Path
-
-
-def _run(
-    stage_class: type[Stage],
-    config: TrainConfig,
-    sampler: GroupSampler,
-    model: AbcModel,
-    processor: Processor,
-    out_dir: Path,
-    resume: bool,
-) -> AbcModel:
+    out_dir = Path(out_dir)
     process_group = ProcessGroup(_accelerator(config.model))
     with process_group.detect_lost_processes():
         with process_group.propagate_errors():
@@ -119,6 +76,7 @@ def _run(
             lambda: find_resumable(make_folder(out_dir), resume)
         )
         seed_everything(config.train.seed)
+        stage_class = Pretrain if config.stage == "pretrain" else Instruct
         stage = stage_class(config, model, processor, process_group)
         run = _Run(
             config=config,
@@ -142,6 +100,18 @@ def _run(
             if process_group.is_main:
                 checkpoint.save(stage.model, processor, out_dir / "model")
     return stage.model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """The parts of one run, made once."""
+
+    config: TrainConfig
+    stage: Stage
+    process_group: ProcessGroup
+    optimizer: Optimizer
+    checkpoints: CheckpointManager
+    out_dir: Path
 
 
 def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from abc_embed.errors import DataError, MissingExtraError, OutputError, TrainingError
 from abc_embed.progress import progress_bar
@@ -51,16 +51,6 @@ class StepRecord:
     """Seconds since this process began to train."""
 
 
-class Tracker(Protocol):
-    """Where lines go besides `metrics.jsonl`."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """One line; `step` counts from 1."""
-
-    def close(self) -> None:
-        """Write out what is still held back."""
-
-
 class MetricsLogger:
     """Context manager around a run; `log` once per step."""
 
@@ -71,7 +61,7 @@ class MetricsLogger:
         first_step: int,
         steps: int,
         every: int = 1,
-        tracker: Tracker | None = None,
+        tracker: "TensorBoard | Wandb | None" = None,
     ) -> None:
         """Begin or go on with a log.
 
@@ -188,7 +178,9 @@ def _drop_lines_after(path: Path, step: int) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def open_tracker(config: TrainConfig, out_dir: Path, first_step: int) -> Tracker | None:
+def open_tracker(
+    config: TrainConfig, out_dir: Path, first_step: int
+) -> "TensorBoard | Wandb | None":
     """The tracker that `train.log_to` names; lines after `first_step` are logged anew.
 
     Raises:

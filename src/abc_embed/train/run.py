@@ -18,7 +18,7 @@ from abc_embed.processor import Processor
 from abc_embed.train.batches import GroupSampler
 from abc_embed.train.checkpoints import find_resumable, read_state
 from abc_embed.train.config import TrainConfig, load_config
-from abc_embed.train.loop import autocast_dtype, run_stage1, run_stage2
+from abc_embed.train.loop import autocast_dtype, run_stage
 from abc_embed.train.metrics_logger import check_tracker
 from abc_embed.train.sampler import RecordSampler
 
@@ -45,7 +45,7 @@ def train_from_config(
 
     Raises:
         ConfigError: before anything is loaded.
-        AbcError: as `run_stage1`.
+        AbcError: as `run_stage`.
     """
     config = read_run_config(path, overrides, needs_records=sampler is None)
     check_tracker(config)
@@ -53,7 +53,6 @@ def train_from_config(
     if sampler is None:
         sampler = RecordSampler(config.data.records, config.stage, config.data)
     model, processor = load_for_training(config)
-    run_stage = run_stage1 if config.stage == "pretrain" else run_stage2
     run_stage(config, sampler, model, processor, config.out, resume=resume)
     return Path(config.out) / "model"
 

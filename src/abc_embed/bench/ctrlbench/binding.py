@@ -10,7 +10,6 @@ answer is not asked.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,24 +41,8 @@ _SELECTOR = re.compile(
 """The word that selects; those of two words are looked for first."""
 
 
-@dataclass(frozen=True, slots=True)
-class _MirroredQuestion:
-    """A question of a scene and the same of its mirror."""
-
-    straight: Question
-    mirrored: Question
-
-    @property
-    def aspect(self) -> str:
-        return _aspect(self.straight)
-
-    @property
-    def flips(self) -> bool:
-        return self.straight.answer != self.mirrored.answer
-
-    @property
-    def leaks(self) -> bool:
-        return any(leaks(q.instruction, q.answer) for q in (self.straight, self.mirrored))
+MirroredQuestion = tuple[Question, Question]
+"""A question of a scene, and the same of its mirror."""
 
 
 def generate(count: int = 250, seed: int = SEED) -> SceneBenchmark:
@@ -82,13 +65,13 @@ def generate(count: int = 250, seed: int = SEED) -> SceneBenchmark:
         if chosen is None:
             continue
         things.update(placed.thing.name for placed in scene.placed)
-        used.update(pair.straight.kind for pair in chosen)
+        used.update(straight.kind for straight, _ in chosen)
         captions = tuple(placed.thing.phrase for placed in scene.placed)
         first, group = len(images), NOVEL if novel else KNOWN
         images.append(SceneImage(scene, group, captions, mirror=first + 1))
         images.append(SceneImage(scene.mirrored(), group, captions, mirror=first))
-        queries += [_query(first, pair.straight) for pair in chosen]
-        queries += [_query(first + 1, pair.mirrored) for pair in chosen]
+        queries += [_query(first, straight) for straight, _ in chosen]
+        queries += [_query(first + 1, mirrored) for _, mirrored in chosen]
     description = (
         f"{count} scenes of {OBJECTS} things of one kind ({', '.join(KINDS)}), and their mirrors; "
         f"{OBJECTS * PER_OBJECT} questions by place, relation or size of each, the same of a scene "
@@ -111,7 +94,7 @@ def _aspect(question: Question) -> str:
 
 def _choose(
     rng: np.random.Generator, scene: Scene, used: Counter[str]
-) -> Sequence[_MirroredQuestion] | None:
+) -> Sequence[MirroredQuestion] | None:
     """Questions with every object as the answer of `PER_OBJECT`, in the scene and in its mirror.
 
     Kinds of question that came least so far are preferred. At least one is about size, and at
@@ -119,38 +102,38 @@ def _choose(
     """
     mirrored = {q.instruction: q for q in questions(scene.mirrored())}
     pool = [
-        _MirroredQuestion(q, mirrored[q.instruction])
+        (q, mirrored[q.instruction])
         for q in questions(scene)
         if q.kind in _QUESTION_KINDS and q.instruction in mirrored
     ]
-    pool = [pair for pair in pool if not pair.leaks]
+    pool = [pair for pair in pool if not any(leaks(q.instruction, q.answer) for q in pair)]
     order = [pool[int(i)] for i in rng.permutation(len(pool))]
-    order.sort(key=lambda pair: used[pair.straight.kind])  # stable: else as drawn
-    different: dict[tuple[str, str], _MirroredQuestion] = {}
-    for pair in order:  # "on the left" is asked once, be it for a thing or for an animal
-        relation = pair.straight.instruction if pair.straight.kind == "relation" else ""
-        different.setdefault((pair.aspect, relation), pair)
-    if not any(pair.straight.kind == "size" for pair in different.values()):
+    order.sort(key=lambda pair: used[pair[0].kind])  # stable: else as drawn
+    different: dict[tuple[str, str], MirroredQuestion] = {}
+    for question, twin in order:  # "on the left" is asked once, for a thing or for an animal
+        relation = question.instruction if question.kind == "relation" else ""
+        different.setdefault((_aspect(question), relation), (question, twin))
+    if not any(question.kind == "size" for question, _ in different.values()):
         return None  # sooner than to try them all
     for choice in _balanced(list(different.values()), [], Counter(), Counter()):
-        about_size = any(pair.straight.kind == "size" for pair in choice)
-        if about_size and sum(pair.flips for pair in choice) >= 2:
+        about_size = any(question.kind == "size" for question, _ in choice)
+        if about_size and sum(question.answer != twin.answer for question, twin in choice) >= 2:
             return choice
     return None
 
 
 def _balanced(
-    pool: Sequence[_MirroredQuestion],
-    taken: list[_MirroredQuestion],
+    pool: Sequence[MirroredQuestion],
+    taken: list[MirroredQuestion],
     straight: Counter[str],
     mirrored: Counter[str],
-) -> Iterator[list[_MirroredQuestion]]:
+) -> Iterator[list[MirroredQuestion]]:
     """Each choice with each object right `PER_OBJECT` times on both sides; preferred ones first."""
     if len(taken) == OBJECTS * PER_OBJECT:
         yield list(taken)
         return
     for number, pair in enumerate(pool):
-        answer, mirrored_answer = pair.straight.answer, pair.mirrored.answer
+        answer, mirrored_answer = (question.answer for question in pair)
         if straight[answer] < PER_OBJECT and mirrored[mirrored_answer] < PER_OBJECT:
             straight[answer] += 1
             mirrored[mirrored_answer] += 1

@@ -9,11 +9,11 @@ finite is an error.
     tgt_text, tgt_img_path     candidates, the right one first
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -276,16 +276,14 @@ class _Images:
     """Paths of the rows -> files, or what `images.zip` holds of them."""
 
     def __init__(self, folder: Path) -> None:
-        self._folders = (folder / "images", folder)
-        self._zip: ZipFile | None = None
-        self._names: frozenset[str] = frozenset()
+        self._folders: tuple[Path | zipfile.Path, ...] = (folder / "images", folder)
         archive = folder / "images.zip"
         if archive.is_file() and not (folder / "images").is_dir():
             try:
-                self._zip = ZipFile(archive)
-            except (BadZipFile, OSError) as problem:
+                inside = zipfile.Path(archive)
+            except (zipfile.BadZipFile, OSError) as problem:
                 raise DataError(f"{archive} is damaged ({problem}); get the file again") from None
-            self._names = frozenset(self._zip.namelist())
+            self._folders = (inside, inside / "images")
         self._known: dict[str, Path | bytes | None] = {}
 
     @property
@@ -303,10 +301,8 @@ class _Images:
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
             return None
-        if self._zip is not None:
-            name = next((n for n in (path, f"images/{path}") if n in self._names), None)
-            return None if name is None else self._zip.read(name)
-        return next((f / path for f in self._folders if (f / path).is_file()), None)
+        file = next((f / path for f in self._folders if (f / path).is_file()), None)
+        return file.read_bytes() if isinstance(file, zipfile.Path) else file
 
     def item(self, place: str, words: str, path: str) -> Item:
         """What a side of a row shows.
