@@ -59,7 +59,6 @@ class AbcModule(InputModule):
         return ["text", "image", ("image", "text"), "message"]
 
     def get_embedding_dimension(self) -> int:
-        """`D`."""
         return self.embedder.dim
 
     def preprocess(

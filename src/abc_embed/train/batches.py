@@ -122,7 +122,6 @@ def make_batch(groups: Sequence[Group], processor: Processor, max_pixels: int = 
 
     Args:
         groups: Of all processes and workers together.
-        processor: Of the model in training.
         max_pixels: Of each image after resizing; 0 keeps the processor's own budget.
 
     Raises:

@@ -162,7 +162,6 @@ def dry_run(
     """Try a run out.
 
     Args:
-        config: Of the run.
         gpu: A size ("24GB"; a card's GB are counted as GiB, as its makers do), or empty for the
             one that is present.
         sampler: Stands in for `data.records`.

@@ -51,12 +51,10 @@ def run_stage(
     With several processes all of them call this, with the same arguments.
 
     Args:
-        config: Of either stage.
         sampler: What it learns from, by step number.
         model: For stage 1 a vision-language model with head, without adapters; for stage 2 what
             stage 1 returned or saved. Where weights are split over processes it is used up, and
             the trained one is what is returned.
-        processor: Of the model.
         out_dir: Folder of the run; the trained model lies in `out_dir/model`.
         resume: False refuses a folder that holds a run.
 

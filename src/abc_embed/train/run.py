@@ -35,7 +35,6 @@ def train_from_config(
     """Run what a TOML file says; called again, a broken run goes on.
 
     Args:
-        path: The TOML file.
         overrides: `"section.field=value"` each.
         resume: False refuses a folder that holds a run.
         sampler: Stands in for `data.records`.

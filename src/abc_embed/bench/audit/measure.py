@@ -56,11 +56,9 @@ def audit(
 
     Args:
         encoders: the panel.
-        questions: the set.
-        max_pixels: as in `Embedder.embed`.
+        max_pixels: as in `Embedder.embed`, like `progress`.
         draws: bootstrap resamples, of pictures with all their questions, for the 95 % intervals.
         cache: a folder to keep vectors in.
-        progress: draw a bar on stderr.
 
     Raises:
         UsageError: there is no model, or one does not take texts.

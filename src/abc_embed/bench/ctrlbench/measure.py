@@ -73,7 +73,6 @@ def measure(
     Args:
         encoder: of conditions that it does not support, nothing is reported.
         benchmark: validated first.
-        tier: of the folder's tiers.
         max_pixels: as in `Encoder.embed`, like `progress`.
         limit: only the first so many pictures; the candidates stay all.
         draws: bootstrap resamples for the 95 % intervals.
@@ -99,10 +98,11 @@ def measure(
         for image, words in wanted
     ]
     embedded = encoder.embed(items, max_pixels=max_pixels, progress=progress)
-    vectors = dict(zip(wanted, embedded, strict=True))
+    vectors: dict[ItemKey | None, Vectors] = dict(zip(wanted, embedded, strict=True))
     embedding_s = time.perf_counter() - began
+    vectors[None] = np.zeros(encoder.dim, dtype=np.float32)  # where there is nothing to ask
     query_vectors = {  # two parts are two unit vectors, so neither outweighs the other
-        name: np.sum([_stack(part, vectors, encoder.dim) for part in parts], axis=0)
+        name: np.sum([np.stack([vectors[key] for key in part]) for part in parts], axis=0)
         for name, parts in keys.items()
     }
     scores = compute_scores(
@@ -122,7 +122,7 @@ def measure(
         **scores,
         "bounds": bounds,
         "cost": {
-            "items": len(benchmark.corpus) + len(vectors),
+            "items": len(benchmark.corpus) + len(items),
             "items_of_joint_alone": len(benchmark.corpus) + len(joint_items),
             "embedding_s": round(embedding_s, 2),
         },
@@ -266,9 +266,3 @@ def _other_images(queries: TierQueries) -> list[ItemKey | None]:
     for number in rng.permutation(alone)[:MAX_OTHERS]:
         draw(int(number), images)
     return keys
-
-
-def _stack(keys: Sequence[ItemKey | None], vectors: dict[ItemKey, Vectors], width: int) -> Vectors:
-    """`(Q, D)`; zeros where there is nothing."""
-    nothing = np.zeros(width, dtype=np.float32)
-    return np.stack([nothing if key is None else vectors[key] for key in keys])

@@ -207,11 +207,9 @@ def build(
 
     Args:
         out: a new folder, or one in which a build was broken off.
-        entries: images with their pairs.
         how: said by the card: where the pairs are from.
         about: further fields of the card.
         leaks: keep prompts that hold a word of their description.
-        on_progress: called with the number of images done.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.

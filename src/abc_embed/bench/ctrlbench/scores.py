@@ -44,12 +44,10 @@ def compute_scores(
     """All numbers, with their intervals, and every query's rank.
 
     Args:
-        queries: the questions and where they belong.
         vectors: `(Q, D)` for each condition, zeros where there is nothing to ask; joint may have
             the queries of mirrored pairs below those that are scored.
         captions: `(K, D)`.
         random: whether to add scores drawn at random.
-        draws: bootstrap resamples.
 
     Raises:
         NotFiniteError: a vector is not finite.

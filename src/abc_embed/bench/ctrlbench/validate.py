@@ -6,7 +6,7 @@ question gives away; and for tiers G and B a refusal where one of them breaks th
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from abc_embed.bench.ctrlbench.schema import (
@@ -50,7 +50,9 @@ def text_bound(queries: Sequence[Query], corpus: Mapping[str, str]) -> float:
     Names of candidates within an instruction do not tell instructions apart ("left of the dog" and
     "left of the cat" are one), or a question that is asked once would bound nothing.
     """
-    names = _names_pattern(corpus.values())
+    texts = {re.sub(r"^(a|an|the) ", "", normalize_text(text)) for text in corpus.values()}
+    by_length = sorted(filter(None, sorted(texts)), key=len, reverse=True)
+    names = re.compile(rf"\b(?:{'|'.join(map(re.escape, by_length))})\b")
     return _commonest_answer(queries, lambda q: names.sub("…", normalize_text(q.instruction)))
 
 
@@ -60,12 +62,6 @@ def _commonest_answer(queries: Sequence[Query], group_of: Callable[[Query], str]
     for query in queries:
         answers[group_of(query)].update(query.positives)
     return sum(max(counts.values()) for counts in answers.values()) / len(queries)
-
-
-def _names_pattern(captions: Iterable[str]) -> re.Pattern[str]:
-    names = sorted({re.sub(r"^(a|an|the) ", "", normalize_text(text)) for text in captions})
-    by_length = sorted(filter(None, names), key=len, reverse=True)
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, by_length))})\b")
 
 
 def validate(benchmark: Benchmark, tier: str) -> dict[str, Any]:

@@ -63,7 +63,6 @@ class Encoder(ABC):
         """`N` items -> `(N, D)` of unit length, in their order.
 
         Args:
-            items: any mix of the supported kinds.
             max_pixels: the largest area at which a picture is seen; None: as the model says.
             progress: draw a bar on stderr.
 
@@ -97,7 +96,6 @@ class WrappedEncoder(Encoder):
 
     @property
     def fingerprint(self) -> str:
-        """That of the other encoder."""
         return self.inner.fingerprint
 
     def _details(self) -> dict[str, Any]:

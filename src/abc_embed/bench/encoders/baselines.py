@@ -39,7 +39,6 @@ class RandomEncoder(Encoder):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of width and seed."""
         return sha256(f"random {self.dim} {self.seed}")
 
     def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
@@ -82,7 +81,6 @@ class LateFusion(WrappedEncoder):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, from that of the other encoder."""
         return sha256(f"late {self.inner.fingerprint}")
 
     def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:

@@ -81,10 +81,7 @@ def load_open_clip(
     elsewhere.
 
     Raises:
-        UsageError: the name has not both parts.
-        CheckpointError: the library cannot load it.
-        DeviceError: this machine has no such device or number format.
-        MissingExtraError: open_clip is not installed.
+        AbcError: as `load_encoder`.
     """
     try:
         open_clip = importlib.import_module("open_clip")

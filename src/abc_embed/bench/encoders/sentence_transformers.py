@@ -95,10 +95,7 @@ def load_sentence_transformer(
     `dtype="auto"` keeps the number format of the files.
 
     Raises:
-        UnknownModelError, OfflineError: it cannot be had.
-        CheckpointError: the library cannot load it, or it wants to run code of its own.
-        DeviceError: this machine has no such device or number format.
-        MissingExtraError: sentence-transformers is not installed.
+        AbcError: as `load_encoder`; `CheckpointError` also where it wants to run code of its own.
     """
     try:
         from sentence_transformers import SentenceTransformer

@@ -72,10 +72,8 @@ def load_karpathy(file: Path, images: Path, *, split: str = "test") -> CaptionSe
     """The images of a split of `dataset_coco.json` or `dataset_flickr30k.json`.
 
     Args:
-        file: the JSON file.
         images: the folder that its paths start from; a path is `filepath/filename` (MSCOCO:
             `val2014/…`) or `filename` alone.
-        split: of Karpathy's.
 
     Raises:
         DataError: the file is not of this kind, names no image of the split, or an entry lacks
