@@ -14,9 +14,9 @@ from abc_embed.mining.search import blocks_on, search, search_devices
 from abc_embed.mining.settings import MiningSettings
 
 PROBE_S = 2.0
-"""How long the work is tried, to guess how long all of it takes."""
+"""How long embedding is tried, to guess how long all of it takes."""
 _PROBED_ITEMS = 16  # at a time
-_PROBED_QUERIES = 1024
+_PROBED_QUERIES, _PROBED_BYTES = 256, 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +78,29 @@ def plan_mining(rows: int, captions: int, width: int, settings: MiningSettings) 
 
 
 def search_seconds(rows: int, captions: int, width: int, settings: MiningSettings) -> float:
-    """About how long a search takes, from searches among random vectors for some `PROBE_S`."""
+    """About how long a search takes, from two short ones among random vectors."""
     random = np.random.default_rng(0)
-    most = min(captions, max(1024, (64 << 20) // (4 * width)))
+    most = min(captions, _PROBED_BYTES // (4 * width))
     count = min(_PROBED_QUERIES, rows)
+    own = np.arange(count) % max(1, most // 4)
     texts = random.standard_normal((most, width), dtype=np.float32)
-    images = random.standard_normal((count, width), dtype=np.float32)
-    own = np.arange(count) % min(1024, most)
-    size, spent = min(1024, most), 0.0
-    while True:
+    images = texts[own] + random.standard_normal((count, width), dtype=np.float32)
+
+    def seconds(size: int) -> float:
         begin = time.perf_counter()
-        for _ in search(images, texts[:size], own, pool=settings.pool, settings=settings.search):
+        for _ in search(
+            images, texts[:size], own, pool=settings.pool, settings=settings.search, sampled=0
+        ):
             pass
-        took = time.perf_counter() - begin
-        spent += took
-        if size == most or spent + 4 * took > PROBE_S:
-            break
-        size = min(4 * size, most)
-    return took * (rows / count) * (captions / size) / len(search_devices(settings.search))
+        return time.perf_counter() - begin
+
+    few = max(1, most // 4)
+    seconds(few)  # what is loaded once
+    few_s, most_s = seconds(few), seconds(most)
+    # What each further caption costs; the first ones cost more, as pools are filled with them.
+    caption_s = max(most_s - few_s, 0.05 * most_s) / most * 4 / 3
+    total_s = (most_s + caption_s * (captions - most)) * rows / count
+    return total_s / len(search_devices(settings.search))
 
 
 def embed_seconds(

@@ -66,6 +66,7 @@ def search(
     settings: SearchSettings | None = None,
     blocks: Blocks | None = None,
     product_dtype: torch.dtype | None = None,
+    sampled: int = SAMPLED,
     start: int = 0,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Pools]:
@@ -85,6 +86,7 @@ def search(
         settings: method, memory and devices; None: the defaults.
         blocks: how the work is cut; None: as the memory allows.
         product_dtype: format of the products; None: the fastest one of the device.
+        sampled: so many queries have their pools compared with exact ones, found apart.
         start: the first query; those before it were searched by an earlier run.
         on_progress: given how many queries are done, `start` included, with each candidate block.
 
@@ -98,7 +100,9 @@ def search(
         require_faiss()
     check_rule(epsilon, pool)
     _check(queries, candidates, own)
-    job = _Job(queries, candidates, own, PositiveIndex(own, images), epsilon, pool, settings)
+    job = _Job(
+        queries, candidates, own, PositiveIndex(own, images), epsilon, pool, settings, sampled
+    )
     meter = _Meter(start, on_progress)
     devices = search_devices(settings)
     workers = [_Worker(job, d, len(devices), blocks, product_dtype, meter.add) for d in devices]
@@ -218,6 +222,7 @@ class _Job:
     epsilon: float
     pool: int
     settings: SearchSettings
+    sampled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +260,7 @@ class _Worker:
         self._candidates: tuple[int, _Loaded] | None = None
         if job.settings.method is Method.IVF:
             self._lists = InvertedLists(job.candidates, job.settings)
-        sample = np.random.default_rng([job.settings.seed, 1]).permutation(count)[:SAMPLED]
+        sample = np.random.default_rng([job.settings.seed, 1]).permutation(count)[: job.sampled]
         self._sample = np.sort(sample if job.settings.method is not Method.PLAIN else sample[:0])
         self._side = max(16, min(int((self.blocks.pair_bytes / 12) ** 0.5), 4096))
 
