@@ -12,24 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import bench_audit, bench_evidence, bench_replica, bench_sets, options
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed bench build --tier B --out ctrlbench-b
   abc-embed bench ctrlbench --model bundled --tier B --limit 20
   abc-embed bench ctrlbench --model runs/mine --data ctrlbench-b --limit 20 --out results
   abc-embed bench ctrlbench --model random --tier B --limit 20 --out results
   abc-embed bench diff results/A.json results/B.json
   abc-embed bench report results --out report
-"""
+""")
 DRAWN = ("G", "B", "S")
 """The tiers that are drawn where they are needed; written out so that --help loads nothing."""
 

@@ -6,19 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed bench audit scenes --limit 100
   abc-embed bench audit questions.jsonl --model bundled --model random --out audit
 
 A line of questions.jsonl: {"image": "a.jpg", "instruction": "what is on the left?",
 "answer": "a dog", "candidates": ["a dog", "a cat"]}; without candidates, every answer of the file
 is one.
-"""
+""")
 
 
 @options.with_settings

@@ -6,16 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_table
 from abc_embed.progress import progress_bar
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed bench evidence --scenes 20
   abc-embed bench evidence --model runs/mine --out results/evidence
-"""
+""")
 
 
 @options.with_settings

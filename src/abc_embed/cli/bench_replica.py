@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import print_json, print_result, print_table
+from abc_embed.cli.output import epilog, print_json, print_result, print_table
 from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed bench build-replica photos --vlm NAME --dry-run --out ctrlbench-r
   abc-embed bench build-replica scenes/instruct.jsonl --out ctrlbench-r
 
 The key is read from OPENAI_API_KEY. A build that was stopped goes on when the same command is given
 again; what was answered is not asked again.
-"""
+""")
 
 Source = Annotated[
     Path,

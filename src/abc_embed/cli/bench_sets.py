@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_table
 from abc_embed.errors import UsageError
 from abc_embed.storage.files import check_writable, make_folder
 
@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 
     Measure = Callable[[Encoder, int | None], Findings]
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed bench coco --data dataset_coco.json --images coco --positives cxc --positives eccv
   abc-embed bench flickr30k --data dataset_flickr30k.json --images flickr30k-images
   abc-embed bench mmeb --data MMEB-eval --task GQA --task TextVQA --out results
   abc-embed bench zero-shot --data photos-by-class --max-pixels "128,256,512,1024 tokens"
 
 Several resolutions are measured one after the other, and drawn with --figure.
-"""
+""")
 
 Split = Annotated[str, typer.Option(help="Of Karpathy's splits.")]
 Karpathy = Annotated[Path, typer.Option(help="dataset_coco.json or dataset_flickr30k.json.")]

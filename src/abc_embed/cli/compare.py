@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_table
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
     from abc_embed.inputs import Item
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed compare photo.jpg "a dog" "a cat" --instruction "what is on the left?"
   abc-embed compare photo.jpg "a dog" "a cat" --plot ranking.png
-"""
+""")
 
 
 @options.with_settings

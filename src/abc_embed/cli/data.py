@@ -8,6 +8,7 @@ import typer
 
 from abc_embed.cli import data_instruct, options
 from abc_embed.cli.output import (
+    epilog,
     print_first,
     print_json,
     print_message,
@@ -28,26 +29,20 @@ SHOWN = 10
 CHECK_SHOWN = 20
 """The same, of `abc-embed data check`."""
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed data fetch abc-vg-instruct --out vg
   abc-embed data index vg
   abc-embed data complete vg
   abc-embed data unpack vg --out vg-images
   abc-embed data card vg
-"""
+""")
 
-RECORDS_EXAMPLES = """\
-Examples:
-
-\b
+RECORDS_EXAMPLES = epilog("""
   abc-embed data check scenes
   abc-embed data convert scenes --to parquet --out scenes-parquet
   abc-embed data show scenes --out scenes.png --count 8
   abc-embed data check photos --column caption=title
-"""
+""")
 
 app = typer.Typer(
     help="Fetch, index, check and describe data sets.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
@@ -16,16 +16,13 @@ from abc_embed.storage.files import check_writable
 if TYPE_CHECKING:
     from abc_embed.vlm.instruct import InstructSettings, Report
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed data instruct scenes --own --drop-largest 0 --choose 2 --out scenes/instruct.jsonl
   abc-embed data instruct scenes --vlm NAME --drop-largest 0 --dry-run --out scenes/vlm.jsonl
 
 The key is read from OPENAI_API_KEY. A run that was stopped goes on when the same command is given
 again; what was answered is not asked again.
-"""
+""")
 
 Source = Annotated[
     Path,

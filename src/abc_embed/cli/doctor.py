@@ -14,16 +14,13 @@ from typing import Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_result, print_table
+from abc_embed.cli.output import epilog, print_json, print_result, print_table
 from abc_embed.errors import AbcError
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed doctor
   abc-embed doctor --model runs/mine --json
-"""
+""")
 
 PUBLISHED_GB = 17
 """Size of the published model's base and adapters, on disk and in memory as bfloat16."""

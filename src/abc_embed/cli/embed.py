@@ -15,7 +15,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import print_outcome, print_skipped
+from abc_embed.cli.output import epilog, print_outcome, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.vectors import jsonl_line, open_writer
@@ -26,17 +26,14 @@ if TYPE_CHECKING:
     from abc_embed.inputs import Item
     from abc_embed.pipeline import Vector
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed embed photo.jpg -o out.npy
   abc-embed embed photos --instruction "what is on the left?" -o out.parquet
   abc-embed embed --text "a dog" --text "a cat" -o texts.jsonl
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
 
 A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, with what it has.
-"""
+""")
 
 STDIN = "-"
 

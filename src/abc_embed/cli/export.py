@@ -6,15 +6,12 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_json, print_message, print_result
+from abc_embed.cli.output import epilog, print_json, print_message, print_result
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed export exported
   abc-embed export exported --model runs/mine
-"""
+""")
 
 
 def export(

@@ -8,7 +8,14 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import print_json, print_message, print_outcome, print_result, print_table
+from abc_embed.cli.output import (
+    epilog,
+    print_json,
+    print_message,
+    print_outcome,
+    print_result,
+    print_table,
+)
 from abc_embed.errors import DataError, ImageNotFoundError
 from abc_embed.progress import progress_bar
 
@@ -18,16 +25,13 @@ if TYPE_CHECKING:
 SHOWN = 10
 """Bad images that are named in a message; --json has them all."""
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed index build photos.index photos
   abc-embed index add photos.index
   abc-embed index info photos.index
   abc-embed search photos.index "a dog"
   abc-embed search photos.index "a dog" --ask "what is on the left?" --budget 0.1
-"""
+""")
 
 app = typer.Typer(
     help="Keep an index of images that any search uses.",

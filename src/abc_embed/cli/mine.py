@@ -10,6 +10,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.output import (
+    epilog,
     print_first,
     print_json,
     print_message,
@@ -39,13 +40,10 @@ if TYPE_CHECKING:
     from abc_embed.mining.plan import MiningPlan
     from abc_embed.mining.report import MiningReport
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed mine scenes --out scenes/mined.jsonl
   abc-embed mine scenes --out scenes/mined.parquet --how bins --memory "512 MB"
-"""
+""")
 
 WORK = "mining-work"
 BAD_SHOWN = 10

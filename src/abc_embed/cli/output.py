@@ -15,6 +15,11 @@ PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
 
 
+def epilog(commands: str) -> str:
+    """Examples below a help text, a command on each line: after `\\b` no lines are joined."""
+    return f"Examples:\n\n\b{commands}"
+
+
 def print_message(message: str) -> None:
     """One line of message, on stderr."""
     sys.stderr.write(f"{printable(message)}\n")

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from abc_embed.cli.output import epilog
+
 COMMANDS = {
     "quickstart": "Ask one picture two questions, and see the ranking swap.",
     "embed": "Images and texts -> vectors in a file.",
@@ -23,14 +25,11 @@ COMMANDS = {
 }
 """Each command, which is also its file, and what the list of commands says of it."""
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed quickstart
   abc-embed embed photo.jpg -o out.npy
   abc-embed COMMAND --help
-"""
+""")
 
 
 def command_line(arguments: Sequence[str]) -> Callable[..., Any]:

@@ -6,16 +6,13 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_message, print_result
+from abc_embed.cli.output import epilog, print_message, print_result
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed quickstart
   abc-embed quickstart --plot quickstart.png
   abc-embed quickstart --model TIGER-Lab/ABC-Qwen2VL-Instruct
-"""
+""")
 
 QUESTIONS = {
     "what is the animal on the left?": "a dog",

@@ -6,16 +6,13 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_outcome
+from abc_embed.cli.output import epilog, print_outcome
 from abc_embed.progress import progress_bar
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed scenes --count 20 --out scenes
   abc-embed scenes --count 200 --out test-scenes --seed 7 --held-out
-"""
+""")
 
 SHEET = "contact_sheet.png"
 SHOWN = 12

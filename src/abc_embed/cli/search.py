@@ -14,7 +14,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import print_json, print_message, print_skipped, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_skipped, print_table
 from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
@@ -25,16 +25,13 @@ if TYPE_CHECKING:
     from abc_embed.search.queries import Query
     from abc_embed.storage.vector_cache import VectorCache
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed search photos "a dog" -k 3
   abc-embed search photos '"a dog" + 0.5*"snow" - "a cat"'
   abc-embed search photos --image photo.jpg
   abc-embed search photos --image photo.jpg --instruction "what is on the left?"
   abc-embed search photos "a dog" "a cat" --plot hits.png
-"""
+""")
 
 NOTHING = "nothing more matches"
 """What a table says below the line."""

@@ -6,17 +6,14 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import print_message
+from abc_embed.cli.output import epilog, print_message
 from abc_embed.errors import MissingExtraError, OutputError
 
-EXAMPLES = """\
-Examples:
-
-\b
+EXAMPLES = epilog("""
   abc-embed serve
   abc-embed serve --model runs/mine --port 9000
   abc-embed serve --host 0.0.0.0 --api-key-file keys.txt
-"""
+""")
 
 
 @options.with_settings

@@ -10,44 +10,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli.options import AsJson, with_settings
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
     from abc_embed.train.config import TrainConfig
     from abc_embed.train.dry_run import DryRunReport
 
-STAGES_EXAMPLES = """\
-Examples:
-
-\b
+STAGES_EXAMPLES = epilog("""
   abc-embed scenes --count 400 --out data/scenes
   abc-embed train {stage} --config configs/{stage}-tiny.toml --set train.steps=20
   abc-embed train {stage} --config configs/{stage}-2b-24gb.toml --dry-run --gpu 24GB
 
 A run that was broken off goes on when the same command is given again.
-"""
-MINING_EXAMPLES = """\
-Examples:
-
-\b
+""")
+MINING_EXAMPLES = epilog("""
   abc-embed scenes --count 400 --out data/scenes
   abc-embed train mining-model --config configs/mining-model-tiny.toml
   abc-embed mine data/scenes --model runs/mining-model-tiny/model --out data/scenes/mined.jsonl
-"""
+""")
 PLOT_EXAMPLES = """\
 Example:
 
 \b
   abc-embed train plot runs/pretrain-tiny runs/instruct-tiny --out runs.png
 """
-BUNDLED_EXAMPLES = """\
-Examples:
-
-\b
+BUNDLED_EXAMPLES = epilog("""
   abc-embed train bundled --out runs/bundled
   abc-embed train bundled --out runs/short --scale 0.01
-"""
+""")
 
 app = typer.Typer(
     help="Train a model: stage 1, stage 2, the mining model, or the bundled one from nothing.",
