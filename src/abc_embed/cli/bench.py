@@ -1,7 +1,6 @@
 """`abc-embed bench`: measure a model; a table for people, a record for the repository.
 
-Here are the commands about CtrlBench; the others are in bench_audit.py, bench_evidence.py,
-bench_replica.py and bench_sets.py.
+The sets of others are in bench_sets.py, and CtrlBench from one's own images in bench_replica.py.
 """
 
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abc_embed.cli import bench_audit, bench_evidence, bench_replica, bench_sets, options
+from abc_embed.cli import bench_replica, bench_sets, options
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
@@ -26,6 +25,18 @@ EXAMPLES = epilog("""
   abc-embed bench ctrlbench --model random --tier B --limit 20 --out results
   abc-embed bench diff results/A.json results/B.json
   abc-embed bench report results --out report
+""")
+AUDIT_EXAMPLES = epilog("""
+  abc-embed bench audit scenes --limit 100
+  abc-embed bench audit questions.jsonl --model bundled --model random --out audit
+
+A line of questions.jsonl: {"image": "a.jpg", "instruction": "what is on the left?",
+"answer": "a dog", "candidates": ["a dog", "a cat"]}; without candidates, every answer of the file
+is one.
+""")
+EVIDENCE_EXAMPLES = epilog("""
+  abc-embed bench evidence --scenes 20
+  abc-embed bench evidence --model runs/mine --out results/evidence
 """)
 DRAWN = ("G", "B", "S")
 """The tiers that are drawn where they are needed; written out so that --help loads nothing."""
@@ -45,8 +56,6 @@ Tiers = Annotated[
 for _command in (bench_sets.coco, bench_sets.flickr30k, bench_sets.mmeb, bench_sets.zero_shot):
     app.command(epilog=bench_sets.EXAMPLES)(_command)
 app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
-app.command(epilog=bench_audit.EXAMPLES)(bench_audit.audit)
-app.command(epilog=bench_evidence.EXAMPLES)(bench_evidence.evidence)
 
 
 @app.command(epilog=EXAMPLES)
@@ -231,3 +240,117 @@ def _drawn(record: dict[str, Any]) -> "Benchmark | None":
         f"the pictures of {record['benchmark']} are not at hand; name their folder with --data"
     )
     return None
+
+
+@app.command(epilog=AUDIT_EXAMPLES)
+@options.with_settings
+def audit(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SET", help="A JSONL file, a folder of records or of CtrlBench, or scenes."
+        ),
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="A model of the panel; give it again for more. bundled, a folder, a published "
+            "name, st:NAME, open_clip:MODEL/PRETRAINED, late:NAME or random."
+        ),
+    ] = [options.MODEL],  # noqa: B006  (typer copies it)
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many questions.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for audit.json, audit.md and audit.png."),
+    ] = None,
+    max_pixels: options.MaxPixels = None,
+    *,
+    settings: options.EncoderSettings,
+    as_json: options.AsJson = False,
+) -> None:
+    """Count the questions that the image alone solves, the words alone, or the sum of both vectors.
+
+    What is left over needs a model that reads the picture and the words together.
+    """
+    area = None if max_pixels is None else options.area_in_pixels(max_pixels)
+    from abc_embed.bench.audit import tables as audit_table
+    from abc_embed.bench.audit.measure import audit as run_audit
+    from abc_embed.bench.audit.questions import read_audit_set
+    from abc_embed.storage.files import atomic_write, make_folder
+    from abc_embed.storage.json_files import atomic_write_json
+
+    if out is not None:
+        make_folder(out)
+    questions = read_audit_set(source, limit=limit)
+    panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
+    findings = run_audit(
+        panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json
+    )
+    if as_json:
+        print_json(findings)
+    else:
+        print_table(audit_table.HEAD, audit_table.rows(findings))
+        print_result(audit_table.summary(findings))
+    if out is not None:
+        atomic_write_json(out / "audit.json", findings)
+        with atomic_write(out / "audit.md") as file:
+            file.write(audit_table.markdown(findings).encode())
+        audit_table.draw_bars(findings, out / "audit.png")
+        print_message(f"the audit is in {out}")
+
+
+@app.command(epilog=EVIDENCE_EXAMPLES)
+@options.with_settings
+def evidence(
+    scenes: Annotated[
+        int, typer.Option("--scenes", min=2, help="How many generated scenes are asked about.")
+    ] = 200,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the record and its figure."),
+    ] = None,
+    *,
+    settings: options.ModelSettings,
+    as_json: options.AsJson = False,
+) -> None:
+    """Point to the thing that was asked for, on scenes whose boxes are known.
+
+    Every method of `Embedder.explain`, with controls: random maps, a model with random layers, the
+    instruction of another scene.
+    """
+    from abc_embed.bench import evidence as bench
+    from abc_embed.bench.encoders.registry import NativeEncoder
+    from abc_embed.bench.records import make_record, write_record
+    from abc_embed.storage.files import make_folder
+
+    folder = None if out is None else make_folder(out)
+    embedder = settings.load()
+    with progress_bar("methods and controls") as on_progress:
+        findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
+    record = make_record(NativeEncoder(embedder, settings.model), findings, settings.model)
+    if as_json:
+        print_json(record)
+    else:
+        columns = ("", *bench.LABELS.values(), "deletion", "insertion", "passes")
+        rows = [
+            (
+                name,
+                *(_with_interval(row[key]) for key in bench.LABELS),
+                row["deletion"],
+                row["insertion"],
+                row["passes"],
+            )
+            for name, row in record["scores"].items()
+        ]
+        print_table(columns, rows)
+    if folder is not None:
+        path = write_record(record, folder)
+        bench.draw(record, path.with_suffix(".png"))
+        print_message(f"the record is {path}, drawn beside it")
+
+
+def _with_interval(share: dict[str, Any]) -> str:
+    low, high = share["interval"]
+    return f"{share['value']:.2f} ({low:.2f}\u2013{high:.2f})"

@@ -69,7 +69,7 @@ def check(
 ) -> CheckReport:
     """Look at every row and every image; `longest` is in characters. Images are unpacked in
     `THREADS` threads, a few ahead."""
-    report, first_places = CheckReport(), _FirstPlaces()
+    report, first_places = CheckReport(), dict[tuple[str, bytes], str]()
     for row, image in _with_images(dataset):
         report.rows += 1
         if isinstance(row, Rejected):
@@ -86,32 +86,22 @@ ImageFacts = tuple[int, int, bytes]
 """Width and height of an unpacked image, and a hash of its file."""
 
 
-class _FirstPlaces:
-    """Where ids, images and captions came first."""
-
-    def __init__(self) -> None:
-        self._places: dict[tuple[str, bytes], str] = {}
-
-    def before(self, kind: str, key: bytes, place: str) -> str | None:
-        """Where it was seen before; None if it is new."""
-        first = self._places.setdefault((kind, short_hash(key, 12)), place)
-        return None if first == place else first
-
-
 def _with_images(dataset: Dataset) -> Iterator[tuple[Row | Rejected, ImageFacts | str | None]]:
     """Rows in order, each with what its image is, or why it cannot be read."""
-    waiting: deque[tuple[Row | Rejected, Future[ImageFacts | str] | None]] = deque()
+    waiting: deque[tuple[Row | Rejected, Future[ImageFacts | str | None]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for row in dataset.rows():
-            waiting.append((row, pool.submit(_unpack, row) if isinstance(row, Row) else None))
+            waiting.append((row, pool.submit(_unpack, row)))
             if len(waiting) > 4 * THREADS:
                 first, future = waiting.popleft()
-                yield first, future.result() if future else None
+                yield first, future.result()
         for first, future in waiting:
-            yield first, future.result() if future else None
+            yield first, future.result()
 
 
-def _unpack(row: Row) -> ImageFacts | str:
+def _unpack(row: Row | Rejected) -> ImageFacts | str | None:
+    if isinstance(row, Rejected):
+        return None
     try:
         content = row.read_image()
         picture = open_image(content)
@@ -122,9 +112,19 @@ def _unpack(row: Row) -> ImageFacts | str:
 
 
 def _check_row(
-    report: CheckReport, places: _FirstPlaces, row: Row, image: ImageFacts, longest: int
+    report: CheckReport,
+    first_places: dict[tuple[str, bytes], str],
+    row: Row,
+    image: ImageFacts,
+    longest: int,
 ) -> None:
+    """`first_places`: where the hash of an id, an image or a caption came first."""
     record, place = row.record, row.place
+
+    def seen(kind: str, key: bytes) -> str | None:
+        first = first_places.setdefault((kind, short_hash(key, 12)), place)
+        return None if first == place else first
+
     try:
         texts = _texts(record)
     except DataError as wrong:  # a negative of a published set, which is looked up only now
@@ -138,14 +138,14 @@ def _check_row(
         )
         report.add("wrong sizes", place, why)
         return
-    if first := places.before("id", record.id.encode(), place):
+    if first := seen("id", record.id.encode()):
         why = f"the id {record.id!r} is that of {first} too; give each row its own"
         report.add("ids twice", place, why)
         return
     report.usable += 1
-    if first := places.before("image", image_hash, place):
+    if first := seen("image", image_hash):
         report.add("images twice", place, f"the image is that of {first} too")
-    if record.caption and (first := places.before("text", record.caption.encode(), place)):
+    if record.caption and (first := seen("text", record.caption.encode())):
         report.add("captions twice", place, f"the caption is that of {first} too")
     for name, values in texts.items():
         report.texts[name] += len(values)
