@@ -1,7 +1,7 @@
 """A vision-language model without its output layer, with attention both ways.
 
 `Backbone` says what the rest needs of a VLM, and this file says it for Qwen2-VL. A further family
-is one file in families/ and one line in `LAZY_REGISTRY`, imported when it is asked for.
+is one file in families/, named after its `model_type` and imported when it is asked for.
 No class of transformers is touched: the VLM is a member, set up by its configuration and the public
 flags of its modules. Three silent traps live here. Attention must be told twice to look both ways
 (see `make_bidirectional`); positions must be explicit; and transformers' vision attention loops
@@ -19,6 +19,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -260,11 +261,11 @@ REGISTRY: dict[str, type[Backbone]] = {}
 """Families at hand by the `model_type` of their config.json."""
 
 LAZY_REGISTRY: dict[str, str] = {
-    "internvl": "abc_embed.families.internvl",
-    "qwen2_5_vl": "abc_embed.families.qwen2_5_vl",
-    "qwen3_vl": "abc_embed.families.qwen3_vl",
+    file.stem: f"abc_embed.families.{file.stem}"
+    for file in sorted(Path(__file__).with_name("families").glob("[!_]*.py"))
 }
-"""`model_type` -> the module that registers it, imported when a checkpoint asks for it."""
+"""`model_type` -> the module that registers it, imported when a checkpoint asks for it: each file
+in families/ has the name of its `model_type`."""
 
 
 def register(model_type: str) -> Callable[[type[Backbone]], type[Backbone]]:

@@ -1,1 +1,1 @@
-"""Backbones beyond Qwen2-VL, one file each, as `LAZY_REGISTRY` in backbone.py lists them."""
+"""Backbones beyond Qwen2-VL: one file each, named after the `model_type` of its checkpoints."""
