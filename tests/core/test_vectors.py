@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abc_embed.errors import OutputError, UsageError
-from abc_embed.vectors import FORMATS, PARQUET_ROWS, open_writer, quantize, truncate
+from abc_embed.vectors import FORMATS, PARQUET_ROWS, Writer, open_writer, quantize, truncate
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -166,3 +166,23 @@ def test_widths_and_formats_that_cannot_be() -> None:
         quantize(vectors, "int8")
     with pytest.raises(UsageError, match="use one of: float32"):
         quantize(vectors, "int4")
+
+
+def test_a_format_is_one_class_and_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/architecture.md says: what a full disk or Ctrl-C does is the base class's."""
+
+    class TsvWriter(Writer):
+        def _add(self, name: str, vector: np.ndarray) -> None:
+            self._streams[0].write(f"{name}\t{vector[0]:.3f}\n".encode())
+
+    monkeypatch.setitem(FORMATS, ".tsv", TsvWriter)
+    with open_writer(tmp_path / "x.tsv") as writer:
+        writer.add("a", np.array([0.5, 1.0], dtype=np.float32))
+        assert not (tmp_path / "x.tsv").exists()
+        writer.finish()
+    assert (tmp_path / "x.tsv").read_text() == "a\t0.500\n"
+    with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "y.tsv"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tsv"]

@@ -130,9 +130,14 @@ class Server:
                 allow_methods=["GET", "POST"],
             )
         for shape in SHAPES:
-            self._add(app, shape.path, self._embed_route(shape), type(shape).__doc__ or "", shape)
-        self._add(app, "/v1/rank", self._rank, "Texts ranked for an image, once an instruction.")
-        self._add(app, "/v1/explain", self._explain, "Which places of an image made the cosine.")
+            handle = self._embed_route(shape)
+            self._add(app, shape.path, handle, shape.summary, shape.example, shape)
+        image, texts = "data:image/png;base64,…", ["a dog", "a cat"]
+        words = "what is on the left?"
+        example: dict[str, Any] = {"image": image, "texts": texts, "instructions": [words]}
+        self._add(app, "/v1/rank", self._rank, "Texts ranked for an image", example)
+        example = {"image": image, "text": "a dog", "instruction": words, "png": True}
+        self._add(app, "/v1/explain", self._explain, "Which places made the cosine", example)
         app.get("/v1/models")(self._models)
         app.get("/health")(self._health)
         app.get("/metrics")(self._metrics)
@@ -152,8 +157,11 @@ class Server:
         path: str,
         handle: "Callable[[Fields, Request], Awaitable[Any]]",
         summary: str,
+        example: dict[str, Any],
         shape: Shape | None = None,
     ) -> None:
+        """A route whose body is read by hand, so that every refusal names its place."""
+
         async def route(request: Request) -> Response:
             try:
                 body = await asyncio.to_thread(parse_json, await self._body(request))
@@ -162,13 +170,9 @@ class Server:
                 return refusal(error, shape)
 
         route.__name__ = path.strip("/").replace("/", "_")
-        schema = {
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"type": "object"}}},
-            }
-        }
-        app.post(path, summary=summary.splitlines()[0], openapi_extra=schema)(route)
+        content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+        schema = {"requestBody": {"required": True, "content": content}}
+        app.post(path, summary=summary, openapi_extra=schema)(route)
 
     async def _around(
         self, request: Request, call_next: Callable[[Request], Awaitable[Response]]

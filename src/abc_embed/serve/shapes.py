@@ -57,6 +57,9 @@ class Shape(ABC):
     """One way to ask."""
 
     path: ClassVar[str]
+    summary: ClassVar[str]
+    example: ClassVar[dict[str, Any]]
+    """A request, for people who read the schema."""
 
     @abstractmethod
     def parse(self, body: Fields) -> EmbedRequest:
@@ -86,6 +89,12 @@ class OpenAI(Shape):
     """`/v1/embeddings`: texts, chat messages (vLLM), lists of parts (Jina, SGLang), infinity."""
 
     path = "/v1/embeddings"
+    summary = "OpenAI: texts; chat messages (vLLM); lists of parts (Jina, SGLang); infinity"
+    example: ClassVar = {
+        "input": ["a dog", {"image": "data:image/png;base64,…", "instruction": "what is it?"}],
+        "encoding_format": "float",
+        "dimensions": 128,
+    }
 
     def parse(self, body: Fields) -> EmbedRequest:
         model = body.text("model")
@@ -173,6 +182,12 @@ class Cohere(Shape):
     """`/v2/embed`."""
 
     path = "/v2/embed"
+    summary = "Cohere"
+    example: ClassVar = {
+        "input_type": "search_document",
+        "texts": ["a dog"],
+        "embedding_types": ["float", "ubinary"],
+    }
     _TYPES = ("search_document", "search_query", "classification", "clustering", "image")
     _OUTPUTS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
 
@@ -233,6 +248,8 @@ class Voyage(Shape):
     """`/v1/multimodalembeddings`."""
 
     path = "/v1/multimodalembeddings"
+    summary = "Voyage"
+    example: ClassVar = {"inputs": [{"content": [{"type": "text", "text": "a dog"}]}]}
     _OUTPUTS = ("float", "int8", "uint8", "binary", "ubinary")
 
     def parse(self, body: Fields) -> EmbedRequest:
