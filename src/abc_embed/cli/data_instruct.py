@@ -72,13 +72,8 @@ class RegionOptions:
         if self.similarity_model is not None:
             model = options.ModelSettings(model=self.similarity_model)
             similarity = vector_similarity(model.load())
-        regions = RegionSettings(
-            drop_largest=self.drop_largest,
-            choose=self.choose,
-            max_iou=self.max_iou,
-            max_similarity=self.max_similarity,
-            seed=self.seed,
-        )
+        names = [field.name for field in dataclasses.fields(RegionSettings)]
+        regions = RegionSettings(**{name: getattr(self, name) for name in names})
         return InstructSettings(
             root=root,
             regions=regions,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abc_embed.cli.output import print_message, printable
-from abc_embed.data.image_files import find_images
+from abc_embed.data.image_files import find_images, visible_files
 from abc_embed.errors import DataError, ImageNotFoundError, InputError
 from abc_embed.inputs import Item
 
@@ -55,14 +55,10 @@ def from_arguments(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    pictures = find_images(folder)
-    if not pictures.files:
-        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
-    if pictures.others:
-        print_message(
-            f"{folder}: {len(pictures.files)} images; {pictures.others} other files left out"
-        )
-    return pictures.files
+    pictures = find_images(folder, required=True)
+    if others := len(visible_files(folder)) - len(pictures):
+        print_message(f"{folder}: {len(pictures)} images; {others} other files left out")
+    return pictures
 
 
 def _image(path: str, instruction: str | None) -> NamedItem:

@@ -289,10 +289,7 @@ def _files(folder: Path) -> list[Path]:
 
     if folder.is_file():
         raise ImageNotFoundError(f"{str(folder)!r} is a file; give the folder that it lies in")
-    pictures = find_images(folder)
-    if not pictures.files:
-        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
-    return pictures.files
+    return find_images(folder, required=True)
 
 
 def _open_cache(

@@ -145,11 +145,16 @@ def check_texts(name: str, values: tuple[str, ...]) -> None:
 def check_image(image: object) -> None:
     """Raises `DataError` unless it is a path that stays inside the folder it is relative to."""
     check_text("image", image)
-    parts = str(image).replace("\\", "/").split("/")
-    if ".." in parts or not parts[0] or parts[0].endswith(":") or "\0" in str(image):
+    if not stays_inside(str(image)):
         raise DataError(
             f"image is {short(image)}; give a path inside the folder of the records file"
         )
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a relative path does not lead out of the folder that it starts from."""
+    parts = path.replace("\\", "/").split("/")
+    return bool(parts[0]) and not parts[0].endswith(":") and ".." not in parts and "\0" not in path
 
 
 def are_numbers(values: Sequence[object], *, count: int) -> bool:

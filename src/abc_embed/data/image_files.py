@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from abc_embed.errors import ImageNotFoundError
@@ -17,26 +16,20 @@ SUFFIXES = frozenset(
 """What the formats that `inputs.open_image` reads are called on disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class FolderImages:
-    """The images of a folder and of those inside it, in the order of their names."""
-
-    files: list[Path]
-    others: int
-    """How many files were left out because their names are not those of images."""
-
-
-def find_images(folder: Path) -> FolderImages:
-    """All images below `folder`; hidden files and folders are not looked at.
+def find_images(folder: Path, *, required: bool = False) -> list[Path]:
+    """All images below `folder`, in the order of their names; hidden ones are not looked at.
 
     Raises:
-        ImageNotFoundError: no such folder, or one inside it may not be read.
+        ImageNotFoundError: no such folder, or one inside it may not be read; or, where some are
+            `required`, it has none.
     """
     if not folder.is_dir():
         raise ImageNotFoundError(f"there is no folder {str(folder)!r}; check the path")
     files = visible_files(folder, _refuse)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    return FolderImages(images, len(files) - len(images))
+    if required and not images:
+        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
+    return images
 
 
 def visible_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abc_embed.data.image_files import find_images
-from abc_embed.errors import ImageError, ImageNotFoundError, InputError
+from abc_embed.errors import ImageError, InputError
 from abc_embed.inputs import Item
 from abc_embed.search.folder import SETTLED_NS, Bad, ImageFile, error_of_file, read_files
 from abc_embed.search.metadata import Captions, describe
@@ -85,7 +85,9 @@ def update(
     folders = [Path(folder) for folder in index.settings["folders"]] if not sources else []
     folders += [source.absolute() for source in sources if not source.is_file()]
     listed = [source.absolute() for source in sources if source.is_file()]
-    files = dict.fromkeys([*listed, *(path for folder in folders for path in _images(folder))])
+    files = dict.fromkeys(
+        [*listed, *(path for folder in folders for path in find_images(folder, required=True))]
+    )
     index.settings["folders"] = sorted({*index.settings["folders"], *map(str, folders)})
     index.save_settings()
     work = _Update(index, captions, folders, [str(path) for path in files], raise_errors)
@@ -103,13 +105,6 @@ def update(
     work.finish()
     on_progress(len(files), len(files))
     return work.report
-
-
-def _images(folder: Path) -> list[Path]:
-    images = find_images(folder)
-    if not images.files:
-        raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
-    return images.files
 
 
 class _Update:

@@ -124,7 +124,7 @@ def write_instructions(
     with atomic_write(file_beside(out, "rejects.jsonl")) as rejects.file:
         write_records(partial, finished_records())
         rejects.file = None
-    report.rejected = rejects.sorted_counts()
+    report.rejected = dict(rejects.counts.most_common())
     report.complete = not report.not_asked
     report.distinct_prompts = len(prompts)
     report.common_prompts = prompts.most_common(MOST_COMMON)

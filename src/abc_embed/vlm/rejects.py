@@ -52,7 +52,3 @@ class Rejects:
             row |= {"image": image, "phrase": phrase, "reply": reply}
             row = {name: value for name, value in row.items() if value}
             self.file.write((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace"))
-
-    def sorted_counts(self) -> dict[str, int]:
-        """How many were left out for each reason, the commonest first."""
-        return dict(self.counts.most_common())

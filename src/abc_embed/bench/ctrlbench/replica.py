@@ -122,7 +122,7 @@ def sample(folder: Path, count: int | None, seed: int) -> list[Path]:
         ImageNotFoundError: there is no such folder.
         DataError: it has no images.
     """
-    files = find_images(folder).files
+    files = find_images(folder)
     if not files:
         raise DataError(f"{folder} has no images; give a folder that has some")
     if count is None or count >= len(files):
@@ -230,7 +230,7 @@ def build(
                 images.append(_copy_image(folder, f"i{len(images):05}", entry))
                 pairs[images[-1].image_id] = usable
             on_progress(done)
-    left_out = rejects.sorted_counts()
+    left_out = dict(rejects.counts.most_common())
     if not images:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise DataError(f"no image has {MIN_PAIRS} pairs that can be used ({reasons or 'none'})")

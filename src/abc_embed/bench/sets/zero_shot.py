@@ -49,7 +49,7 @@ def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
     images: list[Path] = []
     label_of: list[int] = []
     for number, path in enumerate(classes):
-        files = find_images(path).files
+        files = find_images(path)
         if not files:
             raise DataError(f"{path} has no image; add some, or take the folder away")
         images += files

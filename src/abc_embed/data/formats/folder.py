@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
+from abc_embed.data.fields import stays_inside
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError
 
@@ -23,7 +24,7 @@ CAPTION_FILES = (
 
 def is_folder_of_images(path: Path) -> bool:
     """Whether there is any image below the folder."""
-    return path.is_dir() and bool(find_images(path).files)
+    return path.is_dir() and bool(find_images(path))
 
 
 class FolderDataset(Dataset):
@@ -37,7 +38,7 @@ class FolderDataset(Dataset):
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file of captions that cannot be read."""
         self.path, self._columns = path, dict(columns)
-        names = [image.relative_to(path).as_posix() for image in find_images(path).files]
+        names = [image.relative_to(path).as_posix() for image in find_images(path)]
         captions = next((path / name for name in CAPTION_FILES if (path / name).is_file()), None)
         self._captions: dict[str, tuple[str, dict[str, Any]]] = {}
         """Image -> place and values of its line."""
@@ -58,7 +59,7 @@ class FolderDataset(Dataset):
         name = self._names[number]
         path = self.path / name
         values = self._captions[name][1] if name in self._captions else self._text_beside(path)
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not stays_inside(name):
             raise DataError(f"the image {name!r} lies outside the folder; move it inside")
         record = record_from_columns({"id": name} | values, path, name, number, self._columns)
         return Row(self.place(number), record, path)

@@ -8,10 +8,11 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
+from abc_embed.data.fields import stays_inside
 from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError
 from abc_embed.storage.files import open_file
@@ -87,18 +88,13 @@ class ParquetDataset(Dataset):
         if isinstance(value, dict):
             content, path = value.get("bytes"), str(value.get("path") or "")
             if isinstance(content, bytes):
-                return content, path if _stays_inside(path) else name + Path(path).suffix
+                return content, path if stays_inside(path) else name + Path(path).suffix
             value = path
         if isinstance(value, bytes):
             return value, name
         if isinstance(value, str) and value:
             return self.folder / value, value
         raise DataError(f"{self._image_column} is empty; give bytes or a path")
-
-
-def _stays_inside(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return bool(parts) and ".." not in parts and not PurePosixPath(path).is_absolute()
 
 
 def _open(path: Path) -> Any:
