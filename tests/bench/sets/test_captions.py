@@ -128,7 +128,7 @@ def random_set(random: np.random.Generator, images: int) -> tuple[Any, Any, Capt
 def test_figures_are_those_of_eccv_caption(seed: int) -> None:
     random = np.random.default_rng(seed)
     seen, said, captions = random_set(random, 40)
-    ours = both_directions(seen, said, captions, draws=10)
+    ours = both_directions(seen, said, captions)
     to_text = {i: list(np.argsort(-(seen[i] @ said.T))) for i in range(40)}
     to_image = {c: list(np.argsort(-(said[c] @ seen.T))) for c in range(200)}
     own = {i: list(range(5 * i, 5 * i + 5)) for i in range(40)}
@@ -155,7 +155,7 @@ def test_map_at_r_is_that_of_eccv_caption(coco: Path) -> None:
         return by_text[item.text] if item.text else by_name[Path(str(item.image)).name]
 
     captions = load_karpathy(coco / "dataset_coco.json", coco)
-    ours = measure(TableEncoder(vector), captions, [positives], draws=10)["scores"]
+    ours = measure(TableEncoder(vector), captions, [positives])["scores"]
     to_text = {i: list(np.argsort(-(seen[i] @ said.T))) for i in rights}
     theirs = compute_eccv_metrics(to_text, rights)
     assert ours["eccv_image_to_text_map_at_r"]["value"] == pytest.approx(theirs["eccv_map_at_r"])

@@ -73,7 +73,7 @@ def write(folder: Path, values: list[dict[str, Any]]) -> None:
 
 
 def accuracy(encoder: TableEncoder, task: mmeb.Task) -> float:
-    value = mmeb.measure(encoder, task, draws=10)["scores"]["accuracy"]["value"]
+    value = mmeb.measure(encoder, task)["scores"]["accuracy"]["value"]
     assert isinstance(value, float)
     return value
 
@@ -134,22 +134,22 @@ def test_images_as_candidates_and_words_as_queries(copy: Path) -> None:
 
 
 def test_images_are_read_out_of_the_archive(copy: Path) -> None:
-    plain = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"), draws=10)
+    plain = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
     with zipfile.ZipFile(copy / "images.zip", "w") as archive:
         for number in range(4):
             archive.write(copy / f"images/x/{number}.png", f"images/x/{number}.png")
     (copy / "images").rename(copy / "elsewhere")
-    packed = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"), draws=10)
+    packed = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
     assert packed == plain
 
 
 def test_a_missing_image_is_listed(copy: Path) -> None:
     (copy / "images/x/1.png").unlink()
-    found = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"), draws=10)
+    found = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
     assert (found["missing"], found["sizes"]["queries"]) == (["x/1.png"], 1)
     write(copy / "GQA", [row(ASK.format("1"), "../GQA/x.png", ["a 1", "a 2"])])
     with pytest.raises(DataError, match="none of the set's images is there"):
-        mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"), draws=10)
+        mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,7 @@ def test_what_is_no_copy_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_has_the_papers_column(copy: Path) -> None:
     found = [
-        mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, name), draws=10)
-        for name in ("GQA", "SUN397")
+        mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, name)) for name in ("GQA", "SUN397")
     ]
     assert mmeb.table_rows(found) == [
         ("SUN397", "3", "66.7", "71.8"),
@@ -205,7 +204,7 @@ def classes(tmp_path: Path) -> Path:
 def test_classes_of_a_folder(classes: Path) -> None:
     folder = zero_shot.load_image_folder(classes / "photos", classes / "labels.json")
     encoder = TableEncoder(knows)
-    found = zero_shot.measure(encoder, folder, draws=10)
+    found = zero_shot.measure(encoder, folder)
     assert [item.text for item in encoder.calls[0]] == [
         "A photo of a cat 0.",
         "A photo of a dog 1.",
@@ -213,7 +212,7 @@ def test_classes_of_a_folder(classes: Path) -> None:
     assert found["scores"]["accuracy"]["value"] == 0.75
     assert found["scores"]["class_mean"]["value"] == pytest.approx((2 / 3 + 1) / 2)
     assert zero_shot.load_image_folder(classes / "photos").labels == ("big 0", "n1")
-    constant_one = zero_shot.measure(TableEncoder(constant), folder, draws=10)
+    constant_one = zero_shot.measure(TableEncoder(constant), folder)
     assert constant_one["scores"]["accuracy"]["value"] == 0.0
     with pytest.raises(UsageError, match=r"has no \{label\}"):
         zero_shot.measure(encoder, folder, template="a photo")
@@ -234,7 +233,7 @@ def test_a_sweep_measures_each_resolution_and_draws_it(classes: Path) -> None:
     encoder = TableEncoder(knows)
 
     def measure(timed: Any, area: int) -> Any:
-        return zero_shot.measure(timed, folder, max_pixels=area, draws=10)
+        return zero_shot.measure(timed, folder, max_pixels=area)
 
     found = sweep.sweep(encoder, [784, 3136], measure)
     assert [f["settings"]["max_pixels"] for f in found] == [784, 3136]

@@ -30,10 +30,6 @@ class CachedEncoder(WrappedEncoder):
     def __init__(self, inner: Encoder, folder: Path | None = None) -> None:
         super().__init__(inner)
         self.folder = folder
-        self.hits = 0
-        """Items so far whose vectors were remembered, those repeated within a call too."""
-        self.embedded = 0
-        """Items so far that the other encoder embedded."""
         self._memory: dict[int | None, dict[str, Vectors]] = {}
         self._disk: dict[int | None, VectorCache] = {}
 
@@ -59,8 +55,6 @@ class CachedEncoder(WrappedEncoder):
         if cache is not None:
             known.update(cache.get(key for key in keys if key not in known))
         new = {k: item for k, item in zip(keys, items, strict=True) if k not in known}
-        self.hits += len(items) - len(new)
-        self.embedded += len(new)
         new_keys = list(new)
         order = group_by_image([image_key(item) for item in new.values()])
         size = max(1, len(order)) if cache is None else SAVE_EVERY

@@ -23,12 +23,13 @@ from abc_embed.weights import fingerprint
 
 BATCH_SIZE = 32
 """Items of a batch, where nobody says it: these libraries have no budget of tokens."""
-BATCHES = 4
-"""Batches whose pictures are in memory together."""
 
 
 class ForeignEncoder(Encoder):
     """A torch model that another library loaded."""
+
+    batches_per_call = 1
+    """Batches given to `_embed_kind` at once: more where the library sorts and cuts them itself."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class ForeignEncoder(Encoder):
         for kind in Kind:
             rows = [row for row, item in enumerate(items) if item.kind is kind]
             order = group_by_image([image_key(items[row]) for row in rows])
-            size = self.batch_size * BATCHES
+            size = self.batch_size * self.batches_per_call
             for start in range(0, len(order), size):
                 part = [rows[place] for place in order[start : start + size]]
                 batch = [items[row] for row in part]

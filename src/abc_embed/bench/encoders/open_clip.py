@@ -5,7 +5,6 @@ as `late:open_clip:...`. The library needs torchvision, so it is an extra of its
 """
 
 import importlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,25 +43,15 @@ class OpenClipEncoder(ForeignEncoder):
         kinds = frozenset({Kind.TEXT, Kind.IMAGE})
         super().__init__(model.eval(), f"open_clip:{name}", kinds, dim=None, batch_size=batch_size)
 
-    def _embed_kind(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
-        if kind is Kind.TEXT:
-            return self._batched(words, self._encode_texts)
-        return self._batched(pictures, self._encode_images)
-
-    def _encode_texts(self, words: Sequence[str]) -> Any:
-        tokens = self._tokenize(words).to(self._parameter.device)
-        return self.model.encode_text(tokens)
-
-    def _encode_images(self, pictures: Sequence[Image.Image]) -> Any:
-        pixels = torch.stack([self._prepare(picture) for picture in pictures])
-        pixels = pixels.to(self._parameter.device, self._parameter.dtype)
-        return self.model.encode_image(pixels)
-
     @torch.no_grad()
-    def _batched(self, values: list[Any], encode: Callable[[Any], Any]) -> Vectors:
-        starts = range(0, len(values), self.batch_size)
-        parts = [encode(values[start : start + self.batch_size]) for start in starts]
-        return np.asarray(torch.cat(parts).float().cpu().numpy(), dtype=np.float32)
+    def _embed_kind(self, kind: Kind, words: list[str], pictures: list[Image.Image]) -> Vectors:
+        device, dtype = self._parameter.device, self._parameter.dtype
+        if kind is Kind.TEXT:
+            vectors = self.model.encode_text(self._tokenize(words).to(device))
+        else:
+            pixels = torch.stack([self._prepare(picture) for picture in pictures])
+            vectors = self.model.encode_image(pixels.to(device, dtype))
+        return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
 
     def _config(self) -> dict[str, Any]:
         return {"preparation": str(self._prepare), "name": self.name}

@@ -32,6 +32,7 @@ class SentenceTransformerEncoder(ForeignEncoder):
     """Any `SentenceTransformer`, with the kinds that it says it takes."""
 
     library = "sentence-transformers"
+    batches_per_call = 4
 
     def __init__(
         self, model: "SentenceTransformer", name: str, *, batch_size: int | None = None

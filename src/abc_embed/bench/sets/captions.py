@@ -194,7 +194,6 @@ def measure(
     further: Sequence[Positives] = (),
     *,
     max_pixels: int | None = None,
-    draws: int = DRAWS,
     progress: bool = False,
 ) -> Findings:
     """Both directions, with intervals by image; `further` adds CxC and ECCV.
@@ -212,7 +211,7 @@ def measure(
     items = [Item(image=path) for path in captions.images]
     images = encoder.embed(items, max_pixels=max_pixels, progress=progress)
     texts = encoder.embed(list(captions.captions), progress=progress)
-    scores = both_directions(images, texts, captions, draws=draws)
+    scores = both_directions(images, texts, captions)
     for positives in further:
         scores |= _further_scores(images, texts, positives)
     return {
@@ -220,16 +219,14 @@ def measure(
         "benchmark_hash": content_hash(
             zip(captions.captions, captions.image_of, strict=True), captions.images
         ),
-        "settings": {"max_pixels": max_pixels, "draws": draws},
+        "settings": {"max_pixels": max_pixels, "draws": DRAWS},
         "sizes": {"images": len(images), "captions": len(texts)},
         "missing": list(captions.missing),
         "scores": scores,
     }
 
 
-def both_directions(
-    images: Vectors, texts: Vectors, captions: CaptionSet, *, draws: int = DRAWS
-) -> dict[str, Any]:
+def both_directions(images: Vectors, texts: Vectors, captions: CaptionSet) -> dict[str, Any]:
     """`(I, D)` and `(C, D)` -> R@1, R@5, R@10 of both directions, and RSUM in per cent."""
     own: dict[int, list[int]] = {image: [] for image in range(len(images))}
     for caption, image in enumerate(captions.image_of):
@@ -237,7 +234,7 @@ def both_directions(
     to_text, _ = _rank(images, texts, own)
     to_image, _ = _rank(texts, images, {c: (i,) for c, i in enumerate(captions.image_of)})
     scores = {
-        f"{direction}_r{k}": share(ranks <= k, clusters, draws)
+        f"{direction}_r{k}": share(ranks <= k, clusters)
         for direction, ranks, clusters in (
             ("image_to_text", to_text, np.arange(len(images))),
             ("text_to_image", to_image, np.asarray(captions.image_of)),

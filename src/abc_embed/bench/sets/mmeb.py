@@ -152,12 +152,7 @@ def load_task(
 
 
 def measure(
-    encoder: Encoder,
-    task: Task,
-    *,
-    max_pixels: int | None = None,
-    draws: int = DRAWS,
-    progress: bool = False,
+    encoder: Encoder, task: Task, *, max_pixels: int | None = None, progress: bool = False
 ) -> Findings:
     """Accuracy: the share of rows whose right candidate stands alone at the top.
 
@@ -184,10 +179,10 @@ def measure(
     return {
         "benchmark": f"mmeb-{task.name}",
         "benchmark_hash": content_hash(rows, files),
-        "settings": task.settings | {"max_pixels": max_pixels, "draws": draws},
+        "settings": task.settings | {"max_pixels": max_pixels, "draws": DRAWS},
         "sizes": {"queries": len(asked), "candidates": len(task.candidates)},
         "missing": list(task.missing),
-        "scores": {"accuracy": share(hits, np.arange(len(hits)), draws)},
+        "scores": {"accuracy": share(hits, np.arange(len(hits)))},
     }
 
 

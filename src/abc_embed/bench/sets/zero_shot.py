@@ -70,7 +70,6 @@ def measure(
     *,
     template: str = TEMPLATE,
     max_pixels: int | None = None,
-    draws: int = DRAWS,
     progress: bool = False,
 ) -> Findings:
     """Top-1 and top-5 accuracy, and the mean over classes; ties count against the model.
@@ -88,12 +87,12 @@ def measure(
     hits = (ranks == 1).astype(np.float64)
     each, classes = np.arange(len(hits)), np.asarray(images.label_of)
     by_class = np.bincount(classes, hits) / np.bincount(classes)
-    scores = {"accuracy": share(hits, each, draws), "top5": share(ranks <= 5, each, draws)}
-    scores["class_mean"] = share(by_class, np.arange(len(by_class)), draws)
+    scores = {"accuracy": share(hits, each), "top5": share(ranks <= 5, each)}
+    scores["class_mean"] = share(by_class, np.arange(len(by_class)))
     return {
         "benchmark": f"zero-shot-{images.name}",
         "benchmark_hash": content_hash(zip(images.labels, strict=True), images.images),
-        "settings": {"template": template, "max_pixels": max_pixels, "draws": draws},
+        "settings": {"template": template, "max_pixels": max_pixels, "draws": DRAWS},
         "sizes": {"images": len(items), "classes": len(images.labels)},
         "missing": [],
         "scores": scores,
