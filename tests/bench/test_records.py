@@ -33,13 +33,13 @@ def encoder() -> NativeEncoder:
 def record(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     """What a model that adds its vectors would have, under the golden model's name."""
     findings = measure(fake("LateFusion"), folders["S"], "S", draws=50)
-    return records.make_record(encoder, findings, "bundled")
+    return records.make_record(encoder, findings)
 
 
 @pytest.fixture
 def oracle(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     findings = measure(fake("Oracle"), folders["S"], "S", draws=50)
-    return records.make_record(encoder, findings, "other")
+    return records.make_record(NativeEncoder(encoder.embedder, "other"), findings)
 
 
 def test_a_record_names_all_that_its_numbers_hang_on(
@@ -75,7 +75,8 @@ def test_no_host_and_no_path_is_in_it(record: dict[str, Any], folders: Folders) 
     ],
 )
 def test_a_name_that_is_a_path_is_cut(encoder: NativeEncoder, name: str, kept: str) -> None:
-    assert records.make_record(encoder, {}, name)["model"]["name"] == kept
+    named = NativeEncoder(encoder.embedder, name)
+    assert records.make_record(named, {})["model"]["name"] == kept
 
 
 def test_written_and_read(record: dict[str, Any], tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_model_that_takes_no_instruction_has_dashes(
     encoder: NativeEncoder, fake: Any, folders: Folders
 ) -> None:
     findings = measure(fake("Reader"), folders["B"], "B", draws=20)
-    reader = records.make_record(encoder, findings, "reader")
+    reader = records.make_record(NativeEncoder(encoder.embedder, "reader"), findings)
     (line,) = [row for row in tables.brief([reader]).splitlines() if "| reader |" in row]
     assert [cell.strip() for cell in line.split("|")][3:5] == ["–", "–"]
     assert tables.summary(reader)[0][1] == "–"

@@ -33,17 +33,12 @@ REQUIRED = ("benchmark", "benchmark_hash", "model", "time", "settings", "sizes",
 Record = Mapping[str, Any]
 
 
-def make_record(encoder: "Encoder", findings: Record, name: str) -> dict[str, Any]:
-    """The findings of a benchmark with all that they depend on; `name` is what to call the model.
-
-    JSON values only. A name that is a path is cut to its last part.
-    """
-    from abc_embed.bench.encoders.base import strip_path  # with torch: tables need none
-
+def make_record(encoder: "Encoder", findings: Record) -> dict[str, Any]:
+    """The findings of a benchmark with all that they depend on, as JSON values."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
-            "name": strip_path(name),
+            "name": encoder.name,
             "fingerprint": encoder.fingerprint,
             "dim": encoder.dim,
             **encoder.describe(),

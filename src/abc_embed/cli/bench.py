@@ -329,7 +329,7 @@ def evidence(
     embedder = settings.load()
     with progress_bar("methods and controls") as on_progress:
         findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
-    record = make_record(NativeEncoder(embedder, settings.model), findings, settings.model)
+    record = make_record(NativeEncoder(embedder, settings.model), findings)
     if as_json:
         print_json(record)
     else:

@@ -207,7 +207,7 @@ def _report(
     from abc_embed.bench.sets.findings import missing_images_message
     from abc_embed.bench.sets.sweep import draw
 
-    records = [make_record(encoder, result, encoder.name) for result in findings]
+    records = [make_record(encoder, result) for result in findings]
     for result in findings:
         if message := missing_images_message(result["missing"]):
             print_message(f"{result['benchmark']}: {message}")

@@ -154,7 +154,7 @@ def measure_once(
     if not again:
         identity = _identity(encoder, benchmark, tier, CONDITIONS, **settings)
         identity["missing"] = list(benchmark.missing)
-        key = records.record_key(records.make_record(encoder, identity, encoder.name))
+        key = records.record_key(records.make_record(encoder, identity))
         for record in records.read_records(folder):
             if records.record_key(record) == key:
                 return record, None
@@ -167,7 +167,7 @@ def measure_once(
         draws=draws,
         progress=progress,
     )
-    record = records.make_record(encoder, findings, encoder.name)
+    record = records.make_record(encoder, findings)
     return record, records.write_record(record, folder)
 
 
