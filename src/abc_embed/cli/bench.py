@@ -41,9 +41,7 @@ EVIDENCE_EXAMPLES = epilog("""
 DRAWN = ("G", "B", "S")
 """The tiers that are drawn where they are needed; written out so that --help loads nothing."""
 
-app = typer.Typer(
-    help="Measure a model.", no_args_is_help=True, rich_markup_mode=None, epilog=EXAMPLES
-)
+app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
 Tiers = Annotated[
     list[str] | None,
     typer.Option(

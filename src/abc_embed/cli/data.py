@@ -44,12 +44,7 @@ RECORDS_EXAMPLES = epilog("""
   abc-embed data check photos --column caption=title
 """)
 
-app = typer.Typer(
-    help="Fetch, index, check and describe data sets.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    epilog=EXAMPLES,
-)
+app = typer.Typer(help="Fetch, index, check and describe data sets.", rich_markup_mode=None)
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the data set.")]
 DataSet = Annotated[

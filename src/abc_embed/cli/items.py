@@ -79,11 +79,11 @@ def _exists(path: str) -> bool:
         return True
 
 
-def _named_item(name: str, **fields: str | None) -> NamedItem:
+def _named_item(name: str, line: int | None = None, **fields: str | None) -> NamedItem:
     try:
-        return NamedItem(valid_name(name), Item(**fields))
+        return NamedItem(valid_name(name), Item(**fields), line=line)
     except InputError as error:
-        return NamedItem(valid_name(name), None, error)
+        return NamedItem(valid_name(name), None, error, line)
 
 
 def valid_name(name: str) -> str:
@@ -99,13 +99,11 @@ def from_lines(lines: Iterable[bytes]) -> Iterator[NamedItem]:
 
 
 def _from_line(line: bytes, number: int) -> NamedItem:
-    name = str(number)
     try:
         fields = _fields(line)
-        name = valid_name(fields.pop("id", name))
-        return NamedItem(name, Item(**fields), line=number)
-    except (InputError, DataError) as error:
-        return NamedItem(name, None, error, line=number)
+    except DataError as error:
+        return NamedItem(str(number), None, error, number)
+    return _named_item(fields.pop("id", str(number)), number, **fields)
 
 
 def _fields(line: bytes) -> dict[str, str]:

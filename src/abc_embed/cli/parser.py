@@ -50,7 +50,13 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
             continue
         module = importlib.import_module(f"abc_embed.cli.{name}")
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, short_help=summary)
+            app.add_typer(
+                module.app,
+                name=name,
+                short_help=summary,
+                epilog=module.EXAMPLES,
+                no_args_is_help=True,
+            )
         else:
             register = app.command(name, short_help=summary, epilog=module.EXAMPLES)
             register(getattr(module, name))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from abc_embed.train.config import TrainConfig
     from abc_embed.train.dry_run import DryRunReport
 
+EXAMPLES = "Example:\n\n\b\n  abc-embed train pretrain --config configs/pretrain-tiny.toml\n"
 STAGES_EXAMPLES = epilog("""
   abc-embed scenes --count 400 --out data/scenes
   abc-embed train {stage} --config configs/{stage}-tiny.toml --set train.steps=20
@@ -42,9 +43,7 @@ BUNDLED_EXAMPLES = epilog("""
 
 app = typer.Typer(
     help="Train a model: stage 1, stage 2, the mining model, or the bundled one from nothing.",
-    no_args_is_help=True,
     rich_markup_mode=None,
-    epilog="Example:\n\n\b\n  abc-embed train pretrain --config configs/pretrain-tiny.toml\n",
 )
 
 CHECKOUT = Path(__file__).parents[3]
