@@ -42,13 +42,6 @@ DRAWN = ("G", "B", "S")
 """The tiers that are drawn where they are needed; written out so that --help loads nothing."""
 
 app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
-Tiers = Annotated[
-    list[str] | None,
-    typer.Option(
-        help=f"{', '.join(DRAWN)}, or one of the folder's; again for more.",
-        show_default="G and B, or all of the folder",
-    ),
-]
 
 
 for _command in (bench_sets.coco, bench_sets.flickr30k, bench_sets.mmeb, bench_sets.zero_shot):
@@ -60,7 +53,13 @@ app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
 @options.with_settings
 def ctrlbench(
     model: options.EncoderName = options.MODEL,
-    tier: Tiers = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(DRAWN)}, or one of the folder's; again for more.",
+            show_default="G and B, or all of the folder",
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A CtrlBench folder of your own; else the tiers are drawn.")
     ] = None,

@@ -22,36 +22,30 @@ The key is read from OPENAI_API_KEY. A build that was stopped goes on when the s
 again; what was answered is not asked again.
 """)
 
-Source = Annotated[
-    Path,
-    typer.Argument(
-        help="With --vlm a folder of images; without, records with instructions, as "
-        "`abc-embed data instruct` writes them for human region captions."
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="New folder for the benchmark.")]
-Count = Annotated[
-    int, typer.Option("--count", "-n", min=1, help="Images, drawn at random from the folder.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Another seed, other images.")]
-Licence = Annotated[str, typer.Option(help="Of the images, for the rows.")]
-Leaks = Annotated[
-    bool, typer.Option("--leaks", help="Keep prompts with a word of their answer, as published.")
-]
-Tries = Annotated[int, typer.Option(min=1, help="Of a reply that has no such form.")]
-JsonMode = Annotated[str, typer.Option(help="How JSON is asked for: schema, object or none.")]
-
 
 @options.with_settings
 def build_replica(
-    source: Source,
-    out: Out,
-    count: Count = 1000,
-    seed: Seed = 0,
-    license: Licence = "",
-    leaks: Leaks = False,
-    tries: Tries = 2,
-    json_mode: JsonMode = "schema",
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="With --vlm a folder of images; without, records with instructions, as "
+            "`abc-embed data instruct` writes them for human region captions."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the benchmark.")],
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Images, drawn at random from the folder.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other images.")] = 0,
+    license: Annotated[str, typer.Option(help="Of the images, for the rows.")] = "",
+    leaks: Annotated[
+        bool,
+        typer.Option("--leaks", help="Keep prompts with a word of their answer, as published."),
+    ] = False,
+    tries: Annotated[int, typer.Option(min=1, help="Of a reply that has no such form.")] = 2,
+    json_mode: Annotated[
+        str, typer.Option(help="How JSON is asked for: schema, object or none.")
+    ] = "schema",
     max_tokens: vlm_options.MaxTokens = 1024,
     *,
     vlm: vlm_options.VlmSettings,

@@ -24,24 +24,6 @@ The key is read from OPENAI_API_KEY. A run that was stopped goes on when the sam
 again; what was answered is not asked again.
 """)
 
-Source = Annotated[
-    Path,
-    typer.Argument(
-        help="Visual Genome's region_descriptions.json or its folder, a JSON file in COCO style, "
-        "or records."
-    ),
-]
-Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Records to write, in a folder above the images.")
-]
-Images = Annotated[
-    Path | None, typer.Option(help="Folder of the images.", show_default="that of the source")
-]
-Own = Annotated[
-    bool, typer.Option("--own", help="Take the records' own questions; needs no model.")
-]
-Tries = Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionOptions:
@@ -86,11 +68,23 @@ class RegionOptions:
 
 @options.with_settings
 def instruct(
-    source: Source,
-    out: Out,
-    images: Images = None,
-    own: Own = False,
-    tries: Tries = 2,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Visual Genome's region_descriptions.json or its folder, a JSON file in COCO "
+            "style, or records."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Records to write, in a folder above the images.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images.", show_default="that of the source")
+    ] = None,
+    own: Annotated[
+        bool, typer.Option("--own", help="Take the records' own questions; needs no model.")
+    ] = False,
+    tries: Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")] = 2,
     max_tokens: vlm_options.MaxTokens = 128,
     *,
     regions: RegionOptions,

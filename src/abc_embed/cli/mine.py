@@ -51,17 +51,6 @@ BAD_SHOWN = 10
 PROBED = 64
 """Items of each kind that are at hand to measure the speed with."""
 
-Records = Annotated[
-    str,
-    typer.Argument(help="A data set: records, Parquet, tars, a folder, or abc-pretrain:FOLDER."),
-]
-Out = Annotated[
-    Path,
-    typer.Option("--out", "-o", help="A .parquet of row numbers, or records next to the others."),
-]
-PlanOnly = Annotated[bool, typer.Option("--plan", help="Show the plan, and stop.")]
-Examples = Annotated[int, typer.Option(min=0, help="Rows on the page of examples; 0 for none.")]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MiningOptions:
@@ -119,10 +108,22 @@ class MiningOptions:
 
 @options.with_settings
 def mine(
-    records: Records,
-    out: Out,
-    plan_only: PlanOnly = False,
-    examples: Examples = 12,
+    records: Annotated[
+        str,
+        typer.Argument(
+            help="A data set: records, Parquet, tars, a folder, or abc-pretrain:FOLDER."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="A .parquet of row numbers, or records next to the others."
+        ),
+    ],
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show the plan, and stop.")] = False,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Rows on the page of examples; 0 for none.")
+    ] = 12,
     *,
     mining: MiningOptions,
     model_settings: options.BatchSettings,

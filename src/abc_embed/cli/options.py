@@ -51,14 +51,6 @@ MaxPixels = Annotated[
         show_default="as the model says",
     ),
 ]
-DecodeLimit = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Largest image that is unpacked, in pixels; a file beyond it is refused unread.",
-        show_default="89478485",
-    ),
-]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -81,7 +73,6 @@ EncoderName = Annotated[
         "late:NAME or random."
     ),
 ]
-Cache = Annotated[Path | None, typer.Option(help="Folder to keep vectors in between runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 
 
@@ -149,7 +140,14 @@ class ImageModelSettings(ModelSettings):
     """The model, and at what size it sees images."""
 
     max_pixels: MaxPixels = None
-    decode_limit: DecodeLimit = None
+    decode_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Largest image that is unpacked, in pixels; a file beyond it is refused unread.",
+            show_default="89478485",
+        ),
+    ] = None
 
     def load_with_pixels(self) -> "tuple[Embedder, int | None]":
         """The model that the options name, and the `max_pixels` to call it with.
@@ -176,7 +174,9 @@ class BatchSettings(ImageModelSettings):
 class EncoderSettings:
     """How a benchmark computes its vectors."""
 
-    cache: Cache = None
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep vectors in between runs.")] = (
+        None
+    )
     batch_size: BatchSize = None
     device: Device = "auto"
     dtype: Dtype = "auto"
