@@ -10,8 +10,19 @@ Shapes: `D` width of an embedding, `N` and `M` numbers of items.
 import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, overload
+from typing import (
+    Any,
+    Literal,
+    Self,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    cast,
+    overload,
+)
 
 import numpy as np
 import torch
@@ -20,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from abc_embed import checkpoint, runtime
 from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, Method, explain
-from abc_embed.inputs import Item, as_item
+from abc_embed.inputs import Item, as_item, is_single, warn_of_paths
 from abc_embed.model import AbcModel
 from abc_embed.pipeline import (
     EmbeddingPipeline,
@@ -34,9 +45,6 @@ from abc_embed.processor import Processor
 from abc_embed.progress import track
 from abc_embed.vectors import l2_normalize
 from abc_embed.weights import fingerprint
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 __all__ = ["Embedder", "Evidence", "Skipped"]
 
@@ -79,7 +87,7 @@ class Embedder:
     @classmethod
     def from_pretrained(
         cls,
-        name: "str | PathLike[str]",
+        name: str | PathLike[str],
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -103,9 +111,9 @@ class Embedder:
     @classmethod
     def from_adapters(
         cls,
-        base: "str | PathLike[str]",
-        pretrain: "str | PathLike[str]",
-        instruct: "str | PathLike[str] | None" = None,
+        base: str | PathLike[str],
+        pretrain: str | PathLike[str],
+        instruct: str | PathLike[str] | None = None,
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -155,7 +163,7 @@ class Embedder:
         picture that several items show is opened and encoded once.
 
         Args:
-            items: a text, an `Item`, or many of them.
+            items: a text, an `Item`, a picture as in `inputs.as_item`, or many of them.
             max_pixels: the largest area at which a picture is seen, in pixels; more shows more
                 detail and costs more (28 x 28 pixels are one token). None: as the model says.
             batch_size: the most items that go through the model together. None: as many as fill
@@ -170,11 +178,12 @@ class Embedder:
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
-        if isinstance(items, str | Item) or _is_one_value(items):
+        if is_single(items):
+            item = next(warn_of_paths([as_item(items)]))
             if on_error == "skip":
                 raise UsageError("on_error='skip' is for lists; a single item is embedded or fails")
-            return pipeline.embed_one(as_item(items))
-        values: list[object] = list(items)
+            return pipeline.embed_one(item)
+        values: list[object] = list(warn_of_paths(cast(Items, items)))
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
         order = group_by_image([image_key(value) for value in values])
@@ -223,11 +232,13 @@ class Embedder:
                 items before it have been handed out.
             UsageError: an argument is out of range.
         """
-        if isinstance(items, str | Item) or _is_one_value(items):
+        if is_single(items):
+            if not isinstance(items, str | bytes | PathLike):
+                as_item(items)  # a table, say: names what cannot be an item at all
             raise UsageError("stream takes an iterable of items; for a single one use embed")
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
-        results = pipeline.run(enumerate(items))
+        results = pipeline.run(enumerate(warn_of_paths(items)))
         return (result for _, result in track(results, total, progress))
 
     def pipeline(
@@ -241,6 +252,10 @@ class Embedder:
         Raises:
             UsageError: an argument is out of range.
         """
+        values: dict[str, object] = {"max_pixels": max_pixels, "batch_size": batch_size}
+        for name, value in values.items():
+            if value is not None and not isinstance(value, Integral):
+                raise UsageError(f"{name} is {value!r}; give a whole number")
         return EmbeddingPipeline(
             self.model,
             self.processor,
@@ -331,7 +346,7 @@ class Embedder:
                 self._fingerprint = fingerprint(config, self.model.state_dict())
         return self._fingerprint
 
-    def save(self, folder: "str | PathLike[str]") -> None:
+    def save(self, folder: str | PathLike[str]) -> None:
         """Write a self-contained folder; loading it gives the same vectors, bit for bit.
 
         Raises:
@@ -339,11 +354,6 @@ class Embedder:
         """
         with self._lock:
             checkpoint.save(self.model, self.processor, Path(folder))
-
-
-def _is_one_value(items: object) -> bool:
-    """Whether this is one thing, of whatever type, where many were meant."""
-    return isinstance(items, bytes | np.ndarray) or not isinstance(items, Iterable)
 
 
 def _rows(vectors: ArrayLike, which: str) -> NDArray[np.float64]:

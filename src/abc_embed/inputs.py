@@ -1,68 +1,71 @@
-"""What can be embedded, and how a picture is opened safely.
-
-`open_image` stands in for `PIL.Image.open`, as Pillow keeps its decompression-bomb limit in a
-process-wide variable and warns on stderr, and hands some formats to outside programs (EPS goes to
-Ghostscript). Here the limit is an argument and the formats are a short list of plain pictures.
-"""
+"""What can be embedded: texts, and pictures however they are given."""
 
 import base64
 import binascii
-import contextlib
+import errno
 import io
+import logging
 import os
 import re
-import struct
-import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
+from abc_embed.decoding import (
+    DECODE_LIMIT,
+    IMAGE_SUFFIXES,
+    decode_array,
+    decode_picture,
+    decode_stream,
+    guard,
+    read_header,
+)
 from abc_embed.errors import (
     EmptyTextError,
     ImageError,
     ImageNotFoundError,
-    ImageTooLargeError,
     InputError,
     NotAnImageError,
     RemoteImageError,
     TextError,
-    TruncatedImageError,
 )
+from abc_embed.storage.files import open_file
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, a `data:` URL, the bytes of a file, a picture, or an array: `(H, W)` or
-`(H, W, 1 | 3 | 4)` of uint8, uint16, bool, or floats from 0 to 1."""
 
-DECODE_LIMIT = 89_478_485
-"""Largest picture that is unpacked, in pixels: Pillow's own warning line (256 MiB as RGB)."""
+class TensorLike(Protocol):
+    """What a torch tensor has that is needed here; torch is not imported for it."""
 
-_FORMATS = (
-    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "QOI"),
-    *("JPEG2000", "AVIF", "HEIF"),  # HEIF only where the user has registered a plugin for it
+    @property
+    def ndim(self) -> int: ...
+    def detach(self) -> Any: ...
+
+
+ImageInput: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | BinaryIO
+    | Image.Image
+    | np.ndarray
+    | TensorLike
+    | Mapping[str, Any]
 )
+"""A path, a `data:` URL, the bytes of a file, a file opened for reading, a Pillow image, an array
+`(H, W)` or `(H, W, 1 | 3 | 4)` of uint8, uint16, bool, or floats from 0 to 1, a tensor
+`(1 | 3 | 4, H, W)` of the same, or the `{"bytes": ..., "path": ...}` of Hugging Face."""
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PIECE = 1 << 14
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# What Pillow's readers are seen to raise on damaged data; a UserWarning where warnings are errors.
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError),
-    *(OverflowError, RuntimeError, struct.error, zlib.error, UserWarning),
-)
-# EXIF orientation (1 = upright) -> the transposition that undoes it.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION_TAG = 274
 
 
 class Kind(StrEnum):
@@ -129,30 +132,113 @@ def _check_text(text: str, what: str, mend: str) -> None:
 
 
 def as_item(value: object) -> Item:
-    """An `Item` as it is; a plain `str` as a text item.
+    """An `Item` as it is; a text, or a picture that cannot be anything else, as one.
+
+    Such pictures are a Pillow image, a file opened for reading, an array `(H, W, 3)`, a tensor
+    `(3, H, W)` and the dict of Hugging Face's data sets.
 
     Raises:
         InputError: anything else, or an empty text.
     """
     if isinstance(value, Item):
         return value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, str):
         return Item(text=value)
-    raise InputError(
-        f"cannot embed a value of type {type(value).__name__}; "
-        "give a str, or wrap an image as Item(image=...)"
+    if _is_picture(value):
+        return Item(image=value)  # type: ignore[arg-type]
+    kind, mend = type(value).__name__, "give a str, or wrap an image as Item(image=...)"
+    if isinstance(value, Mapping):
+        names = ", ".join(f"{name!s:.20}" for name in list(value)[:5])
+        kind = f"{kind} (of {names})" if names else kind
+        mend = "give Item(text=...), or Item(image=..., instruction=...)"
+    elif _is_table(value):
+        mend = "give one of its columns, as a list"
+    elif isinstance(value, set | frozenset):
+        mend = "it has no order, so that its vectors could not be told apart; give a list"
+    elif isinstance(value, np.ndarray) or _is_tensor(value):
+        kind = f"{kind} and shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+    raise InputError(f"cannot embed a value of type {kind}; {mend}")
+
+
+def is_single(value: object) -> bool:
+    """Whether this is one thing, of whatever type, and not many things to embed."""
+    if isinstance(value, np.ndarray):  # of texts, of objects, or of pictures
+        return value.ndim == 0 or (value.dtype.kind not in "UO" and value.ndim < 4)
+    if _is_tensor(value):
+        return bool(value.ndim < 4)  # type: ignore[attr-defined]
+    one = (str, bytes, Item, Mapping, set, frozenset)
+    return (
+        isinstance(value, one)
+        or _is_table(value)
+        or _is_picture(value)
+        or not isinstance(value, Iterable)
     )
+
+
+def _is_picture(value: object) -> bool:
+    """Whether this can be nothing but a picture."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 3 and value.shape[2] in (1, 3, 4)
+    if _is_tensor(value):
+        return bool(value.ndim == 3)  # type: ignore[attr-defined]
+    return isinstance(value, Image.Image) or _is_file(value) or _is_image_dict(value)
+
+
+def _is_tensor(value: object) -> bool:
+    return hasattr(value, "detach") and hasattr(value, "ndim")
+
+
+def _is_file(value: object) -> bool:
+    return hasattr(value, "read") and not isinstance(value, io.TextIOBase)
+
+
+def _is_image_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and set(value) <= {"bytes", "path"}
+
+
+def _is_table(value: object) -> bool:
+    return hasattr(value, "columns") or hasattr(value, "column_names")
+
+
+def warn_of_paths(values: Iterable[T]) -> Iterator[T]:
+    """The values as they are; the first text among them that names an image file is warned of."""
+    warned = False
+    for value in values:
+        text = value.text if isinstance(value, Item) else value
+        if not warned and isinstance(text, str) and _names_image(text):
+            logger.warning(
+                "%r is embedded as words, though there is an image file of that name; "
+                "to embed the picture, give Item(image=%r)",
+                *(text, text),
+            )
+            warned = True
+        yield value
+
+
+def _names_image(text: str) -> bool:
+    if len(text) > 1000 or os.path.splitext(text)[1].lower() not in IMAGE_SUFFIXES:
+        return False
+    try:
+        return os.path.isfile(text)
+    except ValueError:  # a text that cannot be a path
+        return False
 
 
 def describe_image(image: ImageInput) -> str:
     """A short name of an image for messages: its path in quotes, or what it was given as."""
+    if isinstance(image, Mapping) and image.get("path"):
+        image = image["path"]
     if isinstance(image, str) and image[:5].lower() == "data:":
         return "the image given as data: URL"
     if isinstance(image, str | os.PathLike):
         name = str(image)
         return repr(name if len(name) <= 200 else f"{name[:120]}...{name[-40:]}")
-    kinds = {bytes: "bytes", np.ndarray: "array"}
-    return f"the image given as {kinds.get(type(image), 'Pillow image')}"
+    if isinstance(image, Image.Image):
+        return "the image given as Pillow image"
+    kind = type(image).__name__
+    return f"the image given as {'array' if isinstance(image, np.ndarray) else kind}"
 
 
 def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.Image:
@@ -172,21 +258,57 @@ def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.
         ImageTooLargeError: more pixels than `decode_limit`.
     """
     label = describe_image(image)
+    return guard(label, lambda: _open(image, label, decode_limit))
+
+
+def read_format_and_size(
+    image: ImageInput, *, decode_limit: int = DECODE_LIMIT
+) -> tuple[str, int, int]:
+    """Format, width and height of an image file as `open_image` would show it, from its header.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header tells.
+    """
+    label = describe_image(image)
+
+    def read() -> tuple[str, int, int]:
+        with _open_stream(image, label) as stream:
+            return read_header(stream, label, decode_limit)
+
+    return guard(label, read)
+
+
+def _open(image: ImageInput, label: str, decode_limit: int) -> Image.Image:
+    if _is_tensor(image):
+        image = _tensor_values(image)
     if isinstance(image, np.ndarray):
-        return _from_array(image, label)
+        return decode_array(image, label)
     if isinstance(image, Image.Image):
-        return _decode(image, label, decode_limit)
+        return decode_picture(image, label, decode_limit)
     with _open_stream(image, label) as stream:
-        return _decode(_identify(stream, label), label, decode_limit)
+        return decode_stream(stream, label, decode_limit)
 
 
-def _open_stream(image: str | os.PathLike[str] | bytes, label: str) -> BinaryIO:
+def _tensor_values(tensor: Any) -> NDArray[np.generic]:
+    tensor = tensor.detach().cpu()
+    values: NDArray[np.generic] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    colours_first = values.ndim == 3 and values.shape[0] in (1, 3, 4)
+    return np.moveaxis(values, 0, 2) if colours_first else values
+
+
+def _open_stream(image: object, label: str) -> BinaryIO:
+    if _is_image_dict(image):
+        image = image.get("bytes") or image.get("path")  # type: ignore[attr-defined]
+        if image is None:
+            raise NotAnImageError("the image's dict holds neither bytes nor a path; give one")
     if isinstance(image, bytes):
         return io.BytesIO(image)
+    if hasattr(image, "read"):
+        return io.BytesIO(_all_bytes(image, label))
     if not isinstance(image, str | os.PathLike):
         raise NotAnImageError(
-            f"cannot read an image from a value of type {type(image).__name__}; "
-            "give a path, bytes, a Pillow image, a NumPy array or a data: URL"
+            f"cannot read an image from a value of type {type(image).__name__}; give a path, "
+            "bytes, a file, a Pillow image, a NumPy array, a tensor or a data: URL"
         )
     if isinstance(image, str) and image[:5].lower() == "data:":
         return io.BytesIO(_data_url(image))
@@ -198,145 +320,54 @@ def _open_stream(image: str | os.PathLike[str] | bytes, label: str) -> BinaryIO:
     try:
         if not os.fspath(image):
             raise ImageNotFoundError("the path of the image is empty; give the path of a file")
-        if Path(image).is_dir():
-            raise ImageNotFoundError(f"{label} is a folder; give the path of an image file")
-        if Path(image).exists() and not Path(image).is_file():
-            raise ImageNotFoundError(f"{label} is no ordinary file; give the path of an image file")
-        return open(image, "rb")
+        return open_file(image)
     except FileNotFoundError:
         raise ImageNotFoundError(f"there is no file {label}; check the path") from None
+    except IsADirectoryError:
+        raise ImageNotFoundError(f"{label} is a folder; give the path of an image file") from None
     except PermissionError:
         raise ImageError(f"{label} may not be read; check its permissions") from None
-    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+    except (OSError, ValueError) as error:  # a pipe, a name too long, or with a NUL in it
+        if getattr(error, "errno", None) == errno.EIO:
+            raise
         why = getattr(error, "strerror", None) or error
         raise ImageNotFoundError(f"{label} cannot be opened as a path ({why})") from None
+
+
+def _all_bytes(file: Any, label: str) -> bytes:
+    """A file's bytes from its beginning, so that it can be embedded twice."""
+    if file.seekable():
+        file.seek(0)
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise NotAnImageError(f"{label} was not opened to read bytes; open it with 'rb'")
+    return data
 
 
 def _data_url(url: str) -> bytes:
     header, comma, body = url.partition(",")
     if not comma:
         raise NotAnImageError("the data: URL has no comma, so it holds no data; give a whole one")
-    data = unquote_to_bytes(body)
+    data = _unquote(body.encode("utf-8", "surrogatepass"))
     if not header.lower().endswith(";base64"):
         return data
     try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
+        return base64.b64decode(data.translate(None, b" \t\n\r\v\f"), validate=True)
     except binascii.Error:
         raise NotAnImageError(
             "the data: URL is not valid base64; encode the bytes of the file again"
         ) from None
 
 
-def _identify(stream: BinaryIO, label: str) -> ImageFile.ImageFile:
-    """Read the header with the first reader that knows it; no pixel is unpacked yet."""
-    prefix = stream.read(16)
-    if not prefix:
-        raise NotAnImageError(f"{label} is empty; give an image file")
-    tried: set[str] = set()
-    for register in (Image.preinit, Image.init):  # the common readers first: the rest cost time
-        register()
-        for name in _FORMATS:
-            if name in tried or name not in Image.OPEN:
-                continue
-            tried.add(name)
-            factory, accept = Image.OPEN[name]
-            if accept is None or accept(prefix.ljust(16, b"\0")) is not True:
-                continue
-            stream.seek(0)
-            try:
-                return factory(stream, "")
-            except Image.DecompressionBombError:
-                raise _bomb(label, None, 2 * (Image.MAX_IMAGE_PIXELS or 0)) from None
-            except _DAMAGE:
-                raise TruncatedImageError(
-                    f"{label} begins like a {name} file but its header is damaged or cut short; "
-                    "get the file again"
-                ) from None
-    raise NotAnImageError(f"{label} is not an image of a known format; convert it to PNG or JPEG")
-
-
-def _bomb(label: str, size: tuple[int, int] | None, limit: int) -> ImageTooLargeError:
-    what = "more" if size is None else f"{size[0]} x {size[1]} = {size[0] * size[1]:,} pixels, more"
-    return ImageTooLargeError(
-        f"{label} would unpack to {what} than the limit of {limit:,} pixels; "
-        "if you trust it, raise decode_limit, else make it smaller"
-    )
-
-
-def _decode(picture: Image.Image, label: str, decode_limit: int) -> Image.Image:
-    width, height = picture.size
-    if width * height > decode_limit:
-        raise _bomb(label, picture.size, decode_limit)
-    if width * height == 0:
-        raise NotAnImageError(f"{label} has no pixels; give an image of at least 1 x 1")
-    try:
-        picture.load()
-    except Image.DecompressionBombError:
-        raise _bomb(label, None, 2 * (Image.MAX_IMAGE_PIXELS or 0)) from None
-    except _DAMAGE as error:
-        raise TruncatedImageError(
-            f"{label} is damaged or cut short ({str(error) or type(error).__name__}); "
-            "get the file again"
-        ) from None
-    return _to_rgb(_upright(picture), label)
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    orientation = None
-    with contextlib.suppress(*_DAMAGE):  # damaged EXIF is no reason to refuse the picture
-        orientation = picture.getexif().get(_ORIENTATION_TAG)
-    # A value that is no int comes from damaged EXIF too.
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if method is None else picture.transpose(method)
-
-
-def _to_rgb(picture: Image.Image, label: str) -> Image.Image:
-    mode = picture.mode
-    if mode.startswith("I;16"):
-        return _from_array(np.asarray(picture).astype(np.uint16), label)
-    if mode == "I":  # 16-bit values in a 32-bit frame (PGM); wider ones have no agreed white
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise NotAnImageError(f"{label} has 32-bit values; convert it to 8 or 16 bits first")
-        return _from_array(values.astype(np.uint16), label)
-    if mode == "F":
-        return _from_array(np.asarray(picture), label)
-    try:
-        if not picture.has_transparency_data:
-            return picture.convert("RGB")
-        if mode == "La":  # Pillow knows no direct way from here to RGBA
-            picture = picture.convert("LA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    except ValueError:
-        raise NotAnImageError(
-            f"{label} has the colour mode {mode}; convert it to RGB first"
-        ) from None
-
-
-def _from_array(array: NDArray[np.generic], label: str) -> Image.Image:
-    shape = "x".join(map(str, array.shape))
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise NotAnImageError(
-            f"{label} has the shape {shape}; give height x width, or height x width x 1, 3 or 4"
-        )
-    if array.size == 0:
-        raise NotAnImageError(f"{label} has no pixels (shape {shape}); give at least 1 x 1")
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(_eight_bits(array, label))), label)
-
-
-def _eight_bits(array: NDArray[np.generic], label: str) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8:
-        return array.astype(np.uint8, copy=False)
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.newbyteorder("=") == np.uint16:  # rounded to nearest: 65535 -> 255, 257 -> 1
-        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.floating):
-        values = array.astype(np.float64)
-        if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
-            raise NotAnImageError(f"{label} has float values outside 0 to 1; scale them first")
-        return np.rint(values * 255).astype(np.uint8)
-    raise NotAnImageError(f"{label} holds {array.dtype}; use uint8, uint16, bool or float 0 to 1")
+def _unquote(body: bytes) -> bytes:
+    """Percent codes as their bytes; piece by piece, as `unquote_to_bytes` makes long lists."""
+    if b"%" not in body:
+        return body
+    pieces, start = [], 0
+    while start < len(body):
+        end = start + _PIECE
+        code = body.find(b"%", end - 2, end)  # one that the end of the piece would cut
+        end = end if code < 0 else code
+        pieces.append(unquote_to_bytes(body[start:end]))
+        start = end
+    return b"".join(pieces)

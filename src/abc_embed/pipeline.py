@@ -66,6 +66,10 @@ class Skipped:
     error: InputError
     """What is wrong with it; `str(error)` is one plain sentence."""
 
+    def __post_init__(self) -> None:
+        # Its frames would hold what was being read, for as long as this is held.
+        self.error.__traceback__ = self.error.__context__ = self.error.__cause__ = None
+
     def __str__(self) -> str:
         return f"item {self.index}: {self.error}"
 
@@ -82,7 +86,9 @@ def image_key(value: object) -> Hashable | None:
     image = value.image if isinstance(value, Item) else None
     if isinstance(image, str | os.PathLike):
         name = os.fspath(image)
-        return name if len(name) < 1000 else short_hash(name.encode())  # a data: URL
+        return (
+            name if len(name) < 1000 else short_hash(name.encode("utf-8", "surrogatepass"))
+        )  # a data: URL
     if isinstance(image, bytes):
         return short_hash(image)
     return None if image is None else id(image)

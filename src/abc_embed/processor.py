@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from abc_embed.backbone import family_of
 from abc_embed.chat import Chat, read_chat_template, read_tokenizer
+from abc_embed.decoding import DECODE_LIMIT, hold_memory
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
-from abc_embed.inputs import DECODE_LIMIT, ImageInput, Item, Kind, describe_image, open_image
+from abc_embed.inputs import ImageInput, Item, Kind, describe_image, open_image
 from abc_embed.pixels import ImageBudget, Patches, to_patches
 from abc_embed.storage.json_files import read_json
 
@@ -189,11 +190,14 @@ class Processor:
             ImageError: the picture cannot be used.
         """
         budget = self.image.limited(max_pixels)
-        picture = open_image(image, decode_limit=self.decode_limit)
-        try:
-            return to_patches(picture, budget)
-        except AspectError as error:
-            raise AspectError(f"{describe_image(image)}: {error}") from None
+        with hold_memory():
+            picture = open_image(image, decode_limit=self.decode_limit)
+            try:
+                return to_patches(picture, budget)
+            except AspectError as error:
+                problem = AspectError(f"{describe_image(image)}: {error}")
+        del picture  # which the frame of the error would hold
+        raise problem
 
     def _check_length(self, tokens: int, visual: int) -> None:
         if tokens <= self.max_tokens:

@@ -14,6 +14,7 @@ from typing import Any
 import golden_parts
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -163,7 +164,12 @@ def test_max_pixels_changes_what_is_seen(model: Embedder) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"batch_size": 0}, "at least 1"), ({"on_error": "ignore"}, "'raise' or 'skip'")],
+    [
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 2.5}, "whole number"),
+        ({"max_pixels": "200704"}, "whole number"),
+        ({"on_error": "ignore"}, "'raise' or 'skip'"),
+    ],
 )
 def test_arguments_out_of_range(model: Embedder, arguments: dict[str, Any], words: str) -> None:
     for call in (model.embed, model.stream):
@@ -175,11 +181,47 @@ def test_one_thing_where_many_are_meant(model: Embedder) -> None:
     for one in ("a dog", Item("a dog"), Path("dog.jpg"), b"dog"):
         with pytest.raises(errors.UsageError, match="use embed"):
             model.stream(one)  # type: ignore[arg-type]
-    for image in (Path("dog.jpg"), b"dog", PICTURES[0], Image.fromarray(PICTURES[0])):
+    for image in (Path("dog.jpg"), b"dog"):
         with pytest.raises(errors.InputError, match=r"Item\(image="):
             model.embed(image)  # type: ignore[arg-type]
     with pytest.raises(errors.UsageError, match="is for lists"):
         model.embed("a dog", on_error="skip")  # type: ignore[call-overload]
+
+
+def test_pictures_need_no_wrapping(model: Embedder) -> None:
+    array = PICTURES[0]
+    vector = model.embed(Item(image=array))
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    for picture in (array, Image.fromarray(array), tensor):
+        np.testing.assert_array_equal(model.embed(picture), vector)  # type: ignore[call-overload]
+    pair = np.stack([array, array])
+    for pictures in (pair, torch.stack([tensor, tensor]), [Image.fromarray(array)] * 2):
+        assert np.allclose(model.embed(pictures), vector, atol=1e-5)  # type: ignore[call-overload]
+    words = np.array(["a dog", "a cat"])
+    np.testing.assert_array_equal(model.embed(words), model.embed(["a dog", "a cat"]))
+
+
+def test_tables_and_mappings_are_not_embedded_by_their_keys(model: Embedder) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"caption": ["a dog", "a cat"]})
+    for call in (model.embed, model.stream):
+        with pytest.raises(errors.InputError, match="give one of its columns"):
+            call(table)
+        with pytest.raises(errors.InputError, match=r"dict \(of image\); give Item"):
+            call({"image": "dog.jpg"})
+    np.testing.assert_array_equal(model.embed(table["caption"]), model.embed(["a dog", "a cat"]))
+
+
+def test_a_path_given_as_a_text_is_warned_of_once_a_call(
+    model: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "dog.png"
+    Image.fromarray(PICTURES[0]).save(path)
+    model.embed(str(path))
+    model.embed([str(path), Item(str(path))])
+    list(model.stream([str(path)] * 2))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert f"Item(image={str(path)!r})" in caplog.text
 
 
 def test_a_single_bad_item_is_named_without_a_number(model: Embedder) -> None:

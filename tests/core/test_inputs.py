@@ -2,43 +2,36 @@
 
 import base64
 import contextlib
+import errno
 import io
 import os
 import struct
-import zlib
+import tracemalloc
 from pathlib import Path
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from pictures import RED, encoded, painted, pixels, png_header
+from PIL import Image
 
 from abc_embed import errors
-from abc_embed.inputs import ImageInput, Item, Kind, as_item, open_image
+from abc_embed.inputs import (
+    ImageInput,
+    Item,
+    Kind,
+    _unquote,
+    as_item,
+    is_single,
+    open_image,
+    read_format_and_size,
+    warn_of_paths,
+)
 
-RED, WHITE = (200, 30, 40), (255, 255, 255)
-
-
-def painted(width: int = 30, height: int = 20) -> Image.Image:
-    """A picture without symmetry: its upper left corner is red, the rest a ramp of blue."""
-    picture = Image.new("RGB", (width, height))
-    picture.putdata([(0, 0, (7 * n) % 256) for n in range(width * height)])
-    ImageDraw.Draw(picture).rectangle((0, 0, width // 3, height // 4), fill=RED)
-    return picture
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def pixels(image: ImageInput, **options: int) -> np.ndarray:
-    opened = open_image(image, **options)
-    assert opened.mode == "RGB"
-    return np.asarray(opened)
+WHITE = (255, 255, 255)
 
 
 def test_every_way_to_hand_over_a_picture_gives_its_pixels(tmp_path: Path) -> None:
@@ -165,19 +158,6 @@ def test_arrays(array: np.ndarray, value: tuple[int, ...]) -> None:
     assert tuple(got[2, 2]) == value
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
-
-
 REFUSED = [
     ("nowhere/at/all.png", errors.ImageNotFoundError, "there is no file 'nowhere"),
     ("", errors.ImageNotFoundError, "empty"),
@@ -231,7 +211,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "locked.png"
     path.write_bytes(encoded(painted()))
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)  # root may read everything
@@ -268,7 +248,11 @@ def test_half_a_file_is_called_damaged(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "problem", [OSError(), SyntaxError("broken"), RuntimeError("AVIF"), struct.error("short")]
+    "problem",
+    [
+        *(OSError(), SyntaxError("broken"), RuntimeError("AVIF"), struct.error("short")),
+        *(AssertionError(), ZeroDivisionError("timescale"), RecursionError("deep"), SystemError()),
+    ],
 )
 def test_whatever_pillow_raises_on_damage_becomes_one_error(problem: Exception) -> None:
     class Damaged(Image.Image):
@@ -277,7 +261,7 @@ def test_whatever_pillow_raises_on_damage_becomes_one_error(problem: Exception) 
 
         size = property(lambda self: (4, 4))  # type: ignore[assignment]
 
-    with pytest.raises(errors.TruncatedImageError, match=str(problem) or "OSError"):
+    with pytest.raises(errors.TruncatedImageError, match=str(problem) or type(problem).__name__):
         open_image(Damaged())
 
 
@@ -299,6 +283,39 @@ def test_no_damage_gives_anything_but_a_picture_or_an_image_error(
         data[place : place + len(patch)] = patch
     with contextlib.suppress(errors.ImageError):
         assert open_image(bytes(data), decode_limit=100_000).mode == "RGB"
+
+
+def test_percent_codes_cost_no_more_than_they_hold() -> None:
+    data = encoded(painted(600, 400), "BMP")
+    url = "data:image/bmp," + "".join(f"%{byte:02x}" for byte in data)
+    tracemalloc.start()
+    assert open_image(url).size == (600, 400)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(url)
+    body = b"a%4" * 70_000 + b"%%41%zz" * 30_000 + b"%"
+    assert _unquote(body) == unquote_to_bytes(body)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_the_header_says_how_large_a_picture_is_seen(kind: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    for data in (encoded(painted(), kind, exif=exif), encoded(painted(), kind)):
+        _, width, height = read_format_and_size(data)
+        assert (width, height) == open_image(data).size
+
+
+def test_an_error_of_the_disk_is_the_pictures_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Disk(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("abc_embed.inputs.open_file", lambda _: Disk())
+    with pytest.raises(errors.ImageError, match=r"'a.png' cannot be read \(Input/output error\)"):
+        open_image("a.png")
 
 
 def test_items_know_their_kind() -> None:
@@ -328,7 +345,83 @@ def test_impossible_items(arguments: dict[str, object], error: type[Exception], 
         Item(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [Path("dog.jpg"), b"bytes", 3, None, Image.new("L", (2, 2))])
-def test_an_image_must_be_wrapped(value: object) -> None:
+@pytest.mark.parametrize("value", [Path("dog.jpg"), b"bytes", 3, None, np.zeros((2, 2))])
+def test_what_may_be_no_image_must_be_wrapped(value: object) -> None:
+    assert is_single(value)
     with pytest.raises(errors.InputError, match=r"Item\(image="):
         as_item(value)
+
+
+def test_pictures_that_can_be_nothing_else_are_items(tmp_path: Path) -> None:
+    picture = painted()
+    data = encoded(picture)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    with path.open("rb") as file:
+        ways: list[object] = [
+            *(picture, file, io.BytesIO(data), array, tensor, (tensor / 255).requires_grad_()),
+            *({"bytes": data, "path": None}, {"bytes": None, "path": str(path)}, {"path": path}),
+        ]
+        for way in ways:
+            assert is_single(way)
+            for _ in range(2):  # a file too can be embedded twice
+                item = as_item(way)
+                assert item.kind is Kind.IMAGE and item.image is not None
+                np.testing.assert_array_equal(pixels(item.image), array)
+    assert pixels((tensor[:1] / 255).bfloat16()).shape == (20, 30, 3)
+    with pytest.raises(errors.ImageError, match="closed file"):
+        open_image(file)
+    with path.open(encoding="latin-1") as text:
+        assert not is_single(text)
+        with pytest.raises(errors.NotAnImageError, match="'rb'"):
+            open_image(text)
+    with pytest.raises(errors.NotAnImageError, match="neither bytes nor a path"):
+        open_image({"bytes": None, "path": None})
+
+
+def test_arrays_of_words_and_of_pictures_are_many_items() -> None:
+    for many in (
+        *(np.array(["a", "b"]), np.array(["a", "b"], dtype=object), (name for name in "ab")),
+        *(np.zeros((2, 8, 8, 3), np.uint8), torch.zeros(2, 3, 8, 8)),
+    ):
+        assert not is_single(many)
+        assert len([as_item(value) for value in many]) == 2
+    assert as_item(np.array("a dog")).text == as_item(np.str_("a dog")).text == "a dog"
+
+
+class Table(list[str]):
+    """As DataFrames are: their names come where rows are meant."""
+
+    columns = ("caption",)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"image": "a.png", "instruction": "b"}, r"dict \(of image, instruction\); give Item"),
+        ({}, "give Item"),
+        (Table(["caption"]), "type Table; give one of its columns"),
+        ({"a", "b"}, "no order"),
+        (np.zeros((5, 7)), r"shape \(5, 7\)"),
+        (torch.zeros(5, 7), r"Tensor and shape \(5, 7\)"),
+    ],
+)
+def test_containers_that_are_no_lists_are_refused_by_name(value: object, words: str) -> None:
+    assert is_single(value)
+    with pytest.raises(errors.InputError, match=words):
+        as_item(value)
+
+
+def test_a_text_that_names_a_picture_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.PNG"
+    path.write_bytes(encoded(painted()))
+    values = ["a dog", str(path), Item(str(path)), "b.png", "\0.png", "x" * 5000 + ".png", 3]
+    assert list(warn_of_paths(values)) == values
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{str(path)!r} is embedded as words, though there is an image file of that name; "
+        f"to embed the picture, give Item(image={str(path)!r})"
+    ]

@@ -1,6 +1,7 @@
 """Many items: memory that stays flat, pictures encoded once, bad items, threads that end."""
 
 import gc
+import io
 import threading
 import weakref
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import golden_parts
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from abc_embed import errors
 from abc_embed import pipeline as pipeline_module
@@ -48,6 +50,23 @@ def pictures(count: int, size: int = 30) -> list[np.ndarray]:
 
 
 # -- memory ----------------------------------------------------------------------------------------
+
+
+def test_what_is_skipped_holds_no_picture(model: Embedder) -> None:
+    line = Image.new("L", (30_000, 100))
+    with io.BytesIO() as stream:
+        line.save(stream, "PNG")
+        thin = stream.getvalue()
+    with io.BytesIO() as stream:
+        line.save(stream, "BMP")
+        cut = stream.getvalue()[:-500]
+    items = [Item(image=data) for data in (thin, cut)] + [Item(image="\udcff" * 1200)]
+    vectors, skipped = model.embed([Item("a dog"), *items], on_error="skip")
+    assert len(vectors) == 1 and [bad.index for bad in skipped] == [1, 2, 3]
+    for bad in skipped:
+        assert bad.error.__traceback__ is bad.error.__context__ is bad.error.__cause__ is None
+    held = [value for value in gc.get_objects() if issubclass(type(value), Image.Image)]
+    assert not [value for value in held if value.width == 30_000 and value is not line]
 
 
 def test_a_stream_of_a_million_items_reads_and_holds_a_bounded_number(model: Embedder) -> None:

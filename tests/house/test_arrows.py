@@ -15,6 +15,7 @@ ARROW = (
     ("errors",),
     ("bundled", "progress", "runtime", "workers"),
     ("storage",),
+    ("decoding",),
     ("inputs",),
     ("prompts",),
     ("chat", "pixels"),

@@ -117,7 +117,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         for name in ("pipe", "endless", "socket"):
-            with pytest.raises(OSError, match="no regular file"):
+            with pytest.raises(OSError, match="no ordinary file"):
                 read_file(tmp_path / name)
     with pytest.raises(IsADirectoryError):
         read_file(tmp_path)
@@ -131,5 +131,5 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(
     os.mkfifo(tmp_path / "pipe")
     regular = os.stat(__file__)
     monkeypatch.setattr(os, "stat", lambda path: regular)
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="no ordinary file"):
         open_file(tmp_path / "pipe")

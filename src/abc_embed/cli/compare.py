@@ -45,7 +45,8 @@ def compare(
     The score is the cosine of the two vectors: 1 is the most there can be.
     """
     from abc_embed.cli import plot as plots
-    from abc_embed.inputs import DECODE_LIMIT, Item, open_image
+    from abc_embed.decoding import DECODE_LIMIT
+    from abc_embed.inputs import Item, open_image
 
     if plot is not None:
         plots.check_plot(plot)

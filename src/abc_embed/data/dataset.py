@@ -1,6 +1,5 @@
 """What every data set gives, whatever its form: rows by number, each a record and its image."""
 
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -10,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from abc_embed.data.fields import parse_object
 from abc_embed.data.records import FIELDS, Record
-from abc_embed.errors import DataError
+from abc_embed.errors import DataError, ImageNotFoundError, InputError
+from abc_embed.inputs import read_format_and_size
 from abc_embed.storage.files import read_file
 
 SAMPLE_KEY = "__key__"
@@ -25,9 +24,6 @@ ALIASES = {
     "caption": ("caption", "text", "txt"),
 }
 """Our field -> what others call it, in the order in which it is looked for."""
-
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose sides change places
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +160,13 @@ def read_head(image: Path | bytes) -> tuple[str, int, int]:
         DataError: it is no image, or is not there.
     """
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            kind, (width, height) = str(picture.format), picture.size
-            transposed = picture.getexif().get(_ORIENTATION) in _TRANSPOSED
-    except FileNotFoundError:
+        return read_format_and_size(image)
+    except ImageNotFoundError:
         raise DataError(
             f"there is no image {image!s}; put it there, or leave the row out"
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as problem:
-        raise DataError(f"the image cannot be read ({problem}); replace it") from None
-    except Image.DecompressionBombError as problem:
-        raise DataError(f"the image is too large ({problem}); make it smaller") from None
-    return (kind, height, width) if transposed else (kind, width, height)
+    except InputError as problem:
+        raise DataError(f"the image cannot be read: {problem}") from None
 
 
 def _fits_json(value: Any) -> bool:

@@ -4,16 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from abc_embed.decoding import IMAGE_SUFFIXES
 from abc_embed.errors import ImageNotFoundError
-
-SUFFIXES = frozenset(
-    {
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi"),
-        *(".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
-    }
-)
-"""What the formats that `inputs.open_image` reads are called on disk."""
 
 
 def find_images(folder: Path, *, required: bool = False) -> list[Path]:
@@ -26,7 +18,7 @@ def find_images(folder: Path, *, required: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise ImageNotFoundError(f"there is no folder {str(folder)!r}; check the path")
     files = visible_files(folder, _refuse)
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if required and not images:
         raise ImageNotFoundError(f"there is no image in the folder {str(folder)!r}")
     return images

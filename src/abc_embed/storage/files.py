@@ -63,7 +63,7 @@ def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, "it is no ordinary file", os.fspath(path))
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.records import Record
+from abc_embed.decoding import hold_memory
 from abc_embed.errors import DataError, ImageError
 from abc_embed.inputs import open_image
 from abc_embed.storage.hashing import short_hash
@@ -104,11 +105,12 @@ def _unpack(row: Row | Rejected) -> ImageFacts | str | None:
         return None
     try:
         content = row.read_image()
-        picture = open_image(content)
+        with hold_memory():
+            size = open_image(content).size
     except (ImageError, OSError) as wrong:
         name = row.image.name if isinstance(row.image, Path) else row.record.image
         return f"the image {name}: {wrong}"
-    return (*picture.size, short_hash(content))
+    return (*size, short_hash(content))
 
 
 def _check_row(

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.dataset import SAMPLE_KEY, Dataset, Row, record_from_columns
-from abc_embed.data.image_files import SUFFIXES
 from abc_embed.data.records import Record, to_json
+from abc_embed.decoding import IMAGE_SUFFIXES
 from abc_embed.errors import DataError
 from abc_embed.storage.files import open_file
 
@@ -61,7 +61,7 @@ class TarDataset(Dataset):
             values.setdefault(SAMPLE_KEY, key)
             ending = name[len(key) :].lower()
             last = f".{ending.split('.')[-1]}"
-            if ending == self._columns.get("image", "") or last in SUFFIXES:
+            if ending == self._columns.get("image", "") or last in IMAGE_SUFFIXES:
                 image, image_name = content, name
             else:
                 values |= _read_columns(ending.lstrip("."), content)

@@ -1,0 +1,420 @@
+"""A picture in any format -> upright RGB: limits asked first, and one kind of error.
+
+It stands in for `PIL.Image.open`, as Pillow keeps its decompression-bomb limit in a process-wide
+variable and warns on stderr, and hands some formats to outside programs (EPS goes to Ghostscript).
+Here the limits are arguments and the formats are a short list of plain pictures.
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from abc_embed.errors import (
+    ImageError,
+    ImageTooLargeError,
+    InputError,
+    NotAnImageError,
+    TruncatedImageError,
+)
+
+DECODE_LIMIT = 89_478_485
+"""Largest picture that is unpacked, in pixels: Pillow's own warning line (256 MiB as RGB)."""
+DECODE_BYTES = 2**30
+"""Memory that pictures take while they are unpacked, over all threads of the process."""
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi"),
+        *(".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
+    }
+)
+"""What the formats that are read here are called on disk."""
+
+_BYTES_PER_PIXEL = 12
+"""`DECODE_BYTES` for a picture of `DECODE_LIMIT`; a higher limit allows so much for each pixel."""
+_FORMATS = (
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "QOI"),
+    *("JPEG2000", "AVIF", "HEIF"),  # HEIF only where the user has registered a plugin for it
+)
+# Bytes per pixel at the height of unpacking, as measured; what is not here takes its mode's.
+_DECODER_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 12, "HEIF": 12, "ICO": 12, "TIFF": 12}
+_SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+_READ_WHOLE = ("WEBP", "AVIF", "HEIF")  # their readers begin with all bytes of the file
+_TILE = 2048
+"""Side of the pieces in which colours are converted: what that takes is small then."""
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose sides change places
+# EXIF orientation (1 = upright) -> the transposition that undoes it.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 274
+
+_PIL = re.compile(r"PIL\.")
+
+T = TypeVar("T")
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+
+
+# -- what can go wrong -------------------------------------------------------------------------
+
+
+def guard(label: str, read: Callable[[], T]) -> T:
+    """What `read` gives; all that a reader of pictures raises becomes the picture's own error.
+
+    That error is made anew: the first one holds the frames it came through, and they the pixels.
+
+    Raises:
+        InputError: mostly an `ImageError`; begins with `label`.
+    """
+    _silence_readers()
+    try:
+        return read()
+    except Exception as problem:  # noqa: BLE001  (of Pillow's readers and its plugins, anything)
+        error = _as_input_error(problem, label)
+    try:
+        raise error
+    finally:
+        del error  # which would hold itself through this frame
+
+
+def _as_input_error(problem: Exception, label: str) -> InputError:
+    if isinstance(problem, InputError):
+        return type(problem)(str(problem))
+    if isinstance(problem, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return ImageTooLargeError(
+            f"{label} would unpack to more than Pillow's own limit of {limit:,} pixels; "
+            "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS, else make it smaller"
+        )
+    if isinstance(problem, MemoryError):
+        return ImageTooLargeError(f"{label} does not fit into memory; make it smaller")
+    if isinstance(problem, OSError) and problem.errno is not None:  # not one of Pillow's own
+        return ImageError(f"{label} cannot be read ({problem.strerror}); check its disk")
+    why = (str(problem).strip() or type(problem).__name__).splitlines()[0][:150]
+    return TruncatedImageError(f"{label} is damaged or cut short ({why}); get the file again")
+
+
+def _silence_readers() -> None:
+    """Keep readers from writing what they think of a file to stderr; what matters is raised."""
+    _silence_libtiff()
+    # Not `catch_warnings`, which threads cannot share. Warnings of bombs are no UserWarning.
+    if not any(entry[2] is UserWarning and entry[3] == _PIL for entry in warnings.filters):
+        warnings.filterwarnings("ignore", category=UserWarning, module=_PIL.pattern)
+
+
+@cache
+def _silence_libtiff() -> None:
+    folder = Path(PIL.__file__).parent
+    for path in (*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")):
+        with contextlib.suppress(OSError, AttributeError):  # linked otherwise
+            library = ctypes.CDLL(str(path))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
+# -- limits ------------------------------------------------------------------------------------
+
+
+class _MemoryBudget:
+    """Bytes in use by threads that unpack; who would exceed the total waits, or is alone."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As new; for a forked child, where the other threads are gone."""
+        self._changed = threading.Condition()
+        self._used = 0
+        self._thread = threading.local()
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """What this thread takes inside is given back at the end of the block, not before."""
+        if getattr(self._thread, "amounts", None) is not None:
+            yield
+            return
+        self._thread.amounts = []
+        try:
+            yield
+        finally:
+            amounts, self._thread.amounts = self._thread.amounts, None
+            self._give_back(sum(amounts))
+
+    def take(self, amount: int) -> None:
+        """Wait until there is room; a thread that holds some already does not wait."""
+        amounts: list[int] = self._thread.amounts
+        with self._changed:
+            while not amounts and self._used and self._used + amount > DECODE_BYTES:
+                self._changed.wait()
+            self._used += amount
+        amounts.append(amount)
+
+    def _give_back(self, amount: int) -> None:
+        with self._changed:
+            self._used -= amount
+            self._changed.notify_all()
+
+
+_budget = _MemoryBudget()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_budget.reset)
+hold_memory = _budget.hold
+"""A block that opens a picture and makes it small: its memory counts until the block ends."""
+
+
+def _check_size(size: tuple[int, int], label: str, decode_limit: int) -> None:
+    width, height = size
+    if width * height > decode_limit:
+        raise ImageTooLargeError(
+            f"{label} would unpack to {width} x {height} = {width * height:,} pixels, more than "
+            f"the limit of {decode_limit:,} pixels; "
+            "if you trust it, raise decode_limit, else make it smaller"
+        )
+    if width * height == 0:
+        raise NotAnImageError(f"{label} has no pixels; give an image of at least 1 x 1")
+
+
+def _take_memory(picture: Image.Image, label: str, decode_limit: int) -> None:
+    """Count what unpacking takes, which the header says; wait for other threads if need be."""
+    pixels = picture.width * picture.height
+    mode = _SMALL_MODES.get(picture.mode, 4) + 4  # as it is, and turned or as RGB
+    needed = pixels * max(mode, _DECODER_BYTES.get(picture.format or "", 0))
+    most = max(DECODE_BYTES, _BYTES_PER_PIXEL * decode_limit)
+    if needed > most:
+        raise ImageTooLargeError(
+            f"{label} would take {needed / 1e9:.1f} GB to unpack ({picture.width} x "
+            f"{picture.height} pixels as {picture.format}), more than the limit of "
+            f"{most / 1e9:.1f} GB; if you trust it, raise decode_limit, else make it smaller"
+        )
+    _budget.take(needed)
+
+
+def _icon_sizes(stream: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Of all pictures in an ICO as they say themselves; what its head says need not be true."""
+    count = struct.unpack("<H", stream.read(6)[4:].ljust(2, b"\0"))[0]
+    entries = stream.read(16 * count)
+    for start in range(0, len(entries) - 15, 16):
+        stream.seek(struct.unpack_from("<I", entries, start + 12)[0])
+        head = stream.read(24).ljust(24, b"\0")
+        if head.startswith(b"\x89PNG\r\n\x1a\n"):
+            yield struct.unpack_from(">II", head, 16)
+        else:  # a bitmap, whose height is that of its colours and its mask
+            old = head.startswith(b"\x0c\0\0\0")
+            width, height = struct.unpack_from("<HH" if old else "<ii", head, 4)
+            yield abs(width), abs(height) // 2
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
+def decode_stream(stream: BinaryIO, label: str, decode_limit: int) -> Image.Image:
+    """A picture that is the caller's alone; see `inputs.open_image`. Call it inside a `guard`."""
+    with hold_memory():
+        # Not through a variable, which would hold the first picture while it is turned.
+        result = _unpack(_identify(stream, label, decode_limit), label, decode_limit)
+        # A reader may hold the file and more; the pixels alone go on.
+        return result._new(result.im) if isinstance(result, ImageFile.ImageFile) else result
+
+
+def decode_picture(picture: Image.Image, label: str, decode_limit: int) -> Image.Image:
+    """The same of a Pillow image, which is left as it was, but for being unpacked."""
+    with hold_memory():
+        result = _unpack(picture, label, decode_limit)
+        return result.copy() if result is picture else result
+
+
+def read_header(stream: BinaryIO, label: str, decode_limit: int) -> tuple[str, int, int]:
+    """Format, width and height as the picture is seen; call it inside a `guard`."""
+    with hold_memory():
+        picture = _identify(stream, label, decode_limit)
+        kind, (width, height) = str(picture.format), picture.size
+        _check_size(picture.size, label, decode_limit)
+        if kind != "TIFF":  # whose reader turns it itself
+            _take_memory(picture, label, decode_limit)  # EXIF may stand behind the pixels
+            if _orientation(picture) in _TRANSPOSED:
+                width, height = height, width
+        return kind, width, height
+
+
+def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.ImageFile:
+    """Read the header with the first reader that knows it; no pixel is unpacked yet."""
+    prefix = stream.read(16)
+    if not prefix:
+        raise NotAnImageError(f"{label} is empty; give an image file")
+    tried: set[str] = set()
+    for register in (Image.preinit, Image.init):  # the common readers first: the rest cost time
+        register()
+        for name in _FORMATS:
+            if name in tried or name not in Image.OPEN:
+                continue
+            tried.add(name)
+            factory, accept = Image.OPEN[name]
+            if accept is None or accept(prefix.ljust(16, b"\0")) is not True:
+                continue
+            stream.seek(0)
+            if name == "ICO":  # its reader unpacks at once
+                for width, height in _icon_sizes(stream):
+                    if width * height:
+                        _check_size((width, height), label, decode_limit)
+                        _budget.take(_DECODER_BYTES["ICO"] * width * height)
+            if name in _READ_WHOLE and stream.seek(0, os.SEEK_END) > DECODE_BYTES // 4:
+                raise ImageTooLargeError(
+                    f"{label} is a {name} file of more than {DECODE_BYTES // 4:,} bytes; "
+                    "make it smaller"
+                )
+            stream.seek(0)
+            return factory(stream, "")
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS:
+        raise NotAnImageError(
+            f"{label} is a HEIC picture; convert it to JPEG, or run pip install pillow-heif and "
+            "call pillow_heif.register_heif_opener() first"
+        )
+    raise NotAnImageError(f"{label} is not an image of a known format; convert it to PNG or JPEG")
+
+
+def _unpack(picture: Image.Image, label: str, decode_limit: int) -> Image.Image:
+    """RGB, upright; the picture itself where it is that already."""
+    _check_size(picture.size, label, decode_limit)
+    _take_memory(picture, label, decode_limit)
+    key = _colour_key(picture)
+    picture.load()
+    if key is not None and key != picture.info.get("transparency"):
+        picture = picture.copy()
+        picture.info["transparency"] = key
+    method = _UPRIGHT.get(_orientation(picture))
+    if method is not None:
+        picture = picture.transpose(method)
+    return _to_rgb(picture, label)
+
+
+def _orientation(picture: Image.Image) -> int:
+    value = None
+    with contextlib.suppress(Exception):  # damaged EXIF is no reason to refuse the picture
+        value = picture.getexif().get(_ORIENTATION_TAG)
+    return value if isinstance(value, int) else 1  # no int where EXIF is damaged, too
+
+
+def _colour_key(picture: Image.Image) -> Any:
+    """A PNG's transparent colour in values of the unpacked picture; Pillow has it as stored."""
+    key = picture.info.get("transparency")
+    tiles = getattr(picture, "tile", None)
+    raw = tiles[0][3] if tiles else None
+    if raw in ("L;2", "L;4") and isinstance(key, int):
+        return key * (85 if raw == "L;2" else 17)
+    if raw == "RGB;16B" and isinstance(key, tuple):
+        return tuple(value >> 8 for value in key)
+    return key
+
+
+# -- colours -----------------------------------------------------------------------------------
+
+
+def _to_rgb(picture: Image.Image, label: str) -> Image.Image:
+    """The picture itself where it is plain RGB."""
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    return _by_tiles(picture.size, lambda box: _tile_to_rgb(picture, box, label))
+
+
+def _by_tiles(size: tuple[int, int], make: Callable[[Box], Image.Image]) -> Image.Image:
+    """An RGB picture whose tiles are made one by one, so that what making takes stays small."""
+    width, height = size
+    if width <= _TILE and height <= _TILE:
+        return make((0, 0, width, height))
+    result = Image.new("RGB", size)
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            box = (left, top, min(left + _TILE, width), min(top + _TILE, height))
+            result.paste(make(box), box)
+    return result
+
+
+def _tile_to_rgb(picture: Image.Image, box: Box, label: str) -> Image.Image:
+    if box != (0, 0, *picture.size):
+        picture = picture.crop(box)
+    mode = picture.mode
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return _from_values(np.asarray(picture), picture.info.get("transparency"), label)
+    try:
+        if not picture.has_transparency_data:
+            return picture.convert("RGB")
+        if mode == "La":  # Pillow knows no direct way from here to RGBA
+            picture = picture.convert("LA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    except ValueError:
+        raise NotAnImageError(
+            f"{label} has the colour mode {mode}; convert it to RGB first"
+        ) from None
+
+
+def _from_values(values: NDArray[Any], key: object, label: str) -> Image.Image:
+    """A picture of grey values in more than 8 bits; those that equal `key` are transparent."""
+    if values.dtype.kind == "f":
+        return _from_eight_bits(values, label)
+    if values.min() < 0 or values.max() > 0xFFFF:  # wider ones have no agreed white
+        raise NotAnImageError(f"{label} has 32-bit values; convert it to 8 or 16 bits first")
+    values = values.astype(np.uint16)
+    if isinstance(key, int):
+        values[values == key] = 0xFFFF
+    return _from_eight_bits(values, label)
+
+
+def decode_array(array: NDArray[np.generic], label: str) -> Image.Image:
+    """An array `(H, W)` or `(H, W, 1 | 3 | 4)` as RGB."""
+    shape = "x".join(map(str, array.shape))
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+        raise NotAnImageError(
+            f"{label} has the shape {shape}; give height x width, or height x width x 1, 3 or 4"
+        )
+    if array.size == 0:
+        raise NotAnImageError(f"{label} has no pixels (shape {shape}); give at least 1 x 1")
+
+    def make(box: Box) -> Image.Image:
+        left, top, right, bottom = box
+        return _from_eight_bits(array[top:bottom, left:right], label)
+
+    return _by_tiles((array.shape[1], array.shape[0]), make)
+
+
+def _from_eight_bits(array: NDArray[Any], label: str) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(_eight_bits(array, label)))
+    return _tile_to_rgb(picture, (0, 0, *picture.size), label)
+
+
+def _eight_bits(array: NDArray[Any], label: str) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array.astype(np.uint8, copy=False)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.newbyteorder("=") == np.uint16:  # rounded to nearest: 65535 -> 255, 257 -> 1
+        return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating):
+        values = array.astype(np.float64)
+        if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
+            raise NotAnImageError(f"{label} has float values outside 0 to 1; scale them first")
+        return np.rint(values * 255).astype(np.uint8)
+    raise NotAnImageError(f"{label} holds {array.dtype}; use uint8, uint16, bool or float 0 to 1")
