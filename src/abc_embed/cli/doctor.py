@@ -139,11 +139,9 @@ def _published() -> list[Check]:
             checks.append(Check(name, here, "fetched" if here else "not fetched", mend))
     folder = next(p for p in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if p.exists())
     free = shutil.disk_usage(folder).free
-    needed = PUBLISHED_GB * 10**9
-    if all(check.good for check in checks) or free >= needed:
-        return [*checks, Check("room for the published model", True, f"{_size(free)} free")]
-    mend = f"it takes {PUBLISHED_GB} GB; set HF_HOME to a larger disk"
-    return [*checks, Check("room for the published model", False, f"{_size(free)} free", mend)]
+    fits = all(check.good for check in checks) or free >= PUBLISHED_GB * 10**9
+    mend = "" if fits else f"it takes {PUBLISHED_GB} GB; set HF_HOME to a larger disk"
+    return [*checks, Check("room for the published model", fits, f"{_size(free)} free", mend)]
 
 
 def _memory(hardware: dict[str, Any]) -> Check:
