@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
     from abc_embed.bench.sets.findings import Findings
 
-    Measure = Callable[[Encoder, int | None], Findings]
+    Measure = Callable[..., Findings]  # of an encoder, `max_pixels` and `progress`
 
 EXAMPLES = epilog("""
   abc-embed bench coco --data dataset_coco.json --images coco --positives cxc --positives eccv
@@ -106,10 +107,8 @@ def _evaluate_captions(
                 f"{pairs.name}: {pairs.absent:,} judged pairs are not in the set, and left out"
             )
 
-    def measure_captions(encoder: "Encoder", area: int | None) -> "Findings":
-        return measure(encoder, captions, further, max_pixels=area, progress=not settings.as_json)
-
-    evaluate(settings, "image_to_text_r1", [measure_captions])
+    measure_set = partial(measure, captions=captions, further=further)
+    evaluate(settings, "image_to_text_r1", [measure_set])
 
 
 @options.with_settings
@@ -140,9 +139,7 @@ def mmeb(
         for name in names:
             loaded = load_task(data, name, prefix=prefix, seed=seed, limit=limit)
             print_message(f"{name}: {len(loaded.choices):,} questions")
-            yield lambda encoder, area, loaded=loaded: measure(  # type: ignore[misc]
-                encoder, loaded, max_pixels=area, progress=not settings.as_json
-            )
+            yield partial(measure, task=loaded)
 
     findings = evaluate(settings, "accuracy", each_task())
     if not settings.as_json and len(settings.areas) == 1:
@@ -162,14 +159,8 @@ def zero_shot(
     """Zero-shot classification on any folder of images."""
     from abc_embed.bench.sets.zero_shot import load_image_folder, measure
 
-    folder = load_image_folder(data, labels)
-
-    def measure_folder(encoder: "Encoder", area: int | None) -> "Findings":
-        return measure(
-            encoder, folder, template=template, max_pixels=area, progress=not settings.as_json
-        )
-
-    evaluate(settings, "accuracy", [measure_folder])
+    measure_set = partial(measure, images=load_image_folder(data, labels), template=template)
+    evaluate(settings, "accuracy", [measure_set])
 
 
 def evaluate(
@@ -191,8 +182,9 @@ def evaluate(
         if len(settings.areas) == 1:
             encoder = stack.enter_context(CachedEncoder(encoder, settings.cache))
         for measure in measures:
+            measure = partial(measure, progress=not settings.as_json)
             if len(settings.areas) == 1:
-                findings.append(measure(encoder, settings.areas[0]))
+                findings.append(measure(encoder, max_pixels=settings.areas[0]))
             else:
                 areas = [area for area in settings.areas if area is not None]
                 findings += sweep(encoder, areas, measure)

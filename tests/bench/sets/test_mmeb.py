@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +232,7 @@ def test_a_folder_that_is_not_one_of_classes(classes: Path) -> None:
 def test_a_sweep_measures_each_resolution_and_draws_it(classes: Path) -> None:
     folder = zero_shot.load_image_folder(classes / "photos", classes / "labels.json")
     encoder = TableEncoder(knows)
-
-    def measure(timed: Any, area: int) -> Any:
-        return zero_shot.measure(timed, folder, max_pixels=area)
-
-    found = sweep.sweep(encoder, [784, 3136], measure)
+    found = sweep.sweep(encoder, [784, 3136], partial(zero_shot.measure, images=folder))
     assert [f["settings"]["max_pixels"] for f in found] == [784, 3136]
     assert [area for area in encoder.areas if area] == [784, 3136]
     assert all(f["images_per_s"] > 0 for f in found)

@@ -33,13 +33,14 @@ class TimedEncoder(WrappedEncoder):
 
 
 def sweep(
-    encoder: Encoder, areas: Sequence[int], measure: Callable[[Encoder, int], Findings]
+    encoder: Encoder, areas: Sequence[int], measure: Callable[..., Findings]
 ) -> list[Findings]:
-    """The findings at each area in pixels; each gains `images_per_s`."""
+    """What `measure` finds of an encoder and `max_pixels`, at each area in pixels; each gains
+    `images_per_s`."""
     swept = []
     for area in areas:
         timed = TimedEncoder(encoder)
-        findings = measure(timed, area)
+        findings = measure(timed, max_pixels=area)
         rate = timed.images / timed.seconds if timed.seconds else None
         swept.append({**findings, "images_per_s": rate})
     return swept
