@@ -302,7 +302,7 @@ def audit(
 @options.with_settings
 def evidence(
     scenes: Annotated[
-        int, typer.Option("--scenes", min=2, help="How many generated scenes are asked about.")
+        int, typer.Option(min=2, help="How many generated scenes are asked about.")
     ] = 200,
     out: Annotated[
         Path | None,

@@ -20,14 +20,13 @@ EXAMPLES = epilog("""
 def serve(
     *,
     host: Annotated[
-        str, typer.Option("--host", envvar="ABC_EMBED_HOST", help="Address to listen on.")
+        str, typer.Option(envvar="ABC_EMBED_HOST", help="Address to listen on.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", envvar="ABC_EMBED_PORT", help="Port; 0 takes a free one.")
+        int, typer.Option(envvar="ABC_EMBED_PORT", help="Port; 0 takes a free one.")
     ] = 8765,
     api_key_file: Annotated[
-        Path | None,
-        typer.Option("--api-key-file", envvar="ABC_EMBED_API_KEY_FILE", help="Keys, one a line."),
+        Path | None, typer.Option(envvar="ABC_EMBED_API_KEY_FILE", help="Keys, one a line.")
     ] = None,
     no_key: Annotated[
         bool,
@@ -36,20 +35,14 @@ def serve(
         ),
     ] = False,
     max_body: Annotated[
-        str,
-        typer.Option("--max-body", envvar="ABC_EMBED_MAX_BODY", help="Largest request."),
+        str, typer.Option(envvar="ABC_EMBED_MAX_BODY", help="Largest request.")
     ] = "32 MB",
     queue: Annotated[
-        int,
-        typer.Option(
-            "--queue", envvar="ABC_EMBED_QUEUE", help="Most items that wait or are computed."
-        ),
+        int, typer.Option(envvar="ABC_EMBED_QUEUE", help="Most items that wait or are computed.")
     ] = 1024,
     cors: Annotated[
         list[str] | None,
-        typer.Option(
-            "--cors", envvar="ABC_EMBED_CORS", help="Origin of a page elsewhere that may ask."
-        ),
+        typer.Option(envvar="ABC_EMBED_CORS", help="Origin of a page elsewhere that may ask."),
     ] = None,
     settings: options.ModelSettings,
 ) -> None:
