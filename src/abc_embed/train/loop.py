@@ -213,7 +213,7 @@ def _optimizer(stage: Stage, config: OptimConfig) -> Optimizer:
     zero = zero_settings()
     if zero and stage.process_group.world_size > 1:
         return ZeroAdamW(stage.parameters, config, stage.process_group, zero)
-    return AdamW(list(stage.parameters.values()), config, stage.process_group.accelerator)
+    return AdamW(list(stage.parameters.values()), config, stage.process_group)
 
 
 def autocast_dtype(config: ModelConfig) -> torch.dtype | None:

@@ -4,14 +4,14 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from abc_embed.train.config import OptimConfig
+from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.sharding import full_tensor, is_sharded, shard_like
 
 
@@ -22,19 +22,21 @@ class AdamW:
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], optim: OptimConfig, accelerator: Accelerator
+        self, parameters: Sequence[nn.Parameter], optim: OptimConfig, process_group: ProcessGroup
     ) -> None:
         self._parameters = list(parameters)
-        self._accelerator = accelerator
+        self._process_group = process_group
         self._adamw = torch_adamw(parameters, optim)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The learning rate from the next step on."""
         set_learning_rate(self._adamw, learning_rate)
 
-    def grad_sync(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def grad_sync(self) -> Iterator[None]:
         """Goes around all backward passes of a step. After it gradients are those of all."""
-        return nullcontext()  # the stage averages whole weights, FSDP2 its parts
+        yield
+        self._process_group.average_gradients(self._parameters)
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scale all gradients together to `max_norm` if they exceed it and it is not 0.
@@ -42,7 +44,9 @@ class AdamW:
         Returns:
             The norm before; not finite where a gradient is not.
         """
-        norm = self._accelerator.clip_grad_norm_(self._parameters, max_norm or math.inf)
+        norm = self._process_group.accelerator.clip_grad_norm_(
+            self._parameters, max_norm or math.inf
+        )
         return float(full_tensor(norm))
 
     def step(self) -> None:

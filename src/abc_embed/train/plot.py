@@ -96,9 +96,7 @@ def _figure(curves: dict[str, dict[str, NDArray[np.float64]]]) -> Any:
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """A centred running mean; at the ends over what there is."""
-    half = int(len(values) * SMOOTH_SHARE / 2)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    mean: NDArray[np.float64] = (total[high] - total[low]) / (high - low)
+    window = np.ones(2 * int(len(values) * SMOOTH_SHARE / 2) + 1)
+    counts = np.convolve(np.ones(len(values)), window, "same")
+    mean: NDArray[np.float64] = np.convolve(values, window, "same") / counts
     return mean

@@ -61,7 +61,6 @@ class ProcessGroup:
         self.world_size: int = accelerator.num_processes
         self.sharded = self.world_size > 1 and fsdp_requested()
         """Whether weights are split, so that every process must make the same passes."""
-        self._averaged_elsewhere: set[nn.Parameter] = set()
         if self.world_size > 1:
             atexit.register(_destroy_process_group)
 
@@ -130,13 +129,11 @@ class ProcessGroup:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Put the mean over the processes into every gradient, in one message.
 
-        FSDP2 has averaged those of split weights already, and ZeRO does its own.
+        FSDP2 has averaged those of split weights already.
         """
         if self.world_size == 1:
             return
-        averaged = [
-            p for p in parameters if not is_sharded(p) and p not in self._averaged_elsewhere
-        ]
+        averaged = [p for p in parameters if not is_sharded(p)]
         if not averaged:
             return
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in averaged]
@@ -144,10 +141,6 @@ class ProcessGroup:
         parts = mean.split([p.numel() for p in averaged])
         for parameter, part in zip(averaged, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-
-    def exclude_from_averaging(self, parameters: Iterable[nn.Parameter]) -> None:
-        """From now on something else averages the gradients of these."""
-        self._averaged_elsewhere.update(parameters)
 
     @torch.no_grad()
     def broadcast_parameters(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -88,8 +88,8 @@ class Stage(ABC):
             global_batch: What all processes bring; None: there is no other.
 
         Returns:
-            Loss and accuracy, both scalars. They and the gradients are those of all processes;
-            under ZeRO the gradients are so once the optimizer has synchronised them.
+            Loss and accuracy, both scalars, of all processes. The gradients are this process's own
+            until the optimizer's `grad_sync` ends.
         """
 
     def after_update(self) -> None:  # noqa: B027  (most stages have nothing to do here)
@@ -142,7 +142,6 @@ class Stage(ABC):
         """Plain or cached, as `train.chunk_size` says; then the mean over the processes."""
         backward = cached_backward if self._config.train.chunk_size else plain_backward
         loss, accuracy = backward(chunks, encode, loss_of, self._accelerator.backward)
-        self.process_group.average_gradients(self.parameters.values())
         loss, accuracy = self.process_group.mean(torch.stack([loss, accuracy]))
         return loss, accuracy
 

@@ -139,17 +139,15 @@ class ZeroAdamW:
         settings: Mapping[str, Any],
     ) -> None:
         """`settings` are those of `zero_settings`. Weights must be equal on all processes."""
-        accelerator = process_group.accelerator
         self._process_group = process_group
         self._scalars = [p for p in parameters.values() if p.ndim == 0]  # τ
-        self._scalar_adamw = AdamW(self._scalars, optim, accelerator) if self._scalars else None
+        self._scalar_adamw = AdamW(self._scalars, optim, process_group) if self._scalars else None
         split = [p for p in parameters.values() if p.ndim > 0]
-        process_group.exclude_from_averaging(split)
         self._adamw = torch_adamw(split, optim)
         self._groups = [list(group["params"]) for group in self._adamw.param_groups]
         self._attributes = {p: set(vars(p)) for p in split}
         """Of each weight, before DeepSpeed adds its own."""
-        deepspeed = _import_deepspeed(accelerator.device)
+        deepspeed = _import_deepspeed(process_group.accelerator.device)
         self._engine, *_ = deepspeed.initialize(
             model=nn.ParameterList(split),
             optimizer=self._adamw,
@@ -181,6 +179,7 @@ class ZeroAdamW:
             for parameter in self._attributes:  # all must send the same
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
+            self._process_group.average_gradients(self._scalars)
 
     def clip_grad_norm(self, max_norm: float) -> float:
         own = [part for parts in self._zero.averaged_gradients.values() for part in parts]

@@ -93,13 +93,6 @@ class ForeignEncoder(Encoder):
 
 def _open_pictures(items: Sequence[Item], max_pixels: int | None) -> list[Image.Image]:
     """Each different picture is opened once."""
-    opened: dict[Any, Image.Image] = {}
-    pictures = []
-    for item in items:
-        if item.image is None:
-            continue
-        source = image_key(item)
-        if source not in opened:
-            opened[source] = shrink(open_image(item.image), max_pixels)
-        pictures.append(opened[source])
-    return pictures
+    images = {image_key(item): item.image for item in items if item.image is not None}
+    opened = {key: shrink(open_image(image), max_pixels) for key, image in images.items()}
+    return [opened[image_key(item)] for item in items if item.image is not None]
