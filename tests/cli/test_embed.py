@@ -1,6 +1,7 @@
 """`abc-embed embed`: the right vectors under the right names, in every format, or nothing."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,27 @@ def test_skipping_goes_on_and_ends_with_the_list(cli: Cli, tiny: Path, here: Pat
     }
     assert {key: reasons[key] for key in expected} == expected
     assert reasons["line 8"].startswith("an item is a text or an image, not both")
+
+
+def test_a_folder_that_may_not_be_read_is_skipped_like_a_picture(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = Path("photos/locked")
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # the superuser may read everything
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    words = ("embed", "photos", "-o", "o.npy", "--model", tiny)
+    assert "the folder 'photos/locked' cannot be read" in cli(*words).err
+    assert not Path("o.npy").exists()
+    done = cli(*words, "--on-error", "skip")
+    assert (done.code, len(np.load("o.npy"))) == (0, 3)
+    assert "skipped 1 of 4:" in done.err and "photos/locked" in done.err
 
 
 def test_raising_names_the_line_and_writes_nothing(cli: Cli, tiny: Path, here: Path) -> None:

@@ -1,7 +1,9 @@
 """Every row looked at: what is found, where it stands, and that the work goes on."""
 
+import os
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from abc_embed.data import open_dataset
@@ -57,3 +59,20 @@ def test_what_the_generator_writes_is_good(tmp_path: Path) -> None:
     write_dataset(tmp_path / "scenes", 6, seed=3)
     found = check(open_dataset(tmp_path / "scenes"))
     assert found.good and found.usable == 6 and found.texts["regions"] >= 6
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_special_files_and_turned_pictures_in_a_folder(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "turned.tif", exif=exif)
+    Image.new("RGB", (8, 6)).save(tmp_path / "turned.png", exif=exif)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    found = check(open_dataset(tmp_path))
+    assert (found.rows, found.usable) == (4, 2)
+    assert [bad.place for bad in found.errors] == [
+        str(tmp_path / "endless.png"),
+        str(tmp_path / "pipe.png"),
+    ]
+    assert all("no ordinary file" in bad.why for bad in found.errors)

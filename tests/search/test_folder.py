@@ -67,6 +67,15 @@ def test_new_ones_are_embedded_once_and_remembered(files: list[Path], tmp_path: 
         assert np.array_equal(again.vectors, index.vectors)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_named_like_an_image_is_bad_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    index = index_images([tmp_path / "pipe.png"], Length(), None)  # type: ignore[arg-type]
+    assert [str(bad.error) for bad in index.bad] == [
+        f"{str(tmp_path / 'pipe.png')!r} cannot be read (it is no ordinary file); check it"
+    ]
+
+
 def test_broken_off_keeps_what_was_embedded(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

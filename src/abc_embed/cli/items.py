@@ -48,17 +48,20 @@ def from_arguments(
     named: list[NamedItem] = []
     for path in paths:
         if Path(path).is_dir():
-            named += (_image(str(file), instruction) for file in _pictures(Path(path)))
+            named += _pictures(Path(path), instruction)
         else:
             named.append(_image(path, instruction))
     return [*named, *(_named_item(text, text=text) for text in texts)]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    pictures = find_images(folder, required=True)
+def _pictures(folder: Path, instruction: str | None) -> list[NamedItem]:
+    """Those of a folder, and as errors the folders inside that cannot be read."""
+    unreadable: dict[Path, ImageNotFoundError] = {}
+    pictures = find_images(folder, required=True, on_unreadable=unreadable.__setitem__)
     if others := len(visible_files(folder)) - len(pictures):
         print_message(f"{folder}: {len(pictures)} images; {others} other files left out")
-    return pictures
+    bad = [NamedItem(valid_name(str(path)), None, error) for path, error in unreadable.items()]
+    return [*bad, *(_image(str(picture), instruction) for picture in pictures)]
 
 
 def _image(path: str, instruction: str | None) -> NamedItem:

@@ -208,10 +208,14 @@ def _search_folder(
     settings: options.IndexSettings,
     reading: FolderSettings,
 ) -> "list[list[Hit]]":
-    from abc_embed.search.folder import index_images
+    from abc_embed.data.image_files import find_images
+    from abc_embed.search.folder import Bad, index_images
     from abc_embed.search.queries import embed_queries
 
-    files = _files(folder)
+    if folder.is_file():
+        raise ImageNotFoundError(f"{str(folder)!r} is a file; give the folder that it lies in")
+    unreadable: dict[Path, ImageNotFoundError] = {}
+    files = find_images(folder, required=True, on_unreadable=unreadable.__setitem__)
     embedder, max_pixels = settings.load_with_pixels()
     vectors = embed_queries(queries, embedder, max_pixels)
     with ExitStack() as stack:
@@ -227,6 +231,7 @@ def _search_folder(
             batch_size=settings.batch_size,
             on_progress=on_progress,
         )
+    index.bad.extend(Bad(path, error) for path, error in unreadable.items())
     _report(index, reading.on_error)
     return [index.search(vector, count) for vector in vectors]
 
@@ -282,14 +287,6 @@ def _draw(out: Path, queries: "Sequence[Query]", results: "Sequence[Sequence[Hit
         return
     write_sheet(cells, out)
     print_message(f"drawn in {out}")
-
-
-def _files(folder: Path) -> list[Path]:
-    from abc_embed.data.image_files import find_images
-
-    if folder.is_file():
-        raise ImageNotFoundError(f"{str(folder)!r} is a file; give the folder that it lies in")
-    return find_images(folder, required=True)
 
 
 def _open_cache(

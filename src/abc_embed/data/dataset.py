@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from abc_embed.data.fields import parse_object
 from abc_embed.data.records import FIELDS, Record
-from abc_embed.errors import DataError, ImageNotFoundError, InputError
+from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import read_format_and_size
 from abc_embed.storage.files import read_file
 
@@ -161,11 +161,10 @@ def read_head(image: Path | bytes) -> tuple[str, int, int]:
     """
     try:
         return read_format_and_size(image)
-    except ImageNotFoundError:
-        raise DataError(
-            f"there is no image {image!s}; put it there, or leave the row out"
-        ) from None
     except InputError as problem:
+        if isinstance(image, Path) and not image.exists():
+            mend = "put it there, or leave the row out"
+            raise DataError(f"there is no image {image!s}; {mend}") from None
         raise DataError(f"the image cannot be read: {problem}") from None
 
 

@@ -160,7 +160,7 @@ def read_files(paths: Iterable[Path], errors: dict[Path, InputError]) -> Iterato
         except FileNotFoundError:
             errors[path] = ImageNotFoundError(f"there is no file {str(path)!r}")
         except OSError as error:
-            sentence = f"{str(path)!r} cannot be read ({error.strerror}); check its permissions"
+            sentence = f"{str(path)!r} cannot be read ({error.strerror}); check it"
             errors[path] = ImageError(sentence)
         else:
             held += len(data or b"")

@@ -13,7 +13,7 @@ from typing import Any
 
 from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
 from abc_embed.data.fields import stays_inside
-from abc_embed.data.image_files import find_images
+from abc_embed.data.image_files import find_images, has_images
 from abc_embed.errors import DataError
 
 CAPTION_FILES = (
@@ -24,7 +24,7 @@ CAPTION_FILES = (
 
 def is_folder_of_images(path: Path) -> bool:
     """Whether there is any image below the folder."""
-    return path.is_dir() and bool(find_images(path))
+    return path.is_dir() and has_images(path)
 
 
 class FolderDataset(Dataset):
