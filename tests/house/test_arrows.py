@@ -136,3 +136,20 @@ def test_the_check_can_fail() -> None:
     assert not violations("pooling", [(3, "abc_embed.errors.AbcError"), (4, "torch.nn")])
     call = ast.parse("def f():\n    import_module('abc_embed.cli')").body[0]
     assert any(sources._is_import_call(n.func) for n in ast.walk(call) if isinstance(n, ast.Call))
+
+
+def test_no_files_import_each_other() -> None:
+    """Imports for types alone count: who reads one file of a circle must read them all."""
+    modules = {sources.module_name(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        if path == sources.PACKAGE / "__init__.py":
+            continue  # the front door names everything, lazily
+        for _, target in sources.imports(path):
+            module = target if target in modules else target.rpartition(".")[0]
+            if module in modules and module not in (name, "abc_embed"):
+                graph.setdefault(name, set()).add(module)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these files import each other: {' -> '.join(error.args[1])}")

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.errors import UsageError
+from abc_embed.search.settings import IndexParts
 from abc_embed.vectors import l2_normalize
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
-    from abc_embed.search.index import Index
     from abc_embed.search.queries import Query
 
 Vectors = NDArray[np.float32]
@@ -56,7 +56,7 @@ def halves(bank: Vectors, count: int, weights: Sequence[float] = (1.0,)) -> Vect
     return l2_normalize(total, opposite).astype(np.float32)
 
 
-def calibrate(index: "Index") -> dict[str, float]:
+def calibrate(index: IndexParts) -> dict[str, float]:
     """The cut-off of each kind of query, for the index as it is now."""
     cutoffs = {}
     bank = index.text_bank()
@@ -71,7 +71,7 @@ def calibrate(index: "Index") -> dict[str, float]:
 
 
 def answers(
-    index: "Index", query: "Query", vector: Vectors, images: Vectors
+    index: IndexParts, query: "Query", vector: Vectors, images: Vectors
 ) -> NDArray[np.bool_] | None:
     """For the vectors `(K, D)` of a query's hits whether each is an answer; None: not known."""
     bank = index.text_bank()
@@ -100,7 +100,7 @@ def score(vector: Vectors, images: Vectors, bank: Vectors | None, temperature: f
     return own / temperature - total
 
 
-def line(index: "Index", queries: Vectors, bank: Vectors | None) -> float:
+def line(index: IndexParts, queries: Vectors, bank: Vectors | None) -> float:
     """What nine in ten of these queries do not reach with their best hit."""
     temperature = _temperature(index)
     best = [
@@ -110,11 +110,11 @@ def line(index: "Index", queries: Vectors, bank: Vectors | None) -> float:
     return float(np.quantile(best, QUANTILE))
 
 
-def _temperature(index: "Index") -> float:
+def _temperature(index: IndexParts) -> float:
     return index.settings.get("temperature") or 0.05
 
 
-def _joint_bank(index: "Index") -> Vectors | None:
+def _joint_bank(index: IndexParts) -> Vectors | None:
     """Some images of the index with an instruction each: one pass of the model for each."""
     embedder = index.embedder
     if embedder is None or not embedder.config["instruct_adapter"]:

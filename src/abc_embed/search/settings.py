@@ -1,14 +1,41 @@
 """What an index says of itself, in `index.json`: model, resolution, width, folders, cut-offs."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
 from abc_embed.storage.json_files import read_json, write_json
 
+if TYPE_CHECKING:
+    from abc_embed.embedder import Embedder
+    from abc_embed.search.table import ImageTable, Vectors
+
 FILE = "index.json"
 FORMAT = 1
+
+
+class IndexParts(Protocol):
+    """What bringing an index up to date and its cut-offs ask of the `Index`."""
+
+    settings: dict[str, Any]
+    table: "ImageTable"
+    embedder: "Embedder | None"
+
+    @property
+    def max_pixels(self) -> int | None: ...
+
+    def nearest(
+        self, vectors: "Vectors", count: int, where: str | None = None
+    ) -> "list[tuple[list[str], Vectors]]": ...
+
+    def paths(self, where: str | None = None) -> list[str]: ...
+
+    def text_bank(self) -> "Vectors | None": ...
+
+    def needed_embedder(self) -> "Embedder": ...
+
+    def save_settings(self) -> None: ...
 
 
 def is_index(folder: Path) -> bool:

@@ -18,11 +18,11 @@ from abc_embed.errors import ImageError, InputError
 from abc_embed.inputs import Item
 from abc_embed.search.folder import SETTLED_NS, Bad, ImageFile, error_of_file, read_files
 from abc_embed.search.metadata import Captions, describe
+from abc_embed.search.settings import IndexParts
 from abc_embed.storage.vector_cache import FileStamp
 
 if TYPE_CHECKING:
     from abc_embed.pipeline import Skipped, Vector
-    from abc_embed.search.index import Index
     from abc_embed.search.table import Row
 
 SAVE_EVERY_S = 20.0
@@ -60,7 +60,7 @@ class _Known:
 
 
 def update(
-    index: "Index",
+    index: IndexParts,
     sources: Sequence[Path],
     captions: Captions | None = None,
     *,
@@ -112,7 +112,7 @@ class _Update:
 
     def __init__(
         self,
-        index: "Index",
+        index: IndexParts,
         captions: Captions | None,
         folders: Sequence[Path],
         paths: list[str],
