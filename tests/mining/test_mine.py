@@ -26,9 +26,9 @@ from abc_embed.mining import shards
 from abc_embed.mining.corpus import read_corpus
 from abc_embed.mining.embed import EmbedderSetup
 from abc_embed.mining.mine import mine
-from abc_embed.mining.output import write_mined, write_rejects
+from abc_embed.mining.output import draw_sheet, write_mined, write_rejects
 from abc_embed.mining.plan import plan_mining
-from abc_embed.mining.report import draw_report, draw_sheet
+from abc_embed.mining.report import draw_report
 from abc_embed.mining.search import blocks_on
 from abc_embed.mining.settings import Method, MiningSettings, SearchSettings
 from abc_embed.train.config import DataConfig

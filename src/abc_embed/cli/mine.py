@@ -236,8 +236,8 @@ def _write(
     Returns:
         The numbers, and the files that were written besides the result.
     """
-    from abc_embed.mining.output import write_mined, write_rejects
-    from abc_embed.mining.report import draw_report, draw_sheet
+    from abc_embed.mining.output import draw_sheet, write_mined, write_rejects
+    from abc_embed.mining.report import draw_report
 
     write_mined(mined, out)
     rejects = write_rejects(mined, out)

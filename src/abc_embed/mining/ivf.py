@@ -1,17 +1,14 @@
 """faiss's inverted lists: near candidates without looking at all of them. Not exact."""
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from abc_embed.errors import MissingExtraError
-from abc_embed.mining.settings import Floats, Ints, SearchSettings
-
-if TYPE_CHECKING:
-    from abc_embed.mining.search import Vectors
+from abc_embed.mining.settings import Floats, Ints, SearchSettings, Vectors
 
 
 def require_faiss() -> None:
@@ -27,7 +24,7 @@ class InvertedLists:
     when it is loaded. No cell has fewer than 39 samples.
     """
 
-    def __init__(self, candidates: "Vectors", settings: SearchSettings) -> None:
+    def __init__(self, candidates: Vectors, settings: SearchSettings) -> None:
         import faiss
 
         total, width = candidates.shape

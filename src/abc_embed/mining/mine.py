@@ -15,27 +15,13 @@ from abc_embed.mining.embed import EmbedderSetup, embed_missing
 from abc_embed.mining.pool_store import PoolStore
 from abc_embed.mining.pools import Pools
 from abc_embed.mining.report import MiningReport
-from abc_embed.mining.sample import sample_ranks
+from abc_embed.mining.sample import SampledNegatives, sample_ranks
 from abc_embed.mining.search import SAMPLED, search
 from abc_embed.mining.settings import Ints, Method, MiningSettings
 from abc_embed.mining.shards import ShardRows, Shards, VectorSpace
 
 StageCallback = Callable[[str, int, int], None]
 """Called with which part of the work goes on, how much of it is done, and of how much."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledNegatives:
-    """The negatives of one row, best first."""
-
-    row: int
-    captions: list[int]
-    """Numbers of distinct captions."""
-    scores: list[float]
-    ranks: list[int]
-    """Places in the pool, from 0."""
-    own: float
-    """Score of the own caption."""
 
 
 @dataclass(slots=True)

@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from abc_embed.data.contact_sheet import GREEN, RED, draw_cell, write_sheet
 from abc_embed.data.records import Record, write_records
 from abc_embed.errors import DataError, UsageError
+from abc_embed.inputs import open_image
+from abc_embed.mining.corpus import Corpus
 from abc_embed.mining.mine import Mined
+from abc_embed.mining.sample import SampledNegatives
 from abc_embed.mining.settings import Ints
 from abc_embed.storage.files import atomic_write
 from abc_embed.storage.parquet import import_pyarrow
@@ -213,3 +218,33 @@ def _joined(
     per_row = np.zeros(total, dtype=np.int64)
     per_row[number] = count
     return NegativeTable(np.cumsum(per_row), value)
+
+
+# -- a page to look at -----------------------------------------------------------------------------
+
+
+def draw_sheet(mined: Mined, out: Path, count: int = 12) -> int:
+    """A page of `count` of the mined rows, spread evenly over the file; returns how many there are.
+
+    Each has its image, its own caption in green and the mined ones in red, with their scores.
+
+    Raises:
+        OutputError: the page cannot be written.
+    """
+    total = len(mined.rows)
+    count = min(count, total)
+    chosen = {int(mined.rows[place * total // count]) for place in range(count)}
+    sampled = (negatives for negatives in mined.negatives() if negatives.row in chosen)
+    write_sheet([_cell(mined.corpus, negatives) for negatives in sampled], out)
+    return count
+
+
+def _cell(corpus: Corpus, negatives: SampledNegatives) -> Image.Image:
+    """One row: the image, and its captions beside it."""
+    captions = corpus.captions
+    own = captions[corpus.caption_of[negatives.row]]
+    lines = [(f"{negatives.own:.3f}  {own}", GREEN)]
+    for caption, score in zip(negatives.captions, negatives.scores, strict=True):
+        lines.append((f"{score:.3f}  {captions[caption]}", RED))
+    row = corpus.dataset.row(negatives.row)
+    return draw_cell(open_image(row.image), row.record.id, lines)

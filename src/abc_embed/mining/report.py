@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_embed.data.contact_sheet import GREEN, RED, draw_cell, write_sheet
-from abc_embed.inputs import open_image
+from abc_embed.data.contact_sheet import GREEN, RED
 from abc_embed.mining.pools import RULES, Pools
+from abc_embed.mining.sample import SampledNegatives
 from abc_embed.storage.files import atomic_write
-
-if TYPE_CHECKING:
-    from abc_embed.mining.corpus import Corpus
-    from abc_embed.mining.mine import Mined, SampledNegatives
 
 BINS = 200
 """Of scores from -1 to 1, each 0.01 wide."""
@@ -105,7 +100,7 @@ class MiningReport:
         if self._recalled[1]:
             self.recall = self._recalled[0] / self._recalled[1]
 
-    def add_sample(self, negatives: "Sequence[SampledNegatives]", sample_size: int) -> None:
+    def add_sample(self, negatives: Sequence[SampledNegatives], sample_size: int) -> None:
         """Count the negatives of a block."""
         self.short_draws += sum(len(sampled.ranks) < sample_size for sampled in negatives)
         scores = np.array([s for sampled in negatives for s in sampled.scores], dtype=np.float32)
@@ -199,30 +194,3 @@ def _panel(
     for place in range(0, len(counts), every):
         middle = _EDGE + (place + (0.5 if every == 1 else 0)) * step
         pen.text((middle, bottom + 2), labels[place], fill=_INK, font=font, anchor="ma")
-
-
-def draw_sheet(mined: "Mined", out: Path, count: int = 12) -> int:
-    """A page of `count` of the mined rows, spread evenly over the file; returns how many there are.
-
-    Each has its image, its own caption in green and the mined ones in red, with their scores.
-
-    Raises:
-        OutputError: the page cannot be written.
-    """
-    total = len(mined.rows)
-    count = min(count, total)
-    chosen = {int(mined.rows[place * total // count]) for place in range(count)}
-    sampled = (negatives for negatives in mined.negatives() if negatives.row in chosen)
-    write_sheet([_cell(mined.corpus, negatives) for negatives in sampled], out)
-    return count
-
-
-def _cell(corpus: "Corpus", negatives: "SampledNegatives") -> Image.Image:
-    """One row: the image, and its captions beside it."""
-    captions = corpus.captions
-    own = captions[corpus.caption_of[negatives.row]]
-    lines = [(f"{negatives.own:.3f}  {own}", GREEN)]
-    for caption, score in zip(negatives.captions, negatives.scores, strict=True):
-        lines.append((f"{score:.3f}  {captions[caption]}", RED))
-    row = corpus.dataset.row(negatives.row)
-    return draw_cell(open_image(row.image), row.record.id, lines)

@@ -1,5 +1,7 @@
 """From a pool to the few negatives that are trained on."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from abc_embed.errors import UsageError
@@ -7,6 +9,20 @@ from abc_embed.mining.settings import Strategy
 
 BIN = 5
 """Neighbours of a sorted list of which the published loader takes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledNegatives:
+    """The negatives of one row, best first."""
+
+    row: int
+    captions: list[int]
+    """Numbers of distinct captions."""
+    scores: list[float]
+    ranks: list[int]
+    """Places in the pool, from 0."""
+    own: float
+    """Score of the own caption."""
 
 
 def sample_ranks(size: int, count: int, strategy: Strategy, *, seed: int, row: int) -> list[int]:

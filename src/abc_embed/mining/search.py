@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,10 +28,10 @@ from abc_embed.mining.settings import (
     EPSILON,
     POOL,
     Blocks,
-    Floats,
     Ints,
     Method,
     SearchSettings,
+    Vectors,
     check_rule,
     share_memory,
 )
@@ -44,15 +43,6 @@ LONGEST = 1e18
 """Length of a vector at most: products of longer ones do not fit float32."""
 _GROUP = 32
 """Candidates of which only the best score is looked at, until it may matter."""
-
-
-class Vectors(Protocol):
-    """`(N, D)` float32 that are read in parts: an array, or files (shards.py)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, numbers: slice | Ints, /) -> Floats: ...
 
 
 def search(

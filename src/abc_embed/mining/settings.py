@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,15 @@ MEMORY_BYTES = 10**9
 STORES = ("float32", "float16")
 """Number formats of vectors on disk; float16 takes half the room, and moves a score by less than
 0.001."""
+
+
+class Vectors(Protocol):
+    """`(N, D)` float32 that are read in parts: an array, or files (shards.py)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, numbers: slice | Ints, /) -> Floats: ...
 
 
 class Method(StrEnum):
