@@ -10,7 +10,7 @@ from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.cli import plot
-from abc_embed.cli.compare import Ranking
+from abc_embed.cli.rankings import Ranking
 from abc_embed.cli.quickstart import QUESTIONS, TEXTS, example_picture
 
 NAMES = ["a dog", "a cat", "[bold]a horse[/bold]"]

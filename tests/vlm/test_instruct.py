@@ -21,7 +21,7 @@ from abc_embed.vlm.instruct import (
     planned_requests,
     write_instructions,
 )
-from abc_embed.vlm.limits import Limits, estimate
+from abc_embed.vlm.limits import Limits
 from abc_embed.vlm.region_files import read_regions
 from abc_embed.vlm.regions import RegionSettings
 from abc_embed.vlm.rejects import Rejects
@@ -323,7 +323,7 @@ def test_a_dry_run_counts_what_a_run_sends(folder: Path, tmp_path: Path) -> None
         ):
             records = read_regions(folder, folder, rejects)
             asks = planned_requests(records, InstructSettings(root=folder, regions=ALL), rejects)
-            return estimate(client, asks, 2, RETRY_TOKENS)
+            return client.estimate(asks, 2, RETRY_TOKENS)
 
     before = guess()
     assert (before.images, before.requests, before.known, before.minutes) == (5, 20, 0, 2.0)

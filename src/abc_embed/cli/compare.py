@@ -4,7 +4,6 @@ Shapes: `N` questions (instructions, or the image alone), `K` candidate texts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.output import epilog, print_json, print_message, print_table
+from abc_embed.cli.rankings import Ranking
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
@@ -61,33 +61,6 @@ def compare(
     if plot is not None:
         plots.write_plot(plot, photo, rankings)
         print_message(f"drawn in {plot}")
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The texts for one question, best first."""
-
-    instruction: str | None
-    """None: the image alone."""
-    texts: list[str]
-    scores: list[float]
-    """Cosines, in the order of `texts`."""
-
-    @property
-    def title(self) -> str:
-        """What was asked."""
-        return "the image alone" if self.instruction is None else self.instruction
-
-    def rows(self) -> list[tuple[int, str, float]]:
-        """Rank, text and score of each text."""
-        pairs = zip(self.texts, self.scores, strict=True)
-        return [(rank, text, score) for rank, (text, score) in enumerate(pairs, 1)]
-
-    def as_json(self) -> dict[str, Any]:
-        """The ranking for programs."""
-        keys = ("rank", "text", "score")
-        ranking = [dict(zip(keys, row, strict=True)) for row in self.rows()]
-        return {"instruction": self.instruction, "ranking": ranking}
 
 
 def rank(

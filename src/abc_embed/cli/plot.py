@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_embed.cli.compare import Ranking
+from abc_embed.cli.rankings import Ranking
 from abc_embed.errors import UsageError
 from abc_embed.storage.files import atomic_write, check_writable
 

@@ -111,9 +111,8 @@ def print_estimate(
     as_json: bool,
 ) -> None:
     """What a dry run says: the result on stdout, the first prompt on stderr."""
-    from abc_embed.vlm.limits import estimate
 
-    plan = estimate(client, requests, tries, retry_tokens)
+    plan = client.estimate(requests, tries, retry_tokens)
     if as_json:
         print_json(dataclasses.asdict(plan))
         return

@@ -24,10 +24,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from abc_embed.errors import AskError, EndpointError, MissingExtraError, UsageError
+from abc_embed.errors import AskError, DataError, EndpointError, MissingExtraError, UsageError
 from abc_embed.inputs import open_image
+from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256, sha256_json
-from abc_embed.vlm.limits import Budget, Clock, Limits, RateLimiter, estimate_tokens
+from abc_embed.vlm.limits import (
+    Budget,
+    Clock,
+    Estimate,
+    Limits,
+    PlannedRequest,
+    RateLimiter,
+    estimate,
+    estimate_tokens,
+)
 from abc_embed.vlm.reply_cache import ReplyCache
 
 if TYPE_CHECKING:
@@ -240,6 +250,33 @@ class VlmClient:
     ) -> bool:
         """Whether nobody has to be asked for the reply."""
         return self.cache.get(self.cache_key(image, prompt, schema)) is not None
+
+    def estimate(
+        self, requests: Iterable[PlannedRequest], tries: int, retry_tokens: int
+    ) -> Estimate:
+        """What these requests would come to; images are read only where replies may be known.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        return estimate(
+            requests,
+            self.limits,
+            is_cached=self._knows,
+            image_tokens=self.image_tokens,
+            max_tokens=self.max_tokens,
+            tries=tries,
+            retry_tokens=retry_tokens,
+        )
+
+    def _knows(self, request: PlannedRequest) -> bool:
+        if self.cache.path is None:
+            return False
+        try:
+            return self.is_cached(read_file(request.image), request.prompt, request.schema)
+        except OSError as error:
+            why = f"{request.image} cannot be read: {error.strerror}; mend that"
+            raise DataError(why) from None
 
     def ask(
         self, image: bytes | None, prompt: str, *, schema: Mapping[str, Any] | None = None

@@ -7,14 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from abc_embed.errors import CostLimitError, DataError, UsageError
-from abc_embed.storage.files import read_file
+from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.vlm.reply_cache import ReplyCache
-
-if TYPE_CHECKING:
-    from abc_embed.vlm.client import VlmClient
 
 MINUTE_S = 60.0
 MILLION = 1_000_000
@@ -242,25 +238,28 @@ class Estimate:
 
 
 def estimate(
-    client: "VlmClient", requests: Iterable[PlannedRequest], tries: int, retry_tokens: int
+    requests: Iterable[PlannedRequest],
+    limits: Limits,
+    *,
+    is_cached: Callable[[PlannedRequest], bool],
+    image_tokens: int | None,
+    max_tokens: int,
+    tries: int,
+    retry_tokens: int,
 ) -> Estimate:
-    """Count the requests; another try of one has at most `retry_tokens` more.
-
-    Images are read only where replies may be known.
-    """
+    """Count the requests; another try of one has at most `retry_tokens` more."""
     images: set[Path] = set()
     count, known, tokens, example = 0, 0, 0, ""
     for request in requests:
         images.add(request.image)
         count += 1
         example = example or request.prompt
-        if client.cache.path is not None and _is_cached(client, request):
+        if is_cached(request):
             known += 1
         else:
-            tokens += estimate_tokens(request.prompt, request.size, client.image_tokens)
+            tokens += estimate_tokens(request.prompt, request.size, image_tokens)
     new = count - known
-    reply_tokens = new * client.max_tokens
-    limits = client.limits
+    reply_tokens = new * max_tokens
     rates = ((new, limits.requests_per_minute), (tokens + reply_tokens, limits.tokens_per_minute))
     return Estimate(
         images=len(images),
@@ -277,10 +276,3 @@ def estimate(
         or None,
         example=example,
     )
-
-
-def _is_cached(client: "VlmClient", request: PlannedRequest) -> bool:
-    try:
-        return client.is_cached(read_file(request.image), request.prompt, request.schema)
-    except OSError as error:
-        raise DataError(f"{request.image} cannot be read: {error.strerror}; mend that") from None
