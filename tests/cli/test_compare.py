@@ -10,8 +10,8 @@ from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.cli import plot
-from abc_embed.cli.rankings import Ranking
 from abc_embed.cli.quickstart import QUESTIONS, TEXTS, example_picture
+from abc_embed.cli.rankings import Ranking
 
 NAMES = ["a dog", "a cat", "[bold]a horse[/bold]"]
 ASKED = ["what is on the left?", "what is on the right?"]
