@@ -7,12 +7,14 @@ Here the limits are arguments and the formats are a short list of plain pictures
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -67,7 +69,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 274
+_ORIENTATION_TAG, _DATE_TAG, _EXIF_IFD, _TAKEN_TAG = 0x0112, 0x0132, 0x8769, 0x9003
 
 _PIL = re.compile(r"PIL\.")
 
@@ -117,14 +119,15 @@ def _as_input_error(problem: Exception, label: str) -> InputError:
 
 def _silence_readers() -> None:
     """Keep readers from writing what they think of a file to stderr; what matters is raised."""
-    _silence_libtiff()
+    _silence_for_good()
     # Not `catch_warnings`, which threads cannot share. Warnings of bombs are no UserWarning.
     if not any(entry[2] is UserWarning and entry[3] == _PIL for entry in warnings.filters):
         warnings.filterwarnings("ignore", category=UserWarning, module=_PIL.pattern)
 
 
 @cache
-def _silence_libtiff() -> None:
+def _silence_for_good() -> None:
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what is logged is printed
     folder = Path(PIL.__file__).parent
     for path in (*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")):
         with contextlib.suppress(OSError, AttributeError):  # linked otherwise
@@ -244,17 +247,32 @@ def decode_picture(picture: Image.Image, label: str, decode_limit: int) -> Image
         return result.copy() if result is picture else result
 
 
-def read_header(stream: BinaryIO, label: str, decode_limit: int) -> tuple[str, int, int]:
-    """Format, width and height as the picture is seen; call it inside a `guard`."""
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture's file says before it is unpacked."""
+
+    format: str
+    width: int
+    """As it is seen, turned as its EXIF data say; so is `height`."""
+    height: int
+    taken: str | None
+    """EXIF's date, as it stands there."""
+
+
+def decode_header(stream: BinaryIO, label: str, decode_limit: int) -> Header:
+    """The header of a picture; call it inside a `guard`."""
     with hold_memory():
         picture = _identify(stream, label, decode_limit)
-        kind, (width, height) = str(picture.format), picture.size
+        width, height = picture.size
         _check_size(picture.size, label, decode_limit)
-        if kind != "TIFF":  # whose reader turns it itself
-            _take_memory(picture, label, decode_limit)  # EXIF may stand behind the pixels
-            if _orientation(picture) in _TRANSPOSED:
-                width, height = height, width
-        return kind, width, height
+        _take_memory(picture, label, decode_limit)  # EXIF may stand behind the pixels
+        kind, taken = str(picture.format), None
+        if kind != "TIFF" and _orientation(picture) in _TRANSPOSED:  # TIFF's reader turns itself
+            width, height = height, width
+        with contextlib.suppress(Exception):  # as `_orientation`
+            exif = picture.getexif()
+            taken = exif.get_ifd(_EXIF_IFD).get(_TAKEN_TAG) or exif.get(_DATE_TAG)
+        return Header(kind, width, height, taken if isinstance(taken, str) else None)
 
 
 def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.ImageFile:
@@ -413,7 +431,8 @@ def _eight_bits(array: NDArray[Any], label: str) -> NDArray[np.uint8]:
     if array.dtype.newbyteorder("=") == np.uint16:  # rounded to nearest: 65535 -> 255, 257 -> 1
         return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating):
-        values = array.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a NaN that signals, which is refused below
+            values = array.astype(np.float64)
         if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
             raise NotAnImageError(f"{label} has float values outside 0 to 1; scale them first")
         return np.rint(values * 255).astype(np.uint8)

@@ -20,11 +20,12 @@ from PIL import Image
 from abc_embed.decoding import (
     DECODE_LIMIT,
     IMAGE_SUFFIXES,
+    Header,
     decode_array,
+    decode_header,
     decode_picture,
     decode_stream,
     guard,
-    read_header,
 )
 from abc_embed.errors import (
     EmptyTextError,
@@ -261,19 +262,17 @@ def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.
     return guard(label, lambda: _open(image, label, decode_limit))
 
 
-def read_format_and_size(
-    image: ImageInput, *, decode_limit: int = DECODE_LIMIT
-) -> tuple[str, int, int]:
-    """Format, width and height of an image file as `open_image` would show it, from its header.
+def read_header(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Header:
+    """What an image file says of itself, as `open_image` would show it.
 
     Raises:
         ImageError: as `open_image`, as far as the header tells.
     """
     label = describe_image(image)
 
-    def read() -> tuple[str, int, int]:
+    def read() -> Header:
         with _open_stream(image, label) as stream:
-            return read_header(stream, label, decode_limit)
+            return decode_header(stream, label, decode_limit)
 
     return guard(label, read)
 

@@ -165,7 +165,9 @@ def test_readers_write_nothing_to_stderr() -> None:
     exif = encoded(painted(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     tiff = bytearray(encoded(painted(300, 200), "TIFF", compression="tiff_lzw"))
     tiff[20:400] = bytes(380)
-    data = b"--next--".join([exif, bytes(tiff), encoded(painted(), "TIFF")[:-40]])
+    count = b"\x15\x01\x03\0\1\0\0\0"  # the tag that says how many colours there are
+    samples = encoded(painted(), "TIFF").replace(count + b"\x03", count + b"\x30")
+    data = b"--next--".join([exif, bytes(tiff), samples, encoded(painted(), "TIFF")[:-40]])
     done = subprocess.run([sys.executable, "-c", QUIET], input=data, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -27,7 +27,7 @@ from abc_embed.inputs import (
     as_item,
     is_single,
     open_image,
-    read_format_and_size,
+    read_header,
     warn_of_paths,
 )
 
@@ -182,6 +182,7 @@ REFUSED = [
     (np.zeros((4, 4), np.int64), errors.NotAnImageError, "holds int64"),
     (np.full((4, 4), 1.5), errors.NotAnImageError, "outside 0 to 1"),
     (np.full((4, 4), np.nan), errors.NotAnImageError, "outside 0 to 1"),
+    (np.full((4, 4), 0x7FA00000).astype("<u4").view("<f4"), errors.NotAnImageError, "outside 0"),
     (Image.new("RGB", (0, 5)), errors.NotAnImageError, "no pixels"),
     (Image.new("I", (4, 4), 1 << 20), errors.NotAnImageError, "32-bit"),
     (12, errors.NotAnImageError, "of type int"),
@@ -302,8 +303,9 @@ def test_the_header_says_how_large_a_picture_is_seen(kind: str) -> None:
     exif = Image.Exif()
     exif[274] = 6
     for data in (encoded(painted(), kind, exif=exif), encoded(painted(), kind)):
-        _, width, height = read_format_and_size(data)
-        assert (width, height) == open_image(data).size
+        header = read_header(data)
+        assert (header.width, header.height) == open_image(data).size
+        assert header.format == kind
 
 
 def test_an_error_of_the_disk_is_the_pictures_own(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from abc_embed.data.fields import parse_object
 from abc_embed.data.records import FIELDS, Record
 from abc_embed.errors import DataError, InputError
-from abc_embed.inputs import read_format_and_size
+from abc_embed.inputs import read_header
 from abc_embed.storage.files import read_file
 
 SAMPLE_KEY = "__key__"
@@ -160,12 +160,13 @@ def read_head(image: Path | bytes) -> tuple[str, int, int]:
         DataError: it is no image, or is not there.
     """
     try:
-        return read_format_and_size(image)
+        header = read_header(image)
     except InputError as problem:
         if isinstance(image, Path) and not image.exists():
             mend = "put it there, or leave the row out"
             raise DataError(f"there is no image {image!s}; {mend}") from None
         raise DataError(f"the image cannot be read: {problem}") from None
+    return header.format, header.width, header.height
 
 
 def _fits_json(value: Any) -> bool:

@@ -1,15 +1,13 @@
 """What is known of an image beside its content: size, EXIF date, columns of a caption file."""
 
-import io
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.errors import DataError, InputError, MissingExtraError
+from abc_embed.inputs import read_header
 
 if TYPE_CHECKING:
     import pyarrow
@@ -18,21 +16,15 @@ NAMES = ("path", "file", "file_name", "filename", "image")
 """What the column that names an image may be called, the first that is there."""
 OWN = {"path", "content", "size", "mtime_ns", "vanished", "width", "height", "taken", "vector"}
 """Columns that every index has itself."""
-_ORIENTATION, _DATE, _EXIF, _DATE_TAKEN = 0x0112, 0x0132, 0x8769, 0x9003
 
 
 def describe(image: Path | bytes) -> dict[str, Any]:
     """`width` and `height` as it is seen, and `taken` like 2025-01-31T12:30:00; None if unknown."""
     values: dict[str, Any] = {"width": None, "height": None, "taken": None}
-    file = io.BytesIO(image) if isinstance(image, bytes) else image
-    # Damaged EXIF is no reason to refuse the image.
-    damage = (OSError, ValueError, SyntaxError, KeyError, TypeError)
-    with suppress(*damage), Image.open(file) as head:
-        values["width"], values["height"] = head.size
-        exif = head.getexif()
-        if exif.get(_ORIENTATION) in (5, 6, 7, 8):  # lies on its side
-            values["width"], values["height"] = values["height"], values["width"]
-        date = exif.get_ifd(_EXIF).get(_DATE_TAKEN) or exif.get(_DATE)
+    with suppress(InputError):  # embedding it says what is wrong
+        header = read_header(image)
+        values["width"], values["height"] = header.width, header.height
+        date = header.taken
         if date and date[:4].isdigit():
             values["taken"] = f"{date[:10].replace(':', '-')}T{date[11:19]}"
     return values
