@@ -57,7 +57,7 @@ _SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16
 _READ_WHOLE = ("WEBP", "AVIF", "HEIF")  # their readers begin with all bytes of the file
 _TILE = 2048
 """Side of the pieces in which colours are converted: what that takes is small then."""
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose sides change places
 # EXIF orientation (1 = upright) -> the transposition that undoes it.
 _UPRIGHT = {
@@ -290,6 +290,8 @@ def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.Imag
             factory, accept = Image.OPEN[name]
             if accept is None or accept(prefix.ljust(16, b"\0")) is not True:
                 continue
+            if name == "AVIF" and _is_heic(stream):
+                continue
             stream.seek(0)
             if name == "ICO":  # its reader unpacks at once
                 for width, height in _icon_sizes(stream):
@@ -303,12 +305,21 @@ def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.Imag
                 )
             stream.seek(0)
             return factory(stream, "")
-    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS:
+    if _is_heic(stream):
         raise NotAnImageError(
             f"{label} is a HEIC picture; convert it to JPEG, or run pip install pillow-heif and "
             "call pillow_heif.register_heif_opener() first"
         )
     raise NotAnImageError(f"{label} is not an image of a known format; convert it to PNG or JPEG")
+
+
+def _is_heic(stream: BinaryIO) -> bool:
+    """Whether a file says so, and not that it is AVIF, which may begin alike."""
+    stream.seek(0)
+    head = stream.read(64)
+    box = head[: int.from_bytes(head[:4], "big")]
+    brands = {box[start : start + 4] for start in range(8, len(box), 4)}
+    return box[4:8] == b"ftyp" and not _HEIC_BRANDS.isdisjoint(brands) and b"avif" not in brands
 
 
 def _unpack(picture: Image.Image, label: str, decode_limit: int) -> Image.Image:

@@ -172,6 +172,7 @@ def test_readers_write_nothing_to_stderr() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_heic_names_the_plugin() -> None:
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"])
+def test_heic_names_the_plugin(brands: bytes) -> None:
     with pytest.raises(errors.NotAnImageError, match="pip install pillow-heif"):
-        open_image(b"\0\0\0\x18ftypheic" + bytes(40))
+        open_image(b"\0\0\0\x18ftyp" + brands + bytes(40))

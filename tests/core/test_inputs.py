@@ -266,7 +266,13 @@ def test_whatever_pillow_raises_on_damage_becomes_one_error(problem: Exception) 
         open_image(Damaged())
 
 
-SOUND = {kind: encoded(painted(24, 18), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF")}
+FORMATS = (
+    *("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "QOI"),
+    *("ICO", "JPEG2000", "AVIF"),
+)
+SOUND = {kind: encoded(painted(24, 18), kind) for kind in FORMATS}
+SOUND["PNG palette"] = encoded(painted(24, 18).quantize(), "PNG")
+SOUND["TIFF packed"] = encoded(painted(24, 18), "TIFF", compression="tiff_lzw")
 
 
 @given(

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from abc_embed.data.records import RECORDS_FILE, Record, Region, read_records
 from abc_embed.errors import DataError, UsageError
+from abc_embed.storage.files import read_file
 from abc_embed.storage.json_stream import stream_json
 from abc_embed.vlm.rejects import Reason, Rejects
 
@@ -232,7 +233,7 @@ def _ade20k(images: _Images) -> Iterator[Record]:
         image = path.with_suffix(".jpg").relative_to(images.folder).as_posix()
         try:
             # Some of the files are not UTF-8; names of objects are plain ASCII in all of them.
-            content = json.loads(path.read_bytes().decode("utf-8", errors="replace"))
+            content = json.loads(read_file(path).decode("utf-8", errors="replace"))
             height, width = content["annotation"]["imsize"][:2]
             objects = list(content["annotation"]["object"])
         except (OSError, *_BAD_ROW) as error:
