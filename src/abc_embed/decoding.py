@@ -49,7 +49,7 @@ _BYTES_PER_PIXEL = 12
 """`DECODE_BYTES` for a picture of `DECODE_LIMIT`; a higher limit allows so much for each pixel."""
 _FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "QOI"),
-    *("JPEG2000", "AVIF", "HEIF"),  # HEIF only where the user has registered a plugin for it
+    *("JPEG2000", "AVIF", "HEIF"),  # HEIF only where the package for it is installed
 )
 # Bytes per pixel at the height of unpacking, as measured; what is not here takes its mode's.
 _DECODER_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 12, "HEIF": 12, "ICO": 12, "TIFF": 12}
@@ -281,7 +281,8 @@ def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.Imag
     if not prefix:
         raise NotAnImageError(f"{label} is empty; give an image file")
     tried: set[str] = set()
-    for register in (Image.preinit, Image.init):  # the common readers first: the rest cost time
+    # The common readers first: the rest cost time.
+    for register in (Image.preinit, Image.init, _register_heif):
         register()
         for name in _FORMATS:
             if name in tried or name not in Image.OPEN:
@@ -307,10 +308,18 @@ def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.Imag
             return factory(stream, "")
     if _is_heic(stream):
         raise NotAnImageError(
-            f"{label} is a HEIC picture; convert it to JPEG, or run pip install pillow-heif and "
-            "call pillow_heif.register_heif_opener() first"
+            f"{label} is a HEIC picture, which needs an optional package; run: "
+            "pip install pillow-heif, or convert it to JPEG"
         )
     raise NotAnImageError(f"{label} is not an image of a known format; convert it to PNG or JPEG")
+
+
+@cache
+def _register_heif() -> None:
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def _is_heic(stream: BinaryIO) -> bool:

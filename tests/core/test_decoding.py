@@ -1,5 +1,6 @@
 """Limits, colours and damage of a picture, as its file says them and as it is unpacked."""
 
+import io
 import struct
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+import types
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -173,6 +175,23 @@ def test_readers_write_nothing_to_stderr() -> None:
 
 
 @pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"])
-def test_heic_names_the_plugin(brands: bytes) -> None:
+def test_heic_names_the_package(brands: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decoding._register_heif.cache_clear()
     with pytest.raises(errors.NotAnImageError, match="pip install pillow-heif"):
         open_image(b"\0\0\0\x18ftyp" + brands + bytes(40))
+
+
+def test_heic_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register() -> None:  # a stand-in: what is HEIC is a PNG behind 24 bytes
+        def open_it(stream: io.BytesIO, name: str) -> Image.Image:
+            return Image.open(io.BytesIO(stream.read()[24:]))
+
+        monkeypatch.setitem(Image.OPEN, "HEIF", (open_it, lambda prefix: prefix[4:8] == b"ftyp"))
+
+    module = types.SimpleNamespace(register_heif_opener=register)
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)  # type: ignore[arg-type]
+    decoding._register_heif.cache_clear()
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + encoded(painted())
+    assert open_image(data).size == (30, 20)
+    decoding._register_heif.cache_clear()

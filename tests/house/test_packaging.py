@@ -23,9 +23,21 @@ DISTRIBUTION = {
     "faiss": "faiss-cpu",
     "open_clip": "open-clip-torch",
     "indexed_gzip": "indexed-gzip",
+    "pillow_heif": "pillow-heif",
 }
 PROMISED_EXTRAS = {
-    *("mine", "data", "instruct", "log", "bench", "index", "open-clip", "deepspeed", "serve"),
+    *(
+        "mine",
+        "data",
+        "instruct",
+        "log",
+        "bench",
+        "index",
+        "heif",
+        "open-clip",
+        "deepspeed",
+        "serve",
+    ),
     "dev",
 }
 
