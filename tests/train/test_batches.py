@@ -212,7 +212,9 @@ def test_short_ones_first_pads_less_and_gives_the_same_gradients(
     assert loss.item() == pytest.approx(loss_too.item(), rel=1e-6) and right == right_too
     for (name, p), q in zip(one.parameters.items(), other.parameters.values(), strict=True):
         assert p.grad is not None and q.grad is not None, name
-        assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm() + 1e-9, name
+        # Scores are cosines over τ, so a cosine's last digit counts 1 / τ² in the gradient of τ.
+        last_digit = 2**-23 / q.item() ** 2 if name == "temperature.temp" else 1e-9
+        assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm() + last_digit, name
 
 
 @dataclass(frozen=True)
