@@ -65,6 +65,31 @@ def test_a_plot(cli: Cli, tiny: Path, here: Path, name: str) -> None:
         assert drawn.width > 900
 
 
+def test_what_spoke_for_each_answer(cli: Cli, tiny: Path, embedder: Embedder, here: Path) -> None:
+    """One panel an instruction, each with the map of its own best text over the photo."""
+    words = [word for asked in ASKED for word in ("--instruction", asked)]
+    plain = ("compare", "photo.jpg", *NAMES, *words, "--plot", "out.png", "--model", tiny)
+    done = cli(*plain, "--explain", "--json")
+    assert done.code == 0
+    with Image.open("photo.jpg") as opened:
+        photo = opened.convert("RGB")
+    expected = []
+    for ranking in json.loads(done.out)["rankings"]:
+        best = ranking["ranking"][0]["text"]
+        item = Item(image="photo.jpg", instruction=ranking["instruction"])
+        shown = Ranking(
+            ranking["instruction"],
+            [row["text"] for row in ranking["ranking"]],
+            [row["score"] for row in ranking["ranking"]],
+        )
+        expected.append(plot.draw(embedder.explain(item, best).overlay(photo), [shown]))
+    with Image.open("out.png") as drawn:
+        assert (np.asarray(drawn) == np.asarray(plot.stack(expected))).all()
+    assert (np.asarray(expected[0]) != np.asarray(expected[1])).any()
+    refused = cli("compare", "photo.jpg", "a dog", "--explain", "--model", "no-such-model")
+    assert refused.code == 2 and "--plot" in refused.err
+
+
 def test_a_plot_of_a_format_that_is_none(cli: Cli, here: Path) -> None:
     done = cli("compare", "photo.jpg", "a dog", "--plot", "out.svg", "--model", "no-such-model")
     assert done.code == 2

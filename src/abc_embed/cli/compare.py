@@ -12,6 +12,7 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.output import epilog, print_json, print_message, print_table
 from abc_embed.cli.rankings import Ranking
+from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = epilog("""
   abc-embed compare photo.jpg "a dog" "a cat" --instruction "what is on the left?"
-  abc-embed compare photo.jpg "a dog" "a cat" --plot ranking.png
+  abc-embed compare photo.jpg "a dog" "a cat" --plot ranking.png --explain
 """)
 
 
@@ -36,6 +37,10 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw image and rankings: .png, .jpg or .webp.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Draw over the image what spoke for each best text."),
+    ] = False,
     *,
     settings: options.ImageModelSettings,
     as_json: options.AsJson = False,
@@ -48,6 +53,8 @@ def compare(
     from abc_embed.decoding import DECODE_LIMIT
     from abc_embed.inputs import Item, open_image
 
+    if explain and plot is None:
+        raise UsageError("--explain is drawn; say where with --plot, like --plot ranking.png")
     if plot is not None:
         plots.check_plot(plot)
     asked: Sequence[str | None] = instruction or [None]
@@ -59,7 +66,12 @@ def compare(
     rankings = rank(embedder, questions, candidates, max_pixels)
     print_rankings(rankings, {"image": image, "model": settings.model}, as_json)
     if plot is not None:
-        plots.write_plot(plot, photo, rankings)
+        overlays = [
+            embedder.explain(question, ranking.texts[0], max_pixels=max_pixels).overlay(photo)
+            for question, ranking in zip(questions, rankings, strict=True)
+            if explain
+        ]
+        plots.write_plot(plot, photo, rankings, overlays)
         print_message(f"drawn in {plot}")
 
 

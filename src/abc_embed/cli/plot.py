@@ -44,13 +44,22 @@ def check_plot(path: Path) -> None:
     check_writable(path)
 
 
-def write_plot(path: Path, photo: Image.Image, rankings: Sequence[Ranking]) -> None:
-    """Draw and write the picture.
+def write_plot(
+    path: Path,
+    photo: Image.Image,
+    rankings: Sequence[Ranking],
+    overlays: Sequence[Image.Image] = (),
+) -> None:
+    """Draw and write the picture; with `overlays`, each ranking stands beside its own.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    picture = draw(photo, rankings)
+    if overlays:
+        panels = zip(overlays, rankings, strict=True)
+        picture = stack([draw(overlay, [ranking]) for overlay, ranking in panels])
+    else:
+        picture = draw(photo, rankings)
     with atomic_write(path) as file:
         picture.save(file, FORMATS[path.suffix.lower()])
 
@@ -72,6 +81,17 @@ def draw(photo: Image.Image, rankings: Sequence[Ranking]) -> Image.Image:
     for ranking in rankings:
         _block(pen, left, y, ranking, highest)
         y += _height(ranking) + GAP
+    return canvas
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other."""
+    size = (max(p.width for p in pictures), sum(p.height for p in pictures))
+    canvas = Image.new("RGB", size, PAPER)
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
     return canvas
 
 
