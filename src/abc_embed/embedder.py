@@ -43,7 +43,7 @@ from abc_embed.pipeline import (
 )
 from abc_embed.processor import Processor
 from abc_embed.progress import track
-from abc_embed.vectors import l2_normalize
+from abc_embed.vectors import l2_normalize, quantize, truncate
 from abc_embed.weights import fingerprint
 
 __all__ = ["Embedder", "Evidence", "Skipped"]
@@ -56,6 +56,7 @@ class Options(TypedDict, total=False):
 
     max_pixels: int | None
     batch_size: int | None
+    dim: int | None
     progress: bool
 
 
@@ -154,6 +155,7 @@ class Embedder:
         *,
         max_pixels: int | None = None,
         batch_size: int | None = None,
+        dim: int | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Vector | tuple[Vector, list[Skipped]]:
@@ -168,6 +170,8 @@ class Embedder:
                 detail and costs more (28 x 28 pixels are one token). None: as the model says.
             batch_size: the most items that go through the model together. None: as many as fill
                 the budget of tokens that suits the device.
+            dim: the width to which vectors are cut, at unit length again (`vectors.truncate`); how
+                much that costs depends on the training. None: all of `D`.
             progress: draw a bar on stderr.
             on_error: with "skip" a bad item costs only itself: the result is a pair, the vectors of
                 the good items and the list of those skipped, by index.
@@ -177,12 +181,13 @@ class Embedder:
             UsageError: an argument is out of range.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
+        self._check_dim(dim)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         if is_single(items):
             item = next(warn_of_paths([as_item(items)]))
             if on_error == "skip":
                 raise UsageError("on_error='skip' is for lists; a single item is embedded or fails")
-            return pipeline.embed_one(item)
+            return truncate(pipeline.embed_one(item), dim)
         values: list[object] = list(warn_of_paths(cast(Items, items)))
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
@@ -194,6 +199,7 @@ class Embedder:
                     skipped.append(result)
                 else:
                     vectors[index] = result
+        vectors = truncate(vectors, dim) if len(skipped) < len(values) else vectors[:, :dim]
         if on_error == "raise":
             return vectors
         skipped.sort(key=lambda bad: bad.index)
@@ -215,6 +221,7 @@ class Embedder:
         *,
         max_pixels: int | None = None,
         batch_size: int | None = None,
+        dim: int | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Vector] | Iterator[Vector | Skipped]:
@@ -236,10 +243,43 @@ class Embedder:
             if not isinstance(items, str | bytes | PathLike):
                 as_item(items)  # a table, say: names what cannot be an item at all
             raise UsageError("stream takes an iterable of items; for a single one use embed")
+        self._check_dim(dim)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
         results = pipeline.run(enumerate(warn_of_paths(items)))
-        return (result for _, result in track(results, total, progress))
+        return (
+            result if isinstance(result, Skipped) else truncate(result, dim)
+            for _, result in track(results, total, progress)
+        )
+
+    def encode(
+        self,
+        inputs: str | Item | Items,
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+    ) -> NDArray[Any]:
+        """`embed` under the names of sentence-transformers; the same for queries and documents.
+
+        `precision` is one of `vectors.OUTPUTS`; int8 and uint8 need ranges: see `vectors.quantize`.
+
+        Raises:
+            InputError, UsageError: as `embed`.
+        """
+        vectors = self.embed(
+            inputs, batch_size=batch_size, progress=show_progress_bar, dim=truncate_dim
+        )
+        return quantize(vectors, precision)
+
+    encode_query = encode
+    encode_document = encode
+
+    def _check_dim(self, dim: int | None) -> None:
+        """Before any item is embedded."""
+        if dim is not None and not 1 <= dim <= self.dim:
+            raise UsageError(f"dim is {dim} and vectors have {self.dim} numbers; give fewer")
 
     def pipeline(
         self,
@@ -321,6 +361,11 @@ class Embedder:
             )
 
     # -- what it is ------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
 
     @property
     def dim(self) -> int:

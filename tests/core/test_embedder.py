@@ -360,7 +360,7 @@ def test_the_face_is_the_agreed_one() -> None:
     for name in ("embed", "stream"):
         parameters = inspect.signature(getattr(Embedder, name)).parameters
         assert list(parameters) == [
-            *("self", "items", "max_pixels", "batch_size", "progress", "on_error"),
+            *("self", "items", "max_pixels", "batch_size", "dim", "progress", "on_error"),
         ]
     for name, first in (("from_pretrained", ["name"]), ("from_adapters", None)):
         parameters = list(inspect.signature(getattr(Embedder, name)).parameters)
@@ -370,3 +370,36 @@ def test_the_face_is_the_agreed_one() -> None:
             "dtype",
             "attn",
         ]
+
+
+# -- widths, and the names of sentence-transformers ------------------------------------------------
+
+
+def test_vectors_are_cut_to_a_width(model: Embedder) -> None:
+    items: list[Item | str] = ["a dog", golden_parts.small("what is it?"), "a cat"]
+    full = model.embed(items)
+    expected = full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True)
+    assert np.abs(model.embed(items, dim=8) - expected).max() <= 1e-6
+    assert np.abs(np.stack(list(model.stream(items, dim=8))) - expected).max() <= 1e-5
+    assert np.abs(model.embed("a dog", dim=8) - expected[0]).max() <= 1e-5
+    assert (model.embed(items, dim=model.dim) == full).all()
+    bad: list[Any] = ["", "  "]
+    none, skipped = model.embed(bad, dim=8, on_error="skip")
+    assert none.shape == (0, 8) and len(skipped) == 2
+    for width in (0, model.dim + 1):
+        with pytest.raises(errors.UsageError, match="dim is"):
+            model.stream(items, dim=width)
+        with pytest.raises(errors.UsageError, match="dim is"):
+            model.embed(items, dim=width)
+
+
+def test_the_names_of_sentence_transformers(model: Embedder) -> None:
+    texts = ["a dog", "a cat"]
+    full = model.embed(texts)
+    assert np.abs(model.encode(texts) - full).max() <= 1e-6
+    assert np.abs(model.encode_query("a dog") - full[0]).max() <= 1e-5
+    bits = model.encode_document(texts, precision="ubinary", truncate_dim=16)
+    assert (bits == np.packbits(full[:, :16] > 0, axis=1)).all()
+    assert model.device.type == "cpu"
+    with pytest.raises(errors.UsageError, match="needs the range"):
+        model.encode(texts, precision="int8")
