@@ -43,7 +43,7 @@ from abc_embed.pipeline import (
 )
 from abc_embed.processor import Processor
 from abc_embed.progress import track
-from abc_embed.vectors import l2_normalize, quantize, truncate
+from abc_embed.vectors import check_dim, l2_normalize, quantize, truncate
 from abc_embed.weights import fingerprint
 
 __all__ = ["Embedder", "Evidence", "Skipped"]
@@ -181,7 +181,7 @@ class Embedder:
             UsageError: an argument is out of range.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
-        self._check_dim(dim)
+        check_dim(dim, self.dim)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         if is_single(items):
             item = next(warn_of_paths([as_item(items)]))
@@ -199,11 +199,11 @@ class Embedder:
                     skipped.append(result)
                 else:
                     vectors[index] = result
-        vectors = truncate(vectors, dim) if len(skipped) < len(values) else vectors[:, :dim]
         if on_error == "raise":
-            return vectors
+            return truncate(vectors, dim)
         skipped.sort(key=lambda bad: bad.index)
-        return np.delete(vectors, [bad.index for bad in skipped], axis=0), skipped
+        good = np.delete(vectors, [bad.index for bad in skipped], axis=0)
+        return truncate(good, dim), skipped
 
     @overload
     def stream(
@@ -243,7 +243,7 @@ class Embedder:
             if not isinstance(items, str | bytes | PathLike):
                 as_item(items)  # a table, say: names what cannot be an item at all
             raise UsageError("stream takes an iterable of items; for a single one use embed")
-        self._check_dim(dim)
+        check_dim(dim, self.dim)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
         results = pipeline.run(enumerate(warn_of_paths(items)))
@@ -275,11 +275,6 @@ class Embedder:
 
     encode_query = encode
     encode_document = encode
-
-    def _check_dim(self, dim: int | None) -> None:
-        """Before any item is embedded."""
-        if dim is not None and not 1 <= dim <= self.dim:
-            raise UsageError(f"dim is {dim} and vectors have {self.dim} numbers; give fewer")
 
     def pipeline(
         self,

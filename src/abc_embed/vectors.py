@@ -61,13 +61,21 @@ def truncate(vectors: "ArrayLike", dim: int | None) -> "NDArray[np.float32]":
     import numpy as np
 
     array = np.asarray(vectors, dtype=np.float32)
-    width = array.shape[-1]
-    if dim is None or dim == width:
+    check_dim(dim, array.shape[-1])
+    if dim is None or dim == array.shape[-1]:
         return array
-    if not 1 <= dim < width:
-        raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
     error = UsageError(f"a vector is zero in its first {dim} numbers; give a larger dim")
     return l2_normalize(array[..., :dim], error).astype(np.float32)
+
+
+def check_dim(dim: int | None, width: int) -> None:
+    """Whether vectors of `width` numbers can be cut to `dim`; for before they are there.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if dim is not None and not 1 <= dim <= width:
+        raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
 
 
 def quantize(

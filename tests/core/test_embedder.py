@@ -386,6 +386,8 @@ def test_vectors_are_cut_to_a_width(model: Embedder) -> None:
     bad: list[Any] = ["", "  "]
     none, skipped = model.embed(bad, dim=8, on_error="skip")
     assert none.shape == (0, 8) and len(skipped) == 2
+    some, skipped = model.embed(["a dog", "", "a cat"], dim=8, on_error="skip")
+    assert np.abs(some - expected[[0, 2]]).max() <= 1e-5 and [bad.index for bad in skipped] == [1]
     for width in (0, model.dim + 1):
         with pytest.raises(errors.UsageError, match="dim is"):
             model.stream(items, dim=width)
