@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from abc_embed.bench.metrics import interval, resampled_means
+from abc_embed.bench.metrics import share
 from abc_embed.explain import Evidence, Method, TokenProbe
 from abc_embed.figures import (
     BLUE,
@@ -44,7 +44,6 @@ SIDE = 224
 """Pixels of a scene's side."""
 TOLERANCE = 15 / 224
 """How far outside the box a peak may lie, as a share of the side: the pointing game's 15 pixels."""
-RESAMPLES = 2000
 METHODS: tuple[Method, ...] = get_args(Method)
 LABELS = {
     "pointing": "in the box",
@@ -161,8 +160,9 @@ def _explainer(embedder: "Embedder", name: str) -> Explainer:
             if item.instruction is None:
                 return embedder.explain(item, answer)
             scene = make_scene(SEED + 1, number)
-            order = np.random.default_rng([SEED, number]).permutation(len(questions(scene)))
-            instruction = questions(scene)[order[0]].instruction
+            others = questions(scene)
+            order = np.random.default_rng([SEED, number]).permutation(len(others))
+            instruction = others[order[0]].instruction
             return embedder.explain(Item(image=item.image, instruction=instruction), answer)
 
         return shuffled
@@ -196,10 +196,10 @@ def _row(
     areas = [_areas(embedder, explain, *first, n) for n, (first, _) in enumerate(asked)]
     deletion, insertion, whole = np.mean(areas, axis=0)
     return {
-        "pointing": _share([sum(pair) / 2 for pair in hits]),
-        "moves_with_instruction": _share([all(pair) for pair in hits]),
-        "moves_in_mirror": _share(moved),
-        "pointing_image_alone": _share(alone),
+        "pointing": _by_scene([sum(pair) / 2 for pair in hits]),
+        "moves_with_instruction": _by_scene([all(pair) for pair in hits]),
+        "moves_in_mirror": _by_scene(moved),
+        "pointing_image_alone": _by_scene(alone),
         "deletion": round(float(deletion), 4),
         "insertion": round(float(insertion), 4),
         "cosine": round(float(whole), 4),
@@ -271,9 +271,6 @@ def _pass_seconds(embedder: "Embedder", asked: Sequence[Pair]) -> float:
     return (time.process_time() - started) / len(items)
 
 
-def _share(shares: Sequence[float]) -> dict[str, Any]:
-    """A mean with its 95 % interval by scene."""
-    numbers = np.asarray(shares, dtype=np.float64)[:, None]
-    samples = resampled_means(numbers, np.arange(len(numbers)), draws=RESAMPLES)
-    low, high = interval(samples)
-    return {"value": round(float(numbers.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
+def _by_scene(shares: Sequence[float]) -> dict[str, Any]:
+    """A mean with its interval; each scene is a cluster of its own."""
+    return share(shares, range(len(shares)))
