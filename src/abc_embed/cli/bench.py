@@ -120,8 +120,8 @@ def ctrlbench(
 
 def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Benchmark, str]]":
     """What is to be measured, read or drawn before a model is loaded for nothing."""
-    from abc_embed.bench.ctrlbench import tiers as frozen
     from abc_embed.bench.ctrlbench.schema import read_benchmark
+    from abc_embed.bench.ctrlbench.tiers import load
 
     if data is not None:
         benchmark = read_benchmark(data)
@@ -129,7 +129,7 @@ def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Bench
     benchmarks = []
     for name in tiers or ("G", "B"):
         with progress_bar(f"drawing tier {name}") as on_progress:
-            benchmarks.append((frozen.load(name, on_progress), name))
+            benchmarks.append((load(name, on_progress), name))
     return benchmarks
 
 
@@ -150,11 +150,11 @@ def build(
     as_json: options.AsJson = False,
 ) -> None:
     """Draw a frozen tier into a folder: the same bytes everywhere, or an error."""
-    from abc_embed.bench.ctrlbench import tiers as frozen
+    from abc_embed.bench.ctrlbench import tiers
     from abc_embed.bench.ctrlbench.validate import validate
 
     with progress_bar(f"drawing tier {tier}") as on_progress:
-        benchmark = frozen.build(tier, out, on_progress)
+        benchmark = tiers.build(tier, out, on_progress)
     summary = {**benchmark.card["counts"], **validate(benchmark, tier)}
     if as_json:
         print_json({"out": str(out), **summary, "content_hash": benchmark.content_hash()})
@@ -197,8 +197,7 @@ def report(
     ] = None,
 ) -> None:
     """Make report.md, report.csv, a picture of all scores, and one of each record's answers."""
-    from abc_embed.bench import figures as pictures
-    from abc_embed.bench import tables
+    from abc_embed.bench import figures, tables
     from abc_embed.bench.ctrlbench.schema import read_benchmark
     from abc_embed.bench.records import read_records
     from abc_embed.storage.files import atomic_write, make_folder
@@ -216,23 +215,23 @@ def report(
             file.write(text.encode())
     ctrlbench_records = [record for record in records if tables.is_ctrlbench(record)]
     if ctrlbench_records:
-        pictures.draw_bars(ctrlbench_records, out / "report.png")
+        figures.draw_bars(ctrlbench_records, out / "report.png")
     for number, record in enumerate(ctrlbench_records):
         benchmark = folders.get(record["benchmark_hash"]) or _drawn(record)
         if benchmark is not None and record.get("top"):
             path = out / f"answers-{number:02}-{record['benchmark']}.png"
-            pictures.draw_examples(record, benchmark, path)
+            figures.draw_examples(record, benchmark, path)
     print_result(f"the report is in {out}")
 
 
 def _drawn(record: dict[str, Any]) -> "Benchmark | None":
     """The frozen tier that a record is of, if it is of one."""
-    from abc_embed.bench.ctrlbench import tiers as frozen
+    from abc_embed.bench.ctrlbench import tiers
 
-    for tier, frozen_tier in frozen.TIERS.items():
+    for tier, frozen_tier in tiers.TIERS.items():
         if frozen_tier.content_hash == record["benchmark_hash"]:
             with progress_bar(f"drawing tier {tier}") as on_progress:
-                return frozen.load(tier, on_progress)
+                return tiers.load(tier, on_progress)
     print_message(
         f"the pictures of {record['benchmark']} are not at hand; name their folder with --data"
     )
@@ -272,7 +271,7 @@ def audit(
     What is left over needs a model that reads the picture and the words together.
     """
     area = None if max_pixels is None else options.area_in_pixels(max_pixels)
-    from abc_embed.bench.audit import tables as audit_table
+    from abc_embed.bench.audit import tables as audit_tables
     from abc_embed.bench.audit.measure import audit as run_audit
     from abc_embed.bench.audit.questions import read_audit_set
     from abc_embed.storage.files import atomic_write, make_folder
@@ -288,13 +287,13 @@ def audit(
     if as_json:
         print_json(findings)
     else:
-        print_table(audit_table.HEAD, audit_table.rows(findings))
-        print_result(audit_table.summary(findings))
+        print_table(audit_tables.HEAD, audit_tables.rows(findings))
+        print_result(audit_tables.summary(findings))
     if out is not None:
         atomic_write_json(out / "audit.json", findings)
         with atomic_write(out / "audit.md") as file:
-            file.write(audit_table.markdown(findings).encode())
-        audit_table.draw_bars(findings, out / "audit.png")
+            file.write(audit_tables.markdown(findings).encode())
+        audit_tables.draw_bars(findings, out / "audit.png")
         print_message(f"the audit is in {out}")
 
 
