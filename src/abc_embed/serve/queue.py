@@ -115,6 +115,7 @@ class EmbeddingQueue:
     def _one_less(self, _: object) -> None:
         with self._changed:
             self._waiting -= 1
+            self._changed.notify()  # a queue that is closing may have waited for this one
 
     def _prepare(self, job: Job) -> None:
         if job.future.cancelled():
