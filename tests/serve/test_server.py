@@ -168,6 +168,16 @@ def test_a_full_queue(embedder: Embedder) -> None:
         assert len(server.queue) == 0
 
 
+def test_what_cannot_be_answered_is_refused_before_it_is_computed(embedder: Embedder) -> None:
+    """While the model is busy: a width, and a format that needs ranges which are not there."""
+    with running(embedder) as (url, _), embedder._lock:
+        width = post(url, "/v1/embeddings", {"input": "a", "dimensions": 10_000})
+        assert width.status_code == 400 and width.json()["error"]["param"] == "dimensions"
+        assert (
+            post(url, "/v2/embed", {"texts": ["a"], "embedding_types": ["int8"]}).status_code == 400
+        )
+
+
 def test_a_client_that_hangs_up(embedder: Embedder) -> None:
     with running(embedder) as (url, server):
         embedder._lock.acquire()

@@ -6,7 +6,9 @@ a plain 500, its traceback in the log and not in the answer.
 """
 
 import asyncio
+import base64
 import hmac
+import io
 import json
 import logging
 import re
@@ -25,9 +27,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 
 from abc_embed import __version__
-from abc_embed.embedder import Embedder
+from abc_embed.embedder import Embedder, Evidence
 from abc_embed.errors import AbcError, InputError, OutOfMemoryError, RequestError, UsageError
-from abc_embed.inputs import Item
+from abc_embed.inputs import Item, open_image
 from abc_embed.serve.fields import Fields, image_bytes, parse_json
 from abc_embed.serve.queue import RETRY_AFTER_S, Embedded, EmbeddingQueue
 from abc_embed.serve.settings import ServerSettings
@@ -35,9 +37,9 @@ from abc_embed.serve.shapes import (
     MAX_INPUTS,
     SHAPES,
     EmbedRequest,
+    EmbedResult,
     Encoded,
     Shape,
-    Usage,
     as_base64,
     make_item,
     openai_error,
@@ -244,16 +246,19 @@ class Server:
         async def embed(body: Fields, http: Request) -> dict[str, Any]:
             asked = shape.parse(body)
             self._check_model(asked.model)
+            self._encoded(asked, [])  # refuses a width or a format before anything is computed
             results = await self._embed(asked.items, http)
             errors = self._errors(asked, results)
             good = [result for result in results if isinstance(result, Embedded)]
-            usage = Usage(
-                tokens=sum(result.tokens for result in good),
-                image_pixels=sum(result.image_pixels for result in good),
+            result = EmbedResult(
+                model=self.name,
+                encoded=await asyncio.to_thread(self._encoded, asked, results),
+                errors=errors,
+                tokens=sum(embedded.tokens for embedded in good),
+                image_pixels=sum(embedded.image_pixels for embedded in good),
                 images=sum(item.image is not None for item in asked.items),
             )
-            encoded = await asyncio.to_thread(self._encoded, asked, results)
-            return shape.answer(asked, encoded, errors, usage, self.name)
+            return shape.answer(asked, result)
 
         return embed
 
@@ -431,13 +436,8 @@ def _asked(image: object, instruction: str | None) -> Item:
     return make_item("image", instruction, image_bytes(image, "image"))
 
 
-def overlay_png(evidence: Any, item: Item) -> str:
+def overlay_png(evidence: Evidence, item: Item) -> str:
     """The picture under its map, as a data: URL."""
-    import base64
-    import io
-
-    from abc_embed.inputs import open_image
-
     picture = open_image(item.image)  # type: ignore[arg-type]
     picture.thumbnail((1024, 1024))
     stream = io.BytesIO()

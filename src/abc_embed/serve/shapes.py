@@ -40,17 +40,21 @@ class EmbedRequest:
     """What the answer repeats of the request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a request cost."""
+Encoded = dict[str, list[Any]]
+"""Output -> one JSON value an item; null for an item that was skipped."""
 
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """What came of a request, whatever the shape."""
+
+    model: str
+    encoded: Encoded
+    errors: dict[int, str]
+    """Sentences of the items that were skipped, by index."""
     tokens: int
     image_pixels: int
     images: int
-
-
-Encoded = dict[str, list[Any]]
-"""Output -> one JSON value an item; null for an item that was skipped."""
 
 
 class Shape(ABC):
@@ -70,15 +74,8 @@ class Shape(ABC):
         """
 
     @abstractmethod
-    def answer(
-        self,
-        request: EmbedRequest,
-        encoded: Encoded,
-        errors: dict[int, str],
-        usage: Usage,
-        model: str,
-    ) -> dict[str, Any]:
-        """The answer; `errors` are those of items that were skipped, by index."""
+    def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
+        """The body of the answer."""
 
     @abstractmethod
     def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
@@ -152,20 +149,13 @@ class OpenAI(Shape):
         else:
             yield "messages", _conversation(messages, "messages")
 
-    def answer(
-        self,
-        request: EmbedRequest,
-        encoded: Encoded,
-        errors: dict[int, str],
-        usage: Usage,
-        model: str,
-    ) -> dict[str, Any]:
+    def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
         data: list[dict[str, Any]] = []
-        for index, vector in enumerate(encoded[request.outputs[0]]):
+        for index, vector in enumerate(result.encoded[request.outputs[0]]):
             row = {"object": "embedding", "index": index, "embedding": vector}
-            data.append(row if index not in errors else {**row, "error": errors[index]})
-        tokens = {"prompt_tokens": usage.tokens, "total_tokens": usage.tokens}
-        return {"object": "list", "data": data, "model": model, "usage": tokens}
+            data.append(row | ({"error": result.errors[index]} if index in result.errors else {}))
+        tokens = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
+        return {"object": "list", "data": data, "model": result.model, "usage": tokens}
 
     def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
         return openai_error(message, place, status)
@@ -223,19 +213,12 @@ class Cohere(Shape):
         places = [place for place, _ in elements]
         return EmbedRequest(items, places, model, dimensions, outputs, echo=echo)
 
-    def answer(
-        self,
-        request: EmbedRequest,
-        encoded: Encoded,
-        errors: dict[int, str],
-        usage: Usage,
-        model: str,
-    ) -> dict[str, Any]:
-        units = {"input_tokens": usage.tokens, "images": usage.images}
+    def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
+        units = {"input_tokens": result.tokens, "images": result.images}
         return {
             "id": str(uuid.uuid4()),
             "response_type": "embeddings_by_type",
-            "embeddings": encoded,
+            "embeddings": result.encoded,
             **request.echo,
             "meta": {"api_version": {"version": "2"}, "billed_units": units},
         }
@@ -269,25 +252,18 @@ class Voyage(Shape):
         places = [place for place, _ in elements]
         return EmbedRequest(items, places, model, dimensions, (output,))
 
-    def answer(
-        self,
-        request: EmbedRequest,
-        encoded: Encoded,
-        errors: dict[int, str],
-        usage: Usage,
-        model: str,
-    ) -> dict[str, Any]:
+    def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
         data = [
             {"object": "embedding", "embedding": vector, "index": index}
-            for index, vector in enumerate(encoded[request.outputs[0]])
+            for index, vector in enumerate(result.encoded[request.outputs[0]])
         ]
         cost = {
-            "text_tokens": usage.tokens,
-            "image_pixels": usage.image_pixels,
+            "text_tokens": result.tokens,
+            "image_pixels": result.image_pixels,
             "video_pixels": 0,
-            "total_tokens": usage.tokens,
+            "total_tokens": result.tokens,
         }
-        return {"object": "list", "data": data, "model": model, "usage": cost}
+        return {"object": "list", "data": data, "model": result.model, "usage": cost}
 
     def error(self, message: str, place: str | None, status: int) -> dict[str, Any]:
         return {"detail": message}
