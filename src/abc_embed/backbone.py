@@ -93,6 +93,21 @@ class PatchProjection(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
+class PatchEmbedding(nn.Module):
+    """Qwen-VL's first layer, for patches with all their frames or with one that stands for all."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.proj = PatchProjection(embedding.get_submodule("proj"))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """`(P, C)` -> `(P, D)`."""
+        weight: Tensor = self.proj.weight  # (D, 3, frames, side, side)
+        if patches.shape[1] < weight[0].numel():  # equal frames, so that their weights add up
+            weight = weight.float().sum(dim=2).to(weight.dtype)
+        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
 class LeanQuickGELU(nn.Module):
     """`x * sigmoid(1.702 * x)`; where no gradient is asked for, in one new tensor, not three."""
 
@@ -190,7 +205,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_images(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Patches `(sum P, C)` of U images, grids `(U, 3)` -> visual tokens `(sum V, W)`."""
+        """Patches `(sum P, C)` of U images, grids `(U, 3)` -> visual tokens `(sum V, W)`.
+
+        A patch has all its frames or, as in `PixelBatch.patches`, one. Grids stay on the CPU.
+        """
 
     def visual_lengths(self, grid_thw: Tensor) -> Tensor:
         """Grids `(U, 3)` -> V of each image `(U,)` int64."""
@@ -353,8 +371,7 @@ class Qwen2VLBackbone(Backbone):
         return GROUPED_SDPA if attn == "sdpa" else attn
 
     def use_lean_modules(self) -> None:
-        embed = self.vlm.visual.patch_embed
-        embed.proj = PatchProjection(embed.proj)
+        self.vlm.visual.patch_embed = PatchEmbedding(self.vlm.visual.patch_embed)
         for block in self.vlm.visual.blocks:
             if isinstance(getattr(block.mlp, "act", None), QuickGELUActivation):
                 block.mlp.act = LeanQuickGELU()
@@ -380,7 +397,7 @@ class Qwen2VLBackbone(Backbone):
             pixel_values = torch.cat([patches[u] for u in order])
         output = self.vlm.visual(
             pixel_values.to(self.vlm.visual.patch_embed.proj.weight.dtype),
-            grid_thw=torch.tensor(sorted_grids, device=grid_thw.device),
+            grid_thw=torch.tensor(sorted_grids, device=pixel_values.device),
             **self._vision_plan(sorted_grids, pixel_values.device),
         )
         tokens = self._visual_tokens(output)

@@ -38,8 +38,6 @@ from abc_embed.pipeline import (
     OnError,
     Skipped,
     Vector,
-    group_by_image,
-    image_key,
 )
 from abc_embed.processor import Processor
 from abc_embed.progress import track
@@ -191,8 +189,7 @@ class Embedder:
         values: list[object] = list(warn_of_paths(cast(Items, items)))
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
-        order = group_by_image([image_key(value) for value in values])
-        results = pipeline.run((index, values[index]) for index in order)
+        results = pipeline.run((index, values[index]) for index in pipeline.group(values))
         with closing(results):
             for index, result in track(results, len(values), progress):
                 if isinstance(result, Skipped):

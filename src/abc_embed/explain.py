@@ -23,7 +23,7 @@ from abc_embed.errors import UsageError
 from abc_embed.head import l2_normalize
 from abc_embed.inputs import Item, open_image
 from abc_embed.model import AbcModel
-from abc_embed.pixels import to_patches
+from abc_embed.pixels import to_pixels
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Batch, Processor
 
@@ -147,7 +147,7 @@ class TokenProbe:
         budget = processor.image.limited(max_pixels)
         picture = open_image(item.image, decode_limit=processor.decode_limit)
         size = budget.size_for(picture.height, picture.width)
-        features = processor.features(item, patches=to_patches(picture, budget))
+        features = processor.features(item, pixels=to_pixels(picture, budget))
         batch = processor.collate([features]).to(model.device, model.dtype)
         was_training = model.training
         model.eval()

@@ -72,9 +72,9 @@ class AbcModel(nn.Module):
 
         No instruction and no stage-2 adapter touches them, so a caller may keep them.
         """
-        if batch.pixel_values is None or batch.image_grid_thw is None:
+        if batch.pixels is None or batch.image_grid_thw is None:
             return None
-        return self.backbone.encode_images(batch.pixel_values, batch.image_grid_thw)
+        return self.backbone.encode_images(batch.pixels.patches(), batch.image_grid_thw)
 
     def embed(self, batch: Batch, visual_tokens: Tensor | None) -> Tensor:
         """`batch` and the visual tokens `(sum V, D)` of its unique images -> `(B, D)`.

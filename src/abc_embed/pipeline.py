@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,8 +26,9 @@ from torch import Tensor
 from abc_embed.errors import InputError, NotFiniteError, OutOfMemoryError, UsageError
 from abc_embed.inputs import Item, Kind, as_item
 from abc_embed.model import AbcModel
-from abc_embed.pixels import Patches
-from abc_embed.processor import Features, Processor, to_device
+from abc_embed.pixels import Pixels
+from abc_embed.processor import Features, Processor
+from abc_embed.runtime import from_device
 from abc_embed.storage.hashing import short_hash
 
 Vector: TypeAlias = NDArray[np.float32]
@@ -45,7 +46,7 @@ WINDOW_BATCHES = 8
 WINDOW_ITEMS = 1_024
 """Items per window at most, where no `batch_size` says it."""
 WINDOW_VISUAL_TOKENS = 16_384
-"""Visual tokens per window, the sum over its different pictures: 300 MB of pixel values."""
+"""Visual tokens per window, the sum over its different pictures: 40 MB of pixels."""
 MAX_THREADS = 8
 """Threads that prepare, at most; a model on the CPU leaves them a quarter of the cores."""
 
@@ -74,6 +75,7 @@ class Skipped:
         return f"item {self.index}: {self.error}"
 
 
+Fetch: TypeAlias = Callable[[], Tensor]
 Results: TypeAlias = Generator[tuple[int, Vector | Skipped], None, None]
 
 
@@ -131,7 +133,7 @@ class LRUCache(Generic[K, V]):
 class _Picture:
     """A picture that is being prepared, or is ready, for the items that show it."""
 
-    patches: "Future[Patches]"
+    pixels: "Future[Pixels]"
     uses: int = 0
     """Items that were read and are not handed out yet."""
 
@@ -160,6 +162,9 @@ class _Window:
     """In `raise` mode the first bad item; nothing after it is in the window."""
     tokens: int = 0
     visual_tokens: int = 0
+    vectors: dict[int, Vector] = field(default_factory=dict)
+    batches: int = 0
+    """Those that are not fetched yet."""
 
 
 class EmbeddingPipeline:
@@ -203,8 +208,9 @@ class EmbeddingPipeline:
         self._in_flight = 0 if on_cpu else 1
         self._pictures: dict[Hashable, _Picture] = {}
         # Without an item that shows it a picture is remembered for a while, should it come again.
-        self._patches: LRUCache[Hashable, Patches] = LRUCache(WINDOW_VISUAL_TOKENS)
+        self._pixels: LRUCache[Hashable, Pixels] = LRUCache(WINDOW_VISUAL_TOKENS)
         self._visual: LRUCache[str, Tensor] = LRUCache(2 * WINDOW_VISUAL_TOKENS)
+        self._keys: dict[int, Hashable | None] = {}
         self._stopped = threading.Event()
         self._was_halved = False
 
@@ -217,11 +223,10 @@ class EmbeddingPipeline:
         """
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="abc-embed-prepare")
         try:
-            for window in self._windows(iter(values), pool):
-                results = self._results(window)
+            for window in self._computed(self._windows(iter(values), pool)):
+                results: dict[int, Vector | Skipped] = {**window.skipped, **window.vectors}
                 indices = [self._release(job) for job in window.jobs]
                 window.jobs.clear()  # nothing is held of what is handed out
-                window.features.clear()
                 yield from ((index, results[index]) for index in indices)
                 if window.failed is not None:
                     bad = window.failed
@@ -229,6 +234,11 @@ class EmbeddingPipeline:
         finally:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
+
+    def group(self, values: Sequence[object]) -> list[int]:
+        """Indices in an order in which items of one picture follow each other, for `run`."""
+        self._keys = dict(enumerate(map(image_key, values)))
+        return group_by_image(list(self._keys.values()))
 
     # -- reading and preparing -------------------------------------------------------------------
 
@@ -283,23 +293,25 @@ class EmbeddingPipeline:
             failed: Future[Features] = Future()
             failed.set_exception(error)
             return _Job(index, value, failed)
-        key = image_key(item)
+        key = self._keys.pop(index, None)
+        if key is None:
+            key = image_key(item)
         if key is None or item.image is None:
             return _Job(index, value, pool.submit(self._processor.features, item))
         is_first = key not in self._pictures
         if is_first:
-            known = self._patches.get(key)
+            known = self._pixels.get(key)
             if known is None:
-                patches = pool.submit(self._prepare, item)
+                pixels = pool.submit(self._prepare, item)
             else:
-                patches = Future()
-                patches.set_result(known)
-            self._pictures[key] = _Picture(patches)
+                pixels = Future()
+                pixels.set_result(known)
+            self._pictures[key] = _Picture(pixels)
         picture = self._pictures[key]
         picture.uses += 1
         features: Future[Features] = Future()
         # The thread that had the picture goes on with the words: none waits for another.
-        picture.patches.add_done_callback(lambda done: self._resolve(features, item, done))
+        picture.pixels.add_done_callback(lambda done: self._resolve(features, item, done))
         return _Job(index, value, features, key, is_first)
 
     def _release(self, job: _Job) -> int:
@@ -311,9 +323,9 @@ class EmbeddingPipeline:
         if picture.uses:
             return job.index
         del self._pictures[job.picture]
-        if is_stable_key(job.picture) and picture.patches.exception() is None:
-            patches = picture.patches.result()
-            self._patches.put(job.picture, patches, self._visual_count(patches))
+        if is_stable_key(job.picture) and picture.pixels.exception() is None:
+            pixels = picture.pixels.result()
+            self._pixels.put(job.picture, pixels, self._processor.visual_tokens(pixels))
         return job.index
 
     def _add(self, window: _Window, job: _Job) -> None:
@@ -331,11 +343,8 @@ class EmbeddingPipeline:
             window.tokens += features.tokens
         window.jobs.append(job)
         if job.is_first and error is None and job.picture is not None:
-            patches = self._pictures[job.picture].patches.result()
-            window.visual_tokens += self._visual_count(patches)
-
-    def _visual_count(self, patches: Patches) -> int:
-        return len(patches.values) // self._processor.image.merge_size**2
+            pixels = self._pictures[job.picture].pixels.result()
+            window.visual_tokens += self._processor.visual_tokens(pixels)
 
     def prepare(self, value: object) -> Features:
         """One item as tensors, for those who pack batches themselves; threads may share a pipeline.
@@ -346,54 +355,64 @@ class EmbeddingPipeline:
         item, key = as_item(value), image_key(value)
         if key is None or item.image is None:
             return self._processor.features(item)
-        patches = self._patches.get(key)
-        if patches is None:
-            patches = self._processor.patches(item.image, max_pixels=self._max_pixels)
+        pixels = self._pixels.get(key)
+        if pixels is None:
+            pixels = self._processor.pixels(item.image, max_pixels=self._max_pixels)
             if is_stable_key(key):
-                self._patches.put(key, patches, self._visual_count(patches))
-        return self._processor.features(item, patches=patches)
+                self._pixels.put(key, pixels, self._processor.visual_tokens(pixels))
+        return self._processor.features(item, pixels=pixels)
 
     # -- in the threads --------------------------------------------------------------------------
 
-    def _prepare(self, item: Item) -> Patches:
+    def _prepare(self, item: Item) -> Pixels:
         if self._stopped.is_set() or item.image is None:
             raise InputError("nobody waits for this item")
-        return self._processor.patches(item.image, max_pixels=self._max_pixels)
+        return self._processor.pixels(item.image, max_pixels=self._max_pixels)
 
-    def _resolve(
-        self, features: "Future[Features]", item: Item, patches: "Future[Patches]"
-    ) -> None:
+    def _resolve(self, features: "Future[Features]", item: Item, pixels: "Future[Pixels]") -> None:
         """The item's picture is ready: so is the item."""
         try:
-            features.set_result(self._processor.features(item, patches=patches.result()))
+            features.set_result(self._processor.features(item, pixels=pixels.result()))
         except BaseException as error:  # noqa: BLE001  (it is raised where the item is waited for)
             features.set_exception(error)
 
     # -- with the model --------------------------------------------------------------------------
 
-    def _results(self, window: _Window) -> dict[int, Vector | Skipped]:
-        """The results of a window by index."""
-        results: dict[int, Vector | Skipped] = {**window.skipped}
-        indices, features = list(window.features), list(window.features.values())
-        waiting: deque[tuple[list[int], Tensor]] = deque()
+    def _computed(self, windows: Iterable[_Window]) -> Iterator[_Window]:
+        """Windows with their vectors; the model has the first batch of one before the last of the
+        window before it is waited for, unless it is the CPU that computes."""
+        waiting: deque[tuple[_Window, list[int], Fetch]] = deque()
+        computed: deque[_Window] = deque()
 
-        def fetch() -> None:
-            rows, vectors = waiting.popleft()
-            fetched = self._fetch(vectors)
-            results.update(zip((indices[row] for row in rows), fetched, strict=True))
+        def fetch(at_most: int) -> None:
+            while len(waiting) > at_most:
+                window, indices, vectors = waiting.popleft()
+                window.vectors.update(zip(indices, self._fetch(vectors), strict=True))
+                window.batches -= 1
 
-        batches = deque(self.plan(features))
-        while batches:
-            rows = batches.popleft()
-            try:
-                waiting.append((rows, self._launch([features[row] for row in rows])))
-            except torch.OutOfMemoryError:
-                batches.extendleft(self._halves(rows, features))
-            while len(waiting) > self._in_flight:
-                fetch()
-        while waiting:
-            fetch()
-        return results
+        for window in windows:
+            indices, features = list(window.features), list(window.features.values())
+            batches = deque(self.plan(features))
+            computed.append(window)
+            window.batches = 1  # not done before all are launched
+            while batches:
+                rows = batches.popleft()
+                try:
+                    vectors = self._launch([features[row] for row in rows])
+                except torch.OutOfMemoryError:
+                    batches.extendleft(self._halves(rows, features))
+                    continue
+                waiting.append((window, [indices[row] for row in rows], vectors))
+                window.batches += 1
+                fetch(self._in_flight)
+                while not computed[0].batches:
+                    yield computed.popleft()
+            window.features.clear()
+            window.batches -= 1
+            while computed and not computed[0].batches:
+                yield computed.popleft()
+        fetch(0)
+        yield from computed
 
     def _halves(self, rows: list[int], features: list[Features]) -> list[list[int]]:
         """Two halves of a batch that did not fit, the second first; later batches are smaller too.
@@ -447,15 +466,15 @@ class EmbeddingPipeline:
         vector: Vector = self.compute([self.prepare(item)])[0]
         return vector
 
-    def _launch(self, features: list[Features]) -> Tensor:
-        """One batch -> `(B, D)` on the device, which may still be at work on it."""
+    def _launch(self, features: list[Features]) -> Fetch:
+        """One batch -> what gives its `(B, D)`, on which the device may still be at work."""
         model = self._model
         with self._lock, torch.no_grad(), _evaluating(model):
             batch = self._processor.collate(features, pixels=False).to(model.device)
-            return model.embed(batch, self._visual_tokens(features))
+            return from_device(model.embed(batch, self._visual_tokens(features)))
 
-    def _fetch(self, vectors: Tensor) -> Vector:
-        fetched: Vector = vectors.cpu().numpy()
+    def _fetch(self, vectors: Fetch) -> Vector:
+        fetched: Vector = vectors().numpy()
         if not np.isfinite(fetched).all():
             raise NotFiniteError(
                 f"the model overflowed in {str(self._model.dtype).removeprefix('torch.')}; "
@@ -472,10 +491,11 @@ class EmbeddingPipeline:
         tokens = {key: known for key in shown if (known := self._visual.get(key)) is not None}
         missing = {key: item for key, item in shown.items() if key not in tokens}
         for batch in self._vision_batches(missing):
-            pixels, grid = self._processor.collate_images(list(batch.values()))
-            pixels = to_device(pixels, model.device, model.dtype)
-            encoded = model.backbone.encode_images(pixels, to_device(grid, model.device))
-            lengths = model.backbone.visual_lengths(grid).tolist()
+            pixels = self._processor.collate_images(list(batch.values()))
+            grids = torch.tensor(pixels.grids)
+            patches = pixels.to(model.device, model.dtype).patches()
+            encoded = model.backbone.encode_images(patches, grids)
+            lengths = model.backbone.visual_lengths(grids).tolist()
             for key, part in zip(batch, torch.split(encoded, lengths), strict=True):
                 tokens[key] = part.clone()  # a view would keep the whole batch in memory
                 self._visual.put(key, tokens[key], len(part))

@@ -1,23 +1,31 @@
-"""Picture -> patches: the pixel budget, the one resize, the values the vision encoder eats.
+"""Picture -> pixels -> patches: the budget, the one resize, the values the vision encoder eats.
+
+The CPU decodes and resizes; bytes go to the device, which makes of them what is eight times as
+large: normalised patches.
 
 One resize, where the published code has two, first to multiples of 28 and then into the budget:
 one step straight into the budget is what Qwen2-VL itself does; it agrees exactly for pictures
 inside the budget and to a cosine above 0.998 for tiny and huge ones (paper, trap 4).
 
-Shapes: `P` patches, `C` values of a patch: 3 colours x 2 equal frames x 14 x 14 pixels.
+Shapes: `N` views of a picture, `H` rows and `W` columns of pixels, `P` patches, `C` values of a
+patch: 3 colours x 14 x 14 pixels.
 """
 
 import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from abc_embed.errors import AspectError, ConfigError, UsageError
+from abc_embed.runtime import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,15 +173,15 @@ def budget_values(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Patches:
-    """One picture, ready for the vision encoder."""
+class Pixels:
+    """One picture at the size at which it is seen."""
 
-    values: NDArray[np.float32]
-    """`(P, C)`."""
+    values: NDArray[np.uint8]
+    """`(N, H, W, 3)`, N views."""
     grid_thw: tuple[int, int, int]
     """Views, rows and columns of patches; `P` is their product."""
     key: str
-    """Equal exactly when the resized pixels are equal."""
+    """Equal exactly when the pixels are equal."""
 
 
 def resized(picture: Image.Image, width: int, height: int) -> Image.Image:
@@ -183,12 +191,8 @@ def resized(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_patches(picture: Image.Image, budget: ImageBudget) -> Patches:
-    """An RGB picture -> patches.
-
-    Patches come in Qwen2-VL's order: the `merge_size` x `merge_size` patches of a visual token
-    lie together, tokens go row by row, views one after the other; inside a patch: colour, frame,
-    row, column.
+def to_pixels(picture: Image.Image, budget: ImageBudget) -> Pixels:
+    """An RGB picture -> its pixels, resized.
 
     Raises:
         AspectError: longer and thinner than the budget's `max_aspect`.
@@ -196,28 +200,54 @@ def to_patches(picture: Image.Image, budget: ImageBudget) -> Patches:
     views = budget.views(picture)
     pixels = np.stack([np.asarray(view, dtype=np.uint8) for view in views])
     number, height, width, _ = pixels.shape
-    side, merge, frames = budget.patch_size, budget.merge_size, budget.temporal_patch_size
-    rows, columns = height // side, width // side
-    # (views, rows/m, m, side, columns/m, m, side, 3)
-    # -> (views, rows/m, columns/m, m, m, 3, side, side)
-    tiles = pixels.reshape(number, rows // merge, merge, side, columns // merge, merge, side, 3)
-    tiles = tiles.transpose(0, 1, 4, 2, 5, 7, 3, 6)
-    values = np.empty((*tiles.shape[:6], frames, side, side), dtype=np.float32)
-    for colour, table in enumerate(_tables(budget)):
-        values[:, :, :, :, :, colour] = table[tiles[:, :, :, :, :, colour]][:, :, :, :, :, None]
-    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    return Patches(
-        values=values.reshape(number * rows * columns, -1),
-        grid_thw=(number, rows, columns),
+    digest = hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
+    return Pixels(
+        values=pixels,
+        grid_thw=(number, height // budget.patch_size, width // budget.patch_size),
         key=f"{width}x{height}-{digest}",
     )
 
 
-def _tables(budget: ImageBudget) -> list[NDArray[np.float32]]:
-    """Per colour the 256 normalised values: the arithmetic of every pixel, done once."""
-    # float64 first, then float32: bit for bit what transformers computes.
-    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    return [
-        (levels - np.float32(mean)) / np.float32(std)
-        for mean, std in zip(budget.mean, budget.std, strict=True)
-    ]
+@dataclass(frozen=True, slots=True, eq=False)
+class PixelBatch:
+    """The pixels of several pictures on a device, where they are normalised and cut."""
+
+    values: Tensor
+    """uint8, all pictures one after the other, each `(N, H, W, 3)` laid flat."""
+    grids: tuple[tuple[int, int, int], ...]
+    """Views, rows and columns of patches of each."""
+    budget: ImageBudget
+    dtype: torch.dtype = torch.float32
+    """Of the patches."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "PixelBatch":
+        """The same on a device, its patches in `dtype`."""
+        values = to_device(self.values, device)
+        return dataclasses.replace(self, values=values, dtype=dtype or self.dtype)
+
+    def patches(self) -> Tensor:
+        """Normalised patches `(sum P, C)`.
+
+        They come in Qwen2-VL's order: the `merge_size` x `merge_size` patches of a visual token
+        lie together, tokens go row by row, views one after the other; inside a patch: colour, row,
+        column. A picture's frames are all alike, so that one stands for all.
+        """
+        side, merge = self.budget.patch_size, self.budget.merge_size
+        counts = [math.prod(grid) for grid in self.grids]
+        patches = torch.empty((sum(counts), 3, side**2), device=self.values.device)
+        start = 0
+        for grid, run in groupby(self.grids):
+            (views, rows, columns), number = grid, len(list(run))
+            end = start + number * math.prod(grid)
+            # (views, rows/m, m, side, columns/m, m, side, 3)
+            # -> (views, rows/m, columns/m, m, m, 3, side, side)
+            tiles = self.values[start * 3 * side**2 : end * 3 * side**2].view(
+                number * views, rows // merge, merge, side, columns // merge, merge, side, 3
+            )
+            tiles = tiles.permute(0, 1, 4, 2, 5, 7, 3, 6)
+            patches[start:end].view(tiles.shape).copy_(tiles)
+            start = end
+        patches.div_(255)  # bit for bit what transformers computes
+        for colour, (mean, std) in enumerate(zip(self.budget.mean, self.budget.std, strict=True)):
+            patches[:, colour].sub_(mean).div_(std)
+        return patches.flatten(1).to(self.dtype)

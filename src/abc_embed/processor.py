@@ -1,14 +1,15 @@
-"""Item -> tensors: token ids, positions and patches, of one item or of a batch.
+"""Item -> tensors: token ids, positions and pixels, of one item or of a batch.
 
 transformers' own Qwen2-VL processor needs torchvision by default and ties pixels to text, while
 here a picture is prepared (and later encoded) once, however many instructions are asked of it.
 Tokens and pixels are the same, which the tests check.
 
-Shapes: `B` items, `T` tokens, `P` patches, `C` values of a patch, `V` visual tokens of a picture
-(`P` / 4), `U` unique pictures of a batch.
+Shapes: `B` items, `T` tokens, `N` views of a picture in `H` rows and `W` columns of pixels, `V`
+visual tokens of a picture, `U` unique pictures of a batch.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +24,11 @@ from abc_embed.chat import Chat, read_chat_template, read_tokenizer
 from abc_embed.decoding import DECODE_LIMIT, hold_memory
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
 from abc_embed.inputs import ImageInput, Item, Kind, describe_image, open_image
-from abc_embed.pixels import ImageBudget, Patches, to_patches
+from abc_embed.pixels import ImageBudget, PixelBatch, Pixels, to_pixels
+from abc_embed.runtime import to_device
 from abc_embed.storage.json_files import read_json
 
-__all__ = ["Batch", "Features", "ImageBudget", "Patches", "Positions", "Processor"]
+__all__ = ["Batch", "Features", "ImageBudget", "Pixels", "Positions", "Processor"]
 
 Positions = Literal["sequential", "mrope"]
 """How positions count. `sequential`: 0 .. T-1, pictures included; the published weights were
@@ -42,8 +44,8 @@ class Features:
     kind: Kind
     input_ids: Tensor
     """`(T,)` int64; the placeholder of a picture stands `V` times."""
-    pixel_values: Tensor | None
-    """`(P, C)` float32, or None for a text."""
+    pixels: Tensor | None
+    """`(N, H, W, 3)` uint8, or None for a text."""
     grid_thw: tuple[int, int, int] | None
     """Frames, rows and columns of patches."""
     image_key: str | None
@@ -67,38 +69,26 @@ class Batch:
     """`(3, B, T)` int64: frame, row, column; three times the same if sequential; 0 where padded."""
     instructed: Tensor
     """`(B,)` bool: rows for which the stage-2 adapter is on."""
-    pixel_values: Tensor | None
-    """`(sum P, C)` of the `U` unique pictures."""
+    pixels: PixelBatch | None
+    """Of the `U` unique pictures."""
     image_grid_thw: Tensor | None
     """`(U, 3)` int64."""
     image_index: Tensor
     """`(B,)` int64: which unique picture a row shows, -1 for a text."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """This batch on a device; `dtype` is for the pixel values alone."""
+        """This batch on a device; `dtype` is for the pixel values alone.
 
-        def move(tensor: Tensor | None, to_dtype: torch.dtype | None = None) -> Tensor | None:
-            return None if tensor is None else to_device(tensor, device, to_dtype)
-
+        What says which row goes where stays on the CPU, which alone reads it: from a GPU it would
+        have to wait for it.
+        """
         return replace(
             self,
             input_ids=to_device(self.input_ids, device),
             attention_mask=to_device(self.attention_mask, device),
             position_ids=to_device(self.position_ids, device),
-            instructed=to_device(self.instructed, device),
-            pixel_values=move(self.pixel_values, dtype),
-            image_grid_thw=move(self.image_grid_thw),
-            image_index=to_device(self.image_index, device),
+            pixels=None if self.pixels is None else self.pixels.to(device, dtype),
         )
-
-
-def to_device(
-    tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
-) -> Tensor:
-    """A tensor on a device; a copy to a GPU goes through pinned memory, and nobody waits for it."""
-    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device=device, dtype=dtype, non_blocking=True)
 
 
 class Processor:
@@ -148,12 +138,12 @@ class Processor:
     # -- one item --------------------------------------------------------------------------------
 
     def features(
-        self, item: Item, *, max_pixels: int | None = None, patches: Patches | None = None
+        self, item: Item, *, max_pixels: int | None = None, pixels: Pixels | None = None
     ) -> Features:
         """One item -> tensors.
 
-        `max_pixels` is the resolution dial (see `ImageBudget.limited`). `patches` saves opening
-        the picture again: what `patches` returned for it, at the same `max_pixels`.
+        `max_pixels` is the resolution dial (see `ImageBudget.limited`). `pixels` saves opening
+        the picture again: what `pixels` returned for it, at the same `max_pixels`.
 
         Raises:
             ImageError: the picture cannot be used.
@@ -169,22 +159,26 @@ class Processor:
         self._check_length(len(ids), 0)  # before a picture is opened for nothing
         if item.image is None:
             return Features(item.kind, torch.tensor(ids), None, None, None)
-        if patches is None:
-            patches = self.patches(item.image, max_pixels=max_pixels)
-        visual = len(patches.values) // self.image.merge_size**2
+        if pixels is None:
+            pixels = self.pixels(item.image, max_pixels=max_pixels)
+        visual = self.visual_tokens(pixels)
         self._check_length(len(ids) - 1 + visual, visual)
         at = ids.index(self.image_token_id)
         ids = ids[:at] + [self.image_token_id] * visual + ids[at + 1 :]
         return Features(
             kind=item.kind,
             input_ids=torch.tensor(ids),
-            pixel_values=torch.from_numpy(patches.values),
-            grid_thw=patches.grid_thw,
-            image_key=patches.key,
+            pixels=torch.from_numpy(pixels.values),
+            grid_thw=pixels.grid_thw,
+            image_key=pixels.key,
         )
 
-    def patches(self, image: ImageInput, *, max_pixels: int | None = None) -> Patches:
-        """Open, resize and cut one picture.
+    def visual_tokens(self, pixels: Pixels) -> int:
+        """`V` of one picture."""
+        return math.prod(pixels.grid_thw) // self.image.merge_size**2
+
+    def pixels(self, image: ImageInput, *, max_pixels: int | None = None) -> Pixels:
+        """Open and resize one picture.
 
         Raises:
             ImageError: the picture cannot be used.
@@ -193,7 +187,7 @@ class Processor:
         with hold_memory():
             picture = open_image(image, decode_limit=self.decode_limit)
             try:
-                return to_patches(picture, budget)
+                return to_pixels(picture, budget)
             except AspectError as error:
                 problem = AspectError(f"{describe_image(image)}: {error}")
         del picture  # which the frame of the error would hold
@@ -215,7 +209,7 @@ class Processor:
         """`B` items -> one batch, padded on the right; each unique picture is in it once.
 
         Unique pictures keep the order in which `features` first shows them. With `pixels` False
-        their values are left out, for a caller that has the visual tokens already.
+        they are left out, for a caller that has the visual tokens already.
         """
         size = (len(features), max((f.tokens for f in features), default=0))
         input_ids = torch.zeros(size, dtype=torch.int64)
@@ -233,27 +227,22 @@ class Processor:
                 continue
             unique.setdefault(item.image_key, item)
             index.append(place.setdefault(item.image_key, len(place)))
-        pixel_values, grid = None, None
-        if unique and pixels:
-            pixel_values, grid = self.collate_images(list(unique.values()))
-        elif unique:
-            grid = torch.tensor([f.grid_thw for f in unique.values()])
+        shown = list(unique.values())
         return Batch(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,
             instructed=torch.tensor([f.kind is Kind.INSTRUCTED for f in features]),
-            pixel_values=pixel_values,
-            image_grid_thw=grid,
+            pixels=self.collate_images(shown) if shown and pixels else None,
+            image_grid_thw=torch.tensor([f.grid_thw for f in shown]) if shown else None,
             image_index=torch.tensor(index, dtype=torch.int64),
         )
 
-    @staticmethod
-    def collate_images(features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """Items with different pictures -> their patches `(sum P, C)` and grids `(U, 3)`."""
-        patches = [f.pixel_values for f in features if f.pixel_values is not None]
-        pixel_values = patches[0] if len(patches) == 1 else torch.cat(patches)
-        return pixel_values, torch.tensor([f.grid_thw for f in features])
+    def collate_images(self, features: Sequence[Features]) -> PixelBatch:
+        """Items with different pictures -> the pixels of all."""
+        flat = [f.pixels.flatten() for f in features if f.pixels is not None]
+        grids = tuple(f.grid_thw for f in features if f.grid_thw is not None)
+        return PixelBatch(torch.cat(flat) if len(flat) > 1 else flat[0], grids, self.image)
 
     def position_ids(self, input_ids: Tensor, grid_thw: tuple[int, int, int] | None) -> Tensor:
         """`(T,)` ids -> `(3, T)` positions: frame, row and column of each token."""

@@ -6,6 +6,7 @@ torch is imported where it is needed, so that a light command does not pay for i
 import os
 import platform
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,36 @@ def resolve_dtype(
         raise DeviceError(f"{on} cannot compute in bfloat16; use dtype='float32' or 'float16'")
     chosen: torch.dtype = getattr(torch, name)
     return chosen
+
+
+def to_device(tensor: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor":
+    """A tensor on a device; a copy to a GPU goes through pinned memory, and nobody waits for it."""
+    import torch
+
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def from_device(tensor: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Have a tensor copied to the CPU as soon as it is computed; the result waits for that alone.
+
+    `Tensor.cpu` would wait for whatever the device was given afterwards, too.
+    """
+    import torch
+
+    if tensor.device.type != "cuda":
+        return tensor.cpu
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> torch.Tensor:
+        copied.synchronize()
+        return copy
+
+    return wait
 
 
 def seed_everything(seed: int) -> None:

@@ -71,6 +71,17 @@ def test_the_lean_activation_is_that_of_transformers_to_the_last_bit() -> None:
     assert torch.equal(found, plain)
 
 
+@pytest.mark.parametrize("family", tiny_families.NATIVE)
+def test_one_frame_stands_for_all_equal_frames(family: str) -> None:
+    backbone = tiny_families.backbone(family)
+    pixels, grid = tiny_families.patches(family)
+    one = pixels.view(len(pixels), 3, 2, -1)[:, :, 0]
+    both = one.unsqueeze(2).expand(-1, -1, 2, -1).flatten(1)
+    with torch.no_grad():
+        found, expected = (backbone.encode_images(p, grid) for p in (one.flatten(1), both))
+    assert (found - expected).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("family", tiny_families.ALL)
 def test_no_family_reads_its_patches_by_a_convolution(family: str) -> None:
     kinds = (nn.Conv2d, nn.Conv3d)

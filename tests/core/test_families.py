@@ -225,18 +225,20 @@ def test_the_whole_is_what_transformers_computes(family: str) -> None:
     tiled = family in tiny_families.TILED
     model, processor = tiny_families.loaded(family, positions="sequential" if tiled else "mrope")
     batch = golden_parts.batch(processor, [ITEMS[2], ITEMS[4]])
-    assert batch.pixel_values is not None
+    assert batch.pixels is not None
+    patches = batch.pixels.patches()
+    both_frames = patches.view(len(patches), 3, 1, -1).expand(-1, -1, 2, -1).flatten(1)
     shown: dict[str, Any] = (
-        {"pixel_values": tiny_families.pictures(batch.pixel_values)}
+        {"pixel_values": tiny_families.pictures(patches)}
         if tiled
-        else {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
+        else {"pixel_values": both_frames, "image_grid_thw": batch.image_grid_thw}
     )
     with torch.no_grad():
         ours = model.backbone.language(
             batch.input_ids,
             batch.attention_mask,
             batch.position_ids,
-            model.backbone.encode_images(batch.pixel_values, batch.image_grid_thw),
+            model.backbone.encode_images(patches, batch.image_grid_thw),
         )
         theirs = tiny_families.backbone(family, "eager").vlm(
             input_ids=batch.input_ids,

@@ -21,7 +21,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, UsageError
 from abc_embed.families.internvl import TileBudget
 from abc_embed.inputs import Item
-from abc_embed.pixels import to_patches
+from abc_embed.pixels import PixelBatch, to_pixels
 from abc_embed.processor import Processor
 
 TILE = 56
@@ -55,18 +55,19 @@ def test_the_grid_of_tiles_is_that_of_transformers(
 def test_the_values_are_those_of_transformers(size: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
     picture = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    ours = to_patches(picture, budget())
+    pixels = to_pixels(picture, budget())
+    flat = torch.from_numpy(pixels.values).flatten()
     theirs: Any = GotOcr2ImageProcessorPil(
         size={"height": TILE, "width": TILE}, crop_to_patches=True, max_patches=6
     )(picture, return_tensors="pt")["pixel_values"]
-    tiles = tiny_families.pictures(torch.from_numpy(ours.values))
-    assert ours.grid_thw == (len(theirs), 4, 4)
+    tiles = tiny_families.pictures(PixelBatch(flat, (pixels.grid_thw,), budget()).patches())
+    assert pixels.grid_thw == (len(theirs), 4, 4)
     assert (tiles - theirs).abs().max() < 1e-5
 
 
 def test_the_dial_counts_tiles() -> None:
     picture = Image.new("RGB", (400, 300))
-    seen = [to_patches(picture, budget(most=12).limited(n * TILE**2)).grid_thw[0] for n in (1, 12)]
+    seen = [to_pixels(picture, budget(most=12).limited(n * TILE**2)).grid_thw[0] for n in (1, 12)]
     assert seen == [1, 13]  # the whole picture alone; 4 x 3 tiles and the whole
     assert budget(most=1).max_visual_tokens == 4 and budget(most=6).max_visual_tokens == 28
     with pytest.raises(UsageError, match=f"less than one tile; give at least {TILE**2}"):

@@ -72,7 +72,7 @@ def test_visual_tokens_may_be_kept_and_an_image_shown_twice() -> None:
         visual = model.encode_images(batch)
         assert visual is not None
         assert len(visual) == int(model.backbone.visual_lengths(batch.image_grid_thw).sum())
-        kept = dataclasses.replace(batch, pixel_values=None)
+        kept = dataclasses.replace(batch, pixels=None)
         assert torch.equal(model.embed(kept, visual), model(batch))
 
 

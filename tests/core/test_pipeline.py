@@ -138,13 +138,14 @@ def test_keys_of_pictures() -> None:
 
 def test_the_first_window_is_one_batch_so_that_the_model_starts_at_once(model: Embedder) -> None:
     sizes: list[int] = []
-    real = EmbeddingPipeline._results
+    real = EmbeddingPipeline._windows
 
-    def results(self: EmbeddingPipeline, window: Any) -> Any:
-        sizes.append(len(window.jobs))
-        return real(self, window)
+    def windows(self: EmbeddingPipeline, *arguments: Any) -> Any:
+        for window in real(self, *arguments):
+            sizes.append(len(window.jobs))
+            yield window
 
-    with mock.patch.object(EmbeddingPipeline, "_results", results):
+    with mock.patch.object(EmbeddingPipeline, "_windows", windows):
         model.embed(["a dog"] * 40, batch_size=4)
         assert sizes == [4, 32, 4]
         sizes.clear()
@@ -152,6 +153,46 @@ def test_the_first_window_is_one_batch_so_that_the_model_starts_at_once(model: E
     tokens = model.processor.features(Item("a dog 100")).tokens
     assert abs(sizes[0] - pipeline_module.CPU_BATCH_TOKENS / tokens) < 3
     assert sum(sizes) == 700
+
+
+def test_beside_a_gpu_results_are_fetched_a_batch_later(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device has the next batch, of the next window too, before a batch is waited for."""
+    events: list[tuple[str, int]] = []
+
+    def from_device(vectors: torch.Tensor) -> Any:
+        number = sum(what == "launched" for what, _ in events)
+        events.append(("launched", number))
+        return lambda: events.append(("fetched", number)) or vectors
+
+    texts = [f"a dog {n}" for n in range(45)]
+    plain = model.embed(texts, batch_size=4)
+    monkeypatch.setattr(pipeline_module, "from_device", from_device)
+    pipeline = model.pipeline(batch_size=4)
+    pipeline._in_flight = 1
+    results = dict(pipeline.run(enumerate(texts)))
+    assert list(results) == list(range(45))
+    assert np.abs(np.stack(list(results.values())) - plain).max() < 1e-6
+    assert len(events) == 2 * 12  # windows of 1, 8 and 3 batches
+    for number in range(11):
+        assert events.index(("launched", number + 1)) < events.index(("fetched", number))
+        assert events.index(("fetched", number)) < events.index(("fetched", number + 1))
+
+
+def test_the_key_of_a_picture_is_computed_once_a_call(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyed: list[object] = []
+    real = pipeline_module.image_key
+    monkeypatch.setattr(
+        pipeline_module, "image_key", lambda value: keyed.append(value) or real(value)
+    )
+    picture = golden_parts.picture("aligned_560x448.png").image
+    content = Path(picture).read_bytes()
+    items = [Item(image=content), Item(image=content, instruction="left?"), Item(image=picture)]
+    model.embed(items, max_pixels=FEW)
+    assert keyed == items
 
 
 def test_a_slow_picture_does_not_hold_up_the_threads(

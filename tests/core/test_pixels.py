@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 
 from abc_embed.errors import AspectError, ConfigError, UsageError
-from abc_embed.pixels import ImageBudget, to_patches
+from abc_embed.pixels import ImageBudget, PixelBatch, to_pixels
 
 BUDGET = ImageBudget()
 TOKEN = 28 * 28
@@ -33,10 +34,40 @@ def test_patches_are_those_of_qwen2_vl_bit_for_bit(
     theirs = Qwen2VLImageProcessorPil(
         size={"shortest_edge": low, "longest_edge": high},
     )(images=noise(*size), return_tensors="np")
-    ours = to_patches(noise(*size), ImageBudget(min_pixels=low, max_pixels=high))
-    assert ours.grid_thw == tuple(theirs["image_grid_thw"][0].tolist())
-    assert ours.values.dtype == np.float32
-    np.testing.assert_array_equal(ours.values, theirs["pixel_values"])
+    budget = ImageBudget(min_pixels=low, max_pixels=high)
+    pixels = to_pixels(noise(*size), budget)
+    assert pixels.grid_thw == tuple(theirs["image_grid_thw"][0].tolist())
+    assert pixels.values.dtype == np.uint8
+    flat = torch.from_numpy(pixels.values).flatten()
+    ours = PixelBatch(flat, (pixels.grid_thw,), budget).patches()
+    frames = theirs["pixel_values"].reshape(len(ours), 3, 2, 14**2)
+    for frame in (0, 1):
+        np.testing.assert_array_equal(ours.view(-1, 3, 14**2), frames[:, :, frame])
+
+
+def test_normalising_on_the_device_is_the_table_of_all_256_levels_bit_for_bit() -> None:
+    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    picture = torch.arange(14 * 14 * 4 * 3, dtype=torch.int64).reshape(1, 28, 28, 3) % 256
+    patches = PixelBatch(picture.to(torch.uint8).flatten(), ((1, 2, 2),), BUDGET).patches()
+    corner = picture[0, :14, 14:].permute(2, 0, 1).reshape(3, -1)  # the second patch
+    for colour in range(3):
+        table = (levels - np.float32(BUDGET.mean[colour])) / np.float32(BUDGET.std[colour])
+        np.testing.assert_array_equal(patches[1].view(3, -1)[colour], table[corner[colour]])
+    assert len(picture.unique()) == 256
+
+
+def test_pictures_of_several_sizes_are_cut_as_each_alone() -> None:
+    sizes = [(560, 448), (448, 560), (448, 560), (101, 75)]
+    pixels = [to_pixels(noise(*size), BUDGET) for size in sizes]
+    flat = [torch.from_numpy(p.values).flatten() for p in pixels]
+    grids = tuple(p.grid_thw for p in pixels)
+    together = PixelBatch(torch.cat(flat), grids, BUDGET).to("cpu", torch.bfloat16).patches()
+    alone = [
+        PixelBatch(values, (grid,), BUDGET).patches()
+        for values, grid in zip(flat, grids, strict=True)
+    ]
+    assert together.dtype == torch.bfloat16
+    assert torch.equal(together, torch.cat(alone).bfloat16())
 
 
 @given(st.integers(1, 6000), st.integers(1, 6000))
@@ -93,13 +124,13 @@ def test_the_key_is_that_of_the_resized_pixels() -> None:
     picture = noise(112, 56)
     turned = Image.fromarray(np.asarray(picture).reshape(112, 56, 3))  # same bytes, other shape
     budget = ImageBudget(min_pixels=8 * TOKEN, max_pixels=8 * TOKEN)
-    key = to_patches(picture, budget).key
-    assert key == to_patches(picture.copy(), budget).key
-    assert key != to_patches(turned, budget).key
+    key = to_pixels(picture, budget).key
+    assert key == to_pixels(picture.copy(), budget).key
+    assert key != to_pixels(turned, budget).key
     changed = picture.copy()
     changed.putpixel((3, 3), (1, 2, 3))
-    assert key != to_patches(changed, budget).key
-    assert key != to_patches(picture, budget.limited(4 * TOKEN)).key
+    assert key != to_pixels(changed, budget).key
+    assert key != to_pixels(picture, budget.limited(4 * TOKEN)).key
 
 
 @pytest.mark.parametrize(

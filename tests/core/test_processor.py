@@ -43,9 +43,9 @@ def test_tokens_and_grids_are_the_published_ones(processor: Processor, record: d
     assert features.grid_thw == (tuple(grid) if grid else None)
     visual = ids.count(processor.image_token_id)
     assert visual == (grid[1] * grid[2] // 4 if grid else 0)
-    if features.pixel_values is not None:
-        assert features.pixel_values.shape == (visual * 4, 3 * 2 * 14 * 14)
-        assert features.pixel_values.dtype == torch.float32
+    if features.pixels is not None:
+        assert features.pixels.shape == (1, grid[1] * 14, grid[2] * 14, 3)
+        assert features.pixels.dtype == torch.uint8
 
 
 def test_the_kinds(processor: Processor) -> None:
@@ -64,14 +64,14 @@ def test_max_pixels_is_a_dial(processor: Processor) -> None:
         processor.features(item, max_pixels=100)
 
 
-def test_patches_made_before_are_not_made_again(processor: Processor) -> None:
+def test_pixels_made_before_are_not_made_again(processor: Processor) -> None:
     item = golden_parts.picture("aligned_560x448.png", "left?")
-    patches = processor.patches(item.image)
+    pixels = processor.pixels(item.image)
     absent = Item(image="no such file.png", instruction="left?")
-    once, again = processor.features(item), processor.features(absent, patches=patches)
+    once, again = processor.features(item), processor.features(absent, pixels=pixels)
     assert torch.equal(once.input_ids, again.input_ids)
     assert once.image_key == again.image_key
-    assert torch.equal(once.pixel_values, again.pixel_values)
+    assert torch.equal(once.pixels, again.pixels)
 
 
 # -- batches ---------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_a_batch_is_padded_on_the_right(processor: Processor) -> None:
         assert batch.attention_mask[row].tolist() == [n < item.tokens for n in range(longest)]
         assert batch.position_ids[:, row, : item.tokens].tolist() == [list(range(item.tokens))] * 3
         assert not batch.position_ids[:, row, item.tokens :].any()
-    assert batch.pixel_values is None and batch.image_grid_thw is None
+    assert batch.pixels is None and batch.image_grid_thw is None
     assert batch.image_index.tolist() == [-1, -1, -1]
     assert not batch.instructed.any()
 
@@ -105,10 +105,10 @@ def test_equal_pictures_are_in_a_batch_once(processor: Processor, tmp_path: Path
     assert batch.image_index.tolist() == [0, -1, 1, 1, 0]
     assert batch.instructed.tolist() == [True, False, False, True, False]
     assert batch.image_grid_thw.tolist() == [list(features[n].grid_thw) for n in (0, 2)]
-    unique = torch.cat([features[0].pixel_values, features[2].pixel_values])
-    assert torch.equal(batch.pixel_values, unique)
+    unique = [features[0].pixels.flatten(), features[2].pixels.flatten()]
+    assert torch.equal(batch.pixels.values, torch.cat(unique))
     without = processor.collate(features, pixels=False)
-    assert without.pixel_values is None
+    assert without.pixels is None
     assert torch.equal(without.image_grid_thw, batch.image_grid_thw)
 
 
@@ -118,14 +118,22 @@ def test_an_empty_batch(processor: Processor) -> None:
     assert batch.image_grid_thw is None
 
 
-def test_a_batch_moves_as_one_and_only_pixels_change_their_format(processor: Processor) -> None:
+def test_what_the_model_computes_with_moves_and_only_patches_change_their_format(
+    processor: Processor,
+) -> None:
     batch = golden_parts.batch(processor, [golden_parts.small(), Item("a")], tiny=True)
     moved = batch.to("meta", torch.bfloat16)
-    for name in batch.__dataclass_fields__:
+    for name in ("input_ids", "attention_mask", "position_ids"):
         before, after = getattr(batch, name), getattr(moved, name)
         assert after.device.type == "meta" and after.shape == before.shape
-        assert after.dtype == (torch.bfloat16 if name == "pixel_values" else before.dtype)
-    assert golden_parts.batch(processor, [Item("a")]).to("meta", torch.float16).pixel_values is None
+        assert after.dtype == before.dtype
+    assert moved.pixels.values.device.type == "meta"
+    assert moved.pixels.values.dtype == torch.uint8  # one byte a value goes over the bus
+    assert moved.pixels.patches().dtype == torch.bfloat16
+    assert moved.pixels.patches().shape == batch.pixels.patches().shape
+    for name in ("instructed", "image_grid_thw", "image_index"):  # only the CPU reads these
+        assert getattr(moved, name) is getattr(batch, name)
+    assert golden_parts.batch(processor, [Item("a")]).to("meta", torch.float16).pixels is None
 
 
 # -- positions -------------------------------------------------------------------------------------

@@ -51,13 +51,11 @@ def test_one_image_is_cut_once_for_all_that_is_asked(
     _, processor = tiny()
     groups = pictures("instruct").groups(0, 3, 0)
     cut = []
-    patches = type(processor).patches
-    monkeypatch.setattr(
-        type(processor), "patches", lambda *a, **k: cut.append(1) or patches(*a, **k)
-    )
+    pixels = type(processor).pixels
+    monkeypatch.setattr(type(processor), "pixels", lambda *a, **k: cut.append(1) or pixels(*a, **k))
     batch = make_batch(groups, processor)
     assert len(cut) == 3 and len(batch.queries) == 6 and batch.group_sizes == (2, 2, 2)
-    assert batch.queries[0].pixel_values is batch.queries[1].pixel_values
+    assert batch.queries[0].pixels is batch.queries[1].pixels
     assert len({f.image_key for f in batch.queries}) == 3
 
 
@@ -118,8 +116,8 @@ def test_workers_give_the_same_batches_in_the_same_order(
         assert one.texts == two.texts and torch.equal(one.positives, two.positives)
         for f, g in zip(one.queries, two.queries, strict=True):
             assert torch.equal(f.input_ids, g.input_ids)
-            assert f.pixel_values is not None and g.pixel_values is not None
-            assert torch.equal(f.pixel_values, g.pixel_values)
+            assert f.pixels is not None and g.pixels is not None
+            assert torch.equal(f.pixels, g.pixels)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
@@ -161,9 +159,9 @@ def test_a_shard_travels_as_one_tensor(tiny: Any) -> None:
     pairs = [("what is it?", "nothing"), ("which colour?", "black")]
     packed = PackedShard.pack(make_shard([instruction_group(picture, pairs)], processor))
     one, two = packed.unpack().queries[0]
-    assert one.pixel_values is two.pixel_values  # one picture, however much is asked of it
-    assert one.pixel_values is not None and len(packed.pickled) < 5000
-    pixels = one.pixel_values.numel() * 4
+    assert one.pixels is two.pixels  # one picture, however much is asked of it
+    assert one.pixels is not None and len(packed.pickled) < 5000
+    pixels = one.pixels.numel()
     assert pixels < packed.content.numel() < 2 * pixels
 
 
@@ -174,9 +172,9 @@ def same_batch(one: TrainBatch, two: TrainBatch) -> None:
     for f, g in pairs:
         assert (f.kind, f.grid_thw, f.image_key) == (g.kind, g.grid_thw, g.image_key)
         assert torch.equal(f.input_ids, g.input_ids)
-        assert (f.pixel_values is None) == (g.pixel_values is None)
-        if f.pixel_values is not None and g.pixel_values is not None:
-            assert torch.equal(f.pixel_values, g.pixel_values)
+        assert (f.pixels is None) == (g.pixels is None)
+        if f.pixels is not None and g.pixels is not None:
+            assert torch.equal(f.pixels, g.pixels)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])

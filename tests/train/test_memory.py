@@ -103,7 +103,7 @@ def counted(stage: Stage, batch: TrainBatch) -> int:
         parameter.grad = torch.zeros_like(parameter)
         before.append(parameter.grad)
     for features in (*batch.queries, *batch.candidates):
-        before += [t for t in (features.input_ids, features.pixel_values) if t is not None]
+        before += [t for t in (features.input_ids, features.pixels) if t is not None]
     with Live(before) as live:
         stage.backward(batch)
     return live.peak

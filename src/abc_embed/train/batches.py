@@ -148,11 +148,11 @@ def make_shard(groups: Sequence[Group], processor: Processor, max_pixels: int = 
 
 def _queries(group: Group, processor: Processor, max_pixels: int | None) -> tuple[Features, ...]:
     """The features of each pair, with one tensor of pixels for all of them."""
-    patches = processor.patches(group.image, max_pixels=max_pixels)
+    pixels = processor.pixels(group.image, max_pixels=max_pixels)
     items = [Item(image=group.image, instruction=instruction) for instruction, _ in group.pairs]
-    queries = [processor.features(item, max_pixels=max_pixels, patches=patches) for item in items]
+    queries = [processor.features(item, max_pixels=max_pixels, pixels=pixels) for item in items]
     # The same tensor, not an equal one: on the way out of a worker process it then travels once.
-    return tuple(replace(query, pixel_values=queries[0].pixel_values) for query in queries)
+    return tuple(replace(query, pixels=queries[0].pixels) for query in queries)
 
 
 def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:

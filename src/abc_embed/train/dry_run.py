@@ -13,6 +13,7 @@ Shapes: `N` padded tokens of a chunk (rows x longest), `P` patches, `D` width, `
 MLP, `Q` width of all query heads, `C` values of a patch, `r` rank; b bytes of a number.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -304,8 +305,8 @@ def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_
 
 def _patch_count(chunk: Sequence[Features]) -> int:
     """Of the distinct pictures of a chunk: each is encoded once."""
-    values = {f.image_key: len(f.pixel_values) for f in chunk if f.pixel_values is not None}
-    return sum(values.values())
+    grids = {f.image_key: f.grid_thw for f in chunk if f.grid_thw is not None}
+    return sum(map(math.prod, grids.values()))
 
 
 def _step_load(config: TrainConfig, batch: TrainBatch) -> StepLoad:
