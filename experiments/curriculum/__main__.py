@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps of each part")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--compile", action="store_true", help="compile the longest lesson")
     args = parser.parse_args()
     try:
         model = run(
@@ -22,6 +23,7 @@ def main() -> int:
             lengths=Lengths().scaled(args.scale),
             device=args.device,
             workers=max(1, args.workers),
+            compile=args.compile,
         )
     except AbcError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The bundled model from nothing: four lessons, then the paper's two stages; every part resumes.
+"""The bundled model from nothing: five lessons, then the paper's two stages; every part resumes.
 
 Ends with `out/model`, a model folder in float16. How long it took is in docs/bundled.md.
 """
@@ -34,13 +34,13 @@ from abc_embed.train.loop import run_stage
 from experiments.curriculum.language import (
     HEAD_HIDDEN,
     PAD_TOKEN,
-    LanguageEmbedder,
     learn_to_answer,
     learn_to_look,
     text_config,
     token_id,
 )
 from experiments.curriculum.sampler import SceneSampler
+from experiments.curriculum.together import VisionLanguage, learn_together
 from experiments.curriculum.tokenizer import CHAT_TEMPLATE, SPECIAL, make_tokenizer
 from experiments.curriculum.vision import learn_to_see, vision_config
 
@@ -61,6 +61,7 @@ class Lengths:
     places: int = 1720
     asking: int = 1078
     looking: int = 450
+    together: int = 3600
     stage1: int = 50
     stage2: int = 200
 
@@ -71,7 +72,12 @@ class Lengths:
 
 
 def run(
-    out: Path, *, lengths: Lengths | None = None, device: str = "cpu", workers: int = 1
+    out: Path,
+    *,
+    lengths: Lengths | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    compile: bool = False,
 ) -> Path:
     """Train everything that `out` does not hold yet.
 
@@ -80,6 +86,7 @@ def run(
         lengths: Steps of each part; those of the shipped model unless given.
         device: Where the lessons train, "cpu" or "cuda".
         workers: Processes that draw scenes ahead.
+        compile: Compile the layers of lesson five, the longest.
 
     Returns:
         The folder of the finished model.
@@ -87,7 +94,7 @@ def run(
     steps = lengths or Lengths()
     make_folder(out)
     words, things, places = out / "tokenizer.json", out / "things.pt", out / "places.pt"
-    asking, looking = out / "asking.pt", out / "looking.pt"
+    asking, looking, both = out / "asking.pt", out / "looking.pt", out / "together.pt"
     if not words.exists():
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
@@ -102,8 +109,10 @@ def run(
         learn_to_answer(asking, tokenizer, steps.asking, **where)
     if not looking.exists():
         learn_to_look(looking, tokenizer, places, asking, steps.looking, **where)
+    if not both.exists():
+        learn_together(both, tokenizer, places, looking, steps.together, compile=compile, **where)
     if not (out / "base").exists():
-        assemble(out / "base", words, places, looking)
+        assemble(out / "base", words, both)
     return stages(out, steps, **where)
 
 
@@ -121,8 +130,8 @@ def make_processor(tokenizer_file: Path) -> Processor:
     )
 
 
-def assemble(folder: Path, tokenizer_file: Path, vision_file: Path, language_file: Path) -> Path:
-    """Write the backbone and head as a model folder of ours, without a stage-2 adapter."""
+def assemble(folder: Path, tokenizer_file: Path, weights: Path) -> Path:
+    """Write what lesson five learnt as a model folder of ours, without a stage-2 adapter."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     special = {name: token_id(tokenizer, name) for name in SPECIAL}
     config = Qwen2VLConfig(
@@ -135,9 +144,10 @@ def assemble(folder: Path, tokenizer_file: Path, vision_file: Path, language_fil
         tie_word_embeddings=False,
     )
     model = AbcModel(build_backbone(config), head_width=HEAD_HIDDEN)
-    language = LanguageEmbedder(tokenizer)
-    language.load_state_dict(torch.load(language_file, map_location="cpu"))
-    model.backbone.vlm.visual.load_state_dict(torch.load(vision_file, map_location="cpu"))
+    learnt = VisionLanguage(tokenizer)
+    learnt.load_state_dict(torch.load(weights, map_location="cpu"))
+    language = learnt.language
+    model.backbone.vlm.visual.load_state_dict(learnt.vision.state_dict())
     model.backbone.vlm.language_model.load_state_dict(language.language.state_dict())
     model.head.load_state_dict(language.head.state_dict())
     model.temperature.temp.data.fill_(language.tau())

@@ -5,16 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from abc_embed.scenes.layout import Scene, make_scene
-from abc_embed.scenes.questions import all_answers, caption, hard_captions, questions
-from abc_embed.scenes.render import render
+from abc_embed.scenes.layout import Scene
+from abc_embed.scenes.questions import all_answers, caption, hard_captions
 from abc_embed.scenes.things import KIND_WORDS, THINGS
 from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
 from abc_embed.train.config import StageName
-from experiments.curriculum.language import sample_question, sample_wording
-from experiments.curriculum.world import single_thing
+from experiments.curriculum.wide import (
+    wide_picture,
+    wide_question,
+    wide_questions,
+    wide_scene,
+    wide_wording,
+)
+from experiments.curriculum.world import sample_grid, single_thing
 
-SIDES = (112, 112, 168, 224)
 SINGLES = 0.3  # share of stage-1 pictures that show one thing, named by its phrase alone
 
 
@@ -38,15 +42,12 @@ class SceneSampler:
         rng = np.random.default_rng((seed, index, 23))
         if self.stage == "pretrain":
             return self._captioned(rng, seed, index)
-        scene = make_scene(seed, index)
-        candidates, pairs = questions(scene), []
-        for _ in range(self.instructions):
-            question = sample_question(candidates, rng)
-            pairs.append((sample_wording(question, rng), question.answer))
-        answers = all_answers()
+        scene = wide_scene(seed, index, smallest=2)
+        pool, answers = wide_questions(scene), all_answers()
+        asked = [wide_question(rng, pool) for _ in range(self.instructions)]
         return instruction_group(
             _picture(scene, rng),
-            pairs,
+            [(wide_wording(question, rng), question.answer) for question in asked],
             [answers[int(i)] for i in rng.integers(len(answers), size=self.negatives)],
         )
 
@@ -65,11 +66,11 @@ class SceneSampler:
                 thing.phrase,
                 [similar[int(i)] for i in rng.integers(len(similar), size=self.negatives)],
             )
-        scene = make_scene(seed, index)
+        scene = wide_scene(seed, index, smallest=2)
         return caption_group(
             _picture(scene, rng), caption(scene), hard_captions(scene, rng, self.negatives)
         )
 
 
 def _picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    return np.asarray(render(scene, int(SIDES[int(rng.integers(len(SIDES)))])))
+    return wide_picture(scene, *sample_grid(rng), rng)

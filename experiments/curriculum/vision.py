@@ -23,6 +23,7 @@ from experiments.curriculum.world import Codebook, Pictures, SceneStream, patche
 WIDTH = 256
 GROUPED_ATTENTION = "abc_embed_curriculum_grouped"
 PLACE_WEIGHT = 3.0
+SIZE_WEIGHT = 6.0  # of width and height beside places: as fractions they vary a third as much
 SHARPNESS = 16.0  # logits = SHARPNESS * (token · code)
 
 
@@ -105,7 +106,8 @@ def token_loss(
     error = tokens - book.tokens(labels, places)
     # The same error along the six place directions only, in the units of places. Without this
     # term names are learnt and places are not: one code outweighs six numbers.
-    place_error = (error @ book.places.T / book.places.pow(2).sum(-1)).pow(2).sum(-1)
+    place_error = (error @ book.places.T / book.places.pow(2).sum(-1)).pow(2)
+    place_error = place_error[..., :4].sum(-1) + SIZE_WEIGHT * place_error[..., 4:].sum(-1)
     loss = cross + 0.3 * error.pow(2).sum(-1) + PLACE_WEIGHT * place_error
     loss = (loss * weight).sum() / weight.sum()
     right = (logits.argmax(-1) == labels).float()

@@ -12,16 +12,23 @@ from torch import Tensor, nn
 
 from abc_embed import Embedder, Item
 from abc_embed.scenes.layout import make_scene
-from abc_embed.scenes.questions import caption
+from abc_embed.scenes.questions import all_answers, caption
 from abc_embed.scenes.render import which_thing
-from abc_embed.scenes.things import THINGS
+from abc_embed.scenes.things import BACKGROUNDS, THINGS, kept_apart
 from experiments.curriculum import run as curriculum
 from experiments.curriculum.language import LanguageEmbedder, PromptTokenizer, QuestionStream
 from experiments.curriculum.lesson import learn
 from experiments.curriculum.run import assemble
 from experiments.curriculum.sampler import SceneSampler
+from experiments.curriculum.together import (
+    VisionLanguage,
+    WideStream,
+    asked_loss,
+    matryoshka_loss,
+)
 from experiments.curriculum.tokenizer import SPECIAL, corpus
 from experiments.curriculum.vision import GROUPED_ATTENTION, encode, new_vision, token_loss
+from experiments.curriculum.wide import wide_scene
 from experiments.curriculum.world import (
     CELL,
     Codebook,
@@ -55,11 +62,10 @@ def test_the_fast_paths_are_the_products_arithmetic(tokenizer_file: Path, tmp_pa
     language, vision = LanguageEmbedder(tokenizer).eval(), new_vision()
     vision.config._attn_implementation = GROUPED_ATTENTION
     nn.init.normal_(vision.get_parameter("merger.mlp.2.weight"), std=0.1)  # or pictures say nothing
-    torch.save(language.state_dict(), tmp_path / "language.pt")
-    torch.save(vision.state_dict(), tmp_path / "vision.pt")
-    base = assemble(
-        tmp_path / "base", tokenizer_file, tmp_path / "vision.pt", tmp_path / "language.pt"
-    )
+    both = VisionLanguage(tokenizer)
+    both.vision, both.language = vision, language
+    torch.save(both.state_dict(), tmp_path / "together.pt")
+    base = assemble(tmp_path / "base", tokenizer_file, tmp_path / "together.pt")
     model = Embedder.from_pretrained(str(base), device="cpu", dtype="float32")
 
     pictures = [draw(make_scene(9, i), 4, 4) for i in range(3)]
@@ -137,6 +143,66 @@ def test_questions_of_a_batch_fit_their_scenes(tokenizer_file: Path) -> None:
             assert batch.answer[row] >= len(THINGS)
 
 
+def test_questions_in_the_wide_world_have_their_answers(tokenizer_file: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    stream = WideStream(tokenizer, seed=3, scenes=12, per_scene=4)
+    batch, again = stream.make(0), stream.make(0)
+    assert torch.equal(batch.pixels, again.pixels)
+    assert torch.equal(batch.ids, again.ids)
+    assert len(batch.ids) == 48
+    assert len(batch.alone) == 12
+    assert not len(stream.make(1).alone)
+    assert (batch.answer < 0).any()
+    for row in torch.nonzero(batch.region).flatten():
+        scene = batch.scene[row]
+        meant = batch.shown[scene] == batch.region[row]
+        assert (batch.labels[scene][meant] == batch.answer[row]).all()
+    assert (batch.region[batch.answer < 0] == 0).all()
+
+
+def test_the_wide_world_is_wider_and_keeps_pairs_apart() -> None:
+    scenes = [wide_scene(3, index) for index in range(300)]
+    for scene in scenes:
+        things = [placed.thing for placed in scene.placed]
+        assert not any(kept_apart(a, b) for i, a in enumerate(things) for b in things[:i])
+    assert {len(scene.placed) for scene in scenes} == {1, 2, 3, 4}
+    assert min(p.size for s in scenes for p in s.placed) < 0.25
+    far = [s for s in scenes if min(np.abs(np.subtract(s.tint, BACKGROUNDS[s.background]))) > 40]
+    assert far
+
+
+def test_a_question_without_an_answer_must_lie_below_the_line() -> None:
+    query = torch.eye(256)[:2]
+    candidates = torch.eye(256)[:3]
+    temperature = torch.tensor(0.05)
+
+    def loss(*target: int) -> float:
+        return float(
+            matryoshka_loss(query, candidates, torch.tensor(target), temperature, nothing=True)
+        )
+
+    assert loss(0, 1) < 1e-3  # cosine 1, far above the line
+    assert loss(0, 3) > 5.0  # it says that nothing fits, while a candidate is met exactly
+    assert (
+        matryoshka_loss(-query, candidates, torch.tensor([3, 3]), temperature, nothing=True) < 0.1
+    )
+
+
+def test_chunks_of_like_length_change_no_vector(
+    tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    model, book = VisionLanguage(tokenizer), Codebook(256)
+    batch = WideStream(tokenizer, seed=3, scenes=4, per_scene=3).make(0)
+    answers = PromptTokenizer(tokenizer).texts(all_answers())
+    losses = []
+    for chunk in (5, 64):
+        monkeypatch.setattr("experiments.curriculum.together.CHUNK", chunk)
+        torch.manual_seed(0)
+        losses.append(float(asked_loss(model, batch, answers, 8, book)[0].detach()))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 class _Numbers:
     """A stream of noise that follows from the step."""
 
@@ -184,9 +250,8 @@ def test_the_stages_turn_a_base_into_a_model(
 ) -> None:
     """From the assembled base to the folder that ships, two steps a stage and small batches."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    torch.save(LanguageEmbedder(tokenizer).state_dict(), tmp_path / "language.pt")
-    torch.save(new_vision().state_dict(), tmp_path / "vision.pt")
-    assemble(tmp_path / "base", tokenizer_file, tmp_path / "vision.pt", tmp_path / "language.pt")
+    torch.save(VisionLanguage(tokenizer).state_dict(), tmp_path / "together.pt")
+    assemble(tmp_path / "base", tokenizer_file, tmp_path / "together.pt")
     monkeypatch.setattr(curriculum, "BATCH_SIZES", (2, 2))
     model = curriculum.stages(tmp_path, curriculum.Lengths(stage1=2, stage2=2))
     loaded = Embedder.from_pretrained(str(model), device="cpu", dtype="float32")

@@ -19,6 +19,7 @@ from abc_embed.scenes.questions import (
     hard_captions,
     questions,
     same_meaning,
+    unanswerable,
 )
 from abc_embed.scenes.things import KIND_WORDS, THINGS
 
@@ -227,3 +228,19 @@ def test_the_same_meaning_in_another_order() -> None:
     ):
         assert not same_meaning(one, other)
     assert all(not same_meaning(a, b) for a, b in pairwise(map(caption, SCENES)))
+
+
+def test_an_unanswerable_question_names_what_is_not_there() -> None:
+    words = {word: kind for kind, word in KIND_WORDS.items()}
+    for number, scene in enumerate(SCENES):
+        question = unanswerable(scene, np.random.default_rng(number))
+        assert question.answer not in all_answers()
+        here = {p.thing.kind for p in scene.placed}, {p.thing.name for p in scene.placed}
+        for text in (question.instruction, *question.paraphrases):
+            relation = RELATION.search(text)
+            if relation:
+                assert relation.group(2) not in here[1]
+                continue
+            named = [kind for word, kind in words.items() if re.search(rf"\b{word}\b", text)]
+            assert named
+            assert not here[0] & set(named)

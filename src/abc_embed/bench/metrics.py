@@ -154,6 +154,14 @@ def sign_flip_test(
     return (1 + reached) / (1 + draws)
 
 
+def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
+    """How often a positive scores above a negative, over all pairs; a tie counts half."""
+    above, below = np.asarray(positives, dtype=np.float64), np.sort(np.asarray(negatives))
+    lower = np.searchsorted(below, above, "left")
+    not_higher = np.searchsorted(below, above, "right")
+    return float((lower + not_higher).mean() / 2 / len(below))
+
+
 def _some(values: Ints) -> Ints:
     if not len(values):
         raise ValueError("no ranks: nothing was asked")

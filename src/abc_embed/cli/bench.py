@@ -38,6 +38,10 @@ EVIDENCE_EXAMPLES = epilog("""
   abc-embed bench evidence --scenes 20
   abc-embed bench evidence --model runs/mine --out results/evidence
 """)
+ROBUST_EXAMPLES = epilog("""
+  abc-embed bench robust --scenes 50
+  abc-embed bench robust --model runs/mine --out results/robust
+""")
 DRAWN = ("G", "B", "S")
 """The tiers that are drawn where they are needed; written out so that --help loads nothing."""
 
@@ -341,6 +345,48 @@ def evidence(
             for name, row in record["scores"].items()
         ]
         print_table(columns, rows)
+    if folder is not None:
+        path = write_record(record, folder)
+        bench.draw(record, path.with_suffix(".png"))
+        print_message(f"the record is {path}, drawn beside it")
+
+
+@app.command(epilog=ROBUST_EXAMPLES)
+@options.with_settings
+def robust(
+    scenes: Annotated[
+        int, typer.Option(min=2, help="How many generated scenes are asked about.")
+    ] = 300,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the record and its figure."),
+    ] = None,
+    *,
+    settings: options.ModelSettings,
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask the same in other words, of smaller, darker, turned or compressed pictures.
+
+    Also with vectors cut to fewer numbers or rounded to int8, and about things that are not there.
+    """
+    from abc_embed.bench import robust as bench
+    from abc_embed.bench.encoders.registry import NativeEncoder
+    from abc_embed.bench.records import make_record, write_record
+    from abc_embed.storage.files import make_folder
+
+    folder = None if out is None else make_folder(out)
+    embedder = settings.load()
+    with progress_bar("conditions") as on_progress:
+        findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
+    record = make_record(NativeEncoder(embedder, settings.model), findings)
+    if as_json:
+        print_json(record)
+    else:
+        print_table(("", *bench.LABELS.values()), bench.rows(record))
+        print_message(
+            "answerable questions score above unanswerable ones in "
+            f"{record['nothing_fits']['auc']:.3f} of pairs"
+        )
     if folder is not None:
         path = write_record(record, folder)
         bench.draw(record, path.with_suffix(".png"))

@@ -62,19 +62,19 @@ def make_scene(seed: int, index: int, *, held_out: bool = False) -> Scene:
     """
     rng = np.random.default_rng((seed, index, int(held_out)))
     count = int(rng.choice((2, 3, 4), p=(0.45, 0.35, 0.2)))
-    things = _choose_things(rng, count, held_out)
+    things = choose_things(rng, count, held_out)
     background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
     tint = tuple(int(c) for c in np.clip(BACKGROUNDS[background] + rng.normal(0, 7, 3), 0, 255))
     shade = (0.0, 0.0)
     if rng.random() >= 0.4:
         shade = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
     grain = float(rng.choice((0.0, 0.0, 3.0, 6.0)))
-    placed = _place(rng, things)
+    placed = place(rng, things, _SIZES[len(things)])
     return Scene(placed, background, (tint[0], tint[1], tint[2]), shade, grain, index)
 
 
-def _choose_things(rng: np.random.Generator, count: int, held_out: bool) -> list[Thing]:
-    """`count` different things."""
+def choose_things(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Thing]:
+    """`count` different things, 2 at least; with `held_out` the first two are a pair kept apart."""
     while True:
         picked = [THINGS[int(i)] for i in rng.choice(len(THINGS), size=count, replace=False)]
         # Often a second thing of the first one's kind: place, not kind, must tell them apart.
@@ -91,10 +91,12 @@ def _choose_things(rng: np.random.Generator, count: int, held_out: bool) -> list
             return picked
 
 
-def _place(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[Placed, ...]:
-    low, high = _SIZES[len(things)]
+def place(
+    rng: np.random.Generator, things: Sequence[Thing], size_range: tuple[float, float]
+) -> tuple[Placed, ...]:
+    """The things at random places, hardly overlapping, their sizes within the range."""
     while True:
-        sizes = rng.uniform(low, high, len(things))
+        sizes = rng.uniform(*size_range, len(things))
         paired = len(things) == 2 and rng.random() < 0.6
         points = _pair(rng, sizes) if paired else _scatter(rng, sizes)
         if points is not None:

@@ -22,6 +22,9 @@ MARGIN = 0.12
 SIZE_RATIO = 1.2
 """Larger by less than this is not plainly larger."""
 
+NO_ANSWER = ""
+"""The answer of an unanswerable question."""
+
 _PLACES = {
     "left": ("on the left", "on the left side", "on the left-hand side", "at the left"),
     "right": ("on the right", "on the right side", "on the right-hand side", "at the right"),
@@ -79,7 +82,7 @@ class Question:
     """An instruction with its answer.
 
     `region` is the answering thing's number in the scene, None for the ground; `paraphrases` ask
-    the same in other words; `kind` is one of `KINDS`.
+    the same in other words; `kind` is one of `KINDS`, or "unanswerable".
     """
 
     instruction: str
@@ -92,6 +95,28 @@ class Question:
 def questions(scene: Scene) -> list[Question]:
     """Everything that can be asked of the scene without doubt, in a fixed order."""
     return [*_places(scene), *_relations(scene), *_kinds(scene), *_sizes(scene), _ground(scene)]
+
+
+def unanswerable(scene: Scene, rng: np.random.Generator) -> Question:
+    """A question about something that is not in the scene; its answer is `NO_ANSWER`."""
+    here = {placed.thing.kind for placed in scene.placed}
+    word = _choice(rng, [word for kind, word in KIND_WORDS.items() if kind not in here])
+    draw = rng.random()
+    if draw < 0.4:
+        forms = [form.format(word=word) for form in _ASK_KIND]
+    elif draw < 0.75:
+        wheres = _PLACES[_choice(rng, list(_PLACES))]
+        forms = [f.format(where=w, word=word) for f, w in product(_ASK_PLACE[1:], wheres)]
+    else:
+        names = {placed.thing.name for placed in scene.placed}
+        other = _choice(rng, [thing.name for thing in THINGS if thing.name not in names])
+        relations = _RELATIONS[_choice(rng, list(_RELATIONS))]
+        forms = [f.format(relation=r, other=other) for f, r in product(_ASK_RELATION, relations)]
+    return Question(forms[0], NO_ANSWER, "unanswerable", None, tuple(forms[1:]))
+
+
+def _choice(rng: np.random.Generator, options: list[str]) -> str:
+    return options[int(rng.integers(len(options)))]
 
 
 def _side(placed: Placed, axis: str) -> float:
@@ -157,6 +182,8 @@ def _kinds(scene: Scene) -> Iterator[Question]:
 
 
 def _sizes(scene: Scene) -> Iterator[Question]:
+    if len(scene.placed) < 2:
+        return
     ranked = sorted(range(len(scene.placed)), key=lambda i: scene.placed[i].size)
     # "smaller" compares two; of more, one is only "smallest"
     small = ("smallest", "smaller") if len(ranked) == 2 else ("smallest",)

@@ -1,0 +1,257 @@
+"""How much may change before the answer does? Scenes asked again in other words and other pictures.
+
+Every question about a scene is asked once as it is, and again under each condition: worded as
+training never does, compressed, larger or smaller, darker or brighter, turned, on a ground of any
+colour, and with vectors cut or rounded. Beside R@1 stands how often the first choice stays.
+Questions about things that are not there measure whether a low best score says so.
+
+Shapes: `Q` questions, `K` answers, `D` width.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from abc_embed import vectors
+from abc_embed.bench.metrics import auc, share
+from abc_embed.figures import (
+    BLUE,
+    GREY,
+    legend_below,
+    new_figure,
+    save_figure,
+    score_axes,
+    score_bars,
+)
+from abc_embed.inputs import Item
+from abc_embed.scenes.layout import Scene, make_scene
+from abc_embed.scenes.questions import Question, all_answers, questions, unanswerable
+from abc_embed.scenes.render import render
+from abc_embed.storage.hashing import sha256_json
+
+if TYPE_CHECKING:
+    from abc_embed.embedder import Embedder
+
+SEED = 7005
+"""World of the scenes; training never sees it."""
+SIDE = 224
+"""Pixels of a scene's side where no condition says otherwise."""
+QUESTIONS_OF_A_SCENE = 3
+PLAIN = "as drawn"
+LABELS = {"r1": "R@1", "kept": "first choice kept"}
+COLOURS = dict(zip(LABELS.values(), (BLUE, GREY), strict=True))
+
+# Sentences around what is asked for; none of their words around it are in training's wordings.
+_AROUND_A_PLACE = (
+    "I wonder what stands {}",
+    "could you identify whatever is {}?",
+    "somebody put something {}; do you recognise it?",
+)
+_AROUND_A_THING = (
+    "could you identify {}?",
+    "I am looking for {}",
+    "do you recognise {}?",
+    "my question concerns {}",
+)
+_GROUND = (
+    "of which hue is everything painted behind?",
+    "the wall behind all this has which shade?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about scene number `number`."""
+
+    number: int
+    scene: Scene
+    question: Question
+
+
+Change = Callable[[Asked], Item]
+"""A question -> the item that asks it under a condition."""
+
+
+def in_other_words(question: Question, number: int) -> str:
+    """The question in words that training never uses; `number` chooses among them."""
+    if question.kind == "background":
+        return _GROUND[number % len(_GROUND)]
+    core = re.sub(r"^(what|which|name|tell me)( is)? |\?$", "", question.instruction)
+    frames = _AROUND_A_THING if core.startswith("the ") else _AROUND_A_PLACE
+    return frames[number % len(frames)].format(core)
+
+
+def sample_questions(scenes: int) -> list[Asked]:
+    """Up to `QUESTIONS_OF_A_SCENE` questions of different kinds about each of `scenes` scenes."""
+    asked = []
+    for number in range(scenes):
+        scene = make_scene(SEED, number)
+        rng = np.random.default_rng([SEED, number])
+        pool = questions(scene)
+        by_kind = {pool[i].kind: pool[i] for i in rng.permutation(len(pool))}
+        kinds = rng.permutation(sorted(by_kind))[:QUESTIONS_OF_A_SCENE]
+        asked += [Asked(number, scene, by_kind[str(kind)]) for kind in kinds]
+    return asked
+
+
+def _item(scene: Scene, instruction: str, side: int = SIDE) -> Item:
+    return Item(image=np.asarray(render(scene, side)), instruction=instruction)
+
+
+def _changed(change: Callable[[Image.Image], Image.Image]) -> Change:
+    return lambda asked: Item(
+        image=np.asarray(change(render(asked.scene, SIDE))), instruction=asked.question.instruction
+    )
+
+
+def _jpeg(quality: int) -> Change:
+    def compress(picture: Image.Image) -> Image.Image:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality)
+        return Image.open(buffer).convert("RGB")
+
+    return _changed(compress)
+
+
+def _turned(degrees: float) -> Change:
+    def change(asked: Asked) -> Item:
+        turned = render(asked.scene, SIDE).rotate(
+            degrees, Image.Resampling.BICUBIC, fillcolor=asked.scene.tint
+        )
+        return Item(image=np.asarray(turned), instruction=asked.question.instruction)
+
+    return change
+
+
+def _scaled(side: int) -> Change:
+    return lambda asked: _item(asked.scene, asked.question.instruction, side)
+
+
+def _lit(factor: float) -> Change:
+    return _changed(lambda picture: ImageEnhance.Brightness(picture).enhance(factor))
+
+
+def _any_ground(asked: Asked) -> Item:
+    colour = np.random.default_rng([SEED, asked.number, 1]).integers(0, 256, 3)
+    ground = (int(colour[0]), int(colour[1]), int(colour[2]))
+    return _item(replace(asked.scene, tint=ground), asked.question.instruction)
+
+
+CONDITIONS: dict[str, Change] = {
+    PLAIN: _scaled(SIDE),
+    "other words": lambda asked: _item(asked.scene, in_other_words(asked.question, asked.number)),
+    **{f"JPEG quality {q}": _jpeg(q) for q in (95, 75, 50, 30)},
+    **{f"{side} px": _scaled(side) for side in (112, 160, 336, 448)},
+    **{f"brightness × {factor}": _lit(factor) for factor in (0.6, 0.8, 1.3)},
+    **{f"turned {degrees}°": _turned(degrees) for degrees in (-6, -3, 3, 6)},
+    "ground of any colour": _any_ground,
+}
+"""What changes of a question or its picture."""
+WIDTHS = (128, 64, 32)
+
+
+def measure(
+    embedder: "Embedder",
+    *,
+    scenes: int = 300,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """R@1 among all answers of the world under each condition, with 95 % intervals by scene.
+
+    Questions about the ground are not asked where the ground changes. `nothing_fits` is the area
+    under the curve that tells answerable from unanswerable questions by their best cosine.
+
+    Raises:
+        OutOfMemoryError: the model could not compute a batch.
+    """
+    asked = sample_questions(scenes)
+    answers = all_answers()
+    candidates = embedder.embed(answers)
+    gold = np.array([answers.index(a.question.answer) for a in asked])
+    queries = {}
+    for done, (name, change) in enumerate(CONDITIONS.items(), 1):
+        queries[name] = embedder.embed([change(a) for a in asked])
+        on_progress(done, len(CONDITIONS) + 1)
+    first = {name: (query @ candidates.T).argmax(1) for name, query in queries.items()}
+    first |= _cut(queries[PLAIN], candidates)
+    clusters = np.array([a.number for a in asked])
+    on_things = np.array([a.question.kind != "background" for a in asked])
+    table = {}
+    for name, choice in first.items():
+        rows = on_things if name == "ground of any colour" else np.ones_like(on_things)
+        table[name] = {
+            "r1": share((choice == gold)[rows].tolist(), clusters[rows].tolist()),
+            "kept": share((choice == first[PLAIN])[rows].tolist(), clusters[rows].tolist()),
+        }
+    nothing = embedder.embed([_asks_for_nothing(n) for n in range(scenes)])
+    on_progress(len(CONDITIONS) + 1, len(CONDITIONS) + 1)
+    best, best_nothing = ((q @ candidates.T).max(1) for q in (queries[PLAIN], nothing))
+    settings = {"seed": SEED, "scenes": scenes, "side": SIDE}
+    return {
+        "benchmark": "robust",
+        "benchmark_hash": sha256_json(settings | {"conditions": list(table)}),
+        "settings": settings,
+        "sizes": {"questions": len(asked), "unanswerable": scenes, "answers": len(answers)},
+        "scores": table,
+        "nothing_fits": {"auc": round(auc(best, best_nothing), 4)},
+    }
+
+
+def _asks_for_nothing(number: int) -> Item:
+    scene = make_scene(SEED, number)
+    question = unanswerable(scene, np.random.default_rng([SEED, number, 2]))
+    return _item(scene, question.instruction)
+
+
+def _cut(
+    query: NDArray[np.float32], candidates: NDArray[np.float32]
+) -> dict[str, NDArray[np.int64]]:
+    """First choices with narrower vectors, and with int8 ones."""
+    both = (query, candidates)
+    compared = {
+        f"width {width}": tuple(vectors.truncate(v, width) for v in both)
+        for width in WIDTHS
+        if width < query.shape[1]
+    }
+    ranges = np.stack([candidates.min(0), candidates.max(0)])
+    steps = (ranges[1] - ranges[0]) / 255
+    compared["int8"] = tuple(
+        ranges[0] + steps * (vectors.quantize(v, "uint8", ranges) + np.float32(0.5)) for v in both
+    )
+    return {name: (q @ c.T).argmax(1) for name, (q, c) in compared.items()}
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Bars of every condition, with their intervals.
+
+    Raises:
+        OutputError: the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    scores = record["scores"]
+    figure = new_figure(8, 0.42 * len(scores) + 1)
+    axes = figure.add_subplot()
+    score_axes(axes, list(scores))
+    for row, shares in enumerate(scores.values()):
+        named = {label: shares[name] for name, label in LABELS.items()}
+        score_bars(axes, row, named, COLOURS, fontsize=7)
+    axes.set_title("What changes, and how many answers stay right")
+    legend_below(figure, columns=2, fontsize=8)
+    save_figure(figure, path, dpi=130)
+
+
+def rows(record: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
+    """(condition, R@1, first choice kept) for a table."""
+    return [(name, *(_cell(row[key]) for key in LABELS)) for name, row in record["scores"].items()]
+
+
+def _cell(value: Mapping[str, Any]) -> str:
+    low, high = value["interval"]
+    return f"{value['value']:.3f} ({low:.3f}–{high:.3f})"
