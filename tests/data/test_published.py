@@ -148,7 +148,7 @@ def test_complete_is_checked_row_by_row(tmp_path: Path) -> None:
     prepare(tmp_path)
     dataset = open_dataset(tmp_path)
     with pytest.raises(DataError, match="was not checked; run: abc-embed data complete"):
-        dataset.numbers_with("caption")
+        dataset.scan("caption")
     found = verify(tmp_path)
     assert not found.ok
     assert found.missing == [(6, "train/000000006.jpg"), (9, "train/000000009.jpg")]
@@ -157,7 +157,7 @@ def test_complete_is_checked_row_by_row(tmp_path: Path) -> None:
         (3, "it names row 12 as a negative, and there is no such row"),
         (4, "it names no image; leave it out"),
     ]
-    assert dataset.numbers_with("caption").tolist() == [0, 1, 5, 7, 8, 10, 11]
+    assert dataset.scan("caption").numbers.tolist() == [0, 1, 5, 7, 8, 10, 11]
     assert ("rows with their image", "7") in found.counts()
     with pytest.raises(DataError, match="row 6: its image is not among the images"):
         dataset[6]
@@ -176,9 +176,9 @@ def test_all_there(pretrain: tuple[Path, list[bytes]], vg: tuple[Path, list[byte
         assert found.images == len(images)
         assert found.problems() == []
         dataset = open_dataset(folder)
-        assert dataset.numbers_with(field).tolist() == list(range(len(images)))
+        assert dataset.scan(field).numbers.tolist() == list(range(len(images)))
         other = {"caption": "instructions", "instructions": "caption"}[field]
-        assert len(dataset.numbers_with(other)) == 0
+        assert len(dataset.scan(other).numbers) == 0
 
 
 def test_bad_instructions_are_named(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_mined_row_without_a_caption_is_named(write: Callable[..., Path], tmp_
 
 def test_records_are_read_when_their_turn_comes(folder: Path) -> None:
     """Nothing of a record stays in memory; a line that was changed since is then a plain error."""
-    sampler = RecordSampler(folder, "pretrain", DataConfig())
+    sampler = RecordSampler(folder, "pretrain", DataConfig(on_error="raise"))
     groups = sampler.groups(0, 10, seed=0)
     text = (folder / "records.jsonl").read_text()
     (folder / "records.jsonl").write_text(text.replace("caption 3", "CAPTION 3"))

@@ -1,8 +1,9 @@
 """What every data set gives, whatever its form: rows by number, each a record and its image."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.fields import parse_object
-from abc_embed.data.records import FIELDS, Record
+from abc_embed.data.records import FIELDS, Record, format_line
 from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import read_header
 from abc_embed.storage.files import read_file
@@ -47,6 +48,35 @@ class Rejected:
 
     place: str
     why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scan:
+    """What one reading of all rows found."""
+
+    numbers: NDArray[np.int64]
+    """The rows that have the field, ascending."""
+    fingerprint: str
+    """Of what the rows say, and of the images that lie in the same file, in their order."""
+    captions: str
+    """Of ids and captions alone, as `CaptionHash` has it; empty where they were not read."""
+
+
+class CaptionHash:
+    """The name of a data set's ids and captions in their order: two sets that have the same can
+    share what was mined by row number."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, number: int, record: Record) -> None:
+        """The next row that is a record; rows that are none are passed over."""
+        line = json.dumps([number, record.id, record.caption])
+        self._hash.update(line.encode(errors="surrogatepass") + b"\n")
+
+    def hexdigest(self) -> str:
+        """SHA-256 in hex."""
+        return self._hash.hexdigest()
 
 
 class Dataset(ABC):
@@ -106,16 +136,38 @@ class Dataset(ABC):
         """The caption of a row."""
         return self[number].record.caption
 
-    def numbers_with(self, field: Literal["caption", "instructions"]) -> NDArray[np.int64]:
-        """Numbers of the rows that have a field, ascending.
+    def scan(
+        self,
+        field: Literal["caption", "instructions"],
+        on_rejected: Callable[[Rejected], None] | None = None,
+    ) -> Scan:
+        """Which rows have a field, and fingerprints of them all.
 
-        Reads every row once, so that a wrong one is found now and not hours later.
+        Reads every row once, so that a wrong one is found now and not hours later; with
+        `on_rejected` it is reported there, and the others go on.
 
         Raises:
             DataError: a row cannot be used.
         """
-        found = [number for number in range(len(self)) if getattr(self[number].record, field)]
-        return np.array(found, dtype=np.int64)
+        found, content, captions = [], hashlib.sha256(), CaptionHash()
+        for number in range(len(self)):
+            try:
+                row = self.row(number)
+            except DataError as wrong:
+                rejected = Rejected(self.place(number), str(wrong))
+                if on_rejected is None:
+                    raise DataError(f"{rejected.place}: {wrong}") from None
+                on_rejected(rejected)
+                content.update(f"{number} {wrong}\n".encode(errors="replace"))
+                continue
+            if getattr(row.record, field):
+                found.append(number)
+            captions.add(number, row.record)
+            content.update(format_line(row.record))
+            if isinstance(row.image, bytes):
+                content.update(hashlib.sha256(row.image).digest())
+        numbers = np.array(found, dtype=np.int64)
+        return Scan(numbers, content.hexdigest(), captions.hexdigest())
 
 
 def record_from_columns(

@@ -20,7 +20,7 @@ Shapes: `Q` queries, `C` candidates (distinct texts).
 
 import io
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from abc_embed.errors import AbcError, DataError, TrainingError
+from abc_embed.data import Rejected
+from abc_embed.errors import AbcError, DataError, InputError, TrainingError
 from abc_embed.inputs import ImageInput, Item
 from abc_embed.processor import Features, Processor
 from abc_embed.train.config import TrainConfig
@@ -48,35 +49,45 @@ class Group:
     negatives: tuple[str, ...] = ()
     """Further texts to put among the candidates of the whole batch: mined captions, or more
     answers."""
+    place: str = ""
+    """Where it stands: file and line, row or member. What has a place can be left out by
+    `data.on_error`; without one an image that cannot be opened ends the run."""
 
 
-def caption_group(image: ImageInput, caption: str, negatives: Sequence[str] = ()) -> Group:
+def caption_group(
+    image: ImageInput, caption: str, negatives: Sequence[str] = (), *, place: str = ""
+) -> Group:
     """What stage 1 learns from: an image, its caption and captions that are nearly right."""
-    return Group(image, ((None, caption),), tuple(negatives))
+    return Group(image, ((None, caption),), tuple(negatives), place)
 
 
 def instruction_group(
-    image: ImageInput, pairs: Sequence[tuple[str, str]], negatives: Sequence[str] = ()
+    image: ImageInput,
+    pairs: Sequence[tuple[str, str]],
+    negatives: Sequence[str] = (),
+    *,
+    place: str = "",
 ) -> Group:
     """What stage 2 learns from: an image and several (instruction, answer) pairs about it."""
-    return Group(image, tuple(pairs), tuple(negatives))
+    return Group(image, tuple(pairs), tuple(negatives), place)
 
 
 class GroupSampler(Protocol):
     """Anything that yields training groups by number. It must give the same for the same arguments,
     in any process, and with `data.workers` it must survive pickling."""
 
-    def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
-        """The `count` groups of a step (0 is the first), from `seed` alone.
+    def groups(self, step: int, count: int, seed: int) -> Sequence[Group | Rejected]:
+        """The `count` groups of a step (0 is the first), from `seed` alone; in the place of one
+        that cannot be made and is to be left out, why.
 
         Where a group takes time to make, give `LazyGroups`: workers then share a step's work.
         """
 
 
-class LazyGroups(Sequence[Group]):
+class LazyGroups(Sequence[T]):
     """Groups that are made when they are taken, by their number in the step."""
 
-    def __init__(self, count: int, make: Callable[[int], Group]) -> None:
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
         self._count = count
         self._make = make
 
@@ -102,6 +113,8 @@ class TrainBatch:
     """The `C` texts themselves: keys under which stage 2 caches their vectors."""
     positives: Tensor
     """`(Q,)` int64: the right candidate of each query."""
+    rejected: tuple[Rejected, ...] = ()
+    """Groups of the step that were left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,9 +128,12 @@ class BatchShard:
     negatives: tuple[str, ...]
     texts: dict[str, Features]
     """Features of every text above."""
+    rejected: tuple[Rejected, ...] = ()
 
 
-def make_batch(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> TrainBatch:
+def make_batch(
+    groups: Sequence[Group | Rejected], processor: Processor, max_pixels: int = 0
+) -> TrainBatch:
     """Open, resize and tokenize the groups of one step.
 
     Args:
@@ -131,19 +147,67 @@ def make_batch(groups: Sequence[Group], processor: Processor, max_pixels: int = 
     return merge_shards([make_shard(groups, processor, max_pixels)])
 
 
-def make_shard(groups: Sequence[Group], processor: Processor, max_pixels: int = 0) -> BatchShard:
-    """The costly part of `make_batch`, which may be done apart for parts of a step."""
-    if not groups or any(not group.pairs for group in groups):
-        raise DataError("the sampler gave a step without groups, or a group without a query")
-    answers = tuple(tuple(answer for _, answer in group.pairs) for group in groups)
-    negatives = tuple(text for group in groups for text in group.negatives)
-    distinct = dict.fromkeys([*(text for texts in answers for text in texts), *negatives])
-    return BatchShard(
-        queries=tuple(_queries(group, processor, max_pixels or None) for group in groups),
-        answers=answers,
-        negatives=negatives,
-        texts={text: processor.features(Item(text=text)) for text in distinct},
-    )
+def make_shard(
+    groups: Sequence[Group | Rejected],
+    processor: Processor,
+    max_pixels: int = 0,
+    *,
+    skip: bool = False,
+) -> BatchShard:
+    """The costly part of `make_batch`, which may be done apart for parts of a step.
+
+    With `skip` a group that has a place and cannot be used is left out, and is in `rejected`; of
+    its negatives only those are left out that cannot be used.
+    """
+    queries: list[tuple[Features, ...]] = []
+    answers: list[tuple[str, ...]] = []
+    negatives: list[str] = []
+    texts: dict[str, Features] = {}
+    rejected: list[Rejected] = []
+    if not groups:
+        raise DataError("the sampler gave a step without groups")
+    for number in range(len(groups)):
+        group = groups[number]
+        if isinstance(group, Rejected):
+            rejected.append(group)
+            continue
+        if not group.pairs:
+            raise DataError("the sampler gave a group without a query")
+        try:
+            own = _queries(group, processor, max_pixels or None)
+            right = {
+                text: texts.get(text) or processor.features(Item(text)) for _, text in group.pairs
+            }
+            wrong, unusable = _negatives(group, processor, texts, skip)
+        except InputError as error:
+            if not group.place:
+                raise
+            if not skip:
+                raise type(error)(f"{group.place}: {error}") from error
+            rejected.append(Rejected(group.place, str(error)))
+            continue
+        queries.append(own)
+        answers.append(tuple(answer for _, answer in group.pairs))
+        negatives += wrong
+        texts |= right | wrong
+        rejected += unusable
+    return BatchShard(tuple(queries), tuple(answers), tuple(negatives), texts, tuple(rejected))
+
+
+def _negatives(
+    group: Group, processor: Processor, known: Mapping[str, Features], skip: bool
+) -> tuple[dict[str, Features], list[Rejected]]:
+    """The features of a group's negatives, and of those that are left out, why."""
+    usable: dict[str, Features] = {}
+    rejected: list[Rejected] = []
+    for text in group.negatives:
+        try:
+            usable[text] = known.get(text) or processor.features(Item(text=text))
+        except InputError as error:
+            if not skip or not group.place:
+                raise
+            rejected.append(Rejected(group.place, f"a negative is left out: {error}"))
+    return usable, rejected
 
 
 def _queries(group: Group, processor: Processor, max_pixels: int | None) -> tuple[Features, ...]:
@@ -173,6 +237,7 @@ def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
         candidates=tuple(features[text] for text in texts),
         texts=tuple(texts),
         positives=torch.tensor(positives, dtype=torch.int64),
+        rejected=tuple(rejected for shard in shards for rejected in shard.rejected),
     )
 
 
@@ -232,8 +297,14 @@ def load_batches(
             raise packed
         waiting += [packed.unpack()] if packed else []
         if number % shards == 0:
-            yield merge_shards(waiting)
-            waiting = []
+            batch, waiting = merge_shards(waiting), []
+            if not batch.queries:
+                first = batch.rejected[0]
+                raise DataError(
+                    f"no row of step {first_step + number // shards} can be used; the first is "
+                    f"{first.place}: {first.why}"
+                )
+            yield batch
 
 
 def _detect_killed_workers(packed: Iterator[T]) -> Iterator[T]:
@@ -278,8 +349,11 @@ class _ShardDataset(Dataset["PackedShard | AbcError | None"]):
             first, shards = self.rank * self.shards + shard, self.world_size * self.shards
             start, end = (len(groups) * i // shards for i in (first, first + 1))
             own = [groups[i] for i in range(start, end)]
-            max_pixels = self.config.data.max_pixels
-            return PackedShard.pack(make_shard(own, self.processor, max_pixels)) if own else None
+            if not own:
+                return None
+            data = self.config.data
+            skip = data.on_error == "skip"
+            return PackedShard.pack(make_shard(own, self.processor, data.max_pixels, skip=skip))
         except AbcError as error:
             return error
 
@@ -308,7 +382,8 @@ class PackedShard:
         stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
         _TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(shard)
         parts = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in buffers]
-        content = torch.cat([F.pad(part, (0, -len(part) % 8)) for part in parts])
+        padded = [F.pad(part, (0, -len(part) % 8)) for part in parts]
+        content = torch.cat([torch.empty(0, dtype=torch.uint8), *padded])
         return cls(stream.getvalue(), tuple(map(len, parts)), content)
 
     def unpack(self) -> BatchShard:

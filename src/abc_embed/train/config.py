@@ -79,12 +79,20 @@ class DataConfig:
     workers: int = 0
     """Processes that open, resize and tokenize ahead of the model, sharing each step among them; 0
     does it in between. Each holds a share of about two steps' pixels."""
+    on_error: Literal["skip", "raise"] = "skip"
+    """What a row does that cannot be used (a picture cut short, a text too long): "skip" leaves it
+    out, counts it in the log and writes it to `rejects.jsonl`; "raise" ends the run."""
+    max_bad_share: float = 0.01
+    """Share of bad rows at which a run ends in any case, of those seen so far, of at least the
+    first thousand or all of a smaller set; one row is always let pass, unless this is 0."""
 
     def __post_init__(self) -> None:
         _require(self.max_pixels >= 0, "data.max_pixels", self.max_pixels, "0 or more")
         _require(self.negatives >= 0, "data.negatives", self.negatives, "0 or more")
         _require(self.instructions >= 1, "data.instructions", self.instructions, "at least 1")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        valid = 0 <= self.max_bad_share <= 1
+        _require(valid, "data.max_bad_share", self.max_bad_share, "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

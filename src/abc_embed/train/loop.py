@@ -10,7 +10,7 @@ curve to the last bit on a CPU in float32, and on a GPU as far as its kernels ar
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,13 @@ from abc_embed.train.checkpoints import CheckpointManager, RunState, find_resuma
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
 from abc_embed.train.metrics_logger import MetricsLogger, StepRecord, open_tracker
 from abc_embed.train.optimizer import AdamW
-from abc_embed.train.processes import ProcessGroup, check_batch_size, exchange_batch_info
+from abc_embed.train.processes import (
+    GlobalBatch,
+    ProcessGroup,
+    check_batch_size,
+    exchange_batch_info,
+)
+from abc_embed.train.rejects import RejectLog
 from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
@@ -78,6 +84,7 @@ def run_stage(
         stage = stage_class(config, model, processor, process_group)
         run = _Run(
             config=config,
+            sampler=sampler,
             stage=stage,
             process_group=process_group,
             optimizer=_optimizer(stage, config.optim),
@@ -105,6 +112,7 @@ class _Run:
     """The parts of one run, made once."""
 
     config: TrainConfig
+    sampler: GroupSampler
     stage: Stage
     process_group: ProcessGroup
     optimizer: Optimizer
@@ -117,8 +125,9 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
     train, stage, process_group = run.config.train, run.stage, run.process_group
     with ExitStack() as stack:
         with process_group.propagate_errors():
-            logger = None
+            logger = rejects = None
             if process_group.is_main:
+                rejects = _reject_log(run, state)
                 metrics_logger = MetricsLogger(
                     run.out_dir / "metrics.jsonl",
                     first_step=state.step,
@@ -132,7 +141,11 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
             with process_group.propagate_errors():
                 batch = next(batches)
             waited_s = time.perf_counter() - start
-            record = _step(run, batch, step)
+            global_batch = exchange_batch_info(process_group, batch, train.chunk_size)
+            with process_group.propagate_errors():
+                if rejects:
+                    rejects.add(step + 1, (step + 1) * train.batch_size, global_batch.rejected)
+            record = _step(run, batch, global_batch, step)
             with process_group.propagate_errors():
                 if logger:
                     logger.log(record, waited_s)
@@ -141,10 +154,20 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
                 run.checkpoints.save(state, stage.parameters, run.optimizer, stage.text_cache)
 
 
-def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
+def _reject_log(run: _Run, state: RunState) -> RejectLog:
+    sampler = run.sampler
+    return RejectLog(
+        run.out_dir,
+        first_step=state.step,
+        max_share=run.config.data.max_bad_share,
+        rows=len(sampler) if isinstance(sampler, Sized) else None,
+        unreadable=getattr(sampler, "unreadable", ()),
+    )
+
+
+def _step(run: _Run, batch: TrainBatch, global_batch: GlobalBatch, step: int) -> StepRecord:
     """One step of the optimizer; `step` counts from 0."""
     stage, optim, train = run.stage, run.config.optim, run.config.train
-    global_batch = exchange_batch_info(run.process_group, batch, train.chunk_size)
     seed_everything(_step_seed(train.seed, step, run.process_group.rank))
     learning_rate = optim.learning_rate * learning_rate_factor(step, run.config)
     run.optimizer.set_learning_rate(learning_rate)
@@ -161,6 +184,7 @@ def _step(run: _Run, batch: TrainBatch, step: int) -> StepRecord:
         learning_rate=learning_rate,
         queries=global_batch.query_count,
         candidates=len(global_batch.candidate_numbers()),
+        rejected=len(global_batch.rejected),
     )
     with run.process_group.propagate_errors():
         _check_finite(record)  # before the step: the weights stay those of the last good one

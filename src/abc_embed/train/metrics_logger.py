@@ -43,6 +43,8 @@ class StepRecord:
     learning_rate: float
     queries: int
     candidates: int
+    rejected: int = 0
+    """Rows of this step that were left out; `rejects.jsonl` names them."""
     items_per_s: float = 0.0
     """Queries and candidates per second since the last line."""
     wait_share: float = 0.0
@@ -84,7 +86,7 @@ class MetricsLogger:
         self._waited_s = 0.0
 
     def __enter__(self) -> Self:
-        with _full_disk_is_one_sentence(self._path):
+        with full_disk_is_one_sentence(self._path):
             self._file = self._path.open("a", encoding="utf-8")
         bar = progress_bar("step", self._steps, first=self._first_step, transient=False)
         self._on_progress = self._exit_stack.enter_context(bar)
@@ -98,14 +100,14 @@ class MetricsLogger:
     ) -> None:
         self._exit_stack.close()
         try:
-            with _full_disk_is_one_sentence(self._path):
+            with full_disk_is_one_sentence(self._path):
                 self._file.close()
         except OutputError:
             if error is None:  # else what could not be flushed was raised before
                 raise
         finally:
             if self._tracker:
-                with _full_disk_is_one_sentence(self._path.parent):
+                with full_disk_is_one_sentence(self._path.parent):
                     self._tracker.close()
 
     def log(self, record: StepRecord, waited_s: float = 0.0) -> None:
@@ -135,16 +137,16 @@ class MetricsLogger:
         )
         if record.step % self._every and record.step != self._steps:
             return
-        with _full_disk_is_one_sentence(self._path):
+        with full_disk_is_one_sentence(self._path):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
         if self._tracker:
-            with _full_disk_is_one_sentence(self._path.parent):
+            with full_disk_is_one_sentence(self._path.parent):
                 self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
         self._last_line, self._items, self._waited_s = now, 0, 0.0
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a `metrics.jsonl`; a last line cut by a crash is left out.
 
     Raises:
@@ -154,7 +156,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; give a run's folder") from error
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -208,7 +210,7 @@ class TensorBoard:
 
         # Points that a broken run wrote after its checkpoint are written again: hide the first.
         purge = first_step + 1 if first_step else None
-        with _full_disk_is_one_sentence(out_dir / "tensorboard"):
+        with full_disk_is_one_sentence(out_dir / "tensorboard"):
             self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=purge)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -274,7 +276,8 @@ def _import_library(name: str) -> Any:
 
 
 @contextmanager
-def _full_disk_is_one_sentence(path: Path) -> Iterator[None]:
+def full_disk_is_one_sentence(path: Path) -> Iterator[None]:
+    """A file of the run that cannot be written is an `OutputError` that says what is kept."""
     try:
         yield
     except OSError as error:

@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
+from abc_embed.data import Rejected
 from abc_embed.errors import AbcError, ConfigError, TrainingError
 from abc_embed.train.batches import TrainBatch, split_queries
 from abc_embed.train.config import GatherMode
@@ -175,11 +176,13 @@ class GlobalBatch:
     """The number of queries of each image of each process."""
     query_chunks: tuple[int, ...]
     """In how many chunks each process passes its queries through the model."""
+    rejected: tuple[Rejected, ...] = ()
+    """Groups of any process that were left out."""
 
     @classmethod
     def single(cls, batch: TrainBatch) -> "GlobalBatch":
         """Of a process that is alone."""
-        return cls(0, (batch.texts,), (batch.group_sizes,), (1,))
+        return cls(0, (batch.texts,), (batch.group_sizes,), (1,), batch.rejected)
 
     @property
     def query_count(self) -> int:
@@ -218,9 +221,12 @@ def exchange_batch_info(
 ) -> GlobalBatch:
     """Tell the others what this process brings, and hear what they do."""
     chunks = len(split_queries(batch, chunk_size))
-    infos = process_group.all_gather_object((batch.texts, batch.group_sizes, chunks))
-    texts, group_sizes, query_chunks = zip(*infos, strict=True)
-    return GlobalBatch(process_group.rank, texts, group_sizes, query_chunks)
+    infos = process_group.all_gather_object(
+        (batch.texts, batch.group_sizes, chunks, batch.rejected)
+    )
+    texts, group_sizes, query_chunks, rejected = zip(*infos, strict=True)
+    everyone = tuple(one for some in rejected for one in some)
+    return GlobalBatch(process_group.rank, texts, group_sizes, query_chunks, everyone)
 
 
 def gather_candidates(own: Tensor, global_batch: GlobalBatch, mode: GatherMode) -> Tensor:

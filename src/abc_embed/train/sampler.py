@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data import open_dataset
+from abc_embed.data import Rejected, open_dataset
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.mining.output import read_mined
 from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
@@ -38,17 +38,31 @@ class RecordSampler:
         field: Literal["caption", "instructions"] = (
             "caption" if stage == "pretrain" else "instructions"
         )
-        self._usable = self._dataset.numbers_with(field)
+        self.unreadable: list[Rejected] = []
+        """Rows that are no records; where `data.on_error` is "raise", there is none."""
+        skip = data.on_error == "skip"
+        scan = self._dataset.scan(field, self.unreadable.append if skip else None)
+        self._usable = scan.numbers
+        self._check_unreadable()
         if not len(self._usable):
             raise DataError(f"{name} has no record with {field}; give records made for this stage")
         path = data.negatives_file
         self._mined = read_mined(Path(path), len(self._dataset)) if path else None
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
+    def _check_unreadable(self) -> None:
+        bad, of, share = len(self.unreadable), len(self._dataset), self._data.max_bad_share
+        if bad > max(share * of, share > 0):
+            first = self.unreadable[0]
+            raise DataError(
+                f"{bad:,} of the {of:,} rows of {self._name} cannot be used, more than "
+                f"data.max_bad_share ({share:g}) lets pass; the first is {first.place}: {first.why}"
+            )
+
     def __len__(self) -> int:
         return len(self._usable)
 
-    def groups(self, step: int, count: int, seed: int) -> Sequence[Group]:
+    def groups(self, step: int, count: int, seed: int) -> Sequence[Group | Rejected]:
         if count > len(self):
             raise ConfigError(
                 f"train.batch_size is {count} but only {len(self)} records can be used; "
@@ -56,23 +70,29 @@ class RecordSampler:
             )
         return LazyGroups(count, lambda i: self._group(step * count + i, seed))
 
-    def _group(self, position: int, seed: int) -> Group:
+    def _group(self, position: int, seed: int) -> Group | Rejected:
         epoch, index = divmod(position, len(self))
         if self._order is None or self._order[0] != (seed, epoch):
             order = np.random.default_rng([seed, 0, epoch]).permutation(len(self))
             self._order = ((seed, epoch), order)
         number = int(self._usable[self._order[1][index]])
-        row = self._dataset[number]
+        try:
+            row = self._dataset.row(number)
+        except DataError as wrong:
+            place = self._dataset.place(number)
+            if self._data.on_error == "raise":
+                raise DataError(f"{place}: {wrong}") from None
+            return Rejected(place, str(wrong))
         record = row.record
         random = np.random.default_rng([seed, 1, position])
         if self._stage == "pretrain" and record.caption:
             negatives = self._negatives(random, number, record.negatives)
-            return caption_group(row.image, record.caption, negatives)
+            return caption_group(row.image, record.caption, negatives, place=row.place)
         pairs = []
         for instruction in _sample(random, record.instructions, self._data.instructions):
             wordings = (instruction.instruction, *instruction.paraphrases)
             pairs.append((wordings[random.integers(len(wordings))], instruction.answer))
-        return instruction_group(row.image, pairs)
+        return instruction_group(row.image, pairs, place=row.place)
 
     def _negatives(
         self, random: np.random.Generator, number: int, pool: Sequence[str]

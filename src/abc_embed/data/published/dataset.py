@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from abc_embed.data.dataset import Dataset, Row, read_head
+from abc_embed.data.dataset import Dataset, Rejected, Row, Scan, read_head
 from abc_embed.data.published.archives import find_archives
 from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet, find_parquet
 from abc_embed.data.published.layouts import LAYOUTS, Fields
@@ -24,6 +23,7 @@ from abc_embed.data.published.tar_stream import SPACING
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError
 from abc_embed.storage.files import read_file
+from abc_embed.storage.hashing import sha256, sha256_file
 from abc_embed.storage.json_files import read_json
 
 OWN_FOLDER = ".abc-embed"
@@ -221,14 +221,25 @@ class PublishedDataset(Dataset):
             return []
         return list(self._table.value(number, "negatives") or ())
 
-    def numbers_with(self, field: Literal["caption", "instructions"]) -> NDArray[np.int64]:
+    def scan(
+        self,
+        field: Literal["caption", "instructions"],
+        on_rejected: Callable[[Rejected], None] | None = None,
+    ) -> Scan:
         """Those that `abc-embed data complete` found whole; all of a layout have the same fields.
+
+        Rows are not read, and those that it left out are reported nowhere. The fingerprint is that
+        of the copied rows and of which are used.
 
         Raises:
             DataError: it has not been run.
         """
         numbers = np.array(self._usable(), dtype=np.int64)
-        return numbers if len(numbers) and self.fields(int(numbers[0])).get(field) else numbers[:0]
+        rows = sha256_file(own_file(self.path, ROWS_FILE))
+        fingerprint = sha256(rows.encode() + numbers.tobytes())
+        if not len(numbers) or not self.fields(int(numbers[0])).get(field):
+            numbers = numbers[:0]
+        return Scan(numbers, fingerprint, "")
 
     def _usable(self) -> list[int]:
         mend = f"run: abc-embed data complete {self.path}"
