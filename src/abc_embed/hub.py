@@ -78,7 +78,7 @@ def resolve(name: str) -> Path | Recipe:
         return bundled_folder()
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return model_folder(folder)
     plain, _, revision = name.partition("@")
     if plain not in PUBLISHED:
         known = ", ".join([BUNDLED, *PUBLISHED])
@@ -91,6 +91,13 @@ def resolve(name: str) -> Path | Recipe:
     if recipe.instruct == plain:
         return Recipe(base=recipe.base, pretrain=recipe.pretrain, instruct=name)
     return Recipe(base=recipe.base, pretrain=name)
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself or, of a training run, the model in it."""
+    inner = folder / "model"
+    is_run = not (folder / "abc.json").exists() and (inner / "abc.json").is_file()
+    return inner if is_run else folder
 
 
 def bundled_folder() -> Path:

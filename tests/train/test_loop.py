@@ -196,8 +196,10 @@ def test_a_damaged_checkpoint_is_one_sentence(train: Any, config: Any, tmp_path:
 
 def test_another_configuration_does_not_go_on(train: Any, config: Any, tmp_path: Path) -> None:
     train(config("pretrain", steps=2), tmp_path)
-    with pytest.raises(TrainingError, match=r"train\.steps was 2 .* and is 3 now"):
-        train(config("pretrain", steps=3), tmp_path)
+    with pytest.raises(TrainingError, match=r"train\.steps was 2 .* and is 1 now"):
+        train(config("pretrain", steps=1), tmp_path)
+    with pytest.raises(TrainingError, match=r"train\.seed was 0 .* and is 3 now"):
+        train(config("pretrain", steps=2, seed=3), tmp_path)
     with pytest.raises(TrainingError, match="holds a run already"):
         train(config("pretrain", steps=2), tmp_path, resume=False)
     train(config("pretrain", steps=2, chunk_size=2, log_every=2), tmp_path)  # only how, not what
@@ -243,7 +245,7 @@ def test_every_line_of_the_log_is_complete(
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 5]
     for row in rows:
-        assert {"items_per_s", "wait_share", "elapsed_s", *EXACT} == row.keys()
+        assert {"rejected", "items_per_s", "wait_share", "elapsed_s", *EXACT} == row.keys()
         assert all(math.isfinite(value) for value in row.values())
         assert row["items_per_s"] > 0 and 0 <= row["wait_share"] <= 1
     printed = capfd.readouterr()

@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     left = {path.name for path in (tmp_path / "one").iterdir()}
-    assert left == {"checkpoints", "metrics.jsonl"}
+    assert left == {".lock", "checkpoints", "metrics.jsonl"}
     train_from_config(recipe, sampler=pictures("pretrain"))
     train_from_config(recipe, [f"out={tmp_path}/whole"], sampler=pictures("pretrain"))
     broken, whole = (read_metrics(tmp_path / d / "metrics.jsonl") for d in ("one", "whole"))

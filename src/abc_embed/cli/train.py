@@ -65,6 +65,12 @@ class StageSettings:
             "--resume/--no-resume", help="Go on with a run, or refuse a folder that has one."
         ),
     ] = True
+    moved: Annotated[
+        bool,
+        typer.Option(
+            "--moved", help="The base or the data of a broken run lie somewhere else now."
+        ),
+    ] = False
     log_to: Annotated[
         str | None, typer.Option(help="none, tensorboard or wandb; short for --set train.log_to=…")
     ] = None
@@ -136,7 +142,9 @@ def _train(settings: StageSettings, config: "TrainConfig") -> None:
     from abc_embed.train.run import read_run_config, train_from_config
 
     if not settings.dry_run:
-        folder = train_from_config(settings.config, settings.assignments, resume=settings.resume)
+        folder = train_from_config(
+            settings.config, settings.assignments, resume=settings.resume, moved=settings.moved
+        )
         if PartialState().is_main_process:  # of several, one speaks
             print_result(f"the model is in {folder}")
         return

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data import Dataset, open_dataset
+from abc_embed.data.dataset import CaptionHash
 from abc_embed.errors import DataError, InputError, UsageError
 from abc_embed.inputs import ImageInput
 from abc_embed.mining.settings import Ints
@@ -35,6 +36,8 @@ class Corpus:
     """The first row of each of them."""
     rejected: dict[int, str] = field(default_factory=dict)
     """Rows that cannot be used, and why."""
+    fingerprint: str = ""
+    """Of ids and captions in their order, as `data.dataset.CaptionHash` has it."""
 
     def __len__(self) -> int:
         return len(self.caption_of)
@@ -69,9 +72,11 @@ def read_corpus(
     corpus = Corpus(dataset, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
     numbers: dict[str, int] = {}
     seen_ids: set[str] = set()
+    captions = CaptionHash()
     for number in range(count):
         try:
             row = dataset.row(number)
+            captions.add(number, row.record)
             if row.record.id in seen_ids:
                 raise DataError(f"the id {row.record.id!r} comes twice; give each its own")
             seen_ids.add(row.record.id)
@@ -85,7 +90,7 @@ def read_corpus(
             corpus.rejected[number] = str(error)
         if number % _REPORT_EVERY == 0 or number == count - 1:
             on_progress(number + 1, count)
-    corpus.captions = list(numbers)
+    corpus.captions, corpus.fingerprint = list(numbers), captions.hexdigest()
     if not numbers:
         first = next(iter(corpus.rejected.values()), None)
         if first is None:

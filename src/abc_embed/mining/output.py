@@ -28,6 +28,8 @@ from abc_embed.storage.files import atomic_write
 from abc_embed.storage.parquet import import_pyarrow
 
 PARQUET = ".parquet"
+CAPTIONS_KEY = b"abc_embed.captions"
+"""In the file's metadata: the fingerprint of the captions that the row numbers are of."""
 _GROUP = 65536
 """Rows of a row group."""
 
@@ -69,6 +71,7 @@ def _write_parquet(mined: Mined, out: Path) -> None:
             ("ranks", arrow.list_(arrow.int32())),
         ]
     )
+    schema = schema.with_metadata({CAPTIONS_KEY: mined.corpus.fingerprint})
     first_row = mined.corpus.first_row
     with (
         atomic_write(out) as file,
@@ -154,14 +157,16 @@ class NegativeTable:
         return self.values[self.ends[row - 1] if row else 0 : self.ends[row]]
 
 
-def read_mined(path: Path, rows: int | None = None) -> NegativeTable:
+def read_mined(path: Path, rows: int | None = None, captions: str = "") -> NegativeTable:
     """What `abc-embed mine` wrote, or the `negatives` column of the published data set.
 
     Without a column `row`, lines are rows, as in the published files. A folder is read file by
-    file, in the order of their names. `rows` is how many the data set has, if that is known.
+    file, in the order of their names. `rows` is how many the data set has, and `captions` the
+    fingerprint of its captions, if that is known.
 
     Raises:
-        DataError: there is no such file, it has no such column, or it names rows that are not.
+        DataError: there is no such file, it has no such column, it names rows that are not, or it
+            was mined from other captions or the same in another order.
         MissingExtraError: pyarrow is not installed.
     """
     arrow = import_pyarrow("reading mined negatives", "mine")
@@ -182,6 +187,12 @@ def read_mined(path: Path, rows: int | None = None) -> NegativeTable:
             listed = arrow.types.is_list(kind) or arrow.types.is_large_list(kind)
             if not listed or not arrow.types.is_integer(kind.value_type):
                 raise DataError(f"{file}: negatives must be lists of row numbers, not {kind}")
+            mined_from = (table.schema_arrow.metadata or {}).get(CAPTIONS_KEY, b"").decode()
+            if captions and mined_from not in ("", captions):
+                raise DataError(
+                    f"{file} was mined from other records, or from these in another order; its row "
+                    "numbers mean other captions now: mine these records again"
+                )
             wanted = [name for name in ("row", "negatives") if name in names]
             for batch in table.iter_batches(columns=wanted):
                 lists = batch.column("negatives")

@@ -21,6 +21,7 @@ Shapes: `Q` queries, `C` candidates (distinct texts).
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -280,7 +281,7 @@ def load_batches(
 
     Raises:
         AbcError: what reading a group raised, in the order of the steps.
-        TrainingError: a worker was killed.
+        RuntimeError: a worker was killed; `detect_killed_workers` makes a sentence of it.
     """
     shards = max(1, config.data.workers)
     loader = DataLoader(
@@ -292,7 +293,7 @@ def load_batches(
         generator=torch.Generator(),
     )
     waiting: list[BatchShard] = []
-    for number, packed in enumerate(_detect_killed_workers(iter(loader)), 1):
+    for number, packed in enumerate(loader, 1):
         if isinstance(packed, AbcError):
             raise packed
         waiting += [packed.unpack()] if packed else []
@@ -307,10 +308,12 @@ def load_batches(
             yield batch
 
 
-def _detect_killed_workers(packed: Iterator[T]) -> Iterator[T]:
-    """The same, with one sentence for a worker that is gone."""
+@contextmanager
+def detect_killed_workers() -> Iterator[None]:
+    """One sentence for a worker that is gone. Torch raises from a signal handler, wherever the
+    process is at that moment: in the model more often than in the loader."""
     try:
-        yield from packed
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -318,7 +321,7 @@ def _detect_killed_workers(packed: Iterator[T]) -> Iterator[T]:
             "a process that prepares data was killed, most likely for want of memory (main memory, "
             "or shared memory, which containers keep small); lower data.workers or "
             "train.batch_size, or give the container more shared memory"
-        ) from error
+        ) from None  # torch's own page says no more
 
 
 @dataclass(frozen=True, slots=True)

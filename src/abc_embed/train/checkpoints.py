@@ -13,20 +13,23 @@ and all of them read: a run may go on with another number of processes, or split
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from abc_embed.errors import OutputError, TrainingError
-from abc_embed.storage.files import replace_folder
-from abc_embed.train.config import TrainConfig
+from abc_embed.storage.files import is_partial, replace_folder, unwritable
+from abc_embed.train.config import TrainConfig, default_config
+from abc_embed.train.fingerprints import FIELD_OF, Fingerprint
 from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.sharding import full_tensor, shard_like
 from abc_embed.train.toml_config import flatten
@@ -43,9 +46,17 @@ CHANGEABLE_FIELDS = frozenset(
         "train.keep_checkpoints",
         "train.log_every",
         "train.log_to",
+        "data.on_error",
+        "data.max_bad_share",
     }
 )
 """May differ when a run goes on: they say where and how it runs, not what is learnt."""
+STEP_FOLDER = re.compile(r"step-\d{8}")
+"""What a checkpoint is called; other names in its folder are somebody's, and left alone."""
+
+
+LOCK_FILE = ".lock"
+"""In a run's folder: held by the process that writes there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,8 @@ class RunState:
     """Steps done."""
     at_floor: int = 0
     """For how many steps in a row τ has lain at its floor."""
+    planned_steps: int = 0
+    """`train.steps` when the checkpoint was written; 0 for a run that begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,10 @@ class CheckpointManager:
     folder: Path
     config: TrainConfig
     process_group: ProcessGroup
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    """What the run learns from."""
+    moved: bool = False
+    """Whether that may lie somewhere else than when a checkpoint was written."""
 
     def save(
         self,
@@ -96,7 +113,8 @@ class CheckpointManager:
         text_cache: Mapping[str, Tensor],
     ) -> None:
         partial = self.folder / ".partial"
-        values = {"config": asdict(self.config), "texts": list(text_cache), **asdict(state)}
+        values = {"config": asdict(self.config), "fingerprint": asdict(self.fingerprint)}
+        values |= {"texts": list(text_cache), "step": state.step, "at_floor": state.at_floor}
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -113,7 +131,7 @@ class CheckpointManager:
                 f"cannot write a checkpoint to {self.folder} ({error}); make room or choose "
                 "another folder, then start again: the last good checkpoint is intact"
             ) from error
-        for old in sorted(self.folder.glob("step-*"))[: -self.config.train.keep_checkpoints]:
+        for old in list_checkpoints(self.folder)[: -self.config.train.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(
@@ -130,7 +148,7 @@ class CheckpointManager:
         Raises:
             TrainingError: it belongs to another run or is damaged.
         """
-        values = read_state(path, self.config)
+        values = read_state(path, self.config, self.fingerprint, moved=self.moved)
         try:
             trained = load_file(path / "trained.safetensors")
             vectors = path / "vectors.safetensors"
@@ -141,7 +159,50 @@ class CheckpointManager:
             raise _unreadable(path, error) from error
         _fill(parameters, trained, path)
         optimizer.load_state_dict(optimizer_state)
-        return RunState(step=values["step"], at_floor=values["at_floor"]), text_cache
+        state = RunState(
+            step=values["step"],
+            at_floor=values["at_floor"],
+            planned_steps=int(flatten(values["config"])["train.steps"]),
+        )
+        return state, text_cache
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's `checkpoints/`, oldest first."""
+    names = sorted(folder.glob("step-*"))
+    return [path for path in names if STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
+
+
+def clear_leftovers(run_folder: Path) -> None:
+    """Remove what a killed process was writing into a run's folder. Needs the run's lock."""
+    checkpoints = run_folder / "checkpoints"
+    parts = [checkpoints / ".partial", *filter(is_partial, run_folder.glob(".*"))]
+    replaced = [*checkpoints.glob("step-*.old"), run_folder / "model.old"]
+    for path in [*parts, *(old for old in replaced if old.with_suffix("").exists())]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def lock_run(run_folder: Path) -> FileLock:
+    """The lock of a run's folder, taken; it can be taken again by who has it.
+
+    Raises:
+        TrainingError: another process has it.
+        OutputError: the folder cannot be written.
+    """
+    lock = FileLock(run_folder / LOCK_FILE, is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise TrainingError(
+            f"another process is training in {run_folder}; wait for its end, or choose another "
+            "folder (out)"
+        ) from None
+    except OSError as error:
+        raise unwritable(run_folder / LOCK_FILE, error) from error
+    return lock
 
 
 def find_resumable(run_folder: Path, resume: bool) -> Path | None:
@@ -150,7 +211,7 @@ def find_resumable(run_folder: Path, resume: bool) -> Path | None:
     Raises:
         TrainingError: there is one, and `resume` is False.
     """
-    found = sorted((run_folder / "checkpoints").glob("step-*"))
+    found = list_checkpoints(run_folder / "checkpoints")
     if found and not resume:
         raise TrainingError(
             f"{run_folder} holds a run already ({found[-1].name}); choose another folder"
@@ -158,26 +219,71 @@ def find_resumable(run_folder: Path, resume: bool) -> Path | None:
     return found[-1] if found else None
 
 
-def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
+def read_state(
+    path: Path,
+    config: TrainConfig,
+    fingerprint: Fingerprint | None = None,
+    *,
+    moved: bool = False,
+) -> dict[str, Any]:
     """What `state.json` of a checkpoint says; needs no model, so it can be asked before one loads.
 
+    Args:
+        fingerprint: What the run would learn from now; None: that is looked at later.
+        moved: Base, records and negatives may lie somewhere else, if their content is the same.
+
     Raises:
-        TrainingError: it is damaged, or of a run with another configuration.
+        TrainingError: it is damaged, or of a run with another configuration, base or data.
     """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         then = flatten(state["config"])
+        known = {str(k): str(v) for k, v in state.get("fingerprint", {}).items()}
         _ = state["step"], state["at_floor"], state["texts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error
-    now = flatten(json.loads(json.dumps(asdict(config))))
+    now = _flat(config)
+    # A field that was added since then had no other value than its default.
+    then = {k: v for k, v in _flat(default_config(config)).items() if k not in then} | then
     for name in sorted(now.keys() | then.keys()):
         if name not in CHANGEABLE_FIELDS and now.get(name) != then.get(name):
-            raise TrainingError(
-                f"{name} was {then.get(name)!r} when {path} was written and is "
-                f"{now.get(name)!r} now; put it back to go on, or train into another folder"
-            )
+            _check_change(name, then.get(name), now.get(name), path, state["step"], moved)
+    for name, part in FIELD_OF.items() if fingerprint else ():
+        _check_content(name, known.get(part, ""), getattr(fingerprint, part), path, now, then)
     return state
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    return flatten(json.loads(json.dumps(asdict(config))))
+
+
+def _check_change(name: str, then: object, now: object, path: Path, step: int, moved: bool) -> None:
+    """Raise `TrainingError` unless a run may go on with this field changed."""
+    if name in FIELD_OF and moved:
+        return  # whether the content is the same is looked at by its fingerprint
+    mend = "put it back to go on, or train into another folder"
+    if name in FIELD_OF:
+        mend = f"if it is the same in another place, add --moved; else {mend}"
+    if name == "train.steps" and isinstance(then, int) and isinstance(now, int):
+        if step == then < now:
+            return  # a finished run is made longer
+        mend += "; a run can be made longer once it is finished"
+    raise TrainingError(f"{name} was {then!r} when {path} was written and is {now!r} now; {mend}")
+
+
+def _check_content(
+    name: str, then: str, now: str, path: Path, values: Mapping[str, Any], old: Mapping[str, Any]
+) -> None:
+    """Raise `TrainingError` when a place holds something else than it did; what a checkpoint of an
+    older version does not say is not compared, unless the place is another one."""
+    compared = bool(then and now)
+    if then == now if compared else values[name] == old.get(name):
+        return
+    why = "has other content than" if compared else "cannot be compared with what there was"
+    raise TrainingError(
+        f"{name} ({values[name]}) {why} when {path} was written; put it back to go on, or train "
+        "into another folder"
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> TrainingError:

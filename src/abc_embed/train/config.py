@@ -273,6 +273,16 @@ class TrainConfig:
                 )
 
 
+def default_config(config: TrainConfig) -> TrainConfig:
+    """The same stage with every field that has a default at it."""
+    adapter, train = config.adapter, config.train
+    return TrainConfig(
+        stage=config.stage,
+        adapter=AdapterConfig(rank=adapter.rank, alpha=adapter.alpha),
+        train=RunConfig(steps=train.steps, batch_size=train.batch_size),
+    )
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file, then apply overrides of the form `"train.steps=100"`.
 

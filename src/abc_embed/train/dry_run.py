@@ -39,7 +39,7 @@ from abc_embed.train.batches import (
     split_texts,
 )
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.run import is_embedder
+from abc_embed.train.fingerprints import is_embedder
 from abc_embed.train.sampler import RecordSampler
 from abc_embed.train.stages import attach_adapter
 

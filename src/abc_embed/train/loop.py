@@ -8,6 +8,7 @@ step number and the seed. So a killed run, started again with the same command, 
 curve to the last bit on a CPU in float32, and on a GPU as far as its kernels are deterministic.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sized
@@ -25,9 +26,21 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.runtime import resolve_device, seed_everything
 from abc_embed.storage.files import make_folder
-from abc_embed.train.batches import GroupSampler, TrainBatch, load_batches
-from abc_embed.train.checkpoints import CheckpointManager, RunState, find_resumable
+from abc_embed.train.batches import (
+    GroupSampler,
+    TrainBatch,
+    detect_killed_workers,
+    load_batches,
+)
+from abc_embed.train.checkpoints import (
+    CheckpointManager,
+    RunState,
+    clear_leftovers,
+    find_resumable,
+    lock_run,
+)
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
+from abc_embed.train.fingerprints import Fingerprint
 from abc_embed.train.metrics_logger import MetricsLogger, StepRecord, open_tracker
 from abc_embed.train.optimizer import AdamW
 from abc_embed.train.processes import (
@@ -41,6 +54,8 @@ from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
 
+logger = logging.getLogger(__name__)
+
 
 def run_stage(
     config: TrainConfig,
@@ -50,10 +65,13 @@ def run_stage(
     out_dir: str | Path,
     *,
     resume: bool = True,
+    fingerprint: Fingerprint | None = None,
+    moved: bool = False,
 ) -> AbcModel:
     """Train `model` in place, by the stage that the configuration names (paper sections 4 and 5).
 
-    Started again with the same arguments, a broken run goes on and a finished one only saves again.
+    Started again with the same arguments, a broken run goes on and a finished one only saves again,
+    or goes on where `train.steps` has become more: by the schedule of a run of so many steps.
     With several processes all of them call this, with the same arguments.
 
     Args:
@@ -63,6 +81,8 @@ def run_stage(
             the trained one is what is returned.
         out_dir: Folder of the run; the trained model lies in `out_dir/model`.
         resume: False refuses a folder that holds a run.
+        fingerprint: What it learns from, by content; a run goes on with the same alone.
+        moved: That may lie somewhere else than when the run began.
 
     Returns:
         The model, with stage 1 merged or the adapter of stage 2 attached.
@@ -72,13 +92,13 @@ def run_stage(
     """
     out_dir = Path(out_dir)
     process_group = ProcessGroup(_accelerator(config.model))
-    with process_group.detect_lost_processes():
+    with process_group.detect_lost_processes(), detect_killed_workers(), ExitStack() as stack:
         with process_group.propagate_errors():
             check_batch_size(config.train.batch_size, process_group.world_size)
-        checkpoints = CheckpointManager(out_dir / "checkpoints", config, process_group)
-        last = process_group.broadcast_from_main(
-            lambda: find_resumable(make_folder(out_dir), resume)
+        checkpoints = CheckpointManager(
+            out_dir / "checkpoints", config, process_group, fingerprint or Fingerprint(), moved
         )
+        last = process_group.broadcast_from_main(lambda: _take_up(out_dir, resume, stack))
         seed_everything(config.train.seed)
         stage_class = Pretrain if config.stage == "pretrain" else Instruct
         stage = stage_class(config, model, processor, process_group)
@@ -96,6 +116,8 @@ def run_stage(
             if last:
                 loaded = checkpoints.load(last, stage.parameters, run.optimizer)
                 state, stage.text_cache = loaded
+                if process_group.is_main:
+                    logger.info(_resumption(config, state, out_dir))
         rank, world_size = process_group.rank, process_group.world_size
         batches = load_batches(sampler, processor, config, state.step, rank, world_size)
         _loop(run, batches, state)
@@ -105,6 +127,29 @@ def run_stage(
             if process_group.is_main:
                 checkpoint.save(stage.model, processor, out_dir / "model")
     return stage.model
+
+
+def _take_up(out_dir: Path, resume: bool, stack: ExitStack) -> Path | None:
+    """Make the folder of a run ours until `stack` ends; the checkpoint to go on from, if any."""
+    stack.callback(lock_run(make_folder(out_dir)).release)
+    clear_leftovers(out_dir)
+    return find_resumable(out_dir, resume)
+
+
+def _resumption(config: TrainConfig, state: RunState, out_dir: Path) -> str:
+    """What is said of a run that was not begun now."""
+    step, steps = state.step, config.train.steps
+    if step == steps:
+        return f"{out_dir}: all {steps:,} steps are done; the model is saved again"
+    if step < state.planned_steps or not state.planned_steps:
+        return f"{out_dir}: going on from step {step:,} of {steps:,}"
+    first, last = (learning_rate_factor(at, config) for at in (step, steps - 1))
+    rate = config.optim.learning_rate
+    return (
+        f"{out_dir}: a finished run of {step:,} steps goes on to {steps:,}; the learning rate "
+        f"begins at {first * rate:.2e} and ends at {last * rate:.2e}, as in the second part of a "
+        f"run that was planned for {steps:,}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,17 +170,17 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
     train, stage, process_group = run.config.train, run.stage, run.process_group
     with ExitStack() as stack:
         with process_group.propagate_errors():
-            logger = rejects = None
+            metrics_logger = rejects = None
             if process_group.is_main:
                 rejects = _reject_log(run, state)
-                metrics_logger = MetricsLogger(
+                opened = MetricsLogger(
                     run.out_dir / "metrics.jsonl",
                     first_step=state.step,
                     steps=train.steps,
                     every=train.log_every,
                     tracker=open_tracker(run.config, run.out_dir, state.step),
                 )
-                logger = stack.enter_context(metrics_logger)
+                metrics_logger = stack.enter_context(opened)
         for step in range(state.step, train.steps):
             start = time.perf_counter()
             with process_group.propagate_errors():
@@ -147,8 +192,8 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
                     rejects.add(step + 1, (step + 1) * train.batch_size, global_batch.rejected)
             record = _step(run, batch, global_batch, step)
             with process_group.propagate_errors():
-                if logger:
-                    logger.log(record, waited_s)
+                if metrics_logger:
+                    metrics_logger.log(record, waited_s)
                 state = _watch_temperature(run, record, state)
             if state.step % train.checkpoint_every == 0 or state.step == train.steps:
                 run.checkpoints.save(state, stage.parameters, run.optimizer, stage.text_cache)

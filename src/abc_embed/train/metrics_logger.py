@@ -50,7 +50,7 @@ class StepRecord:
     wait_share: float = 0.0
     """Share of the time since the last line in which the model waited for data."""
     elapsed_s: float = 0.0
-    """Seconds since this process began to train."""
+    """Seconds of training up to here, those of earlier processes of the run among them."""
 
 
 class MetricsLogger:
@@ -79,9 +79,10 @@ class MetricsLogger:
         self._steps = steps
         self._every = every
         self._tracker = tracker
-        _drop_lines_after(path, first_step)
+        kept = _drop_lines_after(path, first_step)
         self._exit_stack = ExitStack()
-        self._start = self._last_line = time.perf_counter()
+        self._last_line = time.perf_counter()
+        self._start = self._last_line - (kept[-1].get("elapsed_s", 0.0) if kept else 0.0)
         self._items = 0
         self._waited_s = 0.0
 
@@ -172,12 +173,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a log off after a step; the lines that stay."""
     if not path.exists():
-        return
+        return []
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     with atomic_write(path) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    return rows
 
 
 def open_tracker(

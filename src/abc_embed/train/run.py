@@ -6,18 +6,20 @@ What can be wrong is found before a model is loaded; the training itself is in `
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from abc_embed import checkpoint, hub
+from abc_embed import checkpoint
 from abc_embed.adapters import detach
 from abc_embed.errors import ConfigError, OutputError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.train.batches import GroupSampler
-from abc_embed.train.checkpoints import find_resumable, read_state
+from abc_embed.train.checkpoints import find_resumable, lock_run, read_state
 from abc_embed.train.config import TrainConfig, load_config
+from abc_embed.train.fingerprints import fingerprint_of, is_embedder
 from abc_embed.train.loop import autocast_dtype, run_stage
 from abc_embed.train.metrics_logger import check_tracker
 from abc_embed.train.sampler import RecordSampler
@@ -30,6 +32,7 @@ def train_from_config(
     overrides: Sequence[str] = (),
     *,
     resume: bool = True,
+    moved: bool = False,
     sampler: GroupSampler | None = None,
 ) -> Path:
     """Run what a TOML file says; called again, a broken run goes on.
@@ -37,6 +40,7 @@ def train_from_config(
     Args:
         overrides: `"section.field=value"` each.
         resume: False refuses a folder that holds a run.
+        moved: The base, the records or the negatives of a broken run lie somewhere else now.
         sampler: Stands in for `data.records`.
 
     Returns:
@@ -48,11 +52,22 @@ def train_from_config(
     """
     config = read_run_config(path, overrides, needs_records=sampler is None)
     check_tracker(config)
-    check_folder(config, resume)
-    if sampler is None:
-        sampler = RecordSampler(config.data.records, config.stage, config.data)
-    model, processor = load_for_training(config)
-    run_stage(config, sampler, model, processor, config.out, resume=resume)
+    with ExitStack() as stack:
+        last = check_folder(config, resume, moved)
+        if last and os.environ.get("RANK", "0") == "0":  # of several processes, one writes
+            stack.callback(lock_run(Path(config.out)).release)
+        if sampler is None:
+            sampler = RecordSampler(config.data.records, config.stage, config.data)
+        fingerprint = fingerprint_of(config, sampler)
+        if last:
+            read_state(last, config, fingerprint, moved=moved)
+        model, processor = load_for_training(config)
+        run_stage(
+            *(config, sampler, model, processor, config.out),
+            resume=resume,
+            fingerprint=fingerprint,
+            moved=moved,
+        )
     return Path(config.out) / "model"
 
 
@@ -78,8 +93,11 @@ def read_run_config(
     return config
 
 
-def check_folder(config: TrainConfig, resume: bool) -> None:
+def check_folder(config: TrainConfig, resume: bool, moved: bool = False) -> Path | None:
     """Look at the folder of a run before a model is loaded; nothing is made.
+
+    Returns:
+        The checkpoint that the run would go on from, if any.
 
     Raises:
         OutputError: it cannot be written.
@@ -92,7 +110,8 @@ def check_folder(config: TrainConfig, resume: bool) -> None:
         raise OutputError(f"cannot make the folder {out}: {nearest} {why}; choose another folder")
     last = find_resumable(out, resume)
     if last:
-        read_state(last, config)
+        read_state(last, config, moved=moved)
+    return last
 
 
 def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
@@ -118,9 +137,3 @@ def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
         )
         detach(model)
     return model, processor
-
-
-def is_embedder(base: str) -> bool:
-    """Whether `base` names a model with a trained head: one of ours, or a published one."""
-    known = base == hub.BUNDLED or base.partition("@")[0] in hub.PUBLISHED
-    return known or (Path(base).expanduser() / "abc.json").is_file()

@@ -43,11 +43,13 @@ class RecordSampler:
         skip = data.on_error == "skip"
         scan = self._dataset.scan(field, self.unreadable.append if skip else None)
         self._usable = scan.numbers
+        self.fingerprint = scan.fingerprint
+        """Of what the records say, in their order."""
         self._check_unreadable()
         if not len(self._usable):
             raise DataError(f"{name} has no record with {field}; give records made for this stage")
         path = data.negatives_file
-        self._mined = read_mined(Path(path), len(self._dataset)) if path else None
+        self._mined = read_mined(Path(path), len(self._dataset), scan.captions) if path else None
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
     def _check_unreadable(self) -> None:
