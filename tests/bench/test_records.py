@@ -262,7 +262,7 @@ def test_two_records_query_by_query(record: dict[str, Any], oracle: dict[str, An
     joint = rows["joint"]
     mine = record["scores"]["joint"]["r1"]
     assert (joint["a"], joint["b"]) == (1.0, pytest.approx(mine))
-    assert joint["difference"] == pytest.approx(1 - mine)
+    assert joint["difference"] == pytest.approx(mine - 1)
     assert joint["interval"][0] <= joint["difference"] <= joint["interval"][1]
     assert joint["p"] == pytest.approx(1 / 501)
     assert "random" not in rows

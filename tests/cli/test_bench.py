@@ -102,7 +102,11 @@ def test_diff_and_report(cli: Cli, tiny: Path, here: Path, small: Path) -> None:
     paths = sorted(Path("results").iterdir())
     done = cli("bench", "diff", paths[1], paths[2])
     assert done.code == 0, done.err
-    assert "difference (95 %)" in done.out and "image + instruction" in done.out
+    random, trained = (next(p for p in paths if f"-{n}-" in p.name) for n in ("random", "tiny"))
+    gain = json.loads(cli("bench", "diff", random, trained, "--json").out)[0]
+    assert gain["b"] > gain["a"] and gain["difference"] == pytest.approx(gain["b"] - gain["a"])
+    assert "tiny − random (95 %)" in " ".join(cli("bench", "diff", random, trained).out.split())
+    assert " − " in done.out and "(95 %)" in done.out and "image + instruction" in done.out
     same = json.loads(cli("bench", "diff", paths[0], paths[0], "--json").out)
     assert {(row["difference"], row["p"]) for row in same} == {(0.0, 1.0)}
     done = cli("bench", "report", "results", "--out", "report", "--data", small / "B")
@@ -147,7 +151,9 @@ def test_the_examples_work_one_after_the_other(
     for line in lines:
         words = [str(tiny) if w in ("runs/mine", "bundled") else w for w in line[1:]]
         if words[1] == "diff":
-            for record, name in zip(sorted(Path("results").iterdir()), "AB", strict=True):
+            for record, name in zip(
+                sorted(Path("results").iterdir()), ("after", "before"), strict=True
+            ):
                 record.rename(f"results/{name}.json")
         done = cli(*words)
         assert done.code == 0, (shlex.join(words), done.err)

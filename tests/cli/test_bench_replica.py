@@ -82,5 +82,17 @@ def test_from_records(build: Build, here: Path) -> None:
     done = build("scenes", "--out", "bench", "--leaks")
     assert "from the files alone" in done.out
     assert len(read_benchmark(here / "bench").images) == 4
-    done = build("scenes", "--out", "other", "--dry-run")
+    chosen = [
+        {p.sha256 for p in read_benchmark(here / out).images}
+        for out, words in (
+            ("two", ()),
+            ("again", ()),
+            ("other", ("--seed", 2)),
+            ("more", ("-n", 9)),
+        )
+        if build("scenes", "--out", out, "--leaks", "-n", 2, *words).code == 0
+    ]
+    assert [len(ids) for ids in chosen] == [2, 2, 2, 4]
+    assert chosen[0] == chosen[1] != chosen[2]
+    done = build("scenes", "--out", "none", "--dry-run")
     assert done.code == 2 and "nobody is asked" in done.error

@@ -152,13 +152,13 @@ def _compare(condition: str, a: Record, b: Record, draws: int) -> dict[str, Any]
     if not asked.any():
         raise DataError(f"no question was asked as {condition!r} in both records; measure again")
     hits = [(of[asked] == 1).astype(np.float64) for of in ranks]
-    difference = metrics.share(hits[0] - hits[1], clusters[asked])
+    difference = metrics.share(hits[1] - hits[0], clusters[asked])
     return {
         "way": condition,
         "of": difference["of"],
         "a": float(hits[0].mean()),
         "b": float(hits[1].mean()),
-        "difference": difference["value"],
+        "difference": difference["value"],  # the second minus the first: a gain is above 0
         "interval": difference["interval"],
         "p": metrics.sign_flip_test(hits[0] - hits[1], clusters[asked], draws=draws),
     }

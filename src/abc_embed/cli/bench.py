@@ -23,7 +23,7 @@ EXAMPLES = epilog("""
   abc-embed bench ctrlbench --model bundled --tier B --limit 20
   abc-embed bench ctrlbench --model runs/mine --data ctrlbench-b --limit 20 --out results
   abc-embed bench ctrlbench --model random --tier B --limit 20 --out results
-  abc-embed bench diff results/A.json results/B.json
+  abc-embed bench diff results/before.json results/after.json
   abc-embed bench report results --out report
 """)
 AUDIT_EXAMPLES = epilog("""
@@ -169,11 +169,16 @@ def build(
 
 @app.command(epilog=EXAMPLES)
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="A record.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, of the same questions.")],
+    a: Annotated[Path, typer.Argument(metavar="BEFORE.json", help="A record.")],
+    b: Annotated[
+        Path, typer.Argument(metavar="AFTER.json", help="Another, of the same questions.")
+    ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare two records query by query, with a paired permutation test."""
+    """Compare two records query by query: what the second gains, by a paired permutation test.
+
+    The difference is the second minus the first, so name the older one first.
+    """
     from abc_embed.bench.records import compare_records, read_record
     from abc_embed.bench.tables import CONDITIONS
 
@@ -183,12 +188,15 @@ def diff(
         print_json(rows)
         return
     names = [record["model"]["name"] for record in records]
+    if names[0] == names[1]:
+        names = [a.stem, b.stem] if a.stem != b.stem else [str(a), str(b)]
     lines = []
     for row in rows:
         low, high = row["interval"]
         change = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append((CONDITIONS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
-    print_table(("R@1", *names, "difference (95 %)", "p"), lines, title=records[0]["benchmark"])
+    minus = f"{names[1]} − {names[0]} (95 %)"
+    print_table(("R@1", *names, minus, "p"), lines, title=records[0]["benchmark"])
 
 
 @app.command(epilog=EXAMPLES)
@@ -283,6 +291,8 @@ def audit(
 
     if out is not None:
         make_folder(out)
+    if settings.name is not None and len(set(model)) > 1:
+        raise UsageError("--name is for one model, and several are given; leave it out")
     questions = read_audit_set(source, limit=limit)
     panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
     findings = run_audit(

@@ -22,6 +22,9 @@ The key is read from OPENAI_API_KEY. A build that was stopped goes on when the s
 again; what was answered is not asked again.
 """)
 
+DEFAULT_COUNT = 1000
+"""Images that a VLM is asked about, unless told otherwise; so many the published recipe has."""
+
 
 @options.with_settings
 def build_replica(
@@ -34,8 +37,15 @@ def build_replica(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the benchmark.")],
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Images, drawn at random from the folder.")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            "--count",
+            "-n",
+            min=1,
+            help="Images, drawn at random.",
+            show_default="1000 with --vlm, else all",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other images.")] = 0,
     license: Annotated[str, typer.Option(help="Of the images, for the rows.")] = "",
     leaks: Annotated[
@@ -60,9 +70,9 @@ def build_replica(
     if vlm.vlm is None:
         if vlm.dry_run:
             raise UsageError("without --vlm nobody is asked; leave --dry-run out")
-        _print_benchmark(*_from_records(source, out, leaks), as_json)
+        _print_benchmark(*_from_records(source, out, count, seed, leaks), as_json)
         return
-    files = replica.sample(source, count, seed)
+    files = replica.sample(source, count or DEFAULT_COUNT, seed)
     replies = out.with_name(f"{out.name}.replies.sqlite")
     with ExitStack() as stack:
         client = vlm.client(stack, replies, max_tokens=max_tokens, json_mode=json_mode)
@@ -83,14 +93,19 @@ def build_replica(
     _print_benchmark(benchmark, left_out, as_json)
 
 
-def _from_records(source: Path, out: Path, leaks: bool) -> "tuple[Benchmark, dict[str, int]]":
+def _from_records(
+    source: Path, out: Path, count: int | None, seed: int, leaks: bool
+) -> "tuple[Benchmark, dict[str, int]]":
     from abc_embed.bench.ctrlbench import replica
     from abc_embed.data.records import read_records
 
     folder = source if source.is_dir() else source.parent
-    about = {"records": source.name}
+    about: dict[str, Any] = {"records": source.name}
+    if count is not None:
+        about |= {"count": count, "seed": seed}
     how = "records with instructions, such as human region captions"
-    pairs = replica.pairs_from_records(read_records(source), folder)
+    chosen = replica.sample_records(lambda: read_records(source), count, seed)
+    pairs = replica.pairs_from_records(chosen, folder)
     with progress_bar("images") as on_progress:
         return replica.build(out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress)
 

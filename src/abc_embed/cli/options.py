@@ -180,12 +180,23 @@ class EncoderSettings:
     batch_size: BatchSize = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What records and charts call the model.",
+            show_default="its run, folder or published name",
+        ),
+    ] = None
 
     def load_encoder(self, name: str) -> "Encoder":
         """A model of ours or of another library."""
         from abc_embed.bench.encoders.registry import load_encoder
 
-        return load_encoder(name, device=self.device, dtype=self.dtype, batch_size=self.batch_size)
+        encoder = load_encoder(
+            name, device=self.device, dtype=self.dtype, batch_size=self.batch_size
+        )
+        encoder.name = self.name or encoder.name
+        return encoder
 
 
 def parse_areas(text: str | None) -> list[int | None]:

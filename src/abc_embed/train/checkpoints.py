@@ -113,7 +113,8 @@ class CheckpointManager:
         text_cache: Mapping[str, Tensor],
     ) -> None:
         partial = self.folder / ".partial"
-        values = {"config": asdict(self.config), "fingerprint": asdict(self.fingerprint)}
+        values: dict[str, Any] = {"config": asdict(self.config)}
+        values["fingerprint"] = asdict(self.fingerprint)
         values |= {"texts": list(text_cache), "step": state.step, "at_floor": state.at_floor}
         try:
             shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.bench.encoders import cached
-from abc_embed.bench.encoders.base import Encoder, content_keys, shrink
+from abc_embed.bench.encoders.base import Encoder, content_keys, shrink, strip_path
 from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
 from abc_embed.bench.encoders.cached import CachedEncoder
 from abc_embed.bench.encoders.registry import NativeEncoder, load_encoder
@@ -298,3 +298,24 @@ def test_shrinking_keeps_the_shape() -> None:
     width, height = shrink(picture, 2_700).size
     assert (width, height) == (90, 30)
     assert shrink(Image.new("RGB", (1000, 1)), 10).size == (100, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("runs/mine", "mine"),
+        ("runs/mine/model", "mine"),
+        ("runs/mine/checkpoints/step-00000100", "mine-step-00000100"),
+        ("runs/mine/model/", "mine"),
+    ],
+)
+def test_a_model_is_called_by_its_run(place: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    assert strip_path(str(tmp_path / place)) == name
+    assert strip_path("owner/model") == "owner/model"
+
+
+def test_a_run_is_the_model_in_it(embedder: Embedder, tmp_path: Path) -> None:
+    embedder.save(tmp_path / "run" / "model")
+    loaded = load_encoder(str(tmp_path / "run"), device="cpu")
+    assert loaded.name == "run" and loaded.fingerprint == embedder.fingerprint

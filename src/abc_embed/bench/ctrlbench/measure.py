@@ -157,7 +157,7 @@ def measure_once(
         key = records.record_key(records.make_record(encoder, identity))
         for record in records.read_records(folder):
             if records.record_key(record) == key:
-                return record, None
+                return {**record, "model": {**record["model"], "name": encoder.name}}, None
     findings = measure(
         encoder,
         benchmark,

@@ -131,6 +131,20 @@ def sample(folder: Path, count: int | None, seed: int) -> list[Path]:
     return [files[i] for i in sorted(drawn)]
 
 
+def sample_records(
+    read: Callable[[], Iterable[Record]], count: int | None, seed: int
+) -> Iterable[Record]:
+    """`count` of the records with instructions drawn at random, in their order; None: all.
+
+    `read` gives the records anew each time; they are read twice, and none is kept.
+    """
+    if count is None:
+        return read()
+    usable = [number for number, record in enumerate(read()) if record.instructions]
+    drawn = set(np.random.default_rng(seed).permutation(usable)[:count].tolist())
+    return (record for number, record in enumerate(read()) if number in drawn)
+
+
 def pairs_from_model(
     files: Sequence[Path], root: Path, client: VlmClient, *, license: str = "", tries: int = 2
 ) -> Iterator[ImagePairs]:

@@ -111,9 +111,17 @@ def no_direction(name: str) -> NotFiniteError:
 
 
 def strip_path(name: str) -> str:
-    """A name fit for a record: of a path its last part; "owner/name" of a hub stays."""
+    """A name fit for a record: of a path its last part, of what lies in a training run the run's,
+    with the step for a checkpoint; "owner/name" of a hub stays."""
     is_path = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()
-    return Path(name).resolve().name if is_path else name
+    if not is_path:
+        return name
+    path = Path(name).expanduser().resolve()
+    if path.name == "model":
+        return path.parent.name
+    if path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}-{path.name}"
+    return path.name
 
 
 def shrink(picture: Image.Image, max_pixels: int | None) -> Image.Image:
