@@ -27,7 +27,7 @@ print(model.similarity(image, texts))
 | fact | value |
 | --- | --- |
 | weights from | {sources} |
-| family | {model_type} |
+{training}| family | {model_type} |
 | positions | {positions} |
 | pixels of an image | {min_pixels} to {max_pixels} |
 | pooling | {pooling} of all tokens |
@@ -43,4 +43,14 @@ def model_card(description: Mapping[str, Any]) -> str:
     """Markdown for README.md of a saved folder, from what `checkpoint.describe` returns."""
     sources = ", ".join(f"{part}: {name}" for part, name in description["source"].items())
     adapter = "on for image + instruction" if description["instruct_adapter"] else "none"
-    return _CARD.format(**description, sources=sources, adapter=adapter)
+    training = "".join(map(_training_row, description["training"]))
+    facts = {**description, "sources": sources, "adapter": adapter, "training": training}
+    return _CARD.format(**facts)
+
+
+def _training_row(run: Mapping[str, Any]) -> str:
+    """One run of training: what, for how long, on what, from what."""
+    stage = {"pretrain": "stage 1", "instruct": "stage 2"}.get(run["stage"], run["stage"])
+    data = f"{run['records']} ({run['records_fingerprint'][:8]})" if run["records"] else "own data"
+    parent = f"{run['parent']} ({run['parent_fingerprint'][:8]})" if run["parent"] else "a base"
+    return f"| then trained | {stage}, {run['steps']:,} steps on {data}, from {parent} |\n"

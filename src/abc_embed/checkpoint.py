@@ -14,8 +14,9 @@ A folder of ours:
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -24,9 +25,13 @@ from abc_embed import hub
 from abc_embed.adapters import (
     PRETRAIN_ADAPTER,
     adapter_parameters,
+    attach_stage1,
+    attach_stage2,
+    detach,
     load_adapter,
     merge_stage1,
     save_adapter,
+    set_trainable,
 )
 from abc_embed.backbone import parse_config
 from abc_embed.card import model_card
@@ -48,6 +53,8 @@ from abc_embed.weights import (
 
 FORMAT = 1
 """Version of our folder's layout."""
+RUN_STATE = "state.json"
+"""In a checkpoint of a training run: where it stands, and its configuration."""
 
 Loaded = tuple[AbcModel, Processor]
 Device = torch.device | str
@@ -70,6 +77,8 @@ def load(
         CheckpointError: the files are damaged or do not fit; the message says which.
     """
     recipe = hub.resolve(name)
+    if isinstance(recipe, Path) and (recipe / RUN_STATE).is_file():
+        return load_checkpoint(recipe, device=device, dtype=dtype, attn=attn)
     if isinstance(recipe, Path):
         return load_folder(recipe, device=device, dtype=dtype, attn=attn)
     return load_published(
@@ -168,7 +177,96 @@ def load_folder(
     if description["instruct_adapter"]:
         load_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter")
     model.source = description["source"]
+    model.provenance = description.get("training", [])
     return _frozen(model), Processor.from_folder(folder)
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+) -> Loaded:
+    """What a training run had reached: its base, with the weights of a checkpoint (see `train`).
+
+    Stage 1 is merged, as in the model that the run ends with; the adapter of stage 2 stays one.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the base is another one by now.
+        UnknownModelError: the base is not where it was.
+    """
+    run = _read_run(folder)
+    options: Any = {"device": device, "dtype": dtype, "attn": attn}
+    if hub.is_embedder(run.base):
+        model, processor = load(run.base, **options)
+    else:
+        model, processor = load_base(
+            run.base, pixels=run.pixels, head_width=run.head_width, **options
+        )
+    if model.has_instruct_adapter:
+        detach(model)
+    attach = attach_stage1 if run.stage == PRETRAIN_ADAPTER else attach_stage2
+    attach(model, run.rank, run.alpha, 0.0)
+    model.to(device)
+    set_trainable(model, run.stage)
+    slots = {name: (name, p) for name, p in model.named_parameters() if p.requires_grad}
+    weights = open_weights(folder, "trained")
+    with torch.no_grad():
+        if run.fixed_temperature is not None:
+            slots.pop("temperature.temp")[1].fill_(run.fixed_temperature)
+        fill_slots(slots, weights)
+    if run.stage == PRETRAIN_ADAPTER:
+        merge_stage1(model)
+    model.provenance = run.provenance
+    return _frozen(model), processor
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a checkpoint says of its run, as far as its model follows from it."""
+
+    stage: Literal["pretrain", "instruct"]
+    base: str
+    head_width: int
+    pixels: tuple[int | None, int | None]
+    rank: int
+    alpha: int
+    fixed_temperature: float | None
+    """τ where stage 1 did not train it."""
+    provenance: list[dict[str, Any]]
+
+
+def _read_run(folder: Path) -> _Run:
+    """The run of a checkpoint; its base must be what it was."""
+    state = read_json(folder / RUN_STATE)
+    try:
+        config, known = state["config"], state.get("fingerprint", {}).get("base", "")
+        smallest, largest = config["model"]["pixels"]
+        temperature = config["temperature"]
+        fixed = config["stage"] == PRETRAIN_ADAPTER and not temperature["learn"]
+        run = _Run(
+            stage=config["stage"],
+            base=config["model"]["base"],
+            head_width=config["model"]["head_width"],
+            pixels=(smallest or None, largest or None),
+            rank=config["adapter"]["rank"],
+            alpha=config["adapter"]["alpha"],
+            fixed_temperature=temperature["start"] if fixed else None,
+            provenance=state.get("training", []),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise CheckpointError(f"{folder / RUN_STATE} is damaged ({problem!r})") from None
+    if not run.base:
+        raise CheckpointError(
+            f"{folder} does not say what it was trained from; only checkpoints of runs that a "
+            "configuration began can be loaded"
+        )
+    if known and known != hub.fingerprint(run.base):
+        raise CheckpointError(
+            f"{run.base} has other content than when {folder} was trained from it; put it back"
+        )
+    return run
 
 
 def describe(model: AbcModel, processor: Processor) -> dict[str, Any]:
@@ -176,6 +274,7 @@ def describe(model: AbcModel, processor: Processor) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "source": dict(model.source),
+        "training": list(model.provenance),
         "model_type": model.backbone.vlm.config.model_type,
         "dim": model.dim,
         "head_width": model.head.linear1.out_features,

@@ -378,7 +378,8 @@ class Embedder:
         """
         if self._fingerprint is None:
             # Where the weights came from is no part of what they are.
-            config = {key: value for key, value in self.config.items() if key != "source"}
+            origin = ("source", "training")
+            config = {key: value for key, value in self.config.items() if key not in origin}
             with self._lock:  # while the model computes, its weights may be those with the adapter
                 self._fingerprint = fingerprint(config, self.model.state_dict())
         return self._fingerprint

@@ -8,7 +8,9 @@ Delete the cached copy, or name a revision, to get another.
 """
 
 import logging
+import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from abc_embed.errors import CheckpointError, OfflineError, UnknownModelError
+from abc_embed.storage.hashing import sha256_file, sha256_json
 from abc_embed.storage.json_files import read_json
 
 BUNDLED = "bundled"
@@ -180,3 +183,53 @@ def is_cached(repository: str, patterns: tuple[str, ...]) -> bool:
         return any(folder.glob("*.safetensors"))
     names = set(read_json(index)["weight_map"].values())
     return all((folder / name).exists() for name in names)
+
+
+def is_embedder(base: str) -> bool:
+    """Whether `base` names a model with a trained head: one of ours, or a published one."""
+    known = base == BUNDLED or base.partition("@")[0] in PUBLISHED
+    return known or (model_folder(Path(base).expanduser()) / "abc.json").is_file()
+
+
+def fingerprint(base: str) -> str:
+    """The name of the files that make up a model, whatever its folder is called.
+
+    Raises:
+        CheckpointError: a file cannot be read; or as `locate`.
+    """
+    parts: list[tuple[Path, tuple[str, ...]]] = []
+    if is_embedder(base):
+        recipe = resolve(base)
+        if isinstance(recipe, Path):
+            parts = [(recipe, BASE_FILES)]
+        else:
+            adapters = [name for name in (recipe.pretrain, recipe.instruct) if name is not None]
+            wanted = [
+                (recipe.base, BASE_FILES),
+                *((name, ADAPTER_FILES) for name in adapters),
+            ]
+            parts = [(locate(name, files)[0], files) for name, files in wanted]
+    else:
+        parts = [(locate(base, BASE_FILES)[0], BASE_FILES)]
+    try:
+        return sha256_json([hash_files(folder, files_of(folder, names)) for folder, names in parts])
+    except OSError as problem:
+        raise CheckpointError(f"{problem.filename} cannot be read: {problem.strerror}") from problem
+
+
+def files_of(place: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    """The files of a folder, hidden ones left out; or the one file that it is."""
+    if place.is_file():
+        yield place
+        return
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and any(Path(name).match(pattern) for pattern in patterns):
+                yield Path(folder, name)
+
+
+def hash_files(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the files' names from `root` and their contents."""
+    hashes = {os.path.relpath(path, root): sha256_file(path) for path in files}
+    return sha256_json(hashes)

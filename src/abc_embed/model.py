@@ -44,6 +44,8 @@ class AbcModel(nn.Module):
         self.temperature = Temperature(temperature)
         self.source: dict[str, str] = {"base": "self"}
         """Where the weights came from: base, revisions and adapters, as ids or folder names."""
+        self.provenance: list[dict[str, Any]] = []
+        """What was trained since, run by run, as JSON values; see `train/provenance.py`."""
         self._instruct_layers: list[LoraLayer] | None = None
         self._merged: tuple[list[tuple[int, int]], list[Tensor]] | None = None
 

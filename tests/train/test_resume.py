@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from run_parts import write_data
 from safetensors.torch import load_file, save_file
 
 from abc_embed.errors import DataError, TrainingError
@@ -48,17 +48,6 @@ steps = 4
 batch_size = 3
 checkpoint_every = 2
 """
-COUNT = 6
-
-
-def write_data(folder: Path, order: Sequence[int] = range(COUNT), text: str = "caption") -> None:
-    folder.mkdir(exist_ok=True)
-    lines = []
-    for i in order:
-        Image.new("RGB", (56, 56), (40 * i, 0, 90)).save(folder / f"{i}.png")
-        record = {"id": f"r{i}", "image": f"{i}.png", "caption": f"{text} {i}"}
-        lines.append(json.dumps(record | {"width": 56, "height": 56, "negatives": [f"wrong {i}"]}))
-    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture

@@ -36,6 +36,10 @@ Example:
 \b
   abc-embed train plot runs/pretrain-tiny runs/instruct-tiny --out runs.png
 """
+EXPORT_EXAMPLES = epilog("""
+  abc-embed train export-checkpoint runs/pretrain-tiny --out runs/halfway
+  abc-embed bench ctrlbench --model runs/pretrain-tiny/checkpoints/step-00000100
+""")
 BUNDLED_EXAMPLES = epilog("""
   abc-embed train bundled --out runs/bundled
   abc-embed train bundled --out runs/short --scale 0.01
@@ -207,6 +211,24 @@ def _verdict(plan: "DryRunReport", config: "TrainConfig") -> str:
         f"It does not fit a GPU of {plan.gpu} by this estimate, whatever train.chunk_size is; try "
         f"{mend}a smaller data.max_pixels, a smaller model or a larger GPU."
     )
+
+
+@app.command(epilog=EXPORT_EXAMPLES)
+def export_checkpoint(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="One of a run's checkpoints/, or a run: its newest one.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")],
+) -> None:
+    """Save what a run had reached at a checkpoint as a model of its own."""
+    from abc_embed import checkpoint as models
+    from abc_embed.train.checkpoints import list_checkpoints
+
+    found = list_checkpoints(checkpoint / "checkpoints") or [checkpoint]
+    if not (found[-1] / models.RUN_STATE).is_file():
+        raise UsageError(f"{checkpoint} is no checkpoint of a run; name one of its checkpoints/")
+    models.save(*models.load(str(found[-1])), out)
+    print_result(f"the model of {found[-1].name} is in {out}")
 
 
 @app.command(epilog=PLOT_EXAMPLES)

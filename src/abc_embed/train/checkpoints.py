@@ -15,7 +15,7 @@ and all of them read: a run may go on with another number of processes, or split
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from abc_embed.storage.files import is_partial, replace_folder, unwritable
 from abc_embed.train.config import TrainConfig, default_config
 from abc_embed.train.fingerprints import FIELD_OF, Fingerprint
 from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.provenance import provenance
 from abc_embed.train.sharding import full_tensor, shard_like
 from abc_embed.train.toml_config import flatten
 from abc_embed.train.zero import Optimizer
@@ -82,6 +83,12 @@ class CheckpointManager:
     """What the run learns from."""
     moved: bool = False
     """Whether that may lie somewhere else than when a checkpoint was written."""
+    earlier: Sequence[dict[str, Any]] = ()
+    """The provenance of the model that the run begins with."""
+
+    def provenance(self, steps: int) -> list[dict[str, Any]]:
+        """How the model came about that has done so many steps."""
+        return [*self.earlier, provenance(self.config, self.fingerprint, steps)]
 
     def save(
         self,
@@ -116,6 +123,7 @@ class CheckpointManager:
         values: dict[str, Any] = {"config": asdict(self.config)}
         values["fingerprint"] = asdict(self.fingerprint)
         values |= {"texts": list(text_cache), "step": state.step, "at_floor": state.at_floor}
+        values["training"] = self.provenance(state.step)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)

@@ -39,7 +39,6 @@ from abc_embed.train.batches import (
     split_texts,
 )
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.fingerprints import is_embedder
 from abc_embed.train.sampler import RecordSampler
 from abc_embed.train.stages import attach_adapter
 
@@ -203,7 +202,7 @@ def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
     base, head_width = config.model.base, config.model.head_width
     low: int | None = config.model.pixels[0] or None
     high: int | None = config.model.pixels[1] or None
-    if is_embedder(base):
+    if hub.is_embedder(base):
         source = hub.resolve(base)
         folder = source if isinstance(source, Path) else _local_folder(source.base)
         if isinstance(source, Path):

@@ -96,7 +96,12 @@ def run_stage(
         with process_group.propagate_errors():
             check_batch_size(config.train.batch_size, process_group.world_size)
         checkpoints = CheckpointManager(
-            out_dir / "checkpoints", config, process_group, fingerprint or Fingerprint(), moved
+            out_dir / "checkpoints",
+            config,
+            process_group,
+            fingerprint or Fingerprint(),
+            moved,
+            list(model.provenance),
         )
         last = process_group.broadcast_from_main(lambda: _take_up(out_dir, resume, stack))
         seed_everything(config.train.seed)
@@ -123,6 +128,7 @@ def run_stage(
         _loop(run, batches, state)
         run.optimizer.close()
         stage.finish()
+        stage.model.provenance = checkpoints.provenance(config.train.steps)
         with process_group.propagate_errors():
             if process_group.is_main:
                 checkpoint.save(stage.model, processor, out_dir / "model")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from abc_embed import checkpoint
+from abc_embed import checkpoint, hub
 from abc_embed.adapters import detach
 from abc_embed.errors import ConfigError, OutputError
 from abc_embed.model import AbcModel
@@ -19,7 +19,7 @@ from abc_embed.processor import Processor
 from abc_embed.train.batches import GroupSampler
 from abc_embed.train.checkpoints import find_resumable, lock_run, read_state
 from abc_embed.train.config import TrainConfig, load_config
-from abc_embed.train.fingerprints import fingerprint_of, is_embedder
+from abc_embed.train.fingerprints import fingerprint_of
 from abc_embed.train.loop import autocast_dtype, run_stage
 from abc_embed.train.metrics_logger import check_tracker
 from abc_embed.train.sampler import RecordSampler
@@ -85,7 +85,7 @@ def read_run_config(
     for name, value in needed:
         if not value:
             raise ConfigError(f"{name} is missing; give it a value ({path})")
-    if config.stage == "instruct" and not is_embedder(config.model.base):
+    if config.stage == "instruct" and not hub.is_embedder(config.model.base):
         raise ConfigError(
             f"model.base is {config.model.base!r}; stage 2 needs a model that has passed stage 1, "
             f"like the folder that stage 1 saved ({path})"
@@ -115,13 +115,13 @@ def check_folder(config: TrainConfig, resume: bool, moved: bool = False) -> Path
 
 
 def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
-    """The model that a run begins with, without a stage-2 adapter.
+    """The model that a run begins with; stage 1 begins without a stage-2 adapter.
 
     The frozen weights are in the number format of training: half the memory in bfloat16.
     """
     settings = config.model
     dtype = autocast_dtype(settings) or torch.float32
-    if is_embedder(settings.base):
+    if hub.is_embedder(settings.base):
         model, processor = checkpoint.load(settings.base, dtype=dtype, attn=settings.attention)
     else:
         model, processor = checkpoint.load_base(
@@ -131,9 +131,12 @@ def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
             dtype=dtype,
             attn=settings.attention,
         )
-    if model.has_instruct_adapter:
+    if model.has_instruct_adapter and config.stage == "instruct":
+        logger.info("stage 2 goes on with the stage-2 adapter of %s", settings.base)
+    elif model.has_instruct_adapter:
         logger.warning(
-            "the stage-2 adapter of %s is left out; this run begins without", settings.base
+            "the stage-2 adapter of %s is left out: it belongs to the weights that stage 1 changes",
+            settings.base,
         )
         detach(model)
     return model, processor

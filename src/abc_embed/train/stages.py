@@ -17,10 +17,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1, set_trainable
-from abc_embed.errors import DataError
+from abc_embed.adapters import (
+    adapter_parameters,
+    attach_stage1,
+    attach_stage2,
+    detach,
+    merge_stage1,
+    set_trainable,
+)
+from abc_embed.errors import ConfigError, DataError
 from abc_embed.inputs import Kind
-from abc_embed.model import AbcModel
+from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.processor import Batch, Features, Processor
 from abc_embed.train.batches import TrainBatch, split_queries, split_texts
 from abc_embed.train.config import TrainConfig
@@ -34,15 +41,41 @@ Chunk = tuple[Features, ...]
 
 
 def attach_adapter(model: AbcModel, config: TrainConfig) -> None:
-    """Put the stage's adapter on `model`, freeze what the stage does not train, and set τ."""
+    """Put the stage's adapter on `model`, freeze what the stage does not train, and set τ.
+
+    Stage 2 goes on with the adapter of a model that has passed it.
+
+    Raises:
+        ConfigError: that adapter has another rank or scale than the configuration.
+    """
     stage, adapter = config.stage, config.adapter
     attach = attach_stage1 if stage == "pretrain" else attach_stage2
+    earlier = _take_adapter(model, config) if model.has_instruct_adapter else {}
     attach(model, adapter.rank, adapter.alpha, adapter.dropout)
     set_trainable(model, stage)
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model, INSTRUCT_ADAPTER) if earlier else ():
+            parameter.copy_(earlier[name])
     if stage == "pretrain":  # stage 2 keeps the τ of stage 1
         model.temperature.requires_grad_(config.temperature.learn)
         with torch.no_grad():
             model.temperature.temp.fill_(config.temperature.start)
+
+
+def _take_adapter(model: AbcModel, config: TrainConfig) -> dict[str, Tensor]:
+    """Take the stage-2 adapter off a model; its weights, for one with another dropout."""
+    there = model.backbone.vlm.peft_config[INSTRUCT_ADAPTER]
+    for name, value in (("rank", there.r), ("alpha", there.lora_alpha)):
+        wanted = getattr(config.adapter, name)
+        if value != wanted:
+            raise ConfigError(
+                f"adapter.{name} is {wanted}, and the stage-2 adapter of {config.model.base}, with "
+                f"which this run would go on, has {value}; give {value}, or begin with a model "
+                "that has passed stage 1 only"
+            )
+    weights = {name: value.detach() for name, value in adapter_parameters(model, INSTRUCT_ADAPTER)}
+    detach(model)
+    return weights
 
 
 class Stage(ABC):
