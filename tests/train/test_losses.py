@@ -9,7 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 from abc_embed.errors import TrainingError
-from abc_embed.train.losses import contrastive_loss
+from abc_embed.head import Head, l2_normalize
+from abc_embed.train.losses import contrastive_loss, fake_quantize
+from abc_embed.vectors import quantize
 
 
 def unit_rows(rows: int, width: int = 16) -> torch.Tensor:
@@ -104,3 +106,75 @@ def test_shapes_that_do_not_belong_together(
 ) -> None:
     with pytest.raises(TrainingError, match="the loss needs"):
         contrastive_loss(query, candidates, positives, 0.07)
+
+
+def test_the_matryoshka_loss_is_the_mean_over_widths() -> None:
+    query, candidates, positives = unit_rows(4), unit_rows(9), torch.tensor([8, 0, 3, 3])
+    by_hand = [
+        contrastive_loss(normalize(query[:, :w]), normalize(candidates[:, :w]), positives, 0.1)[0]
+        for w in (16, 8, 4)
+    ]
+    loss, accuracy = contrastive_loss(query, candidates, positives, 0.1, matryoshka=[8, 4])
+    assert loss.item() == pytest.approx(sum(by_hand).item() / 3, rel=1e-6)  # type: ignore[union-attr]
+    assert accuracy == contrastive_loss(query, candidates, positives, 0.1)[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"matryoshka": [8, 3]}])
+def test_gradients_of_the_head_are_those_of_finite_differences(
+    options: dict[str, list[int]],
+) -> None:
+    torch.manual_seed(0)
+    head = Head(16, hidden=8).double()
+    pooled = torch.randn(5, 16, dtype=torch.float64)
+    candidates, positives = unit_rows(7).double(), torch.tensor([6, 0, 1, 2, 2])
+
+    def loss_at(weight: torch.Tensor) -> torch.Tensor:
+        # In float64 by hand, since the head and the loss compute in float32.
+        hidden = torch.selu(pooled @ weight.T + head.linear1.bias)
+        query = normalize(pooled + hidden @ head.linear2.weight.T + head.linear2.bias, dim=-1)
+        losses = []
+        for width in (16, *options.get("matryoshka", [])):
+            scores = normalize(query[:, :width]) @ normalize(candidates[:, :width]).T / 0.1
+            losses.append(torch.nn.functional.cross_entropy(scores, positives))
+        return torch.stack(losses).mean()
+
+    weight = head.linear1.weight.detach().clone()
+    numeric = torch.zeros_like(weight)
+    for index in np.ndindex(*weight.shape):
+        step = torch.zeros_like(weight)
+        step[index] = 1e-6
+        numeric[index] = (loss_at(weight + step) - loss_at(weight - step)) / 2e-6
+    single = head.float()
+    loss, _ = contrastive_loss(
+        l2_normalize(single(pooled.float())),
+        candidates.float(),
+        positives,
+        0.1,
+        **options,  # type: ignore[arg-type]
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert single.linear1.weight.grad is not None
+    assert (single.linear1.weight.grad - numeric).abs().max() <= 1e-5 * numeric.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("output", ["int8", "binary"])
+def test_fake_quantization_is_that_of_the_product_and_lets_gradients_through(output: str) -> None:
+    vectors = unit_rows(40).requires_grad_()
+    rounded = fake_quantize(vectors, output)
+    ranges = np.stack([v.detach().numpy() for v in (vectors.amin(0), vectors.amax(0))])
+    if output == "binary":
+        stored = np.where(vectors.detach().numpy() > 0, 1.0, -1.0)
+    else:
+        levels = quantize(vectors.detach().numpy(), "uint8", ranges).astype(np.float32)
+        stored = ranges[0] + (ranges[1] - ranges[0]) / 255 * (levels + 0.5)
+    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+    off = np.abs(rounded.detach().numpy() - stored)
+    assert np.median(off) <= 1e-6
+    assert off.max() <= (3e-3 if output == "int8" else 1e-6)  # a step where it is a tie
+    rounded.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(vectors.grad, torch.ones_like(vectors))
+    plain, _ = contrastive_loss(vectors, unit_rows(9), torch.zeros(40, dtype=torch.int64), 0.1)
+    aware, _ = contrastive_loss(
+        vectors, unit_rows(9), torch.zeros(40, dtype=torch.int64), 0.1, quantization=output
+    )
+    assert aware.item() != plain.item()

@@ -183,6 +183,11 @@ class RunConfig:
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all candidates (paper section 4)."""
+    matryoshka: tuple[int, ...] = ()
+    """Narrower widths at which vectors are to work as well, like [256, 128, 64]: the loss is the
+    mean over the whole width and these (arXiv 2205.13147)."""
+    quantization: Literal["none", "int8", "binary"] = "none"
+    """What vectors will be rounded to: the loss is taken of rounded ones as well."""
     gather: GatherMode = "gradient"
     """With several processes: "gradient" passes gradients back to the candidates of the others, so
     the number of processes does not change what is learnt; "published" takes them as constants, as
@@ -207,6 +212,9 @@ class RunConfig:
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to below 2^63")
         valid = 0 <= self.label_smoothing < 1
         _require(valid, "train.label_smoothing", self.label_smoothing, "from 0 to below 1")
+        widths = self.matryoshka
+        valid = all(w >= 1 for w in widths) and len(set(widths)) == len(widths)
+        _require(valid, "train.matryoshka", list(widths), "different widths, each at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,8 @@ processes.
 Shapes: `Q` queries, `C` candidates (all texts of the batch, the right ones among them), `D` width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,9 @@ def contrastive_loss(
     positives: Tensor,
     temperature: Tensor | float,
     label_smoothing: float = 0.0,
+    *,
+    matryoshka: Sequence[int] = (),
+    quantization: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of each query's scores over all candidates, and the share ranked first.
 
@@ -31,6 +36,10 @@ def contrastive_loss(
         positives: `(Q,)` int64, the right candidate of each query.
         temperature: Scores are `cosine / temperature`: the smaller, the sharper.
         label_smoothing: Share of the target spread evenly over all candidates (paper section 4).
+        matryoshka: Narrower widths at which the vectors are to work as well: the loss is the mean
+            over `D` and these, each cut and at unit length again (arXiv 2205.13147).
+        quantization: "int8" or "binary": the loss is taken of rounded vectors too, each width's
+            mean with that of the exact ones; see `fake_quantize`.
 
     Returns:
         The loss, a scalar that carries gradients, and the accuracy, a scalar that does not. A tie
@@ -42,9 +51,47 @@ def contrastive_loss(
     """
     _check_shapes(query, candidates, positives)
     with torch.autocast(query.device.type, enabled=False):
-        scores = query.float() @ candidates.float().T / temperature  # (Q, C)
-        loss = F.cross_entropy(scores, positives, label_smoothing=label_smoothing)
-    return loss, _accuracy(scores.detach(), positives)
+        exact = (query.float(), candidates.float())
+        scores = exact[0] @ exact[1].T / temperature  # (Q, C)
+        losses = [F.cross_entropy(scores, positives, label_smoothing=label_smoothing)]
+        for cut in _variants(exact, matryoshka, quantization):
+            further = cut[0] @ cut[1].T / temperature
+            losses.append(F.cross_entropy(further, positives, label_smoothing=label_smoothing))
+    return torch.stack(losses).mean(), _accuracy(scores.detach(), positives)
+
+
+def _variants(
+    exact: tuple[Tensor, Tensor], matryoshka: Sequence[int], quantization: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Query and candidates cut to each width, then all widths rounded."""
+    cut = [
+        (F.normalize(exact[0][:, :width], dim=-1), F.normalize(exact[1][:, :width], dim=-1))
+        for width in matryoshka
+    ]
+    if quantization == "none":
+        return cut
+    rounded = [
+        (fake_quantize(query, quantization), fake_quantize(candidates, quantization))
+        for query, candidates in (exact, *cut)
+    ]
+    return [*cut, *rounded]
+
+
+def fake_quantize(vectors: Tensor, output: str) -> Tensor:
+    """Unit vectors `(N, D)` as they are after rounding, of unit length; gradients pass unchanged.
+
+    "int8" rounds each dimension to 256 steps between its least and largest value in the batch, as
+    `vectors.quantize` does with a model's ranges; "binary" keeps signs.
+    """
+    with torch.no_grad():
+        if output == "binary":
+            rounded = vectors.sign()
+        else:
+            low, high = vectors.amin(0), vectors.amax(0)
+            step = ((high - low) / 255).clamp_min(torch.finfo(vectors.dtype).tiny)
+            rounded = low + step * (((vectors - low) / step).floor().clamp(0, 255) + 0.5)
+        rounded = F.normalize(rounded, dim=-1)
+    return vectors + (rounded - vectors).detach()
 
 
 def _accuracy(scores: Tensor, positives: Tensor) -> Tensor:

@@ -154,6 +154,8 @@ class Stage(ABC):
             global_batch.positives(batch).to(query.device),
             self.model.temperature.temp,
             self._config.train.label_smoothing,
+            matryoshka=self._config.train.matryoshka,
+            quantization=self._config.train.quantization,
         )
         weight = global_batch.loss_weight(len(query))
         return loss * weight, accuracy * weight
