@@ -255,6 +255,15 @@ def train_run(config: Any, sampler: Any, out: Path) -> dict[str, Any]:
     return {"tau": trained.temperature.value, "weights": weights}
 
 
+def validated_run(config: Any, out: Path) -> None:
+    """A run on `Uneven` groups with the validation that its configuration names."""
+    from abc_embed.train.loop import run_stage
+    from abc_embed.train.validation import read_validation
+
+    chosen = read_validation(config.validation, config.stage)
+    run_stage(config, Uneven(config.stage), *small_model(), out, validation=chosen)
+
+
 # -- what a run left behind ------------------------------------------------------------------------
 
 EXACT = ("step", "loss", "accuracy", "tau", "grad_norm", "learning_rate", "queries", "candidates")

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from abc_embed.errors import OutputError, TrainingError
 from abc_embed.storage.files import is_partial, replace_folder, unwritable
-from abc_embed.train.config import TrainConfig, default_config
+from abc_embed.train.config import TrainConfig, ValidationConfig, default_config
 from abc_embed.train.fingerprints import FIELD_OF, Fingerprint
 from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.provenance import provenance
 from abc_embed.train.sharding import full_tensor, shard_like
 from abc_embed.train.toml_config import flatten
+from abc_embed.train.validation import ValidationRecord
 from abc_embed.train.zero import Optimizer
 
 CHANGEABLE_FIELDS = frozenset(
@@ -49,6 +50,7 @@ CHANGEABLE_FIELDS = frozenset(
         "train.log_to",
         "data.on_error",
         "data.max_bad_share",
+        *(f"validation.{item.name}" for item in fields(ValidationConfig)),
     }
 )
 """May differ when a run goes on: they say where and how it runs, not what is learnt."""
@@ -70,6 +72,10 @@ class RunState:
     """For how many steps in a row τ has lain at its floor."""
     planned_steps: int = 0
     """`train.steps` when the checkpoint was written; 0 for a run that begins."""
+    best: ValidationRecord | None = None
+    """The best validation so far."""
+    not_better: int = 0
+    """How many came after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,12 @@ class CheckpointManager:
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
         text_cache: Mapping[str, Tensor],
+        name: str = "",
     ) -> None:
         """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
 
-        All processes call it and one writes.
+        With a `name` it is kept under that, until another takes it. All processes call it and one
+        writes.
 
         Raises:
             OutputError: on all of them, for a full disk or a folder that cannot be written; older
@@ -110,7 +118,7 @@ class CheckpointManager:
         optimizer_state = optimizer.state_dict()
         with self.process_group.propagate_errors():
             if self.process_group.is_main:
-                self._write(state, trained, optimizer_state, text_cache)
+                self._write(state, trained, optimizer_state, text_cache, name)
 
     def _write(
         self,
@@ -118,11 +126,13 @@ class CheckpointManager:
         trained: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
         text_cache: Mapping[str, Tensor],
+        name: str,
     ) -> None:
         partial = self.folder / ".partial"
         values: dict[str, Any] = {"config": asdict(self.config)}
         values["fingerprint"] = asdict(self.fingerprint)
         values |= {"texts": list(text_cache), "step": state.step, "at_floor": state.at_floor}
+        values |= {"best": state.best and asdict(state.best), "not_better": state.not_better}
         values["training"] = self.provenance(state.step)
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -133,7 +143,7 @@ class CheckpointManager:
                 save_file({"vectors": vectors}, partial / "vectors.safetensors")
             save_file(optimizer_state, partial / "optimizer.safetensors")
             (partial / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-            replace_folder(partial, self.folder / f"step-{state.step:08d}")
+            replace_folder(partial, self.folder / (name or f"step-{state.step:08d}"))
         except (OSError, SafetensorError) as error:  # which of the two a full disk is, varies
             shutil.rmtree(partial, ignore_errors=True)
             raise OutputError(
@@ -172,6 +182,8 @@ class CheckpointManager:
             step=values["step"],
             at_floor=values["at_floor"],
             planned_steps=int(flatten(values["config"])["train.steps"]),
+            best=ValidationRecord(**values["best"]) if values.get("best") else None,
+            not_better=values.get("not_better", 0),
         )
         return state, text_cache
 
@@ -186,7 +198,7 @@ def clear_leftovers(run_folder: Path) -> None:
     """Remove what a killed process was writing into a run's folder. Needs the run's lock."""
     checkpoints = run_folder / "checkpoints"
     parts = [checkpoints / ".partial", *filter(is_partial, run_folder.glob(".*"))]
-    replaced = [*checkpoints.glob("step-*.old"), run_folder / "model.old"]
+    replaced = [*checkpoints.glob("*.old"), run_folder / "model.old"]
     for path in [*parts, *(old for old in replaced if old.with_suffix("").exists())]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -218,6 +218,28 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """What the model is asked during training, of pictures that it does not learn from."""
+
+    records: str = ""
+    """Records, as `data.records`, or a CtrlBench folder. Empty: nothing is asked."""
+    every: int = 100
+    """Steps between two times; it is also asked before the first step and after the last. The best
+    of them by R@1 is kept as `checkpoints/best`."""
+    images: int = 500
+    """The first so many images are shown."""
+    patience: int = 0
+    """Stop after so many times in a row without a better one; 0 never stops early."""
+    allow_overlap: bool = False
+    """Whether the pictures may be among those of `data.records`."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, "validation.every", self.every, "at least 1")
+        _require(self.images >= 1, "validation.images", self.images, "at least 1")
+        _require(self.patience >= 0, "validation.patience", self.patience, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One run of one stage."""
 
@@ -232,6 +254,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         self._check_stage()
@@ -245,6 +268,11 @@ class TrainConfig:
             raise ConfigError(
                 "data.negatives is 0, so nothing of data.negatives_file would be used; raise it, "
                 "or remove data.negatives_file"
+            )
+        if not self.validation.records and self.validation != ValidationConfig():
+            raise ConfigError(
+                "validation.records is missing, so nothing else of [validation] would be used; "
+                "name records or a CtrlBench folder, or remove the section"
             )
         others = data.negatives if self.stage == "pretrain" else data.instructions - 1
         if train.batch_size == 1 and not others:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sized
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ from abc_embed.train.processes import (
 from abc_embed.train.rejects import RejectLog
 from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import Instruct, Pretrain, Stage
+from abc_embed.train.validation import ValidationLog, ValidationSet, Validator
 from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def run_stage(
     resume: bool = True,
     fingerprint: Fingerprint | None = None,
     moved: bool = False,
+    validation: ValidationSet | None = None,
 ) -> AbcModel:
     """Train `model` in place, by the stage that the configuration names (paper sections 4 and 5).
 
@@ -83,6 +85,7 @@ def run_stage(
         resume: False refuses a folder that holds a run.
         fingerprint: What it learns from, by content; a run goes on with the same alone.
         moved: That may lie somewhere else than when the run began.
+        validation: What the model is asked every `validation.every` steps.
 
     Returns:
         The model, with stage 1 merged or the adapter of stage 2 attached.
@@ -115,6 +118,7 @@ def run_stage(
             optimizer=_optimizer(stage, config.optim),
             checkpoints=checkpoints,
             out_dir=out_dir,
+            validator=validation and Validator(config, validation, stage, processor),
         )
         state = RunState(step=0)
         with process_group.propagate_errors():
@@ -125,10 +129,10 @@ def run_stage(
                     logger.info(_resumption(config, state, out_dir))
         rank, world_size = process_group.rank, process_group.world_size
         batches = load_batches(sampler, processor, config, state.step, rank, world_size)
-        _loop(run, batches, state)
+        state = _loop(run, batches, state)
         run.optimizer.close()
         stage.finish()
-        stage.model.provenance = checkpoints.provenance(config.train.steps)
+        stage.model.provenance = checkpoints.provenance(state.step)
         with process_group.propagate_errors():
             if process_group.is_main:
                 checkpoint.save(stage.model, processor, out_dir / "model")
@@ -169,10 +173,11 @@ class _Run:
     optimizer: Optimizer
     checkpoints: CheckpointManager
     out_dir: Path
+    validator: Validator | None
 
 
-def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
-    """From `state` to the last step."""
+def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> RunState:
+    """From `state` to the last step, or to the one that validation says is enough."""
     train, stage, process_group = run.config.train, run.stage, run.process_group
     with ExitStack() as stack:
         with process_group.propagate_errors():
@@ -187,7 +192,12 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
                     tracker=open_tracker(run.config, run.out_dir, state.step),
                 )
                 metrics_logger = stack.enter_context(opened)
+        validate = _Validation(run, state.step, metrics_logger)
+        if state.step == 0:
+            state = validate(state)
         for step in range(state.step, train.steps):
+            if validate.enough(state):
+                break
             start = time.perf_counter()
             with process_group.propagate_errors():
                 batch = next(batches)
@@ -201,8 +211,58 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> None:
                 if metrics_logger:
                     metrics_logger.log(record, waited_s)
                 state = _watch_temperature(run, record, state)
-            if state.step % train.checkpoint_every == 0 or state.step == train.steps:
+            state = validate(state)
+            last = state.step == train.steps or validate.enough(state)
+            if state.step % train.checkpoint_every == 0 or last:
                 run.checkpoints.save(state, stage.parameters, run.optimizer, stage.text_cache)
+    return state
+
+
+class _Validation:
+    """Asks the model when it is due, keeps the best, and says when more steps bring nothing."""
+
+    def __init__(self, run: _Run, first_step: int, metrics_logger: MetricsLogger | None) -> None:
+        self._run, self._metrics_logger = run, metrics_logger
+        writes = run.validator is not None and run.process_group.is_main
+        self._log = ValidationLog(run.out_dir, first_step) if writes else None
+
+    def __call__(self, state: RunState) -> RunState:
+        run, config = self._run, self._run.config
+        due = state.step % config.validation.every == 0 or state.step == config.train.steps
+        if run.validator is None or not due:
+            return state
+        record = run.validator.measure(state.step)
+        better = record.better_than(state.best)
+        state = replace(
+            state,
+            best=record if better else state.best,
+            not_better=0 if better else state.not_better + 1,
+        )
+        with run.process_group.propagate_errors():
+            if self._log and self._metrics_logger:
+                self._log.add(record)
+                values = {f"validation_{k}": v for k, v in asdict(record).items() if v is not None}
+                self._metrics_logger.track(values, record.step)
+                logger.info(record.sentence(better))
+                if self.enough(state):
+                    logger.info(self._reason(state))
+        if better and state.step:
+            stage = run.stage
+            run.checkpoints.save(
+                state, stage.parameters, run.optimizer, stage.text_cache, name="best"
+            )
+        return state
+
+    def enough(self, state: RunState) -> bool:
+        patience = self._run.config.validation.patience
+        return self._run.validator is not None and 0 < patience <= state.not_better
+
+    def _reason(self, state: RunState) -> str:
+        best = state.best.step if state.best else 0
+        return (
+            f"stopped early at step {state.step:,}: {state.not_better} validations in a row were "
+            f"not better than that of step {best:,}"
+        )
 
 
 def _reject_log(run: _Run, state: RunState) -> RejectLog:

@@ -79,7 +79,7 @@ class MetricsLogger:
         self._steps = steps
         self._every = every
         self._tracker = tracker
-        kept = _drop_lines_after(path, first_step)
+        kept = drop_lines_after(path, first_step)
         self._exit_stack = ExitStack()
         self._last_line = time.perf_counter()
         self._start = self._last_line - (kept[-1].get("elapsed_s", 0.0) if kept else 0.0)
@@ -111,6 +111,12 @@ class MetricsLogger:
                 with full_disk_is_one_sentence(self._path.parent):
                     self._tracker.close()
 
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Give the tracker further values, if there is one."""
+        if self._tracker:
+            with full_disk_is_one_sentence(self._path.parent):
+                self._tracker.log(values, step)
+
     def log(self, record: StepRecord, waited_s: float = 0.0) -> None:
         """Show the step, and append its line if it is due.
 
@@ -141,9 +147,7 @@ class MetricsLogger:
         with full_disk_is_one_sentence(self._path):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
-        if self._tracker:
-            with full_disk_is_one_sentence(self._path.parent):
-                self._tracker.log({k: v for k, v in values.items() if k != "step"}, record.step)
+        self.track({k: v for k, v in values.items() if k != "step"}, record.step)
         self._last_line, self._items, self._waited_s = now, 0, 0.0
 
 
@@ -173,7 +177,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Cut a log off after a step; the lines that stay."""
     if not path.exists():
         return []

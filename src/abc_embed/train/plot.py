@@ -1,9 +1,10 @@
-"""Curves of one or several runs in one picture: loss, accuracy, τ, gradient norm.
+"""Curves of one or several runs in one picture: loss, accuracy, τ, gradient norm, and what
+validation found where there was any (dashed: the image alone).
 
 Faint: every line as it was logged. Strong: a running mean, so that curves can be told apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from abc_embed.errors import DataError, UsageError
 from abc_embed.figures import legend_below, new_figure, save_figure
 from abc_embed.train.metrics_logger import read_metrics
+from abc_embed.train.validation import VALIDATION_FILE
 
 METRICS_FILE = "metrics.jsonl"
 FORMATS = (".png", ".svg", ".pdf")
@@ -23,6 +25,7 @@ PANELS = (
     ("grad_norm", "gradient norm (log)", True),
 )
 """Name in the file, title, whether the axis is logarithmic."""
+VALIDATION_PANELS = (("loss", "validation: loss"), ("r1", "validation: R@1 (dashed: image alone)"))
 COLOURS = ("#1f5fb0", "#c9571c", "#2e8b57", "#8a4fa3", "#b8860b", "#c0397a", "#3a8fa0", "#6b6b6b")
 SMOOTH_SHARE = 1 / 25
 """The running mean spans this share of a run."""
@@ -40,8 +43,10 @@ def draw_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
         raise UsageError(f"--out is {str(out)!r}; give a name that ends in {', '.join(FORMATS)}")
-    curves = {name: _rows(path) for name, path in _names([Path(run) for run in runs]).items()}
-    figure = _figure(curves)
+    files = _names([Path(run) for run in runs])
+    curves = {name: _rows(path) for name, path in files.items()}
+    checks = {name: _validation(path.with_name(VALIDATION_FILE)) for name, path in files.items()}
+    figure = _figure(curves, {name: rows for name, rows in checks.items() if rows})
     save_figure(figure, out, dpi=150, kind=out.suffix.lower()[1:])
     return out
 
@@ -70,12 +75,45 @@ def _rows(path: Path) -> dict[str, NDArray[np.float64]]:
         raise DataError(f"{path} is no log of a training run ({problem!r} is missing)") from None
 
 
-def _figure(curves: dict[str, dict[str, NDArray[np.float64]]]) -> Any:
-    figure = new_figure(10, 6.4)
+def _validation(path: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Steps and values of each column of a run's validation; none where it had none."""
+    rows = read_metrics(path) if path.is_file() else []
+    columns = ("loss", "r1", "image_loss", "image_r1")
+    given = {key: [row for row in rows if row.get(key) is not None] for key in columns}
+    return {
+        key: (np.array([row["step"] for row in some]), np.array([row[key] for row in some]))
+        for key, some in given.items()
+        if some
+    }
+
+
+def _draw_validation(figure: Any, checks: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    for place, (key, title) in enumerate(VALIDATION_PANELS, len(PANELS) + 1):
+        axes = figure.add_subplot(3, 2, place)
+        for name, columns in checks.items():
+            for column, style in ((key, "o-"), (f"image_{key}", "o--")):
+                if column in columns:
+                    axes.plot(*columns[column], style, color=colours[name], markersize=3)
+        _style(axes, title, last=True)
+
+
+def _style(axes: Any, title: str, *, last: bool) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.tick_params(which="both", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if last:
+        axes.set_xlabel("step", fontsize=9)
+
+
+def _figure(curves: dict[str, dict[str, NDArray[np.float64]]], checks: Mapping[str, Any]) -> Any:
+    rows = 3 if checks else 2
+    figure = new_figure(10, 3.2 * rows)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
     for place, (key, title, logarithmic) in enumerate(PANELS, 1):
-        axes = figure.add_subplot(2, 2, place)
+        axes = figure.add_subplot(rows, 2, place)
         for number, (name, columns) in enumerate(curves.items()):
-            colour = COLOURS[number % len(COLOURS)]
+            colour = colours[name]
             style = ("-", "--", ":")[number // len(COLOURS) % 3]
             steps, values = columns["step"], columns[key]
             mean = smoothed(values)
@@ -84,12 +122,9 @@ def _figure(curves: dict[str, dict[str, NDArray[np.float64]]]) -> Any:
             axes.plot(steps, mean, style, color=colour, linewidth=1.6, label=name, marker=marker)
         if logarithmic:
             axes.set_yscale("log")
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.tick_params(which="both", labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        if place > 2:
-            axes.set_xlabel("step", fontsize=9)
+        _style(axes, title, last=place > 2 and not checks)
+    if checks:
+        _draw_validation(figure, checks, colours)
     legend_below(figure, columns=4, fontsize=8)
     return figure
 

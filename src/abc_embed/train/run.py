@@ -23,6 +23,12 @@ from abc_embed.train.fingerprints import fingerprint_of
 from abc_embed.train.loop import autocast_dtype, run_stage
 from abc_embed.train.metrics_logger import check_tracker
 from abc_embed.train.sampler import RecordSampler
+from abc_embed.train.validation import (
+    ValidationSet,
+    check_overlap,
+    overlap_with,
+    read_validation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +62,11 @@ def train_from_config(
         last = check_folder(config, resume, moved)
         if last and os.environ.get("RANK", "0") == "0":  # of several processes, one writes
             stack.callback(lock_run(Path(config.out)).release)
+        validation = None
+        if config.validation.records:
+            validation = read_validation(config.validation, config.stage)
         if sampler is None:
-            sampler = RecordSampler(config.data.records, config.stage, config.data)
+            sampler = _record_sampler(config, validation)
         fingerprint = fingerprint_of(config, sampler)
         if last:
             read_state(last, config, fingerprint, moved=moved)
@@ -67,8 +76,19 @@ def train_from_config(
             resume=resume,
             fingerprint=fingerprint,
             moved=moved,
+            validation=validation,
         )
     return Path(config.out) / "model"
+
+
+def _record_sampler(config: TrainConfig, validation: ValidationSet | None) -> RecordSampler:
+    """The records of a run, which must not show what it is validated with."""
+    if validation is None or config.validation.allow_overlap:
+        return RecordSampler(config.data.records, config.stage, config.data)
+    overlap = overlap_with(validation)
+    sampler = RecordSampler(config.data.records, config.stage, config.data, overlap.look)
+    check_overlap(overlap)
+    return sampler
 
 
 def read_run_config(

@@ -3,14 +3,14 @@
 Other samplers need only the one method of `batches.GroupSampler`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data import Rejected, open_dataset
+from abc_embed.data import Rejected, Row, open_dataset
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.mining.output import read_mined
 from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
@@ -25,8 +25,16 @@ class RecordSampler:
     Records are read, and images opened, when their turn comes: of millions it holds the numbers.
     """
 
-    def __init__(self, name: str | Path, stage: StageName, data: DataConfig) -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        stage: StageName,
+        data: DataConfig,
+        on_row: Callable[[Row], None] = lambda row: None,
+    ) -> None:
         """Finds the records that the stage can use: with a caption, or with instructions.
+
+        `on_row` sees each row in passing; rows of published sets are not read here.
 
         Raises:
             DataError: there is none, or a record is wrong.
@@ -41,7 +49,7 @@ class RecordSampler:
         self.unreadable: list[Rejected] = []
         """Rows that are no records; where `data.on_error` is "raise", there is none."""
         skip = data.on_error == "skip"
-        scan = self._dataset.scan(field, self.unreadable.append if skip else None)
+        scan = self._dataset.scan(field, self.unreadable.append if skip else None, on_row)
         self._usable = scan.numbers
         self.fingerprint = scan.fingerprint
         """Of what the records say, in their order."""

@@ -125,6 +125,16 @@ class Stage(ABC):
             until the optimizer's `grad_sync` ends.
         """
 
+    @torch.no_grad()
+    def embed(self, features: Sequence[Features]) -> Tensor:
+        """`(N, D)` float32, as the model would embed them in use; nothing in it is changed."""
+        self.model.eval()
+        batch = self._collate(features)
+        with self._accelerator.autocast():
+            vectors = self.model.embed(batch, self.model.encode_images(batch))
+        self.model.train()
+        return vectors.float()
+
     def after_update(self) -> None:  # noqa: B027  (most stages have nothing to do here)
         """Called after each step of the optimizer."""
 

@@ -225,6 +225,7 @@ class PublishedDataset(Dataset):
         self,
         field: Literal["caption", "instructions"],
         on_rejected: Callable[[Rejected], None] | None = None,
+        on_row: Callable[[Row], None] = lambda row: None,
     ) -> Scan:
         """Those that `abc-embed data complete` found whole; all of a layout have the same fields.
 

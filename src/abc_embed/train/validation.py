@@ -1,0 +1,333 @@
+"""What a model in training can do on pictures that it does not learn from.
+
+Asked as the stage trains: with the image alone in stage 1, with image + instruction in stage 2 and
+wherever the set has questions; there the image alone is asked too, as the control. Loss is that of
+training without smoothing, at the τ of the moment; a tie counts as wrong. Nothing random is drawn
+and nothing kept in the model, so the run is the same to the last bit as without.
+
+Shapes: `N` items, `D` width, `Q` questions, `C` candidates (all different texts of the set).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from abc_embed.bench.ctrlbench.schema import IMAGES_FILE, read_benchmark
+from abc_embed.data import Row, open_dataset
+from abc_embed.errors import DataError, InputError
+from abc_embed.inputs import ImageInput, Item
+from abc_embed.processor import Features, Processor
+from abc_embed.storage.hashing import sha256, sha256_file
+from abc_embed.train.config import StageName, TrainConfig, ValidationConfig
+from abc_embed.train.metrics_logger import (
+    drop_lines_after,
+    full_disk_is_one_sentence,
+)
+from abc_embed.train.stages import Stage
+
+VALIDATION_FILE = "validation.jsonl"
+CHUNK = 32
+"""Items in one pass where `train.chunk_size` says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of one image, and which candidates answer it."""
+
+    image: int
+    instruction: str | None
+    right: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ValidationSet:
+    """Images, questions about them, and the texts that may answer."""
+
+    images: tuple[ImageInput, ...]
+    places: tuple[str, ...]
+    """Where each image stands, for messages."""
+    questions: tuple[Question, ...]
+    """Those of one image one after the other."""
+    texts: tuple[str, ...]
+
+
+def read_validation(config: ValidationConfig, stage: StageName) -> ValidationSet:
+    """The set of a configuration: its first `validation.images` images that can be asked about.
+
+    Raises:
+        DataError: there is no such set, a row of it is wrong, or there is nothing to ask.
+    """
+    path = Path(config.records)
+    is_benchmark = (path / IMAGES_FILE).is_file()
+    found = _of_benchmark(path, config) if is_benchmark else _of_records(config, stage)
+    if not found.questions or len(found.texts) < 2:
+        needed = "captions" if stage == "pretrain" else "instructions"
+        raise DataError(
+            f"validation.records ({config.records}) has nothing to choose between; give records "
+            f"with {needed} that differ"
+        )
+    return found
+
+
+def _of_records(config: ValidationConfig, stage: StageName) -> ValidationSet:
+    images: list[ImageInput] = []
+    places: list[str] = []
+    questions: list[Question] = []
+    numbers: dict[str, int] = {}
+    for row in open_dataset(config.records):
+        record = row.record
+        pairs: list[tuple[str | None, str]] = []
+        if stage == "instruct":
+            pairs = [(ask.instruction, ask.answer) for ask in record.instructions]
+        elif record.caption:
+            pairs = [(None, record.caption)]
+        if not pairs:
+            continue
+        for instruction, text in pairs:
+            right = numbers.setdefault(text, len(numbers))
+            questions.append(Question(len(images), instruction, (right,)))
+        images.append(row.image)
+        places.append(row.place)
+        if len(images) == config.images:
+            break
+    return ValidationSet(tuple(images), tuple(places), tuple(questions), tuple(numbers))
+
+
+def _of_benchmark(path: Path, config: ValidationConfig) -> ValidationSet:
+    benchmark = read_benchmark(path)
+    missing = set(benchmark.missing)
+    chosen = [p for p in benchmark.images if p.file not in missing][: config.images]
+    place = {picture.image_id: number for number, picture in enumerate(chosen)}
+    caption = {c.cap_id: number for number, c in enumerate(benchmark.corpus)}
+    asked = sorted(
+        (q for q in benchmark.queries if q.image_id in place and q.tier in benchmark.tiers),
+        key=lambda query: place[query.image_id],
+    )
+    questions = (
+        Question(place[q.image_id], q.instruction, tuple(caption[c] for c in q.positives))
+        for q in asked
+    )
+    files = [path / picture.file for picture in chosen]
+    texts = tuple(c.text for c in benchmark.corpus)
+    return ValidationSet(tuple(files), tuple(map(str, files)), tuple(questions), texts)
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRecord:
+    """One line of `validation.jsonl`."""
+
+    step: int
+    """Steps done; 0 is the model before training."""
+    loss: float
+    r1: float
+    """Share of questions whose right text is ranked first, asked as the file's head says."""
+    image_loss: float | None
+    """The same with the image alone, where there are instructions to leave out."""
+    image_r1: float | None
+    questions: int
+    candidates: int
+
+    def sentence(self, better: bool) -> str:
+        """For people."""
+        alone = "" if self.image_r1 is None else f" (image alone {self.image_r1:.3f})"
+        return (
+            f"step {self.step}: validation loss {self.loss:.4f}, R@1 {self.r1:.3f}{alone}"
+            f"{', the best so far' if better else ''}"
+        )
+
+    def better_than(self, other: "ValidationRecord | None") -> bool:
+        """Whether more is right, or as much at a smaller loss."""
+        return other is None or (self.r1, -self.loss) > (other.r1, -other.loss)
+
+
+class Validator:
+    """Measures the model of a stage on one set, again and again."""
+
+    def __init__(
+        self, config: TrainConfig, chosen: ValidationSet, stage: Stage, processor: Processor
+    ) -> None:
+        self._config, self._set = config, chosen
+        self._stage, self._processor = stage, processor
+        self._texts: torch.Tensor | None = None
+
+    def measure(self, step: int) -> ValidationRecord:
+        """All processes call it, each embeds a part, and all have the same result.
+
+        Raises:
+            InputError: an image or a text of the set cannot be used.
+        """
+        questions = self._set.questions
+        texts = self._texts
+        if texts is None:
+            texts = self._embed([(None, text) for text in self._set.texts])
+            if self._config.stage == "instruct":  # nothing that could change them trains
+                self._texts = texts
+        with_words = [q for q in questions if q.instruction is not None]
+        alone = list(dict.fromkeys((q.image, None) for q in questions))
+        asked = [(q.image, q.instruction) for q in with_words]
+        keys: list[tuple[int | None, str | None]] = sorted({*alone, *asked}, key=_by_image)
+        row = {key: number for number, key in enumerate(keys)}
+        vectors = self._embed(keys)
+        by_image = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
+        main, control = by_image, (None, None)
+        if with_words:
+            query = vectors[[row[q.image, q.instruction] for q in with_words]]
+            main, control = self._score(query, texts, with_words), by_image
+        return ValidationRecord(
+            step, main[0], main[1], control[0], control[1], len(questions), len(texts)
+        )
+
+    def _score(
+        self, query: torch.Tensor, texts: torch.Tensor, questions: Sequence[Question]
+    ) -> tuple[float, float]:
+        """Loss and R@1 of `(Q, D)` among `(C, D)`."""
+        scores = query @ texts.T  # (Q, C)
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        for number, question in enumerate(questions):
+            right[number, list(question.right)] = True
+        logs = torch.log_softmax(scores / self._stage.model.temperature.value, dim=1)
+        loss = -logs.masked_fill(~right, -torch.inf).logsumexp(dim=1).mean()
+        best = scores.masked_fill(~right, -torch.inf).amax(dim=1)
+        wrong = scores.masked_fill(right, -torch.inf).amax(dim=1)
+        return round(loss.item(), 6), round((best > wrong).double().mean().item(), 6)
+
+    def _embed(self, keys: Sequence[tuple[int | None, str | None]]) -> torch.Tensor:
+        """`N` pairs of image number and words -> `(N, D)` float64 on the CPU.
+
+        Where weights are split every process must make equally many passes, so one that has no
+        chunk left embeds something once more.
+        """
+        group, size = self._stage.process_group, self._config.train.chunk_size or CHUNK
+        chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
+        own: dict[int, NDArray[np.float32]] = {}
+        for first in range(0, len(chunks), group.world_size):
+            number = first + group.rank
+            chunk = chunks[number] if number < len(chunks) else chunks[-1][:1]
+            with group.propagate_errors():
+                features = self._features(chunk)
+            vectors = self._stage.embed(features).cpu().numpy()
+            if number < len(chunks):
+                own[number] = vectors
+        parts = {
+            number: part for some in group.all_gather_object(own) for number, part in some.items()
+        }
+        rows = np.concatenate([parts[number] for number in range(len(chunks))])
+        return torch.from_numpy(rows).double()
+
+    def _features(self, keys: Sequence[tuple[int | None, str | None]]) -> list[Features]:
+        features: list[Features] = []
+        opened: dict[int, Any] = {}
+        area = self._config.data.max_pixels or None
+        for number, words in keys:
+            if number is None:
+                features.append(self._processor.features(Item(text=words)))
+                continue
+            image = self._set.images[number]
+            try:
+                if number not in opened:
+                    opened = {number: self._processor.pixels(image, max_pixels=area)}
+                item = Item(image=image, instruction=words)
+                features.append(
+                    self._processor.features(item, max_pixels=area, pixels=opened[number])
+                )
+            except InputError as error:
+                raise type(error)(f"{self._set.places[number]}: {error}") from error
+        return features
+
+
+def _by_image(key: tuple[int | None, str | None]) -> tuple[int, str]:
+    return (key[0] or 0, key[1] or "")
+
+
+# -- what is written down --------------------------------------------------------------------------
+
+
+class ValidationLog:
+    """`validation.jsonl` of a run; lines after the checkpoint that it goes on from are dropped."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._path = folder / VALIDATION_FILE
+        drop_lines_after(self._path, first_step)
+
+    def add(self, record: ValidationRecord) -> None:
+        """Append a line.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        with full_disk_is_one_sentence(self._path), self._path.open("a") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+# -- pictures that are in both ---------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Overlap:
+    """Looks for images of one set among the rows of another, by their bytes.
+
+    A picture that was saved anew has other bytes, and is not found.
+    """
+
+    sizes: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Size of a file -> SHA-256 of those that have it -> where each stands."""
+    found: list[tuple[str, str]] = field(default_factory=list)
+    """Places in the other set and in this one."""
+
+    def expect(self, image: ImageInput, place: str) -> None:
+        """An image of this set; `OSError` when it cannot be read."""
+        if isinstance(image, bytes | Path):
+            self.sizes.setdefault(_size(image), {})[_sha256(image)] = place
+
+    def look(self, row: Row) -> None:
+        """A row of the other set. Only images of a size that was expected are read."""
+        try:
+            same_size = self.sizes.get(_size(row.image))
+            place = same_size and same_size.get(_sha256(row.image))
+        except OSError:
+            return  # training says so when its turn comes
+        if place:
+            self.found.append((row.place, place))
+
+
+def _size(image: Path | bytes) -> int:
+    return len(image) if isinstance(image, bytes) else image.stat().st_size
+
+
+def _sha256(image: Path | bytes) -> str:
+    return sha256(image) if isinstance(image, bytes) else sha256_file(image)
+
+
+def overlap_with(chosen: ValidationSet) -> Overlap:
+    """An `Overlap` that expects the images of a set.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    overlap = Overlap()
+    for image, place in zip(chosen.images, chosen.places, strict=True):
+        try:
+            overlap.expect(image, place)
+        except OSError as problem:
+            raise DataError(f"{place}: the image cannot be read ({problem.strerror})") from None
+    return overlap
+
+
+def check_overlap(overlap: Overlap) -> None:
+    """Raise `DataError` when training and validation show the same pictures."""
+    if overlap.found:
+        there, here = overlap.found[0]
+        raise DataError(
+            f"{len(overlap.found):,} pictures of data.records are in validation.records too, "
+            f"{there} as {here} the first; a score on them would be memory: take them out of one, "
+            "or set validation.allow_overlap = true"
+        )
