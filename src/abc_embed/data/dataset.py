@@ -140,13 +140,13 @@ class Dataset(ABC):
         self,
         field: Literal["caption", "instructions"],
         on_rejected: Callable[[Rejected], None] | None = None,
-        on_row: Callable[[Row], None] = lambda row: None,
+        on_row: Callable[[int, Row], None] = lambda number, row: None,
     ) -> Scan:
         """Which rows have a field, and fingerprints of them all.
 
         Reads every row once, so that a wrong one is found now and not hours later; with
-        `on_rejected` it is reported there, and the others go on. `on_row` is called with each
-        row that can be used.
+        `on_rejected` it is reported there, and the others go on. `on_row` is called with
+        number and row of each that can be used.
 
         Raises:
             DataError: a row cannot be used.
@@ -164,7 +164,7 @@ class Dataset(ABC):
                 continue
             if getattr(row.record, field):
                 found.append(number)
-            on_row(row)
+            on_row(number, row)
             captions.add(number, row.record)
             content.update(format_line(row.record))
             if isinstance(row.image, bytes):

@@ -5,6 +5,8 @@ resumed run sees what an unbroken one would.
 
 Choices that differ from a plain loader:
 
+* *What is right is no negative*: where a picture comes twice, the answers of one row are no
+  negatives of the other, nor are further captions of its own (`GlobalBatch.excluded`).
 * *Equal texts are one candidate*: when two images of a batch share a caption, the second is not
   wrong for the first, as it would be if it stood there twice.
 * *Short ones come first*, images as well as texts, so that chunks of them hold little padding; the
@@ -50,16 +52,23 @@ class Group:
     negatives: tuple[str, ...] = ()
     """Further texts to put among the candidates of the whole batch: mined captions, or more
     answers."""
+    also_right: tuple[str, ...] = ()
+    """Texts that would be right as well, like the other captions of the image: never negatives."""
     place: str = ""
     """Where it stands: file and line, row or member. What has a place can be left out by
     `data.on_error`; without one an image that cannot be opened ends the run."""
 
 
 def caption_group(
-    image: ImageInput, caption: str, negatives: Sequence[str] = (), *, place: str = ""
+    image: ImageInput,
+    caption: str,
+    negatives: Sequence[str] = (),
+    *,
+    also_right: Sequence[str] = (),
+    place: str = "",
 ) -> Group:
     """What stage 1 learns from: an image, its caption and captions that are nearly right."""
-    return Group(image, ((None, caption),), tuple(negatives), place)
+    return Group(image, ((None, caption),), tuple(negatives), tuple(also_right), place)
 
 
 def instruction_group(
@@ -70,7 +79,7 @@ def instruction_group(
     place: str = "",
 ) -> Group:
     """What stage 2 learns from: an image and several (instruction, answer) pairs about it."""
-    return Group(image, tuple(pairs), tuple(negatives), place)
+    return Group(image, tuple(pairs), tuple(negatives), place=place)
 
 
 class GroupSampler(Protocol):
@@ -114,6 +123,11 @@ class TrainBatch:
     """The `C` texts themselves: keys under which stage 2 caches their vectors."""
     positives: Tensor
     """`(Q,)` int64: the right candidate of each query."""
+    asked: tuple[str, ...] = ()
+    """Of each query what it asks: equal for equal pictures and equal words."""
+    also_right: tuple[tuple[str, ...], ...] = ()
+    """Of each query the texts that must not count against it, besides those that are right for
+    another query that asks the same."""
     rejected: tuple[Rejected, ...] = ()
     """Groups of the step that were left out."""
 
@@ -129,6 +143,10 @@ class BatchShard:
     negatives: tuple[str, ...]
     texts: dict[str, Features]
     """Features of every text above."""
+    asked: tuple[tuple[str, ...], ...]
+    """What each query of each group asks."""
+    also_right: tuple[tuple[str, ...], ...]
+    """Of each group."""
     rejected: tuple[Rejected, ...] = ()
 
 
@@ -160,8 +178,8 @@ def make_shard(
     With `skip` a group that has a place and cannot be used is left out, and is in `rejected`; of
     its negatives only those are left out that cannot be used.
     """
+    used: list[Group] = []
     queries: list[tuple[Features, ...]] = []
-    answers: list[tuple[str, ...]] = []
     negatives: list[str] = []
     texts: dict[str, Features] = {}
     rejected: list[Rejected] = []
@@ -187,12 +205,26 @@ def make_shard(
                 raise type(error)(f"{group.place}: {error}") from error
             rejected.append(Rejected(group.place, str(error)))
             continue
+        used.append(group)
         queries.append(own)
-        answers.append(tuple(answer for _, answer in group.pairs))
         negatives += wrong
         texts |= right | wrong
         rejected += unusable
-    return BatchShard(tuple(queries), tuple(answers), tuple(negatives), texts, tuple(rejected))
+    asked = (
+        tuple(
+            f"{query.image_key} {words}" for query, (words, _) in zip(own, group.pairs, strict=True)
+        )
+        for own, group in zip(queries, used, strict=True)
+    )
+    return BatchShard(
+        queries=tuple(queries),
+        answers=tuple(tuple(answer for _, answer in group.pairs) for group in used),
+        negatives=tuple(negatives),
+        texts=texts,
+        asked=tuple(asked),
+        also_right=tuple(group.also_right for group in used),
+        rejected=tuple(rejected),
+    )
 
 
 def _negatives(
@@ -224,6 +256,8 @@ def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
     """The shards of one step, in their order, as the batch that `make_batch` makes of it all."""
     queries = [group for shard in shards for group in shard.queries]
     answers = [group for shard in shards for group in shard.answers]
+    asked = [group for shard in shards for group in shard.asked]
+    also_right = [group for shard in shards for group in shard.also_right]
     negatives = [text for shard in shards for text in shard.negatives]
     features = {text: value for shard in shards for text, value in shard.texts.items()}
     # Answers before negatives: texts of one length keep this order, so it must not follow the cut.
@@ -238,6 +272,8 @@ def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
         candidates=tuple(features[text] for text in texts),
         texts=tuple(texts),
         positives=torch.tensor(positives, dtype=torch.int64),
+        asked=tuple(query for i in order for query in asked[i]),
+        also_right=tuple(also_right[i] for i in order for _ in queries[i]),
         rejected=tuple(rejected for shard in shards for rejected in shard.rejected),
     )
 

@@ -76,6 +76,9 @@ class DataConfig:
     instructions: int = 4
     """Stage 2: instructions per image and step, drawn anew each time; all of them share a batch,
     so each is the others' hard negative (paper section 5)."""
+    kinds: dict[str, float] = field(default_factory=dict)
+    """Stage 2: how much more often instructions of a kind are drawn, as `{place = 2, yes-no = 0}`;
+    1 for kinds that are not named, never for 0."""
     workers: int = 0
     """Processes that open, resize and tokenize ahead of the model, sharing each step among them; 0
     does it in between. Each holds a share of about two steps' pixels."""
@@ -90,6 +93,8 @@ class DataConfig:
         _require(self.max_pixels >= 0, "data.max_pixels", self.max_pixels, "0 or more")
         _require(self.negatives >= 0, "data.negatives", self.negatives, "0 or more")
         _require(self.instructions >= 1, "data.instructions", self.instructions, "at least 1")
+        for kind, weight in self.kinds.items():
+            _require(weight >= 0, f"data.kinds.{kind}", weight, "0 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         valid = 0 <= self.max_bad_share <= 1
         _require(valid, "data.max_bad_share", self.max_bad_share, "from 0 to 1")
@@ -290,7 +295,10 @@ class TrainConfig:
                 "remove the [temperature] section"
             )
         belongs: dict[str, dict[str, tuple[object, str]]] = {
-            "pretrain": {"data.instructions": (self.data.instructions, "asks none")},
+            "pretrain": {
+                "data.instructions": (self.data.instructions, "asks none"),
+                "data.kinds": (self.data.kinds, "asks none"),
+            },
             "instruct": {
                 "data.negatives": (self.data.negatives, "draws none"),
                 "data.negatives_file": (self.data.negatives_file, "draws none"),

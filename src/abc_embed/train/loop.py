@@ -118,7 +118,7 @@ def run_stage(
             optimizer=_optimizer(stage, config.optim),
             checkpoints=checkpoints,
             out_dir=out_dir,
-            validator=validation and Validator(config, validation, stage, processor),
+            validator=Validator(config, validation, stage, processor) if validation else None,
         )
         state = RunState(step=0)
         with process_group.propagate_errors():

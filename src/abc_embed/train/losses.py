@@ -23,6 +23,7 @@ def contrastive_loss(
     temperature: Tensor | float,
     label_smoothing: float = 0.0,
     *,
+    excluded: Tensor | None = None,
     matryoshka: Sequence[int] = (),
     quantization: str = "none",
 ) -> tuple[Tensor, Tensor]:
@@ -36,6 +37,8 @@ def contrastive_loss(
         positives: `(Q,)` int64, the right candidate of each query.
         temperature: Scores are `cosine / temperature`: the smaller, the sharper.
         label_smoothing: Share of the target spread evenly over all candidates (paper section 4).
+        excluded: `(Q, C)` bool, never the right ones: candidates that a query is not scored
+            against, since they are right for it too; None for none.
         matryoshka: Narrower widths at which the vectors are to work as well: the loss is the mean
             over `D` and these, each cut and at unit length again (arXiv 2205.13147).
         quantization: "int8" or "binary": the loss is taken of rounded vectors too, each width's
@@ -52,12 +55,17 @@ def contrastive_loss(
     _check_shapes(query, candidates, positives)
     with torch.autocast(query.device.type, enabled=False):
         exact = (query.float(), candidates.float())
-        scores = exact[0] @ exact[1].T / temperature  # (Q, C)
-        losses = [F.cross_entropy(scores, positives, label_smoothing=label_smoothing)]
-        for cut in _variants(exact, matryoshka, quantization):
-            further = cut[0] @ cut[1].T / temperature
-            losses.append(F.cross_entropy(further, positives, label_smoothing=label_smoothing))
-    return torch.stack(losses).mean(), _accuracy(scores.detach(), positives)
+        every = [exact, *_variants(exact, matryoshka, quantization)]
+        scores = [one @ other.T / temperature for one, other in every]  # (Q, C) each
+        if excluded is None:
+            losses = [
+                F.cross_entropy(of, positives, label_smoothing=label_smoothing) for of in scores
+            ]
+        else:
+            out = excluded.to(scores[0].device)
+            scores = [of.masked_fill(out, -torch.inf) for of in scores]
+            losses = [_masked_cross_entropy(of, positives, label_smoothing) for of in scores]
+    return torch.stack(losses).mean(), _accuracy(scores[0].detach(), positives)
 
 
 def _variants(
@@ -92,6 +100,15 @@ def fake_quantize(vectors: Tensor, output: str) -> Tensor:
             rounded = low + step * (((vectors - low) / step).floor().clamp(0, 255) + 0.5)
         rounded = F.normalize(rounded, dim=-1)
     return vectors + (rounded - vectors).detach()
+
+
+def _masked_cross_entropy(scores: Tensor, positives: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of `(Q, C)` scores, those of -inf left out of the smoothing too."""
+    logs = scores.log_softmax(dim=1)
+    out = scores.isneginf()
+    spread = logs.masked_fill(out, 0.0).sum(dim=1) / (~out).sum(dim=1)
+    right = logs.gather(1, positives[:, None])[:, 0]
+    return -((1 - label_smoothing) * right + label_smoothing * spread).mean()
 
 
 def _accuracy(scores: Tensor, positives: Tensor) -> Tensor:

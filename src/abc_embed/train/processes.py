@@ -18,9 +18,9 @@ Shapes: `C` distinct candidates of all processes, `c` of one, `D` width, `Q` que
 """
 
 import atexit
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -178,11 +178,14 @@ class GlobalBatch:
     """In how many chunks each process passes its queries through the model."""
     rejected: tuple[Rejected, ...] = ()
     """Groups of any process that were left out."""
+    answers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """What is asked, of any process -> the right texts, where there are several."""
 
     @classmethod
     def single(cls, batch: TrainBatch) -> "GlobalBatch":
         """Of a process that is alone."""
-        return cls(0, (batch.texts,), (batch.group_sizes,), (1,), batch.rejected)
+        answers = _several_answers([_answers(batch)])
+        return cls(0, (batch.texts,), (batch.group_sizes,), (1,), batch.rejected, answers)
 
     @property
     def query_count(self) -> int:
@@ -200,6 +203,19 @@ class GlobalBatch:
             return batch.positives
         numbers = self.candidate_numbers()
         return torch.tensor([numbers[batch.texts[i]] for i in batch.positives.tolist()])
+
+    def excluded(self, batch: TrainBatch) -> Tensor | None:
+        """`(Q, C)` bool: candidates that are no negatives of this process's queries, though not
+        the answer that was drawn; None where there is none."""
+        if not self.answers and not any(batch.also_right):
+            return None
+        numbers = self.candidate_numbers()
+        mask = torch.zeros(len(batch.asked), len(numbers), dtype=torch.bool)
+        for row, (asked, others) in enumerate(zip(batch.asked, batch.also_right, strict=True)):
+            right = {*self.answers.get(asked, ()), *others} & numbers.keys()
+            mask[row, [numbers[text] for text in right]] = True
+        mask[torch.arange(len(mask)), self.positives(batch)] = False
+        return mask if bool(mask.any()) else None
 
     def loss_weight(self, queries: int) -> float:
         """What a mean over `queries` of this process counts for, so that the mean over processes
@@ -222,11 +238,31 @@ def exchange_batch_info(
     """Tell the others what this process brings, and hear what they do."""
     chunks = len(split_queries(batch, chunk_size))
     infos = process_group.all_gather_object(
-        (batch.texts, batch.group_sizes, chunks, batch.rejected)
+        (batch.texts, batch.group_sizes, chunks, batch.rejected, _answers(batch))
     )
-    texts, group_sizes, query_chunks, rejected = zip(*infos, strict=True)
-    everyone = tuple(one for some in rejected for one in some)
-    return GlobalBatch(process_group.rank, texts, group_sizes, query_chunks, everyone)
+    texts, group_sizes, query_chunks, rejected, answers = zip(*infos, strict=True)
+    return GlobalBatch(
+        process_group.rank,
+        texts,
+        group_sizes,
+        query_chunks,
+        tuple(one for some in rejected for one in some),
+        _several_answers(answers),
+    )
+
+
+def _answers(batch: TrainBatch) -> list[tuple[str, str]]:
+    """What each query asks, and its right text."""
+    right = (batch.texts[number] for number in batch.positives.tolist())
+    return list(zip(batch.asked, right, strict=True)) if batch.asked else []
+
+
+def _several_answers(answers: Iterable[list[tuple[str, str]]]) -> dict[str, frozenset[str]]:
+    """The right texts of what is asked more than once and answered differently."""
+    right: dict[str, set[str]] = {}
+    for asked, text in (pair for some in answers for pair in some):
+        right.setdefault(asked, set()).add(text)
+    return {asked: frozenset(texts) for asked, texts in right.items() if len(texts) > 1}
 
 
 def gather_candidates(own: Tensor, global_batch: GlobalBatch, mode: GatherMode) -> Tensor:

@@ -3,7 +3,7 @@
 Other samplers need only the one method of `batches.GroupSampler`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data import Rejected, Row, open_dataset
+from abc_embed.data.records import Instruction
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.mining.output import read_mined
 from abc_embed.train.batches import Group, LazyGroups, caption_group, instruction_group
@@ -49,8 +50,19 @@ class RecordSampler:
         self.unreadable: list[Rejected] = []
         """Rows that are no records; where `data.on_error` is "raise", there is none."""
         skip = data.on_error == "skip"
-        scan = self._dataset.scan(field, self.unreadable.append if skip else None, on_row)
-        self._usable = scan.numbers
+        kinds: set[str] = set()
+        unasked: list[int] = []
+
+        def see(number: int, row: Row) -> None:
+            own = {ask.kind for ask in row.record.instructions}
+            kinds.update(own)
+            if own and not any(data.kinds.get(kind, 1.0) for kind in own):
+                unasked.append(number)
+            on_row(row)
+
+        scan = self._dataset.scan(field, self.unreadable.append if skip else None, see)
+        self._usable = np.setdiff1d(scan.numbers, unasked) if data.kinds else scan.numbers
+        _check_kinds(data, kinds)
         self.fingerprint = scan.fingerprint
         """Of what the records say, in their order."""
         self._check_unreadable()
@@ -99,10 +111,26 @@ class RecordSampler:
             negatives = self._negatives(random, number, record.negatives)
             return caption_group(row.image, record.caption, negatives, place=row.place)
         pairs = []
-        for instruction in _sample(random, record.instructions, self._data.instructions):
+        for instruction in self._choose(random, record.instructions):
             wordings = (instruction.instruction, *instruction.paraphrases)
             pairs.append((wordings[random.integers(len(wordings))], instruction.answer))
+        if not pairs:
+            return Rejected(row.place, "data.kinds draws none of its instructions")
         return instruction_group(row.image, pairs, place=row.place)
+
+    def _choose(
+        self, random: np.random.Generator, instructions: Sequence[Instruction]
+    ) -> Sequence[Instruction]:
+        """`data.instructions` of a record's, the kinds weighted where `data.kinds` says so."""
+        count = self._data.instructions
+        if not self._data.kinds:
+            return _sample(random, instructions, count)
+        weights = [self._data.kinds.get(ask.kind, 1.0) for ask in instructions]
+        asked = [(ask, weight) for ask, weight in zip(instructions, weights, strict=True) if weight]
+        # Drawn one after the other by weight, without putting back: the first to come, each at a
+        # rate of its weight (Efraimidis and Spirakis 2006).
+        times = random.exponential(size=len(asked)) / np.array([weight for _, weight in asked])
+        return [asked[i][0] for i in np.argsort(times)[:count]]
 
     def _negatives(
         self, random: np.random.Generator, number: int, pool: Sequence[str]
@@ -119,6 +147,16 @@ class RecordSampler:
                 "no caption; mine these records again"
             )
         return [text for text in texts if text is not None]
+
+
+def _check_kinds(data: DataConfig, kinds: Collection[str]) -> None:
+    """Raise `ConfigError` for a kind that no record has; of published sets none is known."""
+    unknown = sorted(data.kinds.keys() - set(kinds))
+    if unknown and kinds:
+        raise ConfigError(
+            f"data.kinds names {unknown[0]!r}, which no instruction has; there are "
+            f"{', '.join(sorted(kinds))}"
+        )
 
 
 def _sample(random: np.random.Generator, pool: Sequence[T], count: int) -> list[T]:

@@ -164,6 +164,7 @@ class Stage(ABC):
             global_batch.positives(batch).to(query.device),
             self.model.temperature.temp,
             self._config.train.label_smoothing,
+            excluded=global_batch.excluded(batch),
             matryoshka=self._config.train.matryoshka,
             quantization=self._config.train.quantization,
         )

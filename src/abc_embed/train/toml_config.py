@@ -146,6 +146,11 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list) or len(value) != len(hints):
             raise ConfigError(f"{name} is {value!r}; it must be a list of {len(hints)} numbers")
         return tuple(_convert(hint, part, name) for hint, part in zip(hints, value, strict=True))
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}; it must be a section")
+        inner = get_args(hint)[1]
+        return {key: _convert(inner, part, f"{name}.{key}") for key, part in value.items()}
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:

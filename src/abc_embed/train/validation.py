@@ -178,7 +178,8 @@ class Validator:
         row = {key: number for number, key in enumerate(keys)}
         vectors = self._embed(keys)
         by_image = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
-        main, control = by_image, (None, None)
+        main: tuple[float, float] = by_image
+        control: tuple[float | None, float | None] = (None, None)
         if with_words:
             query = vectors[[row[q.image, q.instruction] for q in with_words]]
             main, control = self._score(query, texts, with_words), by_image

@@ -225,7 +225,7 @@ class PublishedDataset(Dataset):
         self,
         field: Literal["caption", "instructions"],
         on_rejected: Callable[[Rejected], None] | None = None,
-        on_row: Callable[[Row], None] = lambda row: None,
+        on_row: Callable[[int, Row], None] = lambda number, row: None,
     ) -> Scan:
         """Those that `abc-embed data complete` found whole; all of a layout have the same fields.
 
