@@ -41,7 +41,7 @@ def test_two_processes_learn_what_one_does(stage: str, tmp_path: Path) -> None:
     # Written once, by one of them: nothing half done or doubled lies beside it.
     assert [p.name for p in (tmp_path / "together/checkpoints").iterdir()] == ["step-00000005"]
     assert sorted(p.name for p in (tmp_path / "together").iterdir()) == [
-        *("checkpoints", "metrics.jsonl", "model")
+        *(".lock", "checkpoints", "metrics.jsonl", "model")
     ]
 
 

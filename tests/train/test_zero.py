@@ -63,6 +63,7 @@ def test_two_processes_learn_what_one_does(
     assert all(row[4] > CONFIG.optim.clip_norm for row in curve(alone[0]))
     assert len({row[3] for row in curve(together[0])}) == 5  # τ learns too
     assert [p.name for p in sorted(together[0].iterdir())] == [
+        ".lock",
         "checkpoints",
         "metrics.jsonl",
         "model",
