@@ -278,8 +278,12 @@ class Embedder:
         max_pixels: int | None = None,
         batch_size: int | None = None,
         on_error: OnError = "raise",
+        *,
+        batch_tokens: int | None = None,
     ) -> EmbeddingPipeline:
         """The engine under `embed` and `stream`, for those who prepare and pack items themselves.
+
+        `batch_tokens` is the budget of tokens of a batch; None: what suits the device.
 
         Raises:
             UsageError: an argument is out of range.
@@ -294,6 +298,7 @@ class Embedder:
             max_pixels=max_pixels,
             batch_size=batch_size,
             on_error=on_error,
+            batch_tokens=batch_tokens,
             lock=self._lock,
         )
 

@@ -184,6 +184,7 @@ class EmbeddingPipeline:
         max_pixels: int | None = None,
         batch_size: int | None = None,
         on_error: OnError = "raise",
+        batch_tokens: int | None = None,
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -198,7 +199,7 @@ class EmbeddingPipeline:
         self._lock = lock or nullcontext()
         on_cpu = model.device.type == "cpu"
         by_tokens = CPU_BATCH_TOKENS if on_cpu else MAX_BATCH_TOKENS
-        self._batch_tokens = by_tokens if batch_size is None else MAX_BATCH_TOKENS
+        self._batch_tokens = batch_tokens or (by_tokens if batch_size is None else MAX_BATCH_TOKENS)
         self.window_items = WINDOW_ITEMS if batch_size is None else WINDOW_BATCHES * batch_size
         budget = processor.image.limited(max_pixels)
         self.window_images = max(1, WINDOW_VISUAL_TOKENS // budget.max_visual_tokens)

@@ -24,6 +24,7 @@ DISTRIBUTION = {
     "open_clip": "open-clip-torch",
     "indexed_gzip": "indexed-gzip",
     "pillow_heif": "pillow-heif",
+    "umap": "umap-learn",
 }
 NOTHING_WITHOUT_EXTRA = ("serve",)
 """Packages of ours that have an extra of their own name and are imported only with it."""
@@ -39,6 +40,7 @@ PROMISED_EXTRAS = {
         "open-clip",
         "deepspeed",
         "serve",
+        "umap",
     ),
     "dev",
 }

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from serve_parts import data_url, png, running
 
 from abc_embed import Embedder, Item
 from abc_embed.errors import RequestError, UsageError
+from abc_embed.serve import run
 from abc_embed.serve.app import Server
 from abc_embed.serve.queue import EmbeddingQueue
 from abc_embed.serve.settings import ServerSettings, read_keys
@@ -150,8 +152,35 @@ def test_large_and_slow_bodies(embedder: Embedder) -> None:
         assert post(url, "/v1/embeddings", {"input": "a" * 3000}).status_code == 413
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
-            slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            slow.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+            )
             assert b" 408 " in slow.recv(4096)
+
+
+def test_slow_heads_and_slow_readers(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that never ends, the first or a later one, the rest of a refused body, no reading."""
+    monkeypatch.setattr(run, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(run, "READ_TIMEOUT_S", 0.3)
+    with running(embedder, protocol=run.BoundedProtocol, max_body=2000) as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        large = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n"
+        for sent in (b"", b"GET / HT", whole + b"GET / HT", large):
+            with socket.create_connection((host, int(port)), timeout=10) as slow:
+                slow.sendall(sent)
+                while slow.recv(4096):  # to the end: the server closes it
+                    with suppress(OSError):
+                        slow.send(b"x")
+        with socket.create_connection((host, int(port))) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with suppress(OSError):
+                for _ in range(20_000):
+                    deaf.sendall(b"GET /static/app.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with pytest.raises(OSError):
+                for _ in range(1000):
+                    deaf.sendall(whole)
+                    time.sleep(0.01)
 
 
 def test_a_full_queue(embedder: Embedder) -> None:
@@ -252,6 +281,65 @@ def test_it_does_not_open_to_the_world_by_itself(tmp_path: Any) -> None:
         read_keys(keys)
     with pytest.raises(UsageError, match="cannot be read"):
         read_keys(tmp_path / "gone")
+
+
+def test_what_a_page_elsewhere_sends_is_refused(embedder: Embedder) -> None:
+    """A name of its own that points here (DNS rebinding), or a form that posts across sites."""
+    with running(embedder) as (url, _):
+        rebound = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"})
+        assert rebound.status_code == 403 and "own machine" in rebound.text
+        assert httpx.get(f"{url}/v1/models", headers={"Host": "localhost:1"}).status_code == 200
+        across = {"Sec-Fetch-Site": "cross-site"}
+        assert post(url, "/v1/embeddings", {"input": "a"}, headers=across).status_code == 403
+    with running(embedder, no_key=True) as (url, _):
+        named = {"Host": "our.example"}
+        assert httpx.get(f"{url}/v1/models", headers=named).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b'{"\\ud800": 1}', 400, "no Unicode"),
+        (b'{"input": "\\udfff"}', 400, "no Unicode"),
+        (b'{"input": [' + b"[]," * 1_100_000 + b"[]]}", 413, "more than 1,000,000 values"),
+        (b'{"input": 1' + b"0" * 5000 + b"}", 400, "no JSON"),
+        (b'{"input": "a", "dimensions": 1e999}', 400, "whole number"),
+        (b'{"input": "a", "model": "' + b"m" * 100_000 + b'"}', 404, "there is no model"),
+        (b'{"' + b"f" * 100_000 + b'": 1, "input": "a"}', 400, "is not known here"),
+    ],
+    ids=["key", "text", "values", "digits", "infinite", "model", "name"],
+)
+def test_bodies_that_would_cost_much(url: str, body: bytes, status: int, words: str) -> None:
+    answer = httpx.post(f"{url}/v1/embeddings", content=body, timeout=60)
+    assert answer.status_code == status and words in answer.json()["error"]["message"]
+    assert len(answer.content) < 4000
+
+
+def test_bodies_in_memory_are_bounded(embedder: Embedder) -> None:
+    with running(embedder, max_body=2000) as (url, server):
+        server._body_bytes = 16 * 2000
+        assert post(url, "/v1/embeddings", {"input": "a"}).status_code == 503
+        server._body_bytes = 0
+        assert post(url, "/v1/embeddings", {"input": "a"}).status_code == 200
+        assert server._body_bytes == 0
+
+
+def test_equal_pictures_of_two_requests_are_encoded_once(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = embedder.model.backbone.encode_images
+
+    def counted(pixels: Any, grid: Any) -> Any:
+        encoded.append(len(grid))
+        return encode(pixels, grid)
+
+    monkeypatch.setattr(embedder.model.backbone, "encode_images", counted)
+    with running(embedder) as (url, _):
+        for words in ("what is on the left?", "what is on the right?"):
+            body = {"input": [{"image": data_url(png(7)), "instruction": words}]}
+            assert post(url, "/v1/embeddings", body).status_code == 200
+    assert sum(encoded) == 1
 
 
 def test_the_log_is_json_without_contents(

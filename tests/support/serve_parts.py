@@ -31,10 +31,14 @@ def data_url(data: bytes) -> str:
 
 
 @contextmanager
-def running(embedder: Embedder, **settings: Any) -> Iterator[tuple[str, Server]]:
+def running(
+    embedder: Embedder, *, protocol: Any = "auto", **settings: Any
+) -> Iterator[tuple[str, Server]]:
     """The server in a thread, on a free port."""
     server = Server(embedder, "golden", ServerSettings(port=0, **settings))
-    config = uvicorn.Config(server.app, port=0, log_level="error", timeout_graceful_shutdown=10)
+    config = uvicorn.Config(
+        server.app, port=0, http=protocol, log_level="error", timeout_graceful_shutdown=10
+    )
     process = uvicorn.Server(config)
     thread = threading.Thread(target=process.run)
     thread.start()

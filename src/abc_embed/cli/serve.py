@@ -1,5 +1,6 @@
 """`abc-embed serve`: the model behind HTTP, on this machine alone unless told otherwise."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,45 @@ from abc_embed.errors import MissingExtraError, OutputError
 EXAMPLES = epilog("""
   abc-embed serve
   abc-embed serve --model runs/mine --port 9000
+  abc-embed serve --index photos.index
   abc-embed serve --host 0.0.0.0 --api-key-file keys.txt
 """)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """What a server takes on."""
+
+    index: Annotated[
+        list[Path] | None,
+        typer.Option(envvar="ABC_EMBED_INDEX", help="An index to search; may be repeated."),
+    ] = None
+    max_body: Annotated[str, typer.Option(envvar="ABC_EMBED_MAX_BODY", help="Largest request.")] = (
+        "32 MB"
+    )
+    queue: Annotated[
+        int, typer.Option(envvar="ABC_EMBED_QUEUE", help="Most items that wait or are computed.")
+    ] = 1024
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            envvar="ABC_EMBED_TOKEN_BUDGET",
+            help="Most tokens of a batch, padding included.",
+            show_default="what suits the device",
+        ),
+    ] = None
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(envvar="ABC_EMBED_CORS", help="Origin of a page elsewhere that may ask."),
+    ] = None
+    allow_urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            envvar="ABC_EMBED_ALLOW_URLS",
+            help="Host from which images may be fetched; may be repeated.",
+        ),
+    ] = None
 
 
 @options.with_settings
@@ -34,23 +72,23 @@ def serve(
             "--no-key", envvar="ABC_EMBED_NO_KEY", help="Let other machines in without a key."
         ),
     ] = False,
-    max_body: Annotated[
-        str, typer.Option(envvar="ABC_EMBED_MAX_BODY", help="Largest request.")
-    ] = "32 MB",
-    queue: Annotated[
-        int, typer.Option(envvar="ABC_EMBED_QUEUE", help="Most items that wait or are computed.")
-    ] = 1024,
-    cors: Annotated[
-        list[str] | None,
-        typer.Option(envvar="ABC_EMBED_CORS", help="Origin of a page elsewhere that may ask."),
-    ] = None,
-    settings: options.ModelSettings,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="bundled, a published name, or a saved folder.",
+            show_default="that of the index; else bundled",
+        ),
+    ] = "",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    load: LoadSettings,
 ) -> None:
     """Serve embeddings over HTTP, and a page to try them on.
 
     OpenAI's, Cohere's, Voyage's, Jina's and vLLM's clients can ask as they do. Ctrl-C or SIGTERM
     finishes what runs and takes nothing new.
     """
+    from abc_embed.search.settings import read_settings
     from abc_embed.serve.settings import ServerSettings, read_keys
 
     chosen = ServerSettings(
@@ -58,10 +96,16 @@ def serve(
         port=port,
         keys=() if api_key_file is None else read_keys(api_key_file),
         no_key=no_key,
-        max_body=options.parse_size(max_body, "--max-body"),
-        queue=queue,
-        cors=tuple(cors or ()),
+        max_body=options.parse_size(load.max_body, "--max-body"),
+        queue=load.queue,
+        token_budget=load.token_budget,
+        cors=tuple(load.cors or ()),
+        allow_urls=tuple(load.allow_urls or ()),
+        indexes=tuple(load.index or ()),
     )
+    if not model and chosen.indexes:
+        model = str(read_settings(chosen.indexes[0])["model"])
+    settings = options.ModelSettings(model=model or options.MODEL, device=device, dtype=dtype)
     try:
         from abc_embed.serve.run import run_server
     except ImportError:

@@ -179,6 +179,18 @@ class Index:
                         stale.append(row["path"])
         return stale
 
+    def refresh(self) -> bool:
+        """Take over what other processes wrote since it was opened; whether there is anything."""
+        settings = read_settings(self.folder)
+        if settings["fingerprint"] != self.settings["fingerprint"]:
+            raise DataError(f"the index {str(self.folder)!r} was made anew with another model")
+        with self.table.reported():
+            before = self.table.lance.version
+            self.table.lance.checkout_latest()
+            changed = bool(self.table.lance.version != before) or settings != self.settings
+        self.settings.update(settings)
+        return changed
+
     # -- searching -------------------------------------------------------------------------------
 
     def search(
@@ -205,10 +217,7 @@ class Index:
         where: str | None = None,
     ) -> list[list[Hit]]:
         """`search` for several queries at once."""
-        if not len(self):
-            raise DataError(f"the index {str(self.folder)!r} is empty; add images with: index add")
-        if where is not None:
-            self.table.count(where)  # refuses it in the user's own words
+        self.check_query(where)
         known = [None if isinstance(query, np.ndarray) else as_query(query) for query in queries]
         asked = [query for query in known if query is not None]
         embedded = iter(
@@ -217,15 +226,38 @@ class Index:
         vectors = np.stack(
             [query if isinstance(query, np.ndarray) else next(embedded) for query in queries]
         )
+        return self.search_embedded(known, vectors, count, where=where)
+
+    def search_embedded(
+        self,
+        queries: "Sequence[Query | None]",
+        vectors: Vectors,
+        count: int = 5,
+        *,
+        where: str | None = None,
+    ) -> list[list[Hit]]:
+        """`search` for queries whose vectors `(Q, D)` are there; None: only the vector is known."""
         results = []
         found = self.nearest(vectors, max(count, cutoff.CANDIDATES), where)
-        for parts, vector, (paths, images) in zip(known, vectors, found, strict=True):
+        for parts, vector, (paths, images) in zip(queries, vectors, found, strict=True):
             answers = None if parts is None else cutoff.answers(self, parts, vector, images)
             flags = [None] * len(paths) if answers is None else answers.tolist()
             rows = zip(paths, (images @ vector).tolist(), flags, strict=True)
             hits = [Hit(Path(path), score, flag) for path, score, flag in rows]
             results.append(sorted(hits, key=lambda hit: hit.is_answer is False)[:count])
         return results
+
+    def check_query(self, where: str | None) -> None:
+        """Find out before anything is embedded whether there is something to search.
+
+        Raises:
+            DataError: the index is empty.
+            UsageError: LanceDB refuses the filter.
+        """
+        if not len(self):
+            raise DataError(f"the index {str(self.folder)!r} is empty; add images with: index add")
+        if where is not None:
+            self.table.count(where)  # refuses it in the user's own words
 
     def nearest(
         self, vectors: Vectors, count: int, where: str | None = None

@@ -91,7 +91,15 @@ def embed_queries(
         UsageError: the parts of a sum cancel out.
     """
     items = [item for query in queries for _, item in query.parts]
-    vectors = embedder.embed(items, max_pixels=max_pixels)
+    return weighted_sums(queries, embedder.embed(items, max_pixels=max_pixels))
+
+
+def weighted_sums(queries: Sequence[Query], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(Q, D)` at unit length, from the vectors of all parts of all queries, in their order.
+
+    Raises:
+        UsageError: the parts of a sum cancel out.
+    """
     sums = np.zeros((len(queries), vectors.shape[1]), dtype=np.float64)
     at = 0
     for row, query in enumerate(queries):

@@ -210,7 +210,7 @@ class ImageTable:
                 ids = [self._approximate(v, count, where, probes, refine) for v in vectors]
             else:
                 ids = self._exact(vectors, count, where)
-            paths, stored = self._take(sorted({int(row) for part in ids for row in part}))
+            paths, stored = self.take(sorted({int(row) for part in ids for row in part}))
         results = []
         for vector, part in zip(vectors, ids, strict=True):
             rows = [int(row) for row in part]
@@ -219,7 +219,7 @@ class ImageTable:
             results.append(([paths[rows[at]] for at in order], matrix[order]))
         return results
 
-    def _take(self, row_ids: list[int]) -> tuple[dict[int, str], dict[int, Vectors]]:
+    def take(self, row_ids: list[int]) -> tuple[dict[int, str], dict[int, Vectors]]:
         """Paths and vectors `(D,)` of rows."""
         if not row_ids:
             return {}, {}

@@ -6,9 +6,7 @@ a plain 500, its traceback in the log and not in the answer.
 """
 
 import asyncio
-import base64
 import hmac
-import io
 import json
 import logging
 import re
@@ -18,38 +16,59 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from abc_embed import __version__
-from abc_embed.embedder import Embedder, Evidence
+from abc_embed.embedder import Embedder
 from abc_embed.errors import AbcError, InputError, OutOfMemoryError, RequestError, UsageError
-from abc_embed.inputs import Item, open_image
-from abc_embed.serve.fields import Fields, image_bytes, parse_json
-from abc_embed.serve.queue import RETRY_AFTER_S, Embedded, EmbeddingQueue
-from abc_embed.serve.settings import ServerSettings
+from abc_embed.serve.engine import Engine, bad_items
+from abc_embed.serve.fetch import Fetcher, check_hosts
+from abc_embed.serve.fields import Fields, ReadImage, parse_json
+from abc_embed.serve.images import ImageReader
+from abc_embed.serve.openapi import SUMMARIES, request_body
+from abc_embed.serve.queue import RETRY_AFTER_S, Embedded
+from abc_embed.serve.ranking import Ranking
+from abc_embed.serve.retrieval import Retrieval
+from abc_embed.serve.settings import LOCAL_NAMES, ServerSettings
 from abc_embed.serve.shapes import (
-    MAX_INPUTS,
     SHAPES,
     EmbedRequest,
     EmbedResult,
     Encoded,
     Shape,
     as_base64,
-    make_item,
     openai_error,
-    parse_item,
 )
 from abc_embed.vectors import quantize, truncate
 
 LOG = logging.getLogger("abc_embed.serve")
-OPEN_PATHS = re.compile(r"/|/docs|/health|/examples(/.*)?|/static/.*")
-"""What needs no key: the page itself, and whether the server lives."""
+PAGES = {
+    "/": "index.html",
+    "/search": "search.html",
+    "/map": "map.html",
+    "/docs": "docs.html",
+}
+OPEN_PATHS = re.compile(r"/|/search|/map|/docs|/health|/examples(/.*)?|/static/.*")
+"""What needs no key: the pages themselves, and whether the server lives."""
+Handler = Callable[[Fields, Request, ReadImage], Awaitable[Any]]
+"""A request -> its answer, or a function that makes it where that takes long."""
+SMALL_BODY = 1 << 14
+"""A body of no more bytes, without images, is taken apart at once and not in a thread."""
+BODIES = 16
+"""So many bodies of the largest size may be in memory at a time."""
+FEW_VECTORS = 8
+"""More of them are written as JSON in a thread."""
+MAX_SENTENCE = 600
+"""Characters of a refusal: what it repeats of the request may be of any length."""
 
 EXAMPLES = files("abc_embed") / "bundled" / "images"
 STATIC = files("abc_embed") / "serve" / "static"
@@ -73,6 +92,7 @@ class Server:
         self.name = name
         self.settings = settings
         self.created = int(time.time())
+        self._body_bytes = 0
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "abc_embed_requests",
@@ -95,11 +115,17 @@ class Server:
         self._batch_tokens = Counter(
             "abc_embed_batch_tokens", "Tokens that went through the model.", registry=self.registry
         )
-        self.queue = EmbeddingQueue(
-            embedder,
-            capacity=settings.queue,
-            on_batch=self._count_batch,
-        )
+        self.engine = Engine(embedder, name, settings, self._count_batch)
+        self.queue = self.engine.queue
+        indexes = None
+        if settings.indexes:
+            from abc_embed.serve.indexes import Indexes  # needs the extra `index`
+
+            indexes = Indexes(settings.indexes, embedder)
+        fetch = Fetcher(check_hosts(settings.allow_urls)) if settings.allow_urls else None
+        self._images = ImageReader(indexes, fetch)
+        self._ranking = Ranking(self.engine)
+        self._retrieval = Retrieval(self.engine, indexes)
         Gauge(
             "abc_embed_queue_items",
             "Items that wait or are being computed.",
@@ -118,7 +144,7 @@ class Server:
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             with self.queue:
                 yield
-                await asyncio.to_thread(self.queue.close)
+                await asyncio.to_thread(self.engine.close)
 
         app = FastAPI(
             title="abc-embed", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
@@ -132,49 +158,67 @@ class Server:
                 allow_methods=["GET", "POST"],
             )
         for shape in SHAPES:
-            handle = self._embed_route(shape)
-            self._add(app, shape.path, handle, shape.summary, shape.example, shape)
-        image, texts = "data:image/png;base64,…", ["a dog", "a cat"]
-        words = "what is on the left?"
-        example: dict[str, Any] = {"image": image, "texts": texts, "instructions": [words]}
-        self._add(app, "/v1/rank", self._rank, "Texts ranked for an image", example)
-        example = {"image": image, "text": "a dog", "instruction": words, "png": True}
-        self._add(app, "/v1/explain", self._explain, "Which places made the cosine", example)
+            self._add(app, shape.path, self._embed_route(shape), shape)
+        self._add(app, "/v1/rank", self._ranking.rank)
+        self._add(app, "/v1/explain", self._ranking.explain)
+        self._add(app, "/v1/search", self._retrieval.search)
+        self._add(app, "/v1/map", self._retrieval.map)
+        app.get("/v1/indexes")(self._get(self._retrieval.indexes))
+        app.get("/v1/indexes/{index}/images/{identity}", response_class=Response)(self._image)
         app.get("/v1/models")(self._models)
         app.get("/health")(self._health)
         app.get("/metrics")(self._metrics)
         app.exception_handler(HTTPException)(self._http_error)
-        for path, name in (("/", "index.html"), ("/docs", "docs.html")):
+        app.exception_handler(RequestValidationError)(self._bad_parameter)
+        self._add_pages(app)
+        return app
+
+    def _add_pages(self, app: FastAPI) -> None:
+        for path, name in PAGES.items():
             app.get(path, include_in_schema=False)(_file_route(name))
         app.get("/static/{name}", include_in_schema=False)(lambda name: shipped(STATIC, name))
         app.get("/examples/{name}", include_in_schema=False)(lambda name: shipped(EXAMPLES, name))
         app.get("/examples", include_in_schema=False)(
             lambda: sorted(f.name for f in EXAMPLES.iterdir() if f.name.endswith(".png"))
         )
-        return app
 
-    def _add(
-        self,
-        app: FastAPI,
-        path: str,
-        handle: "Callable[[Fields, Request], Awaitable[Any]]",
-        summary: str,
-        example: dict[str, Any],
-        shape: Shape | None = None,
-    ) -> None:
+    def _add(self, app: FastAPI, path: str, handle: Handler, shape: Shape | None = None) -> None:
         """A route whose body is read by hand, so that every refusal names its place."""
+
+        read_images = self._images.again
 
         async def route(request: Request) -> Response:
             try:
-                body = await asyncio.to_thread(parse_json, await self._body(request))
-                return JSONResponse(await handle(body, request))
+                async with self._body(request) as content:
+                    answer = await handle(await self._parsed(content), request, read_images())
+                if callable(answer):
+                    return await asyncio.to_thread(lambda: JSONResponse(answer()))
+                return JSONResponse(answer)
             except AbcError as error:
                 return refusal(error, shape)
 
         route.__name__ = path.strip("/").replace("/", "_")
-        content = {"application/json": {"schema": {"type": "object"}, "example": example}}
-        schema = {"requestBody": {"required": True, "content": content}}
-        app.post(path, summary=summary, openapi_extra=schema)(route)
+        app.post(path, summary=SUMMARIES[path], openapi_extra=request_body(path))(route)
+
+    def _get(self, handle: "Callable[[Request], Awaitable[Any]]") -> "Callable[..., Any]":
+        async def route(request: Request) -> Response:
+            try:
+                return JSONResponse(await handle(request))
+            except AbcError as error:
+                return refusal(error, None)
+
+        return route
+
+    async def _image(
+        self, request: Request, index: str, identity: str, side: int = 256
+    ) -> Response:
+        """An image of an index as JPEG, no side longer than `side` pixels."""
+        try:
+            data = await self._retrieval.image(request, index, identity, side)
+        except AbcError as error:
+            return refusal(error, None)
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(data, media_type="image/jpeg", headers=headers)
 
     async def _around(
         self, request: Request, call_next: Callable[[Request], Awaitable[Response]]
@@ -182,8 +226,16 @@ class Server:
         """Keys, metrics, the log line, and headers of every answer."""
         started = time.perf_counter()
         path = request.url.path
-        if self.settings.keys and not OPEN_PATHS.fullmatch(path) and not self._has_key(request):
-            response: Response = refusal(
+        response: Response
+        if self._is_foreign(request):
+            response = refusal(
+                RequestError(
+                    "this server is for its own machine; see --host and --cors", None, 403
+                ),
+                None,
+            )
+        elif self.settings.keys and not OPEN_PATHS.fullmatch(path) and not self._has_key(request):
+            response = refusal(
                 RequestError("give a key of this server as 'Authorization: Bearer KEY'", None, 401),
                 next((shape for shape in SHAPES if shape.path == path), None),
             )
@@ -195,7 +247,7 @@ class Server:
                 response = JSONResponse(
                     openai_error("the server made a mistake; its log says which", None, 500), 500
                 )
-        known = path if response.status_code != 404 else "unknown"
+        known = _metrics_path(request)
         seconds = time.perf_counter() - started
         self._requests.labels(known, response.status_code).inc()
         self._seconds.labels(known).observe(seconds)
@@ -215,98 +267,94 @@ class Server:
         matches = [hmac.compare_digest(given, key.encode()) for key in self.settings.keys]
         return any(matches)
 
-    async def _body(self, request: Request) -> bytes:
-        """The body, within bounds of bytes and of time.
+    def _is_foreign(self, request: Request) -> bool:
+        """Whether a page of another site sent it: by its own name for this machine, or at once.
+
+        A server without keys is for this machine's own user, whose browser shows such pages too.
+        """
+        if not self.settings.only_local:
+            return False
+        try:
+            name = urlsplit("//" + request.headers.get("host", "")).hostname
+        except ValueError:
+            name = None
+        if name not in {*LOCAL_NAMES, self.settings.host}:
+            return True
+        site = request.headers.get("sec-fetch-site", "none")
+        from_page = request.headers.get("origin") in self.settings.cors
+        return request.method == "POST" and site in ("cross-site", "same-site") and not from_page
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, which counts among those in memory as long as it is used.
 
         Raises:
-            RequestError: it is too large (413) or too slow (408).
+            RequestError: it is too large (413), too slow (408), or too many are there (503).
         """
-        most = self.settings.max_body
+        body = bytearray()
+        try:
+            await self._receive(request, body)
+            yield bytes(body)
+        finally:
+            self._body_bytes -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        most, seconds = self.settings.max_body, self.settings.body_timeout_s
         too_large = RequestError(
             f"the body is larger than {most:,} bytes; send fewer or smaller images", None, 413
         )
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
             raise too_large
-        body = bytearray()
         try:
-            async with asyncio.timeout(self.settings.body_timeout_s):
+            async with asyncio.timeout(seconds):
                 async for chunk in request.stream():
                     body += chunk
+                    self._body_bytes += len(chunk)
                     if len(body) > most:
                         raise too_large
+                    if self._body_bytes > BODIES * most:
+                        raise RequestError(
+                            "too many large requests at a time; try again", None, 503
+                        )
         except TimeoutError:
-            seconds = self.settings.body_timeout_s
             raise RequestError(f"the body took longer than {seconds:g} s", None, 408) from None
-        return bytes(body)
+        except ClientDisconnect:
+            raise RequestError("the client has hung up", None, 499) from None
+
+    async def _parsed(self, content: bytes) -> Fields:
+        if len(content) <= SMALL_BODY:
+            return parse_json(content)
+        return await asyncio.to_thread(parse_json, content)
 
     # -- embeddings ------------------------------------------------------------------------------
 
-    def _embed_route(self, shape: Shape) -> "Callable[[Fields, Request], Awaitable[Any]]":
-        async def embed(body: Fields, http: Request) -> dict[str, Any]:
-            asked = shape.parse(body)
-            self._check_model(asked.model)
+    def _embed_route(self, shape: Shape) -> Handler:
+        async def embed(body: Fields, http: Request, read: ReadImage) -> Any:
+            if body.is_plain:
+                asked = shape.parse(body, read)
+            else:  # images and addresses take their time
+                asked = await self.engine.run(http, lambda _: shape.parse(body, read), "read")
+            self.engine.check_model(asked.model)
             self._encoded(asked, [])  # refuses a width or a format before anything is computed
-            results = await self._embed(asked.items, http)
-            errors = self._errors(asked, results)
+            results = await self.engine.embed(asked.items, http)
+            errors = bad_items(results, asked.places, skip=asked.skip_bad)
             good = [result for result in results if isinstance(result, Embedded)]
-            result = EmbedResult(
-                model=self.name,
-                encoded=await asyncio.to_thread(self._encoded, asked, results),
-                errors=errors,
-                tokens=sum(embedded.tokens for embedded in good),
-                image_pixels=sum(embedded.image_pixels for embedded in good),
-                images=sum(item.image is not None for item in asked.items),
-            )
-            return shape.answer(asked, result)
+
+            def answer() -> dict[str, Any]:
+                result = EmbedResult(
+                    model=self.name,
+                    encoded=self._encoded(asked, results),
+                    errors=errors,
+                    tokens=sum(embedded.tokens for embedded in good),
+                    image_pixels=sum(embedded.image_pixels for embedded in good),
+                    images=sum(item.image is not None for item in asked.items),
+                )
+                return shape.answer(asked, result)
+
+            return answer if len(results) > FEW_VECTORS else answer()
 
         return embed
-
-    def _check_model(self, name: str | None) -> None:
-        if name not in (None, self.name, "default", ""):
-            raise RequestError(
-                f"there is no model {name!r} here; this server has {self.name!r}", "model", 404
-            )
-
-    async def _embed(
-        self, items: Sequence[Item], http: Request
-    ) -> "list[Embedded | BaseException]":
-        """Vectors, or what went wrong, an item each; given up when the client has hung up."""
-        futures = self.queue.submit(items)
-        work = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        gone = asyncio.ensure_future(_hung_up(http))
-        waited: set[asyncio.Future[Any]] = {work, gone}
-        try:
-            done, _ = await asyncio.wait(
-                waited,
-                timeout=self.settings.answer_timeout_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()  # and with it every item that has not begun
-        if work in done:
-            return work.result()
-        if gone in done:
-            raise RequestError("the client has hung up", None, 499)
-        seconds = self.settings.answer_timeout_s
-        raise RequestError(f"no answer within {seconds:g} s; try again", None, 503)
-
-    def _errors(
-        self, asked: EmbedRequest, results: "Sequence[Embedded | BaseException]"
-    ) -> dict[int, str]:
-        """Sentences of bad items by index; the first one ends a request that does not skip."""
-        errors: dict[int, str] = {}
-        for index, (result, place) in enumerate(zip(results, asked.places, strict=True)):
-            if isinstance(result, Embedded):
-                continue
-            if not isinstance(result, InputError):
-                raise result
-            if not asked.skip_bad:
-                raise RequestError(f"{place}: {result}", place) from result
-            errors[index] = str(result)
-        return errors
 
     def _encoded(
         self, asked: EmbedRequest, results: "Sequence[Embedded | BaseException]"
@@ -339,57 +387,6 @@ class Server:
             return [as_base64(vector) for vector in vectors]
         return list(quantize(vectors, output).tolist())
 
-    # -- beyond vectors --------------------------------------------------------------------------
-
-    async def _rank(self, body: Fields, http: Request) -> dict[str, Any]:
-        instructions: list[str | None] = [None]
-        if "instructions" in body:
-            instructions = _texts(body, "instructions", 64)
-        texts = _texts(body, "texts", MAX_INPUTS)
-        image, item = body.take("image"), body.take("item")
-        self._check_model(body.text("model"))
-        body.done()
-        if (image is None) == (item is None):
-            raise RequestError("give one of image and item")
-        if item is not None:
-            questions = [parse_item(item, "item")]
-        else:
-            questions = [_asked(image, words) for words in instructions]
-        candidates = [parse_item(text, f"texts[{index}]") for index, text in enumerate(texts)]
-        places = [*(["image"] * len(questions)), *(f"texts[{i}]" for i in range(len(texts)))]
-        asked = EmbedRequest([*questions, *candidates], places)
-        results = await self._embed(asked.items, http)
-        self._errors(asked, results)
-        vectors = np.stack([r.vector for r in results if isinstance(r, Embedded)])
-        scores = self.embedder.similarity(vectors[: len(questions)], vectors[len(questions) :])
-        rankings = []
-        for question, row in zip(questions, scores, strict=True):
-            order = (-row).argsort(kind="stable")
-            ranking = [{"index": int(i), "text": texts[i], "score": float(row[i])} for i in order]
-            rankings.append({"instruction": question.instruction, "ranking": ranking})
-        return {"object": "list", "model": self.name, "data": rankings}
-
-    async def _explain(self, body: Fields, _: Request) -> dict[str, Any]:
-        image, words = body.take("image"), body.text("instruction")
-        text = body.text("text", required=True)
-        with_png = body.flag("png", False)
-        self._check_model(body.text("model"))
-        body.done()
-        item, target = _asked(image, words), parse_item(text, "text")
-        try:
-            evidence = await asyncio.to_thread(self.embedder.explain, item, target)
-        except InputError as error:
-            raise RequestError(f"image: {error}", "image") from None
-        answer: dict[str, Any] = {
-            "object": "evidence",
-            "model": self.name,
-            "map": np.round(evidence.map, 4).tolist(),
-            "peak": evidence.peak,
-        }
-        if with_png:
-            answer["png"] = await asyncio.to_thread(overlay_png, evidence, item)
-        return answer
-
     # -- about the server ------------------------------------------------------------------------
 
     async def _models(self) -> dict[str, Any]:
@@ -416,6 +413,11 @@ class Server:
         """Counters for Prometheus."""
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
+    async def _bad_parameter(self, _: Request, error: Exception) -> Response:
+        found = error.errors() if isinstance(error, RequestValidationError) else []
+        place = ".".join(str(part) for part in found[0]["loc"][1:]) if found else None
+        return refusal(RequestError(f"{place} has a wrong value", place), None)
+
     async def _http_error(self, _: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         sentences = {404: "there is no such path", 405: "this path does not take that method"}
@@ -423,46 +425,29 @@ class Server:
         return JSONResponse(openai_error(message, None, status), status)
 
 
-def _texts(body: Fields, name: str, most: int) -> list[Any]:
-    """A list of texts."""
-    return [
-        Fields({"text": words}, place).text("text", required=True)
-        for place, words in body.items(name, most)
-    ]
-
-
-def _asked(image: object, instruction: str | None) -> Item:
-    """An image, alone or with an instruction."""
-    return make_item("image", instruction, image_bytes(image, "image"))
-
-
-def overlay_png(evidence: Evidence, item: Item) -> str:
-    """The picture under its map, as a data: URL."""
-    picture = open_image(item.image)  # type: ignore[arg-type]
-    picture.thumbnail((1024, 1024))
-    stream = io.BytesIO()
-    evidence.overlay(picture).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-async def _hung_up(http: Request) -> None:
-    """Returns when the client has closed the connection; its body was read before."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
 def refusal(error: AbcError, shape: Shape | None) -> JSONResponse:
     """An error as the answer that the client of that shape understands."""
-    status, place = 400, None
+    status, place, sentence = 400, None, str(error)
     if isinstance(error, RequestError):
         status, place = error.status, error.place
     elif isinstance(error, OutOfMemoryError):
         status = 503
     elif not isinstance(error, InputError | UsageError):
-        status = 500
-    body = (shape.error if shape else openai_error)(str(error), place, status)
+        # What it says is for the operator: it may name files of this machine.
+        LOG.error("a request failed: %s", error)
+        status, sentence = 500, "the server cannot answer this; its log says why"
+    if len(sentence) > MAX_SENTENCE:
+        sentence = f"{sentence[: MAX_SENTENCE // 2]} … {sentence[-MAX_SENTENCE // 2 :]}"
+    place = place and place[:MAX_SENTENCE]
+    body = (shape.error if shape else openai_error)(sentence, place, status)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
     return JSONResponse(body, status, headers=headers)
+
+
+def _metrics_path(request: Request) -> str:
+    """The path as it was declared: what clients put into it makes no series of its own."""
+    route = request.scope.get("route")
+    return str(getattr(route, "path", "unknown"))
 
 
 def _file_route(name: str) -> Callable[[], Response]:

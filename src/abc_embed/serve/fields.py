@@ -7,10 +7,18 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from abc_embed.errors import RequestError
+
+ReadImage = Callable[[object, str], bytes]
+"""The value of an image and its place in the request -> the bytes of the image file."""
+
+MAX_VALUES = 1_000_000
+"""Values in one body: each takes some 60 bytes when it is parsed, however short it is written."""
+
+PLAIN_VALUES, PLAIN_LENGTH = 64, 8192
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]*)*;base64,", re.IGNORECASE)
@@ -20,12 +28,18 @@ def parse_json(body: bytes) -> "Fields":
     """The body of a request, which must be a JSON object.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is none, holds too many values, or text that is no Unicode.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # a text's commas count too
+        raise RequestError(f"the body has more than {MAX_VALUES:,} values; send fewer", None, 413)
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        if b"\\ud" in body.lower():  # half of a surrogate pair cannot be sent back
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise RequestError("the body is nested too deeply; give a flat JSON object") from None
+    except UnicodeEncodeError:
+        raise RequestError("a text is no Unicode: half of a surrogate pair; send UTF-8") from None
     except ValueError as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise RequestError(f"the body is no JSON ({why}); give a JSON object in UTF-8") from None
@@ -48,6 +62,16 @@ class Fields:
 
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it holds a few short texts and no image: quick to take apart."""
+        values = [v for f in self._values.values() for v in (f if isinstance(f, list) else [f])]
+        if {"images", "modality"} & {*self._values} or len(values) > PLAIN_VALUES:
+            return False
+        if any(isinstance(value, dict | list) for value in values):
+            return False
+        return sum(len(value) for value in values if isinstance(value, str)) <= PLAIN_LENGTH
 
     def at(self, name: str) -> str:
         """The place of a field in the request."""
@@ -137,7 +161,7 @@ def image_bytes(value: object, place: str) -> bytes:
         if not found:
             raise RequestError(f"{place} is a data: URL without ;base64, in it", place)
         value = value[found.end() :]
-    elif _URL.match(value):
+    elif is_address(value):
         raise RequestError(
             f"{place} is an address, and this server fetches nothing; send the image itself as a "
             "data: URL in base64",
@@ -150,6 +174,11 @@ def image_bytes(value: object, place: str) -> bytes:
     if not data:
         raise RequestError(f"{place} is empty; give the image as a data: URL", place)
     return data
+
+
+def is_address(value: object) -> bool:
+    """Whether it is a web address."""
+    return isinstance(value, str) and _URL.match(value) is not None
 
 
 def kind_of(value: object) -> str:

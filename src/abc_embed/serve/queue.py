@@ -15,7 +15,7 @@ from typing import Self
 from abc_embed.embedder import Embedder
 from abc_embed.errors import RequestError
 from abc_embed.inputs import Item
-from abc_embed.pipeline import Vector
+from abc_embed.pipeline import EmbeddingPipeline, Vector
 from abc_embed.processor import Features
 
 RETRY_AFTER_S = 1
@@ -27,6 +27,7 @@ class Job:
     """One item on its way to a vector."""
 
     item: Item
+    max_pixels: int | None = None
     future: "Future[Embedded]" = field(default_factory=Future)
     features: Features | None = None
 
@@ -46,6 +47,7 @@ class EmbeddingQueue:
     Args:
         embedder: the model.
         capacity: the most items that wait or are being computed; more are refused.
+        batch_tokens: the most tokens of a batch, padding included; None: as suits the device.
         threads: how many pictures are prepared at a time.
         on_batch: called with the items and tokens of each batch.
     """
@@ -55,12 +57,15 @@ class EmbeddingQueue:
         embedder: Embedder,
         *,
         capacity: int = 1024,
+        batch_tokens: int | None = None,
         threads: int = 2,
         on_batch: Callable[[int, int], None] = lambda items, tokens: None,
     ) -> None:
         self.embedder = embedder
         self.capacity = capacity
-        self._pipeline = embedder.pipeline()
+        self._pipeline = embedder.pipeline(batch_tokens=batch_tokens)
+        self._preparers: dict[int | None, EmbeddingPipeline] = {None: self._pipeline}
+        """By the resolution."""
         self._on_batch = on_batch
         self._preparing = ThreadPoolExecutor(threads, thread_name_prefix="abc-embed-prepare")
         self._ready: deque[Job] = deque()
@@ -80,8 +85,13 @@ class EmbeddingQueue:
         """How many items wait or are being computed."""
         return self._waiting
 
-    def submit(self, items: Sequence[Item]) -> "list[Future[Embedded]]":
+    def submit(
+        self, items: Sequence[Item], max_pixels: int | None = None
+    ) -> "list[Future[Embedded]]":
         """A future for each item; cancel those whose answer nobody waits for any more.
+
+        `max_pixels` is the largest area at which pictures are seen; the server chooses it, not the
+        client, so that there are few.
 
         Raises:
             RequestError: the queue is full (429), or the server is stopping (503).
@@ -96,7 +106,9 @@ class EmbeddingQueue:
                     status=429 if len(items) <= self.capacity else 413,
                 )
             self._waiting += len(items)
-        jobs = [Job(item) for item in items]
+            if max_pixels not in self._preparers:
+                self._preparers[max_pixels] = self.embedder.pipeline(max_pixels)
+        jobs = [Job(item, max_pixels) for item in items]
         for job in jobs:
             job.future.add_done_callback(self._one_less)
             self._preparing.submit(self._prepare, job)
@@ -121,7 +133,7 @@ class EmbeddingQueue:
         if job.future.cancelled():
             return
         try:
-            job.features = self._pipeline.prepare(job.item)
+            job.features = self._preparers[job.max_pixels].prepare(job.item)
         except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this item)
             fail(job.future, error)
             return

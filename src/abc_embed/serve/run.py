@@ -5,27 +5,84 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from abc_embed.embedder import Embedder
 from abc_embed.serve.app import Server
 from abc_embed.serve.settings import ServerSettings
 
 HEADER_TIMEOUT_S = 10.0
-"""A connection must have sent the head of its first request in this time."""
+"""The head of a request must be whole so long after its first byte, and that of the first one so
+long after the connection was made."""
+READ_TIMEOUT_S = 60.0
+"""So long a client may take nothing of an answer."""
+OPEN_FILES = 65_536
+"""Connections and files that the process may have open, where the system lets it."""
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP, which closes a connection that sends no whole head."""
+    """uvicorn's HTTP, which closes a connection that is slow to ask or to read."""
+
+    _head: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_TIMEOUT_S, self._close_if_silent)
+        self._watch_head()
 
-    def _close_if_silent(self) -> None:
-        first_request: object = self.cycle
-        if first_request is None and not self.transport.is_closing():
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        """Count the time while no request is answered: a head, or what is left of a refused body.
+
+        Between two requests, when nothing was sent, uvicorn's own limit counts.
+        """
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self._stop_head()
+        elif self._head is None:
+            self._head = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
+
+    def on_response_complete(self) -> None:
+        self._stop_head()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader = self.loop.call_later(READ_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_reader()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head()
+        self._stop_reader()
+        super().connection_lost(exc)
+
+    def _stop_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _stop_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+
+def allow_open_files() -> None:
+    """Let the process have many connections at a time: many systems begin with 1,024 files."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run_server(
@@ -40,6 +97,7 @@ def run_server(
     Raises:
         OSError: the address cannot be listened on.
     """
+    allow_open_files()
     server = Server(embedder, name, settings)
     with listen(settings) as bound:
         port = bound.getsockname()[1]
@@ -58,10 +116,11 @@ def run_server(
 
 def listen(settings: ServerSettings) -> socket.socket:
     """A socket bound to the address, before anything says that the server is there."""
-    family, kind, _, _, address = socket.getaddrinfo(
+    family, kind, protocol, _, address = socket.getaddrinfo(
         settings.host, settings.port, type=socket.SOCK_STREAM
     )[0]
-    bound = socket.socket(family, kind)
+    # With its protocol: asyncio sends without delay (TCP_NODELAY) only where that says TCP.
+    bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from abc_embed.errors import UsageError
 
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -29,8 +31,14 @@ class ServerSettings:
     """An item that was not computed by then is given up."""
     queue: int = 1024
     """Most items that wait or are being computed."""
+    token_budget: int | None = None
+    """Most tokens of a batch, padding included; None: as suits the device."""
     cors: tuple[str, ...] = ()
     """Origins of pages elsewhere that may ask."""
+    allow_urls: tuple[str, ...] = ()
+    """Hosts from which images may be fetched; none: nothing is fetched."""
+    indexes: tuple[Path, ...] = ()
+    """Folders of indexes that are searched and shown."""
     stop_timeout_s: int = 30
     """How long what runs may take to finish after SIGTERM."""
 
@@ -39,11 +47,18 @@ class ServerSettings:
             raise UsageError(f"--port is {self.port}; give 0 (any free one) to 65535")
         if self.queue < 1 or self.max_body < 1024:
             raise UsageError("--queue must be at least 1 and --max-body at least 1 KB")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise UsageError("--token-budget must be at least 1 token")
         if not is_loopback(self.host) and not self.keys and not self.no_key:
             raise UsageError(
                 f"--host {self.host} lets other machines in; give --api-key-file, or --no-key to "
                 "serve everybody"
             )
+
+    @property
+    def only_local(self) -> bool:
+        """Whether it is for this machine's own user: no key is asked, and none was left out."""
+        return is_loopback(self.host) and not self.keys and not self.no_key
 
 
 def is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from abc_embed.errors import InputError, RequestError
 from abc_embed.inputs import Item
-from abc_embed.serve.fields import Fields, image_bytes, kind_of
+from abc_embed.serve.fields import Fields, ReadImage, image_bytes, kind_of
 
 MAX_INPUTS = 2048
 """Inputs of one request, as OpenAI has it."""
@@ -61,13 +61,10 @@ class Shape(ABC):
     """One way to ask."""
 
     path: ClassVar[str]
-    summary: ClassVar[str]
-    example: ClassVar[dict[str, Any]]
-    """A request, for people who read the schema."""
 
     @abstractmethod
-    def parse(self, body: Fields) -> EmbedRequest:
-        """The request.
+    def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
+        """The request, its images read by `read`.
 
         Raises:
             RequestError: it cannot be understood; the place is named.
@@ -86,14 +83,8 @@ class OpenAI(Shape):
     """`/v1/embeddings`: texts, chat messages (vLLM), lists of parts (Jina, SGLang), infinity."""
 
     path = "/v1/embeddings"
-    summary = "OpenAI: texts; chat messages (vLLM); lists of parts (Jina, SGLang); infinity"
-    example: ClassVar = {
-        "input": ["a dog", {"image": "data:image/png;base64,…", "instruction": "what is it?"}],
-        "encoding_format": "float",
-        "dimensions": 128,
-    }
 
-    def parse(self, body: Fields) -> EmbedRequest:
+    def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         output = body.choice("encoding_format", ("float", "base64"), "float")
         kinds = ("float", "base64", "binary", "ubinary")
@@ -105,18 +96,18 @@ class OpenAI(Shape):
             body.refuse("normalized", "is false, and vectors here have unit length; leave it out")
         body.text("user")
         if "messages" in body:
-            parsed = list(self._messages(body))
+            parsed = list(self._messages(body, read))
         else:
-            parsed = list(self._input(body, modality))
+            parsed = list(self._input(body, modality, read))
         body.done()
         places, items = [place for place, _ in parsed], [item for _, item in parsed]
         return EmbedRequest(items, places, model, dimensions, (output,), skip)
 
-    def _input(self, body: Fields, modality: str) -> Iterator[tuple[str, Item]]:
+    def _input(self, body: Fields, modality: str, read: ReadImage) -> Iterator[tuple[str, Item]]:
         value = body.take("input")
         place = body.at("input")
         if isinstance(value, str | dict):
-            yield place, _one(value, place, modality)
+            yield place, _one(value, place, modality, read)
             return
         if not isinstance(value, list) or not value:
             raise RequestError(
@@ -134,20 +125,20 @@ class OpenAI(Shape):
             )
         for index, element in enumerate(value):
             at = f"{place}[{index}]"
-            yield at, _one(element, at, modality)
+            yield at, _one(element, at, modality, read)
 
-    def _messages(self, body: Fields) -> Iterator[tuple[str, Item]]:
+    def _messages(self, body: Fields, read: ReadImage) -> Iterator[tuple[str, Item]]:
         messages = body.items("messages", MAX_INPUTS)
         if all(isinstance(message, list) for _, message in messages):
             for place, conversation in messages:
                 yield (
                     place,
                     _conversation(
-                        [(f"{place}[{i}]", m) for i, m in enumerate(conversation)], place
+                        [(f"{place}[{i}]", m) for i, m in enumerate(conversation)], place, read
                     ),
                 )
         else:
-            yield "messages", _conversation(messages, "messages")
+            yield "messages", _conversation(messages, "messages", read)
 
     def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
         data: list[dict[str, Any]] = []
@@ -172,16 +163,10 @@ class Cohere(Shape):
     """`/v2/embed`."""
 
     path = "/v2/embed"
-    summary = "Cohere"
-    example: ClassVar = {
-        "input_type": "search_document",
-        "texts": ["a dog"],
-        "embedding_types": ["float", "ubinary"],
-    }
     _TYPES = ("search_document", "search_query", "classification", "clustering", "image")
     _OUTPUTS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
 
-    def parse(self, body: Fields) -> EmbedRequest:
+    def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         body.choice("input_type", self._TYPES, "search_document")
         dimensions = body.integer("output_dimension")
@@ -203,12 +188,12 @@ class Cohere(Shape):
         elements = body.items(name, MAX_INPUTS)
         echo: dict[str, Any] = {}
         if name == "texts":
-            items = [_one(element, place, "text") for place, element in elements]
+            items = [_one(element, place, "text", read) for place, element in elements]
             echo = {"texts": [element for _, element in elements]}
         elif name == "images":
-            items = [_one(element, place, "image") for place, element in elements]
+            items = [_one(element, place, "image", read) for place, element in elements]
         else:
-            items = [_content(element, place) for place, element in elements]
+            items = [_content(element, place, read) for place, element in elements]
         body.done()
         places = [place for place, _ in elements]
         return EmbedRequest(items, places, model, dimensions, outputs, echo=echo)
@@ -231,11 +216,9 @@ class Voyage(Shape):
     """`/v1/multimodalembeddings`."""
 
     path = "/v1/multimodalembeddings"
-    summary = "Voyage"
-    example: ClassVar = {"inputs": [{"content": [{"type": "text", "text": "a dog"}]}]}
     _OUTPUTS = ("float", "int8", "uint8", "binary", "ubinary")
 
-    def parse(self, body: Fields) -> EmbedRequest:
+    def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         body.choice("input_type", ("query", "document"), "document")
         body.flag("truncation", True)
@@ -247,7 +230,7 @@ class Voyage(Shape):
             output = "base64"
         dimensions = body.integer("output_dimension")
         elements = body.items("inputs", 1000)
-        items = [_content(element, place) for place, element in elements]
+        items = [_content(element, place, read) for place, element in elements]
         body.done()
         places = [place for place, _ in elements]
         return EmbedRequest(items, places, model, dimensions, (output,))
@@ -289,15 +272,15 @@ def make_item(place: str, text: str | None, image: bytes | None) -> Item:
         raise RequestError(f"{place}: {error}", place) from None
 
 
-def parse_item(value: object, place: str) -> Item:
+def parse_item(value: object, place: str, read: ReadImage = image_bytes) -> Item:
     """`"text"`, `{"text"}`, `{"image"}` or `{"image", "instruction"}`."""
-    return _one(value, place, "text")
+    return _one(value, place, "text", read)
 
 
-def _one(value: object, place: str, modality: str) -> Item:
+def _one(value: object, place: str, modality: str, read: ReadImage) -> Item:
     if isinstance(value, str):
         if modality == "image":
-            return make_item(place, None, image_bytes(value, place))
+            return make_item(place, None, read(value, place))
         return make_item(place, value, None)
     if not isinstance(value, dict):
         raise RequestError(
@@ -311,11 +294,11 @@ def _one(value: object, place: str, modality: str) -> Item:
         raise RequestError(f"{place} has an instruction but no image; give one", place)
     if text is not None and words is not None:
         raise RequestError(f"{place} has both text and instruction; give one of them", place)
-    data = None if image is None else image_bytes(image, f"{place}.image")
+    data = None if image is None else read(image, f"{place}.image")
     return make_item(place, text if words is None else words, data)
 
 
-def _conversation(messages: Sequence[tuple[str, Any]], place: str) -> Item:
+def _conversation(messages: Sequence[tuple[str, Any]], place: str, read: ReadImage) -> Item:
     """Chat messages -> one item: all their parts together."""
     parts: list[tuple[str, Any]] = []
     for at, message in messages:
@@ -332,18 +315,18 @@ def _conversation(messages: Sequence[tuple[str, Any]], place: str) -> Item:
                 f"{at}.content is {kind_of(content)}; give a text or a list of parts",
                 f"{at}.content",
             )
-    return _from_parts(parts, place)
+    return _from_parts(parts, place, read)
 
 
-def _content(value: object, place: str) -> Item:
+def _content(value: object, place: str, read: ReadImage) -> Item:
     """`{"content": [parts]}` -> one item."""
     fields = Fields(value, place)
     parts = fields.items("content", 16)
     fields.done()
-    return _from_parts(parts, place)
+    return _from_parts(parts, place, read)
 
 
-def _from_parts(parts: Sequence[tuple[str, Any]], place: str) -> Item:
+def _from_parts(parts: Sequence[tuple[str, Any]], place: str, read: ReadImage) -> Item:
     texts: list[str] = []
     images: list[bytes] = []
     for at, part in parts:
@@ -352,7 +335,7 @@ def _from_parts(parts: Sequence[tuple[str, Any]], place: str) -> Item:
         if kind == "text":
             texts.append(str(fields.text("text", required=True)))
         elif kind == "image_base64":
-            images.append(image_bytes(fields.take("image_base64"), f"{at}.image_base64"))
+            images.append(read(fields.take("image_base64"), f"{at}.image_base64"))
         elif kind == "image_url":
             url, where = fields.take("image_url"), f"{at}.image_url"
             if isinstance(url, dict):
@@ -361,7 +344,7 @@ def _from_parts(parts: Sequence[tuple[str, Any]], place: str) -> Item:
                 inner.choice("detail", ("auto", "low", "high"), "auto")
                 inner.done()
                 where = f"{where}.url"
-            images.append(image_bytes(url, where))
+            images.append(read(url, where))
         else:
             raise RequestError(f"{at} says no type; give text, image_url or image_base64", at)
         fields.done()
