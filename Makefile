@@ -5,6 +5,7 @@
 #   make quickstart ARGS="--model TIGER-Lab/ABC-Qwen2VL-Instruct"    any options of `abc-embed quickstart`
 #   make test                                        what CI runs: scripts/check, then scripts/test
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
+#   make serve-stress                               10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
 #
 # PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command at the end.
@@ -23,7 +24,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check miniature bundled clean
+.PHONY: help quickstart test check miniature bundled serve-stress clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +46,9 @@ miniature: $(VENV)/.installed-dev
 
 bundled: $(VENV)/.installed
 	@$(BIN)/python -m experiments.curriculum --out runs/bundled $(ARGS)
+
+serve-stress: $(VENV)/.installed-dev
+	@$(BIN)/python tools/stress_serve.py --out results/serving/stress.json $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist

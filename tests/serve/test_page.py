@@ -1,7 +1,6 @@
 """The page as a person uses it, in headless Chromium."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,16 @@ from serve_parts import png, running
 
 from abc_embed import Embedder
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium")
-
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The bundled model, whose answers a person can judge."""
-    with running(Embedder.from_pretrained("bundled", device="cpu")) as (url, _):
+def address(bundled: Embedder) -> Iterator[str]:
+    with running(bundled) as (url, _):
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page in a fresh context; anything on its console fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert not problems
+def page(open_page: Callable[..., Any], address: str) -> Any:
+    return open_page(address)
 
 
 def answers(page: Any) -> dict[str, str]:
@@ -104,17 +75,15 @@ def test_a_picture_of_ones_own(page: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [360, 3840])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_any_screen(browser: Any, address: str, width: int, scheme: str) -> None:
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
-    )
-    page = context.new_page()
-    page.goto(address)
+def test_it_fits_any_screen(
+    open_page: Callable[..., Any], address: str, width: int, scheme: str
+) -> None:
+    size = {"width": width, "height": 900}
+    page = open_page(address, viewport=size, color_scheme=scheme, reduced_motion="reduce")
     answers(page)
     for name in ("figure", "form", "#results"):
         box = page.query_selector(name).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width
-    context.close()
 
 
 def test_every_control_has_a_name(page: Any) -> None:

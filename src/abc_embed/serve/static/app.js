@@ -1,49 +1,19 @@
 // Ask a photo: a picture, instructions and candidate texts -> bars, and evidence over the picture.
 // The state is in the address (a picture of the user's own in the session), so nothing is lost on reload.
 
-const $ = (id) => document.getElementById(id);
+import { $, acceptPictures, address, asDataUrl, element, onKey, post, readState } from "./common.js";
+
 const START = {
   instructions: ["what is on the left?", "what is on the right?"],
   texts: ["a dog", "a cat", "a bicycle", "a tree"],
   example: null,
 };
-const state = { ...START, ...read() };
+const state = { ...START, ...readState() };
 let image = null; // a data: URL
 let asked = 0; // number of the newest question; older answers are dropped
 
-function read() {
-  try {
-    return JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
-  } catch {
-    return {};
-  }
-}
-
 function remember() {
-  history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(state)));
-}
-
-async function post(path, body) {
-  const headers = { "Content-Type": "application/json" };
-  const key = $("key").value || sessionStorage.getItem("key");
-  if (key) headers.Authorization = "Bearer " + key;
-  const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
-  if (answer.status === 401) {
-    document.querySelectorAll(".key").forEach((element) => (element.hidden = false));
-  }
-  const value = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(value?.error?.message ?? "the server does not answer");
-  return value;
-}
-
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
+  history.replaceState(null, "", address(state));
 }
 
 function drawInstructions() {
@@ -162,19 +132,7 @@ function show(url) {
   ask();
 }
 
-const asDataUrl = (blob) =>
-  new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(blob);
-  });
-
 async function take(blob) {
-  if (!blob || !blob.type.startsWith("image/")) {
-    $("error").textContent = "That is no picture; choose a PNG, JPEG or WebP file.";
-    return;
-  }
   state.example = null;
   const url = await asDataUrl(blob);
   try {
@@ -203,30 +161,8 @@ async function start() {
     $("instructions").lastElementChild.firstElementChild.focus();
   });
   $("form").addEventListener("submit", (event) => event.preventDefault());
-  $("key").addEventListener("change", (event) => {
-    sessionStorage.setItem("key", event.target.value);
-    ask();
-  });
-  $("file").addEventListener("change", (event) => take(event.target.files[0]));
-  const drop = $("drop");
-  drop.addEventListener("click", () => $("file").click());
-  drop.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      $("file").click();
-    }
-  });
-  for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
-    drop.addEventListener(name, (event) => {
-      event.preventDefault();
-      drop.classList.toggle("over", over);
-      if (name === "drop") take(event.dataTransfer.files[0]);
-    });
-  }
-  addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files][0];
-    if (file) take(file);
-  });
+  onKey(ask);
+  acceptPictures($("drop"), $("file"), take, (sentence) => ($("error").textContent = sentence));
   drawInstructions();
   const examples = await (await fetch("examples")).json();
   $("examples").replaceChildren(
