@@ -4,6 +4,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 NEVER = ("Traceback", "site-packages", '.py"')
@@ -39,6 +40,9 @@ def ask_by_schema(url: str, examples: int) -> tuple[int, list[str]]:
                         suppress_health_check=list(HealthCheck),
                     )(check)
                 )()
-            except schemathesis.errors.SchemathesisError:  # nothing wrong can be sent there
+            except (
+                Unsatisfiable,
+                schemathesis.errors.SchemathesisError,
+            ):  # nothing wrong can be sent there
                 continue
     return asked, faults
