@@ -8,11 +8,13 @@ then those of the untrained model.
     stage 2  r=16 α=32   language model only; everything else frozen; acts on image + instruction
 """
 
-import re
+import math
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import regex
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -39,6 +41,9 @@ _REFUSED = (
     *("layers_pattern", "bias", "lora_bias", "fan_in_fan_out", "exclude_modules"),
     *("target_parameters", "use_qalora"),
 )
+
+_MAX_PATTERN = 10_000
+_PATTERN_S = 2.0
 
 Stage = Literal["pretrain", "instruct", "all"]
 """What trains: stage 1, stage 2, or every weight (a backbone from nothing)."""
@@ -182,7 +187,13 @@ def load_adapter(model: AbcModel, name: str, folder: Path) -> None:
     weights = open_weights(folder, "adapter_model")
     config = _read_lora_config(folder / "adapter_config.json")
     family = type(model.backbone)
-    sites = _sites(model, config.target_modules or [])
+    ranks = {weights.shape(key)[:1] for key in weights.names if key.endswith(".lora_A.weight")}
+    if ranks != {(config.r,)}:  # before any is made
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'}: r is {config.r}, and the tensors of {weights.label}"
+            f" have {sorted(ranks)}; get the adapter's files again"
+        )
+    sites = _sites(model, config.target_modules or [], folder)
     if not sites:
         raise CheckpointError(f"{folder}: target_modules chooses no layer of this model")
     config.target_modules = sites
@@ -203,7 +214,7 @@ def save_adapter(model: AbcModel, name: str, folder: Path, dtype: torch.dtype | 
 
     As in the published layout, the head and τ go with the stage-1 adapter.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     config = model.backbone.vlm.peft_config[name].to_dict() | {"inference_mode": True}
     if not isinstance(config["target_modules"], str):
         config["target_modules"] = sorted(config["target_modules"])
@@ -214,24 +225,52 @@ def save_adapter(model: AbcModel, name: str, folder: Path, dtype: torch.dtype | 
     write_tensors(folder / "adapter_model.safetensors", tensors, dtype)
 
 
-def _sites(model: AbcModel, targets: str | Iterable[str]) -> list[str]:
+def _sites(model: AbcModel, targets: str | Iterable[str], folder: Path) -> list[str]:
     """Layers of the backbone that `target_modules` of an adapter_config.json chooses.
 
     A string is a regular expression of whole names, a list holds endings of names, as in PEFT; it
     may speak of our names or of the published ones.
+
+    Raises:
+        CheckpointError: the expression is none, or needs too long.
     """
     family = type(model.backbone)
-
-    def chosen(name: str) -> bool:
-        if isinstance(targets, str):
-            return re.fullmatch(targets, name) is not None
-        return any(name == target or name.endswith(f".{target}") for target in targets)
-
-    return [
-        name
+    linears = [
+        (name, published_name(family, name))
         for name, module in model.backbone.vlm.named_modules()
-        if isinstance(module, nn.Linear) and (chosen(name) or chosen(published_name(family, name)))
+        if isinstance(module, nn.Linear)
     ]
+    if isinstance(targets, str):
+        return _matching(targets, linears, folder)
+    endings = tuple(f".{target}" for target in targets)
+    return [
+        ours
+        for ours, published in linears
+        if f".{ours}".endswith(endings) or f".{published}".endswith(endings)
+    ]
+
+
+def _matching(pattern: str, names: list[tuple[str, str]], folder: Path) -> list[str]:
+    """The first of each pair of names, where the pattern, from a file, is one of the two."""
+    where = f"{folder / 'adapter_config.json'}: target_modules"
+    if len(pattern) > _MAX_PATTERN:
+        raise CheckpointError(f"{where} has {len(pattern):,} characters; get the file again")
+    # Not `re`: an expression that tries a name in a million ways would never come back from it.
+    end = time.monotonic() + _PATTERN_S
+    found = []
+    try:
+        compiled = regex.compile(pattern)
+        for pair in names:
+            left = max(end - time.monotonic(), 0.001)
+            if any(compiled.fullmatch(name, timeout=left) for name in pair):
+                found.append(pair[0])
+    except TimeoutError:
+        raise CheckpointError(
+            f"{where} needs more than {_PATTERN_S} s to be matched; give a list of names"
+        ) from None
+    except (regex.error, RecursionError, MemoryError, ValueError) as problem:
+        raise CheckpointError(f"{where} is no regular expression ({problem})") from None
+    return found
 
 
 def _read_lora_config(path: Path) -> LoraConfig:
@@ -247,12 +286,22 @@ def _read_lora_config(path: Path) -> LoraConfig:
         if settings.get(key) not in (None, False, [], {}, "none"):
             raise CheckpointError(f"{path}: {key} = {settings[key]!r} is not supported")
     try:
-        return LoraConfig(
-            r=int(settings["r"]),
+        config = LoraConfig(
+            r=settings["r"],
             lora_alpha=settings["lora_alpha"],
             lora_dropout=float(settings.get("lora_dropout", 0.0)),
             use_rslora=bool(settings.get("use_rslora", False)),
             target_modules=settings["target_modules"],
         )
-    except (KeyError, TypeError, ValueError) as problem:
+        if type(config.r) is not int or config.r < 1 or not math.isfinite(config.lora_alpha):
+            raise ValueError(f"r is {config.r!r}, lora_alpha is {config.lora_alpha!r}")
+        if not 0 <= config.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {config.lora_dropout!r}")
+        names = [config.target_modules]
+        if not isinstance(config.target_modules, str):
+            names = list(config.target_modules or [])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("target_modules holds something else than names")
+    except Exception as problem:
         raise CheckpointError(f"{path} is incomplete or damaged ({problem!r})") from problem
+    return config

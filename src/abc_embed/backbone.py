@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -198,6 +197,16 @@ class Backbone(nn.Module, ABC):
         """
         return template
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As a module does, but the tables of angles stay float32, as loading makes them."""
+        tables = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, moved in list(self.named_buffers()):
+            if moved.dtype != tables[name].dtype:
+                place, _, last = name.rpartition(".")
+                setattr(self.get_submodule(place), last, tables[name].to(moved.device))
+        return self
+
     def restore_buffers(self) -> None:
         """Make the buffers that are in no file anew, after a build on the meta device."""
         language = self.vlm.language_model
@@ -323,7 +332,7 @@ def parse_config(values: dict[str, Any]) -> PretrainedConfig:
     family = family_of(model_type)
     try:
         return family.config_class(**values)
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as problem:
+    except Exception as problem:
         reason = " ".join(str(problem).split())
         raise CheckpointError(f"config.json holds a value that cannot be: {reason}") from problem
 
@@ -346,8 +355,9 @@ def build_backbone(config: PretrainedConfig, *, attn: str = "sdpa") -> Backbone:
         raise ConfigError(
             f"attn={attn!r} needs a package that is not installed; use attn='sdpa'"
         ) from problem
-    except (ValueError, ZeroDivisionError) as problem:
-        raise CheckpointError(f"the sizes in config.json do not fit: {problem}") from problem
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {' '.join(str(problem).split()):.200}"
+        raise CheckpointError(f"config.json holds values that do not fit ({why})") from problem
 
 
 @register("qwen2_vl")

@@ -5,12 +5,14 @@ A picture is one placeholder here; processor.py repeats it. The tokenizer is rea
 release of transformers cannot change the ids.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from abc_embed.chat_template import ChatTemplate
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
 from abc_embed.prompts import messages
@@ -35,18 +37,21 @@ class Chat:
         image_token_id: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = template
+        self._template = ChatTemplate(template)
         # An item is embedded whole or refused: no setting of the tokenizer may cut or pad it.
         self._encoder = tokenizer.backend_tokenizer
         self._encoder.no_truncation()
         self._encoder.no_padding()
+        self.max_token_id: int = max(self._encoder.get_vocab().values(), default=-1)
+        """The largest id that a text can have."""
         if image_token_id is None:
             image_token_id = self._encoder.token_to_id(IMAGE_TOKEN)
-        if image_token_id is None:
+        if type(image_token_id) is not int or not 0 <= image_token_id <= self.max_token_id:
             raise CheckpointError(
-                f"the tokenizer has no {IMAGE_TOKEN}; use the tokenizer that belongs to the model"
+                f"the tokenizer has no {IMAGE_TOKEN} (image_token_id is {image_token_id!r}); "
+                "use the tokenizer that belongs to the model"
             )
-        self.image_token_id = int(image_token_id)
+        self.image_token_id = image_token_id
         self.image_token: str = self._encoder.id_to_token(self.image_token_id) or IMAGE_TOKEN
         if self.encode(Item(image="x")).count(self.image_token_id) != 1:
             raise CheckpointError(
@@ -54,30 +59,24 @@ class Chat:
                 "use the template that belongs to the model"
             )
 
+    @property
+    def template(self) -> str:
+        """The chat template as it stands in its file."""
+        return self._template.source
+
     def render(self, item: Item) -> str:
         """The prompt of an item as text, generation prompt included, one placeholder a picture.
 
         Raises:
-            CheckpointError: the template is damaged.
+            CheckpointError: the template is damaged, or needs too much time or memory.
         """
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages(item),
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
-        except jinja2.TemplateError as error:
-            raise CheckpointError(
-                f"the chat template cannot be rendered ({error}); "
-                "use the template that belongs to the model"
-            ) from None
+        return self._template.render(messages(item), **self.tokenizer.special_tokens_map)
 
     def encode(self, item: Item) -> list[int]:
         """The token ids of an item's prompt, with one placeholder for a picture."""
-        ids: list[int] = self._encoder.encode(self.render(item), add_special_tokens=False).ids
+        prompt = self.render(item)
+        with _guarded("the tokenizer"):
+            ids: list[int] = self._encoder.encode(prompt, add_special_tokens=False).ids
         return ids
 
     @property
@@ -102,10 +101,21 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; get the model's files again")
-    try:
+    with _guarded(str(path)):
         return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    except Exception as error:  # noqa: BLE001  (the reader, in Rust, raises nothing narrower)
-        raise CheckpointError(f"{path} is damaged ({error}); get the file again") from None
+
+
+@contextmanager
+def _guarded(name: str) -> Iterator[None]:
+    """Whatever the tokenizers library, in Rust, makes of a damaged file, as one error."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of Rust is no Exception, so that it ends a program; here it is a damaged file.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{name} is damaged ({why:.200}); get the file again") from None
 
 
 def read_chat_template(folder: str | Path) -> str:
@@ -115,8 +125,12 @@ def read_chat_template(folder: str | Path) -> str:
         CheckpointError: none of them does.
     """
     folder = Path(folder)
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); get it again") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_json(folder / name, required=False).get("chat_template")
         if isinstance(template, str):

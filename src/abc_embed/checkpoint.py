@@ -12,12 +12,13 @@ A folder of ours:
     README.md                        model card
 """
 
-import shutil
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -33,18 +34,20 @@ from abc_embed.adapters import (
     save_adapter,
     set_trainable,
 )
-from abc_embed.backbone import parse_config
+from abc_embed.backbone import PatchProjection, parse_config
 from abc_embed.card import model_card
-from abc_embed.errors import CheckpointError, OutputError
+from abc_embed.errors import AbcError, CheckpointError, OutOfMemoryError, OutputError
 from abc_embed.head import HIDDEN_WIDTH
+from abc_embed.inputs import Item
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
-from abc_embed.storage.files import partial_path, replace_folder
+from abc_embed.storage.folders import atomic_folder, content_of, recover_folder
 from abc_embed.storage.json_files import read_json, write_json
 from abc_embed.weights import (
     HEAD_KEYS,
     PEFT_PREFIX,
+    Weights,
     fill_slots,
     load_backbone,
     open_weights,
@@ -67,7 +70,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     attn: str = "sdpa",
 ) -> Loaded:
-    """A model by name: "bundled", a folder that we saved, or a published name.
+    """A model by name: "bundled", a folder that we saved, its like on a hub, or a published name.
 
     The model comes frozen and in evaluation mode. `dtype` is the backbone's; the files may hold
     another, and head and adapters are float32 in any case.
@@ -76,6 +79,11 @@ def load(
         UnknownModelError, OfflineError: there is no such model, or it cannot be fetched.
         CheckpointError: the files are damaged or do not fit; the message says which.
     """
+    if hub.is_remote_folder(name):
+        folder, source = hub.fetch_model(name)
+        model, processor = load_folder(folder, device=device, dtype=dtype, attn=attn)
+        model.source["repository"] = source
+        return model, processor
     recipe = hub.resolve(name)
     if isinstance(recipe, Path) and (recipe / RUN_STATE).is_file():
         return load_checkpoint(recipe, device=device, dtype=dtype, attn=attn)
@@ -147,6 +155,7 @@ def load_base(
     processor = Processor.from_folder(
         folder, positions=positions, min_pixels=pixels[0], max_pixels=pixels[1]
     )
+    check_parts(model, processor, folder)
     return _frozen(model), processor
 
 
@@ -162,23 +171,87 @@ def load_folder(
     Raises:
         CheckpointError: a file is missing, damaged or does not fit.
     """
+    try:
+        recover_folder(folder)
+    except OSError as problem:
+        raise CheckpointError(
+            f"{folder} was left half replaced and cannot be mended ({problem}); make it writable"
+        ) from problem
     if not (folder / "abc.json").is_file():
         raise CheckpointError(
             f"{folder} holds no model of ours (no abc.json); a plain base with adapters is loaded"
             " with Embedder.from_adapters"
         )
     description = _read_description(folder / "abc.json")
+    head = open_weights(folder, "head")
+    _check_head_width(description["head_width"], head, folder)
     config = parse_config(read_json(folder / "config.json"))
     backbone = load_backbone(open_weights(folder), config, dtype=dtype, device=device, attn=attn)
     model = AbcModel(backbone, head_width=description["head_width"])
-    head = open_weights(folder, "head")
     fill_slots({name: (name, model.get_parameter(name)) for _, name in HEAD_KEYS}, head)
     model.to(device)
+    processor = Processor.from_folder(folder)
+    check_parts(model, processor, folder)
     if description["instruct_adapter"]:
         load_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter")
     model.source = description["source"]
     model.provenance = description.get("training", [])
-    return _frozen(model), Processor.from_folder(folder)
+    return _frozen(model), processor
+
+
+@torch.no_grad()
+def check_parts(model: AbcModel, processor: Processor, folder: Path) -> None:
+    """Try a model on one visual token: files that do not go together are found before any work.
+
+    Raises:
+        CheckpointError: a picture or a token that the files make is none that the model takes.
+        OutOfMemoryError: the device has no memory left.
+    """
+    vlm, image = model.backbone.vlm, processor.image
+    (patches,) = (part for part in vlm.modules() if isinstance(part, PatchProjection))
+    read = (3 * image.temporal_patch_size * image.patch_size**2, image.merge_size)
+    needed = (math.prod(patches.weight.shape[1:]), model.backbone.merge_size)
+    if read != needed:
+        raise CheckpointError(
+            f"{folder / 'preprocessor_config.json'}: patch_size, merge_size and temporal_patch_size"
+            f" make {read[0]} values of a patch and merge {read[1]} a side, and the model takes"
+            f" {needed[0]} and merges {needed[1]}; get the model's files again"
+        )
+    rows = len(vlm.get_input_embeddings().weight)
+    if processor.chat.max_token_id >= rows or processor.image_token_id >= rows:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has token {processor.chat.max_token_id}, and the model"
+            f" knows {rows}; use the tokenizer that belongs to the model"
+        )
+    if processor.image_token_id != vlm.config.image_token_id:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: image_token_id is {vlm.config.image_token_id}, and the"
+            f" tokenizer's is {processor.image_token_id}; get the model's files again"
+        )
+    picture = np.zeros((image.factor, image.factor, 3), dtype=np.uint8)
+    item = Item(image=picture)
+    try:
+        batch = processor.collate([processor.features(item, max_pixels=image.smallest_pixels)])
+        model.eval()(batch.to(model.device))
+    except (torch.OutOfMemoryError, MemoryError) as problem:
+        raise OutOfMemoryError(f"{model.device} has no memory left beside the model") from problem
+    except AbcError as problem:
+        raise CheckpointError(f"{folder} cannot embed a picture: {problem}") from problem
+    except Exception as problem:
+        why = " ".join(str(problem).split())
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes a model that cannot compute"
+            f" ({type(problem).__name__}: {why:.200}); get the model's files again"
+        ) from problem
+
+
+def _check_head_width(width: int, head: Weights, folder: Path) -> None:
+    key = HEAD_KEYS[0][1]
+    if key in head.names and head.shape(key)[:1] != (width,):
+        raise CheckpointError(
+            f"{folder / 'abc.json'}: head_width is {width}, and {key!r} of head.safetensors has"
+            f" shape {head.shape(key)}; get the model's files again"
+        )
 
 
 def load_checkpoint(
@@ -308,27 +381,30 @@ def save(
     folder = Path(folder)
     if any(True for _ in adapter_parameters(model, PRETRAIN_ADAPTER)):
         raise CheckpointError("the stage-1 adapter is not merged; call merge_stage1 before saving")
-    if folder.exists() and not _replaceable(folder):
-        raise OutputError(f"{folder} exists and is no model of ours; choose another folder")
-    partial = partial_path(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-        partial.mkdir(parents=True)
-        _write(model, processor, partial, dtype)
-        for name, content in (extra or {}).items():
-            (partial / name).write_text(content, encoding="utf-8")
-        replace_folder(partial, folder)
+        recover_folder(folder)
+        if folder.exists() and not _replaceable(folder):
+            raise OutputError(f"{folder} exists and is no model of ours; choose another folder")
+        with atomic_folder(folder) as partial:
+            write_files(model, processor, partial, dtype)
+            for name, content in (extra or {}).items():
+                (partial / name).write_text(content, encoding="utf-8")
     except (OSError, SafetensorError) as problem:  # which of the two a full disk is, varies
         raise OutputError(f"the model cannot be saved to {folder}: {problem}") from problem
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / "abc.json").is_file() or not any(folder.iterdir()))
+    return folder.is_dir() and ((folder / "abc.json").is_file() or not content_of(folder))
 
 
-def _write(model: AbcModel, processor: Processor, folder: Path, dtype: torch.dtype | None) -> None:
+def write_files(
+    model: AbcModel, processor: Processor, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write the files of a model into a folder that is there; `save` does it safely.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written.
+    """
     vlm = model.backbone.vlm
     config = vlm.config.to_dict() | {"architectures": [type(vlm).__name__]}
     for part in (config, config["text_config"], config["vision_config"]):
@@ -351,6 +427,9 @@ def _write(model: AbcModel, processor: Processor, folder: Path, dtype: torch.dty
     write_json(folder / "abc.json", description)
 
 
+_RUN_FACTS = {"stage", "steps", "records", "records_fingerprint", "parent", "parent_fingerprint"}
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     description = read_json(path)
     if description.get("format") != FORMAT:
@@ -360,8 +439,13 @@ def _read_description(path: Path) -> dict[str, Any]:
         )
     kinds = {"source": dict, "head_width": int, "instruct_adapter": bool, "pooling": str}
     for key, kind in kinds.items():
-        if not isinstance(description.get(key), kind):
+        if type(description.get(key)) is not kind:
             raise CheckpointError(f"{path}: {key!r} is missing or no {kind.__name__}")
+    if not all(isinstance(name, str) for name in description["source"].values()):
+        raise CheckpointError(f"{path}: 'source' holds something else than names")
+    runs = description.get("training", [])
+    if not isinstance(runs, list) or not all(_RUN_FACTS <= set(run) for run in runs):
+        raise CheckpointError(f"{path}: 'training' does not say how the model was trained")
     if description["pooling"] != "mean":
         raise CheckpointError(
             f"{path}: pooling {description['pooling']!r} is not known; it is 'mean'"

@@ -7,8 +7,10 @@ checkpoint.py loads the model, and pipeline.py takes many items through it.
 Shapes: `D` width of an embedding, `N` and `M` numbers of items.
 """
 
+import os
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from numbers import Integral
 from os import PathLike
@@ -28,7 +30,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from abc_embed import checkpoint, runtime
+from abc_embed import checkpoint, hub, runtime
+from abc_embed.card import CardFacts, model_card, sentence_transformers_files
 from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, Method, explain
 from abc_embed.inputs import Item, as_item, is_single, warn_of_paths
@@ -80,8 +83,43 @@ class Embedder:
     def __init__(self, model: AbcModel, processor: Processor) -> None:
         self.model = model
         self.processor = processor
-        self._lock = threading.Lock()
         self._fingerprint: str | None = None
+        self._thread_lock, self._process = threading.Lock(), os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, `copy.deepcopy` and spawned processes: the lock stays behind."""
+        return {"model": self.model, "processor": self.processor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Embedder.__init__(self, **state)
+
+    def __repr__(self) -> str:
+        config, dtype = self.config, str(self.model.dtype).removeprefix("torch.")
+        source = ", ".join(f"{part}={name!r}" for part, name in config["source"].items())
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        adapter = ", with a stage-2 adapter" if config["instruct_adapter"] else ""
+        return (
+            f"{type(self).__name__}({source}: {config['model_type']} of {count:,} parameters"
+            f"{adapter}, {self.dim} wide, {dtype} on {self.device})"
+        )
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """Held while the model computes.
+
+        Raises:
+            UsageError: this process was forked from one that computes, or from one with a GPU.
+        """
+        if self._process != os.getpid():
+            if self._thread_lock.locked() or self.device.type != "cpu":
+                raise UsageError(
+                    "this process was forked from one whose model is at work, and has half of it; "
+                    "start processes with multiprocessing's 'spawn', or load the model in each"
+                )
+            # The threads of torch stay in the parent: a child that asks for them waits for ever.
+            torch.set_num_threads(1)
+            self._thread_lock, self._process = threading.Lock(), os.getpid()
+        return self._thread_lock
 
     @classmethod
     def from_pretrained(
@@ -364,6 +402,18 @@ class Embedder:
         """Where the model computes."""
         return self.model.device
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to a device, named as in `from_pretrained`; the number format stays.
+
+        Raises:
+            UsageError, DeviceError: there is no such device.
+        """
+        where = runtime.resolve_device(device)
+        with self._lock:
+            self.model.forget_layers()  # merged weights are made anew there
+            self.model.to(where)
+        return self
+
     @property
     def dim(self) -> int:
         """`D`, the length of an embedding."""
@@ -397,6 +447,47 @@ class Embedder:
         """
         with self._lock:
             checkpoint.save(self.model, self.processor, Path(folder))
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        commit_message: str | None = None,
+        licence: str | None = None,
+        datasets: Sequence[str] = (),
+        records: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """Upload the model to a hub, where `from_pretrained(name)` finds it.
+
+        What is uploaded is what `interop.export` writes, with a card for the hub: safetensors and
+        JSON, no code. Called again it makes a new commit.
+
+        Args:
+            name: `owner/name`; made if it is not there.
+            private: only for a new one: whether others may not see it.
+            token: None: the one that `hf auth login` left.
+            commit_message: None: a general one.
+            licence: of the weights, as the hub abbreviates it.
+            datasets: what the model was trained on, by their names on the hub.
+            records: of benchmarks, whose R@1 the card shows.
+
+        Returns:
+            `owner/name@commit`, which `from_pretrained` takes too.
+
+        Raises:
+            UsageError: `name` is none, or a record has no R@1.
+            OutputError: the hub cannot be reached, or does not let this token write there.
+        """
+        facts = CardFacts(name=name, licence=licence, datasets=datasets, records=records)
+        extra = sentence_transformers_files() | {"README.md": model_card(self.config, facts)}
+        message = commit_message or "Upload a model of abc-embed"
+        with tempfile.TemporaryDirectory(prefix="abc-embed-push-") as scratch:
+            folder = Path(scratch) / "model"
+            with self._lock:
+                checkpoint.save(self.model, self.processor, folder, extra=extra)
+            return hub.upload_folder(folder, name, private=private, token=token, message=message)
 
 
 def _rows(vectors: ArrayLike, which: str) -> NDArray[np.float64]:

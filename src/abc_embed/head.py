@@ -7,6 +7,9 @@ backbone.
 Shapes: B items, D width of the backbone, H width inside the head.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +21,19 @@ START_TEMPERATURE = 0.07
 """Where the published training starts; it ends near 0.03."""
 
 
-class Head(nn.Module):
+class Float32Module(nn.Module):
+    """Keeps its number format when the model around it changes its own, as `.half()` does."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Head(Float32Module):
     """Residual MLP `(B, D)` -> `(B, D)` float32, not yet of unit length.
 
     Both weights start as `eye` and both biases as 0 (the published start): the fresh head is
@@ -50,7 +65,7 @@ def l2_normalize(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.float(), dim=-1)
 
 
-class Temperature(nn.Module):
+class Temperature(Float32Module):
     """The one learnt scalar τ of `score = cos / τ`: it divides, here and everywhere."""
 
     def __init__(self, start: float = START_TEMPERATURE) -> None:

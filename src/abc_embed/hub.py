@@ -7,24 +7,38 @@ move under you; the hash is logged, and recorded in the configuration of every m
 Delete the cached copy, or name a revision, to get another.
 """
 
+import errno
+import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-from abc_embed.errors import CheckpointError, OfflineError, UnknownModelError
+from abc_embed.errors import (
+    AbcError,
+    CheckpointError,
+    OfflineError,
+    OutputError,
+    UnknownModelError,
+    UsageError,
+)
+from abc_embed.storage.folders import recover_folder
 from abc_embed.storage.hashing import sha256_file, sha256_json
 from abc_embed.storage.json_files import read_json
 
@@ -33,11 +47,20 @@ BUNDLED = "bundled"
 
 BASE_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+DESCRIPTION = "abc.json"
+"""What a folder of ours has, and nothing else."""
+MODEL_FILES = (
+    *(DESCRIPTION, "config.json", "preprocessor_config.json", "tokenizer*.json"),
+    *("*.jinja", "model*.safetensors", "model*.safetensors.index.json", "head.safetensors"),
+    *(f"instruct_adapter/{name}" for name in ADAPTER_FILES),
+)
+"""Of a folder of ours on a hub: data alone, no code and nothing in Python's pickle format."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # The HTTP client under huggingface_hub changes with its releases: take the root of the client's own
 # errors (a proxy that refuses, say) from the class that inherits it.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +102,7 @@ def resolve(name: str) -> Path | Recipe:
     """
     if name == BUNDLED:
         return bundled_folder()
-    folder = Path(name).expanduser()
+    folder = _local(name)
     if folder.is_dir():
         return model_folder(folder)
     plain, _, revision = name.partition("@")
@@ -101,6 +124,21 @@ def model_folder(folder: Path) -> Path:
     inner = folder / "model"
     is_run = not (folder / "abc.json").exists() and (inner / "abc.json").is_file()
     return inner if is_run else folder
+
+
+def is_remote_folder(name: str) -> bool:
+    """Whether a name can only mean a folder of ours on a hub: `owner/name` or with `@revision`."""
+    if name == BUNDLED or name.partition("@")[0] in PUBLISHED:
+        return False
+    return bool(_HUB_NAME.fullmatch(name)) and not _local(name).is_dir()
+
+
+def _local(name: str) -> Path:
+    """The folder that a name means, if it means one; what a kill left half done is finished."""
+    folder = Path(name).expanduser()
+    with suppress(OSError):
+        recover_folder(folder)
+    return folder
 
 
 def bundled_folder() -> Path:
@@ -127,8 +165,10 @@ def locate(name: str, files: tuple[str, ...]) -> tuple[Path, str]:
     Raises:
         UnknownModelError: there is no such folder or repository.
         OfflineError: it would have to be fetched and cannot.
+        CheckpointError: the hub does not let us have it.
+        OutputError: there is no room for it.
     """
-    folder = Path(name).expanduser()
+    folder = _local(name)
     if folder.is_dir():
         return folder, folder.resolve().name
     if not _HUB_NAME.fullmatch(name):
@@ -142,32 +182,143 @@ def locate(name: str, files: tuple[str, ...]) -> tuple[Path, str]:
     return fetched, f"{repository}@{fetched.name}"
 
 
+def fetch_model(name: str) -> tuple[Path, str]:
+    """A folder of ours on a hub -> as `locate`; nothing else of the repository is fetched.
+
+    Raises:
+        CheckpointError: the repository holds no model of ours.
+        UnknownModelError, OfflineError, OutputError: as `locate`.
+    """
+    repository, _, revision = name.partition("@")
+    folder = _fetch(repository, revision or None, (DESCRIPTION,))
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(
+            f"{repository} holds no model of ours (no {DESCRIPTION}); a plain base with adapters is"
+            " loaded with Embedder.from_adapters"
+        )
+    return locate(f"{repository}@{folder.name}", MODEL_FILES)
+
+
 def _fetch(repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    """The files of a repository that match, from the cache if they are all there."""
     patterns = list(files)
     try:
-        try:
-            cached = snapshot_download(
+        folder, whole = _in_cache(repository, revision, patterns)
+        if folder is None or not whole:
+            # A part of it may be there: it is completed as it was, not moved on.
+            at = revision if folder is None else folder.name
+            folder = Path(snapshot_download(repository, revision=at, allow_patterns=patterns))
+    except Exception as problem:
+        raise _fetch_error(repository, revision, problem) from problem
+    return folder
+
+
+def _in_cache(
+    repository: str, revision: str | None, patterns: list[str]
+) -> tuple[Path | None, bool]:
+    """The folder in the hub's cache, and whether all files that match are surely in it.
+
+    Known by the list of files that a fetch leaves there; another program may have left a part of
+    them without a list, and then nobody knows.
+    """
+    try:
+        folder = Path(
+            snapshot_download(
                 repository, revision=revision, allow_patterns=patterns, local_files_only=True
             )
-        except LocalEntryNotFoundError:
-            cached = snapshot_download(repository, revision=revision, allow_patterns=patterns)
-    except GatedRepoError as problem:
-        raise CheckpointError(
+        )
+        return folder, bool(get_cached_repo_tree(repository, revision=folder.name))
+    except IncompleteSnapshotError as problem:
+        return Path(problem.snapshot_path), False
+    except CachedRepoTreeNotFoundError:
+        return folder, False
+    except LocalEntryNotFoundError:
+        return None, False
+
+
+def _fetch_error(repository: str, revision: str | None, problem: Exception) -> AbcError:
+    """What went wrong with a fetch, and what to do."""
+    status = getattr(getattr(problem, "response", None), "status_code", None)
+    if isinstance(problem, GatedRepoError):
+        return CheckpointError(
             f"the hub repository {repository} asks for its licence to be accepted; do so on its"
             " page, then run: hf auth login"
-        ) from problem
-    except (RepositoryNotFoundError, HFValidationError) as problem:
-        raise UnknownModelError(
-            f"{repository!r} is neither a folder here nor a repository of the Hugging Face hub"
-        ) from problem
-    except RevisionNotFoundError as problem:
-        raise UnknownModelError(f"{repository} has no revision {revision!r}") from problem
-    except (LocalEntryNotFoundError, OSError, _HTTP_ERROR) as problem:
-        raise OfflineError(
+        )
+    if isinstance(problem, RevisionNotFoundError):
+        return UnknownModelError(f"{repository} has no revision {revision!r}")
+    if isinstance(problem, RepositoryNotFoundError | HFValidationError):
+        known = ", ".join([BUNDLED, *PUBLISHED])
+        return UnknownModelError(
+            f"{repository!r} is neither a folder here nor a repository of the Hugging Face hub that"
+            f" you may read (a private one needs: hf auth login); known names are: {known}"
+        )
+    if status in (401, 403):
+        return CheckpointError(
+            f"the hub refuses {repository} to this token ({status}); run: hf auth login"
+        )
+    if isinstance(problem, OSError) and problem.errno in _DISK_ERRORS:
+        return OutputError(
+            f"{repository} cannot be kept in {HF_HUB_CACHE} ({problem.strerror}); make room, or"
+            " name another folder in HF_HOME"
+        )
+    if isinstance(problem, OSError | _HTTP_ERROR):
+        why = "" if status is None else f" (it answers {status})"
+        return OfflineError(
             f"{repository!r} is no folder on this machine and the Hugging Face hub cannot be"
-            " reached to fetch it; connect this machine, or give local folders"
-        ) from problem
-    return Path(cached)
+            f" reached to fetch it whole{why}; connect this machine and ask again (what has come is"
+            " kept), or give local folders"
+        )
+    raise problem
+
+
+def upload_folder(
+    folder: Path, name: str, *, private: bool, token: str | None, message: str
+) -> str:
+    """Make a folder of ours the content of a repository, which is made if need be.
+
+    Returns:
+        `owner/name@commit`.
+
+    Raises:
+        UsageError: `name` is none, or the hub refuses the card.
+        OutputError: the hub cannot be reached, or does not let this token write there.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message=message,
+            # What an earlier push left and this one lacks: an adapter, say.
+            delete_patterns=["*.safetensors", "*.json", "*.jinja"],
+        )
+    except HFValidationError as problem:
+        raise UsageError(f"{name!r} is no name for a hub; give owner/name") from problem
+    except Exception as problem:
+        raise _push_error(name, problem) from problem
+    return f"{name}@{done.oid}"
+
+
+def _push_error(name: str, problem: Exception) -> AbcError:
+    """What went wrong on the way to a hub, and what to do."""
+    while isinstance(problem, RuntimeError) and isinstance(problem.__cause__, Exception):
+        problem = problem.__cause__  # of one of its threads
+    status = getattr(getattr(problem, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return OutputError(
+            f"the hub does not let this token write {name} ({status}); run: hf auth login, with a"
+            " token that may write there"
+        )
+    if isinstance(problem, OSError) and problem.errno in _DISK_ERRORS:
+        return OutputError(f"{name} cannot be pushed ({problem.strerror}); make room")
+    if isinstance(problem, OSError | _HTTP_ERROR | json.JSONDecodeError):
+        why = "cannot be reached" if status is None else f"answers {status}"
+        return OutputError(f"{name} was not pushed: the Hugging Face hub {why}; ask again")
+    if isinstance(problem, ValueError):
+        why = " ".join(str(problem).split())
+        return UsageError(f"the hub refuses the card of {name}: {why:.300}")
+    raise problem
 
 
 def is_cached(repository: str, patterns: tuple[str, ...]) -> bool:

@@ -67,7 +67,9 @@ class ImageBudget:
             )
         if {len(self.mean), len(self.std)} != {3} or min(self.std) <= 0:
             raise ConfigError("mean and std must have three values each, those of std above 0")
-        if self.max_aspect < 1:
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ConfigError("mean and std must be finite")
+        if not self.max_aspect >= 1:
             raise ConfigError(f"max_aspect is {self.max_aspect}; it must be at least 1")
 
     @property
@@ -78,6 +80,11 @@ class ImageBudget:
     def tokens_to_pixels(self, tokens: int) -> int:
         """The area in pixels that `tokens` visual tokens cover (256 -> 200704)."""
         return tokens * self.factor**2
+
+    @property
+    def smallest_pixels(self) -> int:
+        """The area of the smallest picture, one visual token."""
+        return self.factor**2
 
     @property
     def max_visual_tokens(self) -> int:

@@ -35,6 +35,7 @@ Positions = Literal["sequential", "mrope"]
 trained so (paper, trap 1). `mrope`: Qwen2-VL's rows and columns inside a picture."""
 
 _SETTINGS_FILE: Final = "preprocessor_config.json"
+_MOST_VISUAL_TOKENS: Final = 1 << 20  # beyond it, a file is damaged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,17 +315,26 @@ class Processor:
             if (low, high) != (image.min_pixels, image.max_pixels):
                 image = replace(image, min_pixels=low, max_pixels=high)
             max_tokens = int(settings.get("max_tokens") or text["max_position_embeddings"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise CheckpointError(
                 f"the settings in {folder} are incomplete or damaged ({error!r}); "
                 "get the model's files again"
             ) from None
-        return cls(
-            read_tokenizer(folder),
-            family.chat_template(read_chat_template(folder)),
-            image,
-            positions or settings.get("positions", "sequential"),
-            settings.get("image_token_id", config.get("image_token_id")),
-            max_tokens,
-            decode_limit=decode_limit,
-        )
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / _SETTINGS_FILE}: {error}") from None
+        if image.max_visual_tokens > _MOST_VISUAL_TOKENS:
+            raise CheckpointError(
+                f"{folder / _SETTINGS_FILE}: max_pixels is {image.max_pixels}, which no model reads"
+            )
+        if image.min_pixels > image.tokens_to_pixels(max_tokens):
+            raise CheckpointError(
+                f"{folder / _SETTINGS_FILE}: min_pixels is {image.min_pixels}, more than the "
+                f"{max_tokens} tokens that the model reads; get the model's files again"
+            )
+        chat = read_tokenizer(folder), family.chat_template(read_chat_template(folder))
+        image_token_id = settings.get("image_token_id", config.get("image_token_id"))
+        count = positions or settings.get("positions", "sequential")
+        try:
+            return cls(*chat, image, count, image_token_id, max_tokens, decode_limit=decode_limit)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / _SETTINGS_FILE}: {error}") from None

@@ -6,18 +6,20 @@ renaming rules move with its releases. Here every tensor finds its place, or is 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from abc_embed.backbone import Backbone, build_backbone
 from abc_embed.errors import CheckpointError
+from abc_embed.storage.files import partial_path
 from abc_embed.storage.json_files import read_json
 
 PEFT_PREFIX = "base_model.model."
@@ -31,6 +33,9 @@ HEAD_KEYS = (
     ("temperature.temp", "temperature.temp"),
 )
 """(name in a published stage-1 adapter, name in `AbcModel`)."""
+
+
+_MAX_BUFFER = 1 << 24  # numbers of tables that are in no file
 
 
 class Weights:
@@ -54,15 +59,20 @@ class Weights:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return tuple(self._handles[key].get_slice(key).get_shape())
+        return tuple(self._read(key, lambda handle: handle.get_slice(key).get_shape()))
 
     def get(self, key: str) -> Tensor:
         """One tensor, in the number format of the file."""
-        try:
-            tensor: Tensor = self._handles[key].get_tensor(key)
-        except (SafetensorError, OSError, RuntimeError) as problem:
-            raise CheckpointError(f"{self.label}: {key!r} cannot be read: {problem}") from problem
+        tensor: Tensor = self._read(key, lambda handle: handle.get_tensor(key))
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{self.label}: {key!r} holds {tensor.dtype}, no weights")
         return tensor
+
+    def _read(self, key: str, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(self._handles[key])
+        except Exception as problem:
+            raise CheckpointError(f"{self.label}: {key!r} cannot be read: {problem}") from problem
 
 
 def _open(path: Path) -> Any:
@@ -70,7 +80,7 @@ def _open(path: Path) -> Any:
         raise CheckpointError(f"the model file {path} is missing; fetch or copy the folder again")
     try:
         return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError, ValueError) as problem:
+    except Exception as problem:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({problem}); fetch or copy it again"
         ) from problem
@@ -136,15 +146,34 @@ def load_backbone(
     Raises:
         CheckpointError: a tensor is missing, homeless or misshapen; the first one is named.
     """
+    _check_layers(config, weights)
     with torch.device("meta"):  # No memory and no random numbers for what the file replaces.
         backbone = build_backbone(config, attn=attn)
     slots = backbone.vlm.state_dict()
     keys = _backbone_keys(type(backbone), weights, slots)
     check_complete({name: (keys[name], slot) for name, slot in slots.items()}, weights)
+    buffers = sum(buffer.numel() for buffer in backbone.buffers())
+    if buffers > max(_MAX_BUFFER, sum(slot.numel() for slot in slots.values())):
+        raise CheckpointError(
+            f"config.json asks for tables of {buffers:,} numbers; get the model's files again"
+        )
     loaded = {name: weights.get(keys[name]).to(device=device, dtype=dtype) for name in slots}
     backbone.vlm.load_state_dict(loaded, strict=True, assign=True)
     backbone.restore_buffers()
     return backbone.to(device)
+
+
+def _check_layers(config: PretrainedConfig, weights: Weights) -> None:
+    """Refuse more layers than the files have tensors, before one is built."""
+    for name in ("text_config", "vision_config"):
+        part = getattr(config, name)
+        for key in ("num_hidden_layers", "depth"):
+            layers = getattr(part, key, 0)
+            if not isinstance(layers, int) or layers > len(weights.names):
+                raise CheckpointError(
+                    f"config.json: {key} of {name} is {layers!r}, and {weights.label} has"
+                    f" {len(weights.names)} tensors; get the model's files again"
+                )
 
 
 def _backbone_keys(
@@ -206,9 +235,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
         key: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         for key, tensor in tensors.items()
     }
-    save_file(converted, str(path), metadata={"format": "pt"})
+    partial = partial_path(path)  # the tensors may be those of the very file that is replaced
+    save_file(converted, str(partial), metadata={"format": "pt"})
     # safetensors writes for the owner's eyes only; a model is a file like any other.
-    path.chmod(path.stat().st_mode | 0o444)
+    partial.chmod(partial.stat().st_mode | 0o444)
+    os.replace(partial, path)
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, object]) -> str:

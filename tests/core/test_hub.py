@@ -31,7 +31,9 @@ def test_published_names_are_a_base_and_its_adapters() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownModelError, match=r"bundled, TIGER-Lab/ABC-Qwen2VL-Instruct"):
-        checkpoint.load("no/such-model")
+        checkpoint.load("nosuchmodel")
+    with pytest.raises(OfflineError, match="'runs/gone' is no folder on this machine"):
+        checkpoint.load("runs/gone")
     with pytest.raises(UnknownModelError, match="no folder 'runs'"):
         checkpoint.load_published("runs", str(PRETRAIN))
 
@@ -79,7 +81,7 @@ def test_what_was_fetched_is_recorded_by_its_commit(
     monkeypatch.setattr(hub, "snapshot_download", fetched)
     with caplog.at_level(logging.INFO, logger="abc_embed.hub"):
         loaded = checkpoint.load_published("o/base", "o/pre@v2", "o/ins")
-    assert set(asked) == {("o/base", None), ("o/pre", "v2"), ("o/ins", None)}
+    assert {("o/base", None), ("o/pre", "v2"), ("o/ins", None)} <= set(asked)
     assert caplog.messages.count(f"o/base is used at commit {commit}") == 1
     checkpoint.save(*loaded, tmp_path / "mine")
     facts = json.loads((tmp_path / "mine" / "abc.json").read_text())
@@ -88,18 +90,6 @@ def test_what_was_fetched_is_recorded_by_its_commit(
         "pretrain": f"o/pre@{commit}",
         "instruct": f"o/ins@{commit}",
     }
-
-
-def test_a_cached_copy_is_used_before_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def cached(repository: str, *, local_files_only: bool = False, **_: Any) -> str:
-        calls.append(local_files_only)
-        return str(BASE)
-
-    monkeypatch.setattr(hub, "snapshot_download", cached)
-    hub.locate("o/base", hub.BASE_FILES)
-    assert calls == [True]
 
 
 def test_local_folders_leave_no_path_of_this_machine_in_the_record() -> None:

@@ -18,6 +18,7 @@ ARROW = (
     ("decoding",),
     ("inputs",),
     ("prompts",),
+    ("chat_template",),
     ("chat", "pixels"),
     ("backbone",),
     ("families",),  # backbone.py has their names as strings and imports one when asked

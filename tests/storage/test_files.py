@@ -3,6 +3,8 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,13 @@ import pytest
 from abc_embed.errors import OutputError
 from abc_embed.storage.files import (
     atomic_write,
+    check_writable,
     is_partial,
     make_folder,
     open_file,
     partial_path,
     read_file,
     rename_file,
-    replace_folder,
 )
 
 
@@ -66,34 +68,6 @@ def test_folders_are_made_but_not_over_files(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "below")
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
-    for name in ("new.part", "old"):
-        make_folder(tmp_path / name)
-        (tmp_path / name / "file").write_text(name)
-    replace_folder(tmp_path / "new.part", tmp_path / "old")
-    assert names(tmp_path) == ["old"]
-    assert (tmp_path / "old" / "file").read_text() == "new.part"
-
-
-def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("new.part", "old"):
-        make_folder(tmp_path / name)
-    (tmp_path / "old" / "file").touch()
-    rename = Path.rename
-
-    def fail(self: Path, target: Path) -> Path:
-        if self.suffix == ".part":
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="cross-device"):
-        replace_folder(tmp_path / "new.part", tmp_path / "old")
-    assert names(tmp_path / "old") == ["file"]
-
-
 def test_a_file_is_renamed_over_another(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
@@ -106,6 +80,52 @@ def test_a_file_is_renamed_over_another(tmp_path: Path) -> None:
 def test_what_a_kill_leaves_is_known_by_its_name(tmp_path: Path) -> None:
     assert is_partial(partial_path(tmp_path / "a.json"))
     assert not is_partial(tmp_path / "a.json")
+
+
+KILLED = """
+import os, signal, sys
+from abc_embed.storage.files import atomic_write
+with atomic_write(sys.argv[1]) as file:
+    file.write(b"half" * 1000)
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_kill_leaves_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert names(tmp_path) == [".a.txt.part"]
+    partial_path(path, 1).write_text("left by one that wrote at the same time")
+    with atomic_write(path) as file:
+        file.write(b"new")
+        file.seek(0)
+        file.write(b"N")
+    assert names(tmp_path) == ["a.txt"]
+    assert path.read_bytes() == b"New"
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic_write(path) as one:
+        one.write(b"one" * 1000)
+        with atomic_write(path) as other:
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+        assert names(tmp_path) == [".a.txt.part", "a.txt"]
+    assert path.read_bytes() == b"one" * 1000
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "file")
+    with atomic_write(tmp_path / "link") as file:
+        file.write(b"content")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "file").read_bytes() == b"content"
+    check_writable(tmp_path / "link")
+    assert names(tmp_path / "disk") == ["file"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -10,7 +10,9 @@ from abc_embed.storage.vector_cache import FileStamp, VectorCache, default_folde
 
 
 def vectors(*values: float) -> np.ndarray:
-    return np.array(values, dtype=np.float32)
+    """As all vectors that are kept, of length 1."""
+    vector = np.array([*values, 1.0], dtype=np.float32)
+    return vector / np.linalg.norm(vector)
 
 
 def test_what_is_put_is_got_again_and_after_closing(tmp_path: Path) -> None:
@@ -29,6 +31,29 @@ def test_another_model_or_resolution_knows_nothing(tmp_path: Path) -> None:
     for model, pixels in (("other", None), ("model", 784)):
         with VectorCache(tmp_path, model, pixels) as cache:
             assert cache.get(["x"]) == {}
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"abc",
+        "text",
+        None,
+        7,
+        vectors(1, 2).tobytes()[:-4],
+        np.array([np.nan, 1], np.float32).tobytes(),
+        np.array([np.inf, 1], np.float32).tobytes(),
+        np.array([3e38, 3e38], np.float32).tobytes(),
+        np.zeros(3, np.float32).tobytes(),
+    ],
+)
+def test_a_damaged_vector_is_not_known(tmp_path: Path, blob: object) -> None:
+    with VectorCache(tmp_path, "m", None) as cache:
+        cache.put({"x": vectors(1, 2), "y": vectors(3, 4)})
+        with cache.transaction() as database:
+            database.execute("UPDATE vectors SET vector = ? WHERE content = 'x'", (blob,))
+        assert cache.get(["x", "y"]).keys() == {"y"}
 
 
 def test_two_at_once(tmp_path: Path) -> None:
@@ -56,6 +81,17 @@ def test_a_broken_write_leaves_what_was_there(tmp_path: Path) -> None:
         with pytest.raises(OutputError):
             cache.put({"y": vectors(2), object(): vectors(3)})  # type: ignore[dict-item]
         assert cache.get(["x", "y"]).keys() == {"x"}
+
+
+def test_no_home_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ABC_EMBED_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(OutputError, match="ABC_EMBED_CACHE"):
+        default_folder()
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ class TileBudget(ImageBudget):
         return min(max(1, self.min_pixels // self.tile**2), most), most
 
     @property
+    def smallest_pixels(self) -> int:
+        return self.tile**2
+
+    @property
     def max_visual_tokens(self) -> int:
         most = self.tile_range[1]
         return (most + (most > 1)) * (self.tile // self.factor) ** 2

@@ -4,11 +4,10 @@ No library is needed, and no code is copied: the folder names a class of this pa
 be installed where the folder is used.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abc_embed import __version__
+from abc_embed.card import MODULE, sentence_transformers_files
 from abc_embed.checkpoint import save
 
 if TYPE_CHECKING:
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 
     from abc_embed.embedder import Embedder
 
-MODULE = "abc_embed.interop.sentence_transformers.AbcModule"
-"""The class that a saved folder names. Folders outlive releases: never rename it."""
+__all__ = ["MODULE", "save_sentence_transformer"]
 
 
 def save_sentence_transformer(embedder: "Embedder", folder: "str | PathLike[str]") -> Path:
@@ -32,17 +30,6 @@ def save_sentence_transformer(embedder: "Embedder", folder: "str | PathLike[str]
     Raises:
         OutputError: the folder cannot be written, or holds something else.
     """
-    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE}]
-    config = {
-        "__version__": {"abc_embed": __version__},
-        "default_prompt_name": None,
-        "model_type": "SentenceTransformer",
-        "prompts": {},
-        "similarity_fn_name": "cosine",
-    }
-    extra = {
-        "modules.json": json.dumps(modules, indent=2) + "\n",
-        "config_sentence_transformers.json": json.dumps(config, indent=2) + "\n",
-    }
+    extra = sentence_transformers_files()
     save(embedder.model, embedder.processor, Path(folder), extra=extra)
     return Path(folder)

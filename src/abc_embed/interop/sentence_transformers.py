@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from abc_embed import checkpoint, runtime
+from abc_embed.card import model_card
 from abc_embed.embedder import Embedder
 from abc_embed.errors import InputError, MissingExtraError
 from abc_embed.inputs import ImageInput, Item
-from abc_embed.model import AbcModel
-from abc_embed.processor import Processor
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -41,7 +40,7 @@ class AbcModule(InputModule):
 
     forward_kwargs = {"max_pixels"}  # noqa: RUF012  (declared so by the library)
     """`encode(..., max_pixels=...)`: the largest area at which a picture is seen."""
-    save_in_root = False  # our own saving replaces a folder as a whole, so it needs one to itself
+    save_in_root = True  # so that `Embedder.from_pretrained` and the card know the folder too
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -50,8 +49,8 @@ class AbcModule(InputModule):
         self.tokenizer = embedder.processor.chat.tokenizer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For the library's worker processes; the lock of an `Embedder` stays behind."""
-        return _rebuild, (self.embedder.model, self.embedder.processor)
+        """For the library's worker processes."""
+        return AbcModule, (self.embedder,)
 
     @property
     def modalities(self) -> list[Any]:
@@ -81,8 +80,8 @@ class AbcModule(InputModule):
         return {**features, "sentence_embedding": on_device}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write the model's own folder."""
-        self.embedder.save(output_path)
+        """Write the model's own files among those of the library."""
+        checkpoint.write_files(self.embedder.model, self.embedder.processor, Path(output_path))
 
     @classmethod
     def load(
@@ -119,13 +118,12 @@ class AbcModule(InputModule):
         return cls(Embedder(*loaded))
 
 
-def _rebuild(model: AbcModel, processor: Processor) -> AbcModule:
-    return AbcModule(Embedder(model, processor))
-
-
 def as_sentence_transformer(embedder: Embedder) -> SentenceTransformer:
     """A loaded model as a `SentenceTransformer`, without a folder; the weights are shared."""
-    return SentenceTransformer(modules=[AbcModule(embedder)], device=str(embedder.model.device))
+    model = SentenceTransformer(modules=[AbcModule(embedder)], device=str(embedder.model.device))
+    card = model_card(embedder.config)
+    model._model_card_text = card  # type: ignore[assignment]  # a saved folder's README
+    return model
 
 
 def to_item(value: Any, prompt: str = "") -> Item:

@@ -1,40 +1,102 @@
-"""Files and folders, whole or not there: written beside their place, flushed, then renamed."""
+"""Files, whole or not there: written beside their place, flushed, then renamed."""
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 from abc_embed.errors import OutputError
+
+with suppress(ImportError):  # Windows, where it is not asked for
+    import fcntl
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file to write to, which becomes `path` when the block ends without an error.
 
-    Until then, and after an error, whatever was at `path` is untouched.
+    Until then, and after an error, whatever was at `path` is untouched. A symbolic link stays one:
+    what it points to is replaced. What a killed process left is overwritten by the next one.
 
     Raises:
         OutputError: the folder is not there or cannot be written, or the disk is full.
     """
-    path = Path(path)
-    partial = partial_path(path)
+    target = Path(os.path.realpath(path))
     try:
-        with partial.open("wb") as file:
-            yield file
-        flush_to_disk(partial)
-        os.replace(partial, path)
+        with _open_partial(target) as file:
+            try:
+                yield file
+                _close_flushed(file)
+                os.replace(file.name, target)
+            except BaseException:  # Ctrl-C too: nothing half-written stays
+                with suppress(OSError):
+                    os.unlink(file.name)
+                raise
     except OSError as error:
-        _remove(partial)
-        raise unwritable(path, error) from error
-    except BaseException:  # Ctrl-C too: nothing half-written stays
-        _remove(partial)
-        raise
+        raise unwritable(Path(path), error) from error
+
+
+def _close_flushed(file: BinaryIO) -> None:
+    """All of it on the disk; closed only where an open file could not be renamed."""
+    if file.closed:  # by whoever wrote it
+        flush_to_disk(Path(file.name))
+        return
+    file.flush()
+    os.fsync(file.fileno())
+    if os.name == "nt":
+        file.close()
+
+
+def _open_partial(path: Path) -> BinaryIO:
+    """The first of a file's hidden names that no living process writes to, empty and locked."""
+    for attempt in count():
+        partial = partial_path(path, attempt)
+        file = open(partial, "wb", opener=_without_emptying)  # noqa: SIM115  (handed out)
+        if lock_file(file.fileno()) and is_at(file.fileno(), partial):
+            file.truncate(0)
+            _remove_left(path, attempt + 1)
+            return file
+        file.close()
+    raise AssertionError("unreachable")
+
+
+def _without_emptying(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)  # another process may be writing to it
+
+
+def _remove_left(path: Path, attempt: int) -> None:
+    """Take away what killed processes left under a file's further hidden names."""
+    while (partial := partial_path(path, attempt)).exists():
+        with suppress(OSError), partial.open("ab") as file:
+            if lock_file(file.fileno()):
+                partial.unlink()
+        attempt += 1
+
+
+def lock_file(descriptor: int, *, wait: bool = False) -> bool:
+    """Whether this process has the file or folder for itself now, until it is closed or killed."""
+    if os.name == "nt":  # it lets nobody else rename or delete an open file anyway
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: two writers at once are not told apart
+        return True
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder still has this name: it may have been renamed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
@@ -82,32 +144,13 @@ def rename_file(old: Path, new: Path) -> None:
         raise unwritable(new, error) from error
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`, flushed first; what stood there goes after, or stays.
+def partial_path(path: Path, attempt: int = 0) -> Path:
+    """Where a file or folder lies while it is being written: next to its place, hidden.
 
-    Raises:
-        OSError: it cannot be renamed; what stood there stands there again.
+    The name is the same for every process, so that the next one overwrites what a killed one left;
+    `attempt` counts those who write at the same time.
     """
-    for path in (*new.rglob("*"), new):
-        flush_to_disk(path)
-    old = new.with_suffix(".old")
-    replaces = folder.exists()
-    if replaces:
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if replaces:
-            old.rename(folder)
-        raise
-    flush_to_disk(folder.parent)
-    if replaces:
-        shutil.rmtree(old)
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file or folder lies while it is being written: next to its place, hidden."""
-    return path.parent / f".{path.name}.{os.getpid()}.part"
+    return path.parent / f".{path.name}.{f'{attempt}.' if attempt else ''}part"
 
 
 def is_partial(path: Path) -> bool:
@@ -149,9 +192,10 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{str(path)!r} is a folder; give the name of a file to write")
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {str(path.parent)!r} to write to; make it first")
+    path = Path(os.path.realpath(path))
     try:
-        partial_path(path).touch()
-        partial_path(path).unlink()
+        with _open_partial(path) as file:
+            os.unlink(file.name)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -162,8 +206,3 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{str(path)!r} cannot be written ({why}); choose another place, or make room"
     )
-
-
-def _remove(partial: Path) -> None:
-    with suppress(OSError):
-        partial.unlink(missing_ok=True)

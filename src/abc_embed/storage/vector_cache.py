@@ -12,11 +12,13 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from abc_embed.errors import OutputError
 from abc_embed.storage.sqlite import SqliteStore
 
 FOLDER_VARIABLE = "ABC_EMBED_CACHE"
 """Environment variable that names another folder for the cache."""
 
+_LENGTH_TOLERANCE = 1e-3
 _MAX_VALUES = 500  # SQLite takes about a thousand values in one statement
 
 
@@ -24,8 +26,15 @@ def default_folder() -> Path:
     """Where the cache lies: `$ABC_EMBED_CACHE`, else the user's cache folder."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "abc-embed"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "abc-embed"
+    try:
+        return Path.home() / ".cache" / "abc-embed"
+    except RuntimeError:
+        raise OutputError(
+            "there is no home folder for the cache; name a folder in "
+            f"{FOLDER_VARIABLE} or with --cache, or do without with --no-cache"
+        ) from None
 
 
 class FileStamp(NamedTuple):
@@ -76,14 +85,17 @@ class VectorCache(SqliteStore):
         super().__init__(self.path)
 
     def get(self, contents: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-        """The vectors that are known, by content."""
+        """The vectors that are known, by content; one that is damaged is not known."""
         vectors: dict[str, NDArray[np.float32]] = {}
         for part, marks in _parts(list(dict.fromkeys(contents))):
             rows = self.query(
                 f"SELECT content, vector FROM vectors WHERE model = ? AND content IN ({marks})",
                 (self._key, *part),
             )
-            vectors.update((content, np.frombuffer(blob, "<f4")) for content, blob in rows)
+            for content, blob in rows:
+                vector = _read_vector(blob)
+                if vector is not None:
+                    vectors[content] = vector
         return vectors
 
     def put(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
@@ -106,6 +118,16 @@ class VectorCache(SqliteStore):
         """Remember the contents of files, each by its stamp from before it was read."""
         rows = [(os.path.abspath(path), *stamp, hash) for path, (stamp, hash) in files.items()]
         self.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+
+
+def _read_vector(blob: object) -> NDArray[np.float32] | None:
+    """What `put` wrote, or None: every vector here is finite and has length 1."""
+    if not isinstance(blob, bytes) or len(blob) % 4:
+        return None
+    vector = np.frombuffer(blob, "<f4")
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+    return vector if abs(length - 1) < _LENGTH_TOLERANCE else None  # NaN is not near 1
 
 
 def _parts(values: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:

@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from abc_embed.errors import OutputError, TrainingError
-from abc_embed.storage.files import is_partial, replace_folder, unwritable
+from abc_embed.storage.files import is_partial, unwritable
+from abc_embed.storage.folders import replace_folder
 from abc_embed.train.config import TrainConfig, ValidationConfig, default_config
 from abc_embed.train.fingerprints import FIELD_OF, Fingerprint
 from abc_embed.train.processes import ProcessGroup

@@ -5,9 +5,9 @@ Shapes: `N` items, `D` width.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from PIL import Image
 from abc_embed.errors import ImageError, ImageNotFoundError, NotFiniteError, UsageError
 from abc_embed.inputs import ImageInput, Item, Kind, as_item, describe_image, open_image
 from abc_embed.pipeline import image_key
+from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256, sha256_file
 
 Vectors = NDArray[np.float32]
+T = TypeVar("T")
 
 _KIND_PHRASES = {
     Kind.TEXT: "a text",
@@ -171,8 +173,21 @@ def image_hash(image: ImageInput) -> str:
         picture = open_image(image)  # upright RGB: what the model will see
         head = f"{picture.width} x {picture.height} RGB\n".encode()
         return f"pixels {sha256(head + picture.tobytes())}"
+    return _of_file(image, sha256_file)
+
+
+def read_image(image: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file, to be hashed and embedded both.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return _of_file(image, read_file)
+
+
+def _of_file(image: str | os.PathLike[str], read: Callable[[Path], T]) -> T:
     try:
-        return sha256_file(Path(image))
+        return read(Path(image))
     except FileNotFoundError:
         raise ImageNotFoundError(
             f"there is no file {describe_image(image)}; check the path"
