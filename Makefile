@@ -6,6 +6,7 @@
 #   make test                                        what CI runs: scripts/check, then scripts/test
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
 #   make serve-stress                               10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
+#   make fuzz                                        damaged pictures, records and models, kills, full disks; about half an hour
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
 #
 # PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command at the end.
@@ -24,7 +25,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check miniature bundled serve-stress clean
+.PHONY: help quickstart test check miniature bundled serve-stress fuzz clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ bundled: $(VENV)/.installed
 
 serve-stress: $(VENV)/.installed-dev
 	@$(BIN)/python tools/stress_serve.py --out results/serving/stress.json $(ARGS)
+
+fuzz: $(VENV)/.installed-dev
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist

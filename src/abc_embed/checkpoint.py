@@ -444,7 +444,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in description["source"].values()):
         raise CheckpointError(f"{path}: 'source' holds something else than names")
     runs = description.get("training", [])
-    if not isinstance(runs, list) or not all(_RUN_FACTS <= set(run) for run in runs):
+    if not isinstance(runs, list) or not all(
+        isinstance(run, dict) and run.keys() >= _RUN_FACTS for run in runs
+    ):
         raise CheckpointError(f"{path}: 'training' does not say how the model was trained")
     if description["pooling"] != "mean":
         raise CheckpointError(
