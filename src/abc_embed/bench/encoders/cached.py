@@ -71,10 +71,11 @@ class CachedEncoder(WrappedEncoder):
         order = group_by_image([image_key(item) for item in new.values()])
         if cache is None:
             all_new = [new_keys[place] for place in order]
-            vectors = self.inner.embed(
-                [new[key] for key in all_new], max_pixels=max_pixels, progress=progress
-            )
-            known.update(zip(all_new, vectors, strict=True))
+            if all_new:
+                vectors = self.inner.embed(
+                    [new[key] for key in all_new], max_pixels=max_pixels, progress=progress
+                )
+                known.update(zip(all_new, vectors, strict=True))
             return np.stack([known[key] for key in keys])
         found: dict[str, Vectors] = {}
         for part in _in_memory([new_keys[place] for place in order], new):
