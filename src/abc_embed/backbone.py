@@ -152,6 +152,7 @@ class Backbone(nn.Module, ABC):
             "text_config": attn,
             "vision_config": self.vision_attention(attn),
         }
+        self.attn = attn
         self.vlm: Any = self.vlm_class(config)
         make_bidirectional(self.vlm)
         self.use_lean_modules()

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
+from functools import partial
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -32,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from abc_embed import checkpoint, hub, runtime
 from abc_embed.card import CardFacts, model_card, sentence_transformers_files
+from abc_embed.devices import Stream, resolve_devices, stream_in_processes
 from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, Method, explain
 from abc_embed.inputs import Item, as_item, is_single, warn_of_paths
@@ -39,6 +41,7 @@ from abc_embed.model import AbcModel
 from abc_embed.pipeline import (
     EmbeddingPipeline,
     OnError,
+    Results,
     Skipped,
     Vector,
 )
@@ -58,6 +61,7 @@ class Options(TypedDict, total=False):
     max_pixels: int | None
     batch_size: int | None
     dim: int | None
+    devices: Sequence[str | torch.device] | None
     progress: bool
 
 
@@ -192,6 +196,7 @@ class Embedder:
         max_pixels: int | None = None,
         batch_size: int | None = None,
         dim: int | None = None,
+        devices: Sequence[str | torch.device] | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Vector | tuple[Vector, list[Skipped]]:
@@ -208,6 +213,10 @@ class Embedder:
                 the budget of tokens that suits the device.
             dim: the width to which vectors are cut, at unit length again (`vectors.truncate`); how
                 much that costs depends on the training. None: all of `D`.
+            devices: for many items, devices that share them, like `["cuda:0", "cuda:1"]`: a process
+                each, with a copy of the model that it reads from a temporary folder. A script that
+                asks for it begins with `if __name__ == "__main__":`, as always with processes.
+                None: the model's own, in this process.
             progress: draw a bar on stderr.
             on_error: with "skip" a bad item costs only itself: the result is a pair, the vectors of
                 the good items and the list of those skipped, by index.
@@ -227,7 +236,8 @@ class Embedder:
         values: list[object] = list(warn_of_paths(cast(Items, items)))
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
-        results = pipeline.run((index, values[index]) for index in pipeline.group(values))
+        pairs = ((index, values[index]) for index in pipeline.group(values))
+        results = self._run(pipeline, pairs, devices, len(values))
         with closing(results):
             for index, result in track(results, len(values), progress):
                 if isinstance(result, Skipped):
@@ -257,6 +267,7 @@ class Embedder:
         max_pixels: int | None = None,
         batch_size: int | None = None,
         dim: int | None = None,
+        devices: Sequence[str | torch.device] | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Vector] | Iterator[Vector | Skipped]:
@@ -281,11 +292,48 @@ class Embedder:
         check_dim(dim, self.dim)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
-        results = pipeline.run(enumerate(warn_of_paths(items)))
+        results = self._run(pipeline, enumerate(warn_of_paths(items)), devices, total)
         return (
             result if isinstance(result, Skipped) else truncate(result, dim)
             for _, result in track(results, total, progress)
         )
+
+    def _run(
+        self,
+        pipeline: EmbeddingPipeline,
+        pairs: Iterable[tuple[int, object]],
+        devices: Sequence[str | torch.device] | None,
+        total: int | None,
+    ) -> Results:
+        """Results of (index, item) pairs, in their order, of this model or of copies of it."""
+        if devices is None:
+            return pipeline.run(pairs)
+        return self._run_on(resolve_devices(devices), pipeline, pairs, total)
+
+    def _run_on(
+        self,
+        devices: list[torch.device],
+        pipeline: EmbeddingPipeline,
+        pairs: Iterable[tuple[int, object]],
+        total: int | None,
+    ) -> Results:
+        options: Options = {
+            "max_pixels": pipeline.max_pixels,
+            "batch_size": pipeline.batch_size,
+        }
+        with tempfile.TemporaryDirectory(prefix="abc-embed-") as folder:
+            self.save(Path(folder) / "model")
+            load = partial(
+                _load_copy,
+                Path(folder) / "model",
+                devices,
+                {"dtype": self.model.dtype, "attn": self.model.backbone.attn},
+                self.processor.decode_limit,
+                options,
+            )
+            yield from stream_in_processes(
+                load, pairs, len(devices), on_error=pipeline.on_error, total=total
+            )
 
     def encode(
         self,
@@ -488,6 +536,20 @@ class Embedder:
             with self._lock:
                 checkpoint.save(self.model, self.processor, folder, extra=extra)
             return hub.upload_folder(folder, name, private=private, token=token, message=message)
+
+
+def _load_copy(
+    folder: Path,
+    devices: list[torch.device],
+    loading: dict[str, Any],
+    decode_limit: int,
+    options: Options,
+    number: int,
+) -> Stream:
+    """What embeds items in process `number`: the model in `folder` on its device."""
+    embedder = Embedder.from_pretrained(folder, device=devices[number], **loading)
+    embedder.processor.decode_limit = decode_limit
+    return partial(embedder.stream, on_error="skip", **options)
 
 
 def _rows(vectors: ArrayLike, which: str) -> NDArray[np.float64]:

@@ -193,9 +193,9 @@ class EmbeddingPipeline:
             raise UsageError(f"on_error is {on_error!r}; use 'raise' or 'skip'")
         self._model = model
         self._processor = processor
-        self._max_pixels = max_pixels
-        self._batch_size = batch_size
-        self._on_error = on_error
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
+        self.on_error = on_error
         self._lock = lock or nullcontext()
         on_cpu = model.device.type == "cpu"
         by_tokens = CPU_BATCH_TOKENS if on_cpu else MAX_BATCH_TOKENS
@@ -278,10 +278,10 @@ class EmbeddingPipeline:
 
     def _is_full(self, window: _Window, following: _Job, batches: int) -> bool:
         """Whether a window of so many batches ends before this item."""
-        if self._batch_size is None:
+        if self.batch_size is None:
             full = window.tokens >= batches * self._batch_tokens
         else:
-            full = len(window.jobs) >= batches * self._batch_size
+            full = len(window.jobs) >= batches * self.batch_size
         full = full or len(window.jobs) >= self.window_items
         # Not between two items of a picture, which is encoded once as long as it is remembered.
         return full or (following.is_first and window.visual_tokens >= WINDOW_VISUAL_TOKENS)
@@ -334,7 +334,7 @@ class EmbeddingPipeline:
         error = job.features.exception()
         if isinstance(error, InputError):
             bad = Skipped(job.index, job.value, error)
-            if self._on_error == "raise":
+            if self.on_error == "raise":
                 window.failed = bad
                 return
             window.skipped[job.index] = bad
@@ -358,7 +358,7 @@ class EmbeddingPipeline:
             return self._processor.features(item)
         pixels = self._pixels.get(key)
         if pixels is None:
-            pixels = self._processor.pixels(item.image, max_pixels=self._max_pixels)
+            pixels = self._processor.pixels(item.image, max_pixels=self.max_pixels)
             if is_stable_key(key):
                 self._pixels.put(key, pixels, self._processor.visual_tokens(pixels))
         return self._processor.features(item, pixels=pixels)
@@ -368,7 +368,7 @@ class EmbeddingPipeline:
     def _prepare(self, item: Item) -> Pixels:
         if self._stopped.is_set() or item.image is None:
             raise InputError("nobody waits for this item")
-        return self._processor.pixels(item.image, max_pixels=self._max_pixels)
+        return self._processor.pixels(item.image, max_pixels=self.max_pixels)
 
     def _resolve(self, features: "Future[Features]", item: Item, pixels: "Future[Pixels]") -> None:
         """The item's picture is ready: so is the item."""
@@ -443,7 +443,7 @@ class EmbeddingPipeline:
 
     def plan(self, features: Sequence[Features]) -> list[list[int]]:
         """Indices into `features`, batch by batch, as this pipeline would compute them."""
-        return plan_batches(features, self._batch_size, self._batch_tokens)
+        return plan_batches(features, self.batch_size, self._batch_tokens)
 
     def compute(self, features: list[Features]) -> Vector:
         """One batch, as `plan` cuts it -> `(B, D)`.

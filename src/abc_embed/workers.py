@@ -91,8 +91,7 @@ class _Queue(Generic[Task, Result]):
             death = f"process {worker.number} ended by itself (exit code {worker.process.exitcode})"
             if number in self._lost or not self._workers:
                 raise OutOfMemoryError(
-                    f"{death}, most often for want of memory; give fewer --processes, the same "
-                    "command goes on from here"
+                    f"{death}, most often for want of memory; give fewer --processes or devices"
                 ) from None
             logger.warning("%s; another does its items again", death)
             self._lost.add(number)

@@ -24,8 +24,12 @@ def lines(text: str) -> tuple[list[str], np.ndarray]:
     return [row["id"] for row in rows], np.array([row["vector"] for row in rows], np.float32)
 
 
-def test_npy_and_names(cli: Cli, tiny: Path, embedder: Embedder, here: Path) -> None:
-    done = cli("embed", "photo.jpg", "photos", "-o", "out.npy", "--model", tiny)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_npy_and_names(
+    cli: Cli, tiny: Path, embedder: Embedder, here: Path, processes: int
+) -> None:
+    several = () if processes == 1 else ("--processes", processes)
+    done = cli("embed", "photo.jpg", "photos", "-o", "out.npy", "--model", tiny, *several)
     assert done.code == 0
     assert done.out == "4 vectors of 64 numbers in out.npy, names in out.ids.json\n"
     names = json.loads(Path("out.ids.json").read_text())

@@ -32,6 +32,7 @@ ARROW = (
     ("checkpoint",),
     ("vectors", "figures"),
     ("pipeline", "explain"),
+    ("devices",),
     ("embedder",),
     ("scenes", "data"),
     ("vlm", "search", "mining", "train", "bench"),

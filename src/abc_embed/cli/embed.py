@@ -22,15 +22,16 @@ from abc_embed.vectors import jsonl_line, open_writer
 
 if TYPE_CHECKING:
     from abc_embed.cli.items import NamedItem
-    from abc_embed.embedder import Embedder
+    from abc_embed.devices import Stream
     from abc_embed.inputs import Item
-    from abc_embed.pipeline import Vector
+    from abc_embed.pipeline import Skipped, Vector
 
 EXAMPLES = epilog("""
   abc-embed embed photo.jpg -o out.npy
   abc-embed embed photos --instruction "what is on the left?" -o out.parquet
   abc-embed embed --text "a dog" --text "a cat" -o texts.jsonl
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
+  abc-embed embed photos -o out.npy --processes 2
 
 A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, with what it has.
 """)
@@ -60,6 +61,9 @@ def embed(
     on_error: Annotated[
         OnError, typer.Option(help="A bad item ends the work, or is left out and listed.")
     ] = "raise",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the items; each loads the model.")
+    ] = 1,
     *,
     settings: options.BatchSettings,
     as_json: options.AsJson = False,
@@ -78,11 +82,11 @@ def embed(
             if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
     with nullcontext() if out is None else open_writer(out) as writer:
-        embedder, max_pixels = settings.load_with_pixels()
+        stream = _stream(settings, processes, total)
+        dim = 0
         with progress_bar("embedding", total) as on_progress:
-            for name, vector in _embed(
-                named_items, report, embedder, max_pixels, settings.batch_size
-            ):
+            for name, vector in _embed(named_items, report, stream):
+                dim = len(vector)
                 if writer is None:
                     sys.stdout.write(jsonl_line(name, vector))
                 else:
@@ -96,7 +100,7 @@ def embed(
             writer.finish()
     report.print_skipped()
     if writer is not None:
-        _summarize(writer.files, report, embedder.dim, settings.model, as_json)
+        _summarize(writer.files, report, dim, settings.model, as_json)
 
 
 @dataclass
@@ -124,12 +128,25 @@ class Report:
         print_skipped(lines, self.written + len(lines))
 
 
+def _stream(settings: options.BatchSettings, processes: int, total: int | None) -> "Stream":
+    """What embeds items: a model in this process, or one in each of several."""
+    if processes == 1:
+        return settings.load_stream(0)
+    from abc_embed.devices import stream_in_processes
+
+    def stream(items: "Iterable[object]") -> "Iterator[Vector | Skipped]":
+        results = stream_in_processes(
+            settings.load_stream, enumerate(items), processes, on_error="skip", total=total
+        )
+        return (result for _, result in results)
+
+    return stream
+
+
 def _embed(
     named_items: "Iterable[NamedItem]",
     report: Report,
-    embedder: "Embedder",
-    max_pixels: int | None,
-    batch_size: int | None,
+    stream: "Stream",
 ) -> "Iterator[tuple[str, Vector]]":
     """Name and vector `(D,)` of every item that can be embedded, in order."""
     from abc_embed.embedder import Skipped
@@ -144,10 +161,7 @@ def _embed(
                 in_flight.append(named)
                 yield named.item
 
-    results = embedder.stream(
-        items(), max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
-    )
-    for result in results:
+    for result in stream(items()):
         named = in_flight.popleft()
         if isinstance(result, Skipped):
             report.skip(named, result.error)

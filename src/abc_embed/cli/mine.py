@@ -180,13 +180,10 @@ def _setup(settings: options.BatchSettings) -> "EmbedderSetup":
 
 def _load_in_process(settings: options.BatchSettings, number: int) -> "Embedder":
     """The model in process `number`; with several GPUs and no choice, each has its own."""
-    if settings.device == "auto":
-        import torch
+    from abc_embed.devices import device_of_process
 
-        if torch.cuda.device_count() > 1:
-            device = f"cuda:{number % torch.cuda.device_count()}"
-            settings = dataclasses.replace(settings, device=device)
-    return settings.load_with_pixels()[0]
+    device = device_of_process(settings.device, number)
+    return dataclasses.replace(settings, device=device).load_with_pixels()[0]
 
 
 def _check_out(records: str, out: Path, settings: MiningSettings) -> None:

@@ -8,7 +8,7 @@ model is loaded.
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_type_hints
@@ -19,6 +19,7 @@ from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
+    from abc_embed.devices import Stream
     from abc_embed.embedder import Embedder
     from abc_embed.processor import Processor
 
@@ -168,6 +169,16 @@ class BatchSettings(ImageModelSettings):
     """The model, and how many items go through it at once."""
 
     batch_size: BatchSize = None
+
+    def load_stream(self, number: int) -> "Stream":
+        """What embeds items in process `number`; with several GPUs and no choice, each its own."""
+        from abc_embed.devices import device_of_process
+
+        settings = replace(self, device=device_of_process(self.device, number))
+        embedder, max_pixels = settings.load_with_pixels()
+        return partial(
+            embedder.stream, max_pixels=max_pixels, batch_size=self.batch_size, on_error="skip"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
