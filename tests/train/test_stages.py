@@ -102,6 +102,58 @@ def test_temperature_may_stay_fixed_and_never_falls_below_its_floor(
     assert learnt.model.temperature.value == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("name", ["pretrain", "instruct"])
+def test_chunks_by_tokens_give_the_gradients_of_the_whole_batch(
+    name: str, config: Config, make_stage: MakeStage, batch_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(name)
+    longest = max(f.tokens for f in (*batch.queries, *batch.candidates))
+    found, rows = [], []
+    for tokens in (0, 2 * longest):  # two queries of an image, or several short texts
+        stage = make_stage(config(name, chunk_tokens=tokens))
+        count = Counter(stage, monkeypatch)
+        stage.backward(batch)
+        found.append({n: p.grad for n, p in stage.parameters.items()})
+        rows.append(count.rows)
+    assert max(rows[1]) < max(rows[0]) and len(rows[1]) > len(rows[0])
+    for parameter, gradient in found[0].items():
+        assert gradient is not None and gradient.norm() > 0, parameter
+        apart = (found[1][parameter] - gradient).abs().max()
+        assert apart <= 1e-6 * gradient.abs().max().clamp(min=1), parameter
+
+
+class Half(Accelerator):
+    """In bfloat16: accelerate itself takes one number format per process."""
+
+    def autocast(self, autocast_handler: Any = None) -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora_multiplies_in_the_format_of_autocast_and_keeps_its_weights_in_float32(
+    checkpointing: bool, config: Config, tiny: Any, batch_of: Any
+) -> None:
+    model, processor = tiny()
+    model.backbone.to(torch.bfloat16)
+    settings = config("instruct", dropout=0.1, gradient_checkpointing=checkpointing, chunk_size=2)
+    stage = Instruct(settings, model, processor, ProcessGroup(Half(cpu=True)))
+    formats: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    def seen(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        formats.add((inputs[0].dtype, output.dtype))
+
+    for module_name, module in model.named_modules():
+        if module_name.endswith(("lora_A.instruct", "lora_B.instruct")):
+            module.register_forward_hook(seen)
+    stage.backward(batch_of("instruct"))
+    assert formats == {(torch.bfloat16, torch.bfloat16)}
+    for parameter in stage.parameters.values():
+        assert parameter.dtype == torch.float32 and parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+    with torch.no_grad():  # outside of the step, without autocast, as a validation would
+        stage.model.embed(processor.collate(batch_of("instruct").candidates), None)
+
+
 class Counter:
     """Counts what passes through the backbone of a model, by wrapping two bound methods."""
 

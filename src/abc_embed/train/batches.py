@@ -131,6 +131,12 @@ class TrainBatch:
     rejected: tuple[Rejected, ...] = ()
     """Groups of the step that were left out."""
 
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of each of the texts."""
+        pairs = zip(self.texts, self.candidates, strict=True)
+        return {text: features.tokens for text, features in pairs}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchShard:
@@ -278,25 +284,50 @@ def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
     )
 
 
-def split_queries(batch: TrainBatch, chunk_size: int) -> list[tuple[Features, ...]]:
-    """Cut queries into chunks of at most `chunk_size` rows (0: one chunk), never through a group.
+def split_queries(
+    batch: TrainBatch, chunk_size: int, chunk_tokens: int = 0
+) -> list[tuple[Features, ...]]:
+    """Cut queries into chunks of at most `chunk_size` rows and `chunk_tokens` tokens, their padding
+    counted (0: any number), never through a group.
 
-    So no image is encoded twice; a group larger than `chunk_size` is a chunk of its own.
+    So no image is encoded twice; a group larger than that is a chunk of its own.
     """
     chunks: list[tuple[Features, ...]] = []
-    start = end = 0
+    start = end = longest = 0
     for size in batch.group_sizes:
-        if chunk_size and end > start and end + size - start > chunk_size:
+        tokens = max((query.tokens for query in batch.queries[end : end + size]), default=0)
+        longest = max(longest, tokens)
+        rows = end + size - start
+        if end > start and _is_over(rows, longest, chunk_size, chunk_tokens):
             chunks.append(batch.queries[start:end])
-            start = end
+            start, longest = end, tokens
         end += size
     return [*chunks, batch.queries[start:end]]
 
 
-def split_texts(texts: Sequence[T], chunk_size: int) -> list[tuple[T, ...]]:
-    """Cut texts, or their numbers, into chunks of at most `chunk_size` (0: one chunk)."""
-    size = chunk_size or max(len(texts), 1)
-    return [tuple(texts[i : i + size]) for i in range(0, len(texts), size)]
+def split_texts(
+    texts: Sequence[T],
+    chunk_size: int,
+    chunk_tokens: int = 0,
+    tokens_of: Callable[[T], int] = lambda _: 0,
+) -> list[tuple[T, ...]]:
+    """Cut texts, or what stands for them, into chunks of at most `chunk_size`, and of at most
+    `chunk_tokens` with their padding (0: any number)."""
+    chunks: list[list[T]] = []
+    longest = 0
+    for text in texts:
+        tokens = tokens_of(text)
+        longest = max(longest, tokens)
+        if not chunks or _is_over(len(chunks[-1]) + 1, longest, chunk_size, chunk_tokens):
+            chunks.append([])
+            longest = tokens
+        chunks[-1].append(text)
+    return [tuple(chunk) for chunk in chunks]
+
+
+def _is_over(rows: int, longest: int, chunk_size: int, chunk_tokens: int) -> bool:
+    too_many = chunk_size and rows > chunk_size
+    return bool(too_many or (chunk_tokens and rows * longest > chunk_tokens))
 
 
 # -- ahead of the model ----------------------------------------------------------------------------

@@ -44,6 +44,7 @@ CHANGEABLE_FIELDS = frozenset(
         "model.device",
         "data.workers",
         "train.chunk_size",
+        "train.chunk_tokens",
         "train.gradient_checkpointing",
         "train.checkpoint_every",
         "train.keep_checkpoints",

@@ -184,6 +184,10 @@ class RunConfig:
     """Most items (image rows or texts) in one pass through the model; memory follows this, not
     `batch_size` (GradCache). 0 passes all at once, the fastest where it fits. All instructions of
     one image stay in one chunk."""
+    chunk_tokens: int = 0
+    """Most tokens, padding counted, in one pass; beside `chunk_size`, whichever is reached first.
+    Set alone it lets a pass hold few pictures or many short texts, which keeps a GPU busy with
+    both. 0: any number."""
     gradient_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: less memory, a third more time."""
     label_smoothing: float = 0.1
@@ -214,6 +218,7 @@ class RunConfig:
             value = getattr(self, name)
             _require(value >= 1, f"train.{name}", value, "at least 1")
         _require(self.chunk_size >= 0, "train.chunk_size", self.chunk_size, "0 or more")
+        _require(self.chunk_tokens >= 0, "train.chunk_tokens", self.chunk_tokens, "0 or more")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to below 2^63")
         valid = 0 <= self.label_smoothing < 1
         _require(valid, "train.label_smoothing", self.label_smoothing, "from 0 to below 1")

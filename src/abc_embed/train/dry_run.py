@@ -96,7 +96,8 @@ class RunShape:
     """Of a dropout mask, per number: 1 on a GPU, 4 on a CPU, whose masks are float32."""
     checkpointing: bool
     chunked: bool
-    """Whether `train.chunk_size` is set: one chunk at a time (GradCache), else all of a step."""
+    """Whether `train.chunk_size` or `train.chunk_tokens` is set: one chunk at a time (GradCache),
+    else all of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +267,7 @@ def _run_shape(
         number_bytes=number_bytes,
         mask_bytes=1 if on_gpu else 4,
         checkpointing=config.train.gradient_checkpointing,
-        chunked=config.train.chunk_size > 0,
+        chunked=config.train.chunk_size > 0 or config.train.chunk_tokens > 0,
     )
 
 
@@ -277,8 +278,9 @@ def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> li
         longest = max((features.tokens for features in chunk), default=0)
         return ChunkShape(len(chunk) * longest, _patch_count(chunk), gradient)
 
-    queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size)]
-    texts = split_texts(batch.candidates, chunk_size)
+    tokens = config.train.chunk_tokens
+    queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size, tokens)]
+    texts = split_texts(batch.candidates, chunk_size, tokens, lambda features: features.tokens)
     return queries + [shape(chunk, gradient=config.stage == "pretrain") for chunk in texts]
 
 

@@ -202,7 +202,9 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> RunState
             with process_group.propagate_errors():
                 batch = next(batches)
             waited_s = time.perf_counter() - start
-            global_batch = exchange_batch_info(process_group, batch, train.chunk_size)
+            global_batch = exchange_batch_info(
+                process_group, batch, train.chunk_size, train.chunk_tokens
+            )
             with process_group.propagate_errors():
                 if rejects:
                     rejects.add(step + 1, (step + 1) * train.batch_size, global_batch.rejected)

@@ -180,12 +180,15 @@ class GlobalBatch:
     """Groups of any process that were left out."""
     answers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """What is asked, of any process -> the right texts, where there are several."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Of each text of all processes."""
 
     @classmethod
     def single(cls, batch: TrainBatch) -> "GlobalBatch":
         """Of a process that is alone."""
         answers = _several_answers([_answers(batch)])
-        return cls(0, (batch.texts,), (batch.group_sizes,), (1,), batch.rejected, answers)
+        texts, sizes = (batch.texts,), (batch.group_sizes,)
+        return cls(0, texts, sizes, (1,), batch.rejected, answers, batch.text_tokens)
 
     @property
     def query_count(self) -> int:
@@ -233,14 +236,14 @@ class GlobalBatch:
 
 
 def exchange_batch_info(
-    process_group: ProcessGroup, batch: TrainBatch, chunk_size: int
+    process_group: ProcessGroup, batch: TrainBatch, chunk_size: int, chunk_tokens: int = 0
 ) -> GlobalBatch:
     """Tell the others what this process brings, and hear what they do."""
-    chunks = len(split_queries(batch, chunk_size))
+    chunks = len(split_queries(batch, chunk_size, chunk_tokens))
     infos = process_group.all_gather_object(
-        (batch.texts, batch.group_sizes, chunks, batch.rejected, _answers(batch))
+        (batch.texts, batch.group_sizes, chunks, batch.rejected, _answers(batch), batch.text_tokens)
     )
-    texts, group_sizes, query_chunks, rejected, answers = zip(*infos, strict=True)
+    texts, group_sizes, query_chunks, rejected, answers, tokens = zip(*infos, strict=True)
     return GlobalBatch(
         process_group.rank,
         texts,
@@ -248,6 +251,7 @@ def exchange_batch_info(
         query_chunks,
         tuple(one for some in rejected for one in some),
         _several_answers(answers),
+        {text: count for part in tokens for text, count in part.items()},
     )
 
 

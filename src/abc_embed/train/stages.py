@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
 from abc_embed.adapters import (
@@ -171,6 +172,16 @@ class Stage(ABC):
         weight = global_batch.loss_weight(len(query))
         return loss * weight, accuracy * weight
 
+    def _split_queries(self, batch: TrainBatch) -> list[Chunk]:
+        train = self._config.train
+        return split_queries(batch, train.chunk_size, train.chunk_tokens)
+
+    def _split_texts(
+        self, texts: Sequence[T], tokens_of: Callable[[T], int]
+    ) -> list[tuple[T, ...]]:
+        train = self._config.train
+        return split_texts(texts, train.chunk_size, train.chunk_tokens, tokens_of)
+
     def _pad_chunks(
         self, chunks: Sequence[Chunk], counts: Sequence[int], idle: Chunk = ()
     ) -> list[Chunk]:
@@ -185,9 +196,15 @@ class Stage(ABC):
         encode: Callable[[T], Tensor],
         loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Plain or cached, as `train.chunk_size` says; then the mean over the processes."""
-        backward = cached_backward if self._config.train.chunk_size else plain_backward
-        loss, accuracy = backward(chunks, encode, loss_of, self._accelerator.backward)
+        """Plain or cached, as the settings say; then the mean over the processes.
+
+        LoRA's products run in the format of autocast: PEFT would first turn what goes into them
+        to float32, the format of the weights, which autocast turns back.
+        """
+        train = self._config.train
+        backward = cached_backward if train.chunk_size or train.chunk_tokens else plain_backward
+        with disable_input_dtype_casting(self.model.backbone.vlm):
+            loss, accuracy = backward(chunks, encode, loss_of, self._accelerator.backward)
         loss, accuracy = self.process_group.mean(torch.stack([loss, accuracy]))
         return loss, accuracy
 
@@ -201,11 +218,13 @@ class Pretrain(Stage):
         if any(query.kind is not Kind.IMAGE for query in batch.queries):
             raise DataError("stage 1 asks with the image alone; the sampler gave an instruction")
         everyone = global_batch or GlobalBatch.single(batch)
-        size = self._config.train.chunk_size
-        images = self._pad_chunks(split_queries(batch, size), everyone.query_chunks)
+        images = self._pad_chunks(self._split_queries(batch), everyone.query_chunks)
         texts = self._pad_chunks(
-            split_texts(batch.candidates, size),
-            [len(split_texts(texts, size)) for texts in everyone.texts],
+            self._split_texts(batch.candidates, lambda features: features.tokens),
+            [
+                len(self._split_texts(texts, everyone.tokens.__getitem__))
+                for texts in everyone.texts
+            ],
         )
         first_text = sum(map(len, images))  # behind idle passes if any
 
@@ -244,7 +263,7 @@ class Instruct(Stage):
             raise DataError("stage 2 needs an instruction with every image; the sampler gave none")
         everyone = global_batch or GlobalBatch.single(batch)
         candidates = self._candidates(batch, everyone)
-        queries = split_queries(batch, self._config.train.chunk_size)
+        queries = self._split_queries(batch)
         chunks = [self._see(chunk) for chunk in self._pad_chunks(queries, everyone.query_chunks)]
         count = len(batch.queries)
         return self._backward_chunks(
@@ -271,21 +290,24 @@ class Instruct(Stage):
         new = global_batch.new_texts(self.text_cache)
         if any(new):
             own = new[global_batch.rank]
-            vectors = self._embed_texts(batch, own, [len(texts) for texts in new]).cpu()
+            vectors = self._embed_texts(batch, own, new, global_batch).cpu()
             for text, vector in zip((t for texts in new for t in texts), vectors, strict=True):
                 self.text_cache[text] = vector.clone()
         texts = global_batch.candidate_numbers()
         return torch.stack([self.text_cache[text] for text in texts]).to(self.model.device)
 
     def _embed_texts(
-        self, batch: TrainBatch, texts: Sequence[str], counts: Sequence[int]
+        self,
+        batch: TrainBatch,
+        texts: Sequence[str],
+        new: Sequence[Sequence[str]],
+        global_batch: GlobalBatch,
     ) -> Tensor:
-        """Vectors of `texts` of this process, and of the `counts` of all: `(sum of counts, D)`."""
-        size = self._config.train.chunk_size
+        """Vectors `(C, D)` of the `new` texts of all processes; `texts` are those of this one."""
         features = dict(zip(batch.texts, batch.candidates, strict=True))
         chunks = self._pad_chunks(
-            split_texts([features[text] for text in texts], size),
-            [len(split_texts(range(count), size)) for count in counts],
+            self._split_texts([features[text] for text in texts], lambda f: f.tokens),
+            [len(self._split_texts(texts, global_batch.tokens.__getitem__)) for texts in new],
             idle=batch.candidates[:1],
         )
         self.model.eval()
@@ -294,4 +316,5 @@ class Instruct(Stage):
         self.model.train()
         nothing = torch.empty(0, self.model.dim, device=self.model.device)
         own = torch.cat([*vectors, nothing])[: len(texts)]
+        counts = [len(texts) for texts in new]
         return own if len(counts) == 1 else gather_rows(own, counts, "published")
