@@ -2,10 +2,12 @@
 
     git worktree add ../before COMMIT
     python tools/bench_engine.py --against ../before/src [--out results/speed/engine-cpu.json]
+    python tools/bench_engine.py --compile [--out results/speed/compile-cpu.json]
 
 Two processes, one thread each, load the same weights and embed the same items at default settings;
 they take turns, so that what else the machine does hits both alike. A ratio is the time of the
-other commit over the time now, the median of all rounds: above 1 is faster now.
+other commit over the time now, the median of all rounds: above 1 is faster now. With `--compile`
+the one that is "now" has compiled layers, and the one "before" is the same package without.
 
 Models: `bundled` (8 M parameters, 16 to 22 visual tokens), and `55m`, made on the spot with random
 weights of Qwen2-VL's shape and a stage-2 adapter, 256 visual tokens a picture.
@@ -114,7 +116,7 @@ def items_of(case: str, photos: list[Path]) -> list[Any]:
     return [Item(image=photo, instruction=text(8)) for photo in photos[:32] for _ in range(4)]
 
 
-def work(folder: Path) -> None:
+def work(folder: Path, compiled: bool) -> None:
     """The worker: answers each case on stdin with processor and wall seconds, and a checksum."""
     import numpy as np
     import torch
@@ -125,6 +127,8 @@ def work(folder: Path) -> None:
     bundled = Embedder.from_pretrained("bundled", device="cpu")
     models = {"bundled": bundled, "55m": middle_model(bundled)}
     photos = sorted(folder.glob("*.jpg"))
+    for model in models.values() if compiled else ():
+        model.compile()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
@@ -156,7 +160,7 @@ def draw_photos(folder: Path) -> None:
 class Worker:
     """A process that embeds with the package of one source folder."""
 
-    def __init__(self, source: Path, folder: Path) -> None:
+    def __init__(self, source: Path, folder: Path, compiled: bool = False) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": str(source),
@@ -164,7 +168,7 @@ class Worker:
             "PYTHONWARNINGS": "ignore",
         }
         self.process: Any = subprocess.Popen(
-            [sys.executable, __file__, "--worker", str(folder)],
+            [sys.executable, __file__, "--worker", str(folder), *["--compile"] * compiled],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -226,6 +230,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", type=Path, help="src folder of the other commit")
+    parser.add_argument("--compile", action="store_true", help="against layers not compiled")
     parser.add_argument("--commit", default="", help="what to call it in the record")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="+", default=["bundled", "55m"])
@@ -236,7 +241,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker)
+        work(arguments.worker, arguments.compile)
         return
     from abc_embed import runtime
 
@@ -244,7 +249,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw_photos(folder)
-        now, before = Worker(own, folder), Worker(arguments.against, folder)
+        now = Worker(own, folder, arguments.compile)
+        before = Worker(arguments.against or own, folder)
         for worker in (now, before):
             worker.answer()
         results = measure(now, before, arguments.rounds, arguments.models, arguments.cases)
@@ -253,7 +259,7 @@ def main() -> None:
             worker.process.wait()
     record = {
         "what": "time before over time now, processor seconds of one thread, interleaved",
-        "before": arguments.commit,
+        "before": "layers not compiled" if arguments.compile else arguments.commit,
         "hardware": runtime.hardware() | {"processor": processor_name()},
         "versions": runtime.versions(),
         "results": results,

@@ -14,7 +14,7 @@ one image or window, d width of a head.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -153,6 +153,10 @@ class Backbone(nn.Module, ABC):
             "vision_config": self.vision_attention(attn),
         }
         self.attn = attn
+        self.is_compiled = False
+        """Whether `compile_layers` was called."""
+        self.weights = ""
+        """The format of fewer bits that weights have; see quantization.py."""
         self.vlm: Any = self.vlm_class(config)
         make_bidirectional(self.vlm)
         self.use_lean_modules()
@@ -219,6 +223,18 @@ class Backbone(nn.Module, ABC):
 
         A patch has all its frames or, as in `PixelBatch.patches`, one. Grids stay on the CPU.
         """
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of both encoders, which hold nearly all weights and take nearly all time."""
+        lists = (module for module in self.vlm.modules() if isinstance(module, nn.ModuleList))
+        return [layer for layer_list in lists for layer in layer_list]
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Have torch compile each of `layers`, once for all shapes, when it is next used."""
+        AttentionInterface.register(GROUPED_SDPA, torch.compiler.disable(grouped_sdpa))
+        for layer in self.layers():
+            layer.compile(dynamic=True, backend=backend)
+        self.is_compiled = True
 
     def visual_lengths(self, grid_thw: Tensor) -> Tensor:
         """Grids `(U, 3)` -> V of each image `(U,)` int64."""
@@ -437,7 +453,8 @@ class Qwen2VLBackbone(Backbone):
         if self.vlm.visual.config._attn_implementation == GROUPED_SDPA:
             groups = equal_runs([h * w for t, h, w in grids for _ in range(t)])
             total = sum(count * length for count, length in groups)
-            plan["abc_groups"] = dict.fromkeys((b.attn for b in self.vlm.visual.blocks), groups)
+            modules = (block.attn for block in self.vlm.visual.blocks)
+            plan["abc_groups"] = AttentionGroups(dict.fromkeys(modules, groups))
             # One segment: the split into images is done by `grouped_sdpa`, not by transformers.
             plan["cu_seqlens"] = torch.tensor([0, total], dtype=torch.int32, device=device)
         return plan
@@ -464,6 +481,17 @@ Groups = Sequence[tuple[int, int]]
 """(number of images or windows, L) of each run of equally long ones."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionGroups:
+    """The runs that each attention module takes apart.
+
+    No bare dictionary: torch.compile would look into it, and compile a layer anew for every module
+    that it finds there.
+    """
+
+    of: dict[nn.Module, Groups]
+
+
 def equal_runs(lengths: Sequence[int]) -> Groups:
     """L of each image or window, in order -> runs of equal L."""
     return [(len(list(run)), length) for length, run in groupby(lengths)]
@@ -476,16 +504,15 @@ def grouped_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    abc_groups: Mapping[nn.Module, Groups],
+    abc_groups: AttentionGroups,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Vision attention for images laid end to end: one call per size instead of one per image.
 
-    `query`, `key`, `value`: `(1, H, sum L, d)`. `abc_groups`: for each attention module, the runs
-    that it takes apart. Returns `(1, sum L, H, d)`, as transformers expects.
+    `query`, `key`, `value`: `(1, H, sum L, d)`. Returns `(1, sum L, H, d)`, as transformers does.
     """
     outputs, start = [], 0
-    for count, length in abc_groups[module]:
+    for count, length in abc_groups.of[module]:
         end = start + count * length
         # (1, H, count * L, d) -> (count, H, L, d): no image sees another.
         q, k, v = (

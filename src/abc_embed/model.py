@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, D width, U unique images, V visual tokens of one image
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class AbcModel(nn.Module):
         self.provenance: list[dict[str, Any]] = []
         """What was trained since, run by run, as JSON values; see `train/provenance.py`."""
         self._instruct_layers: list[LoraLayer] | None = None
-        self._merged: tuple[list[tuple[int, int]], list[Tensor]] | None = None
+        self._for_inference: tuple[list[tuple[int, int]], list[Tensor], bool] | None = None
 
     @property
     def dim(self) -> int:
@@ -105,21 +105,21 @@ class AbcModel(nn.Module):
     def _embed_instructed(
         self, batch: Batch, visual_tokens: Tensor | None, rows: Tensor | None
     ) -> Tensor:
-        """As `_embed_rows`; in inference with merged weights, where there is memory for them."""
+        """As `_embed_rows`; in inference with merged weights, where there is memory for them, and
+        else with the adapter in the number format of the backbone."""
         layers: list[Any] = list(self.instruct_layers())
-        merged = [] if self.training or torch.is_grad_enabled() else self._merged_weights()
-        if not merged or layers[0].disable_adapters:
+        if self.training or torch.is_grad_enabled() or layers[0].disable_adapters:
             return self._embed_rows(batch, visual_tokens, rows)
-        weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
-        plain = [weight.data for weight in weights]
+        weights, others, is_merged = self._inference_weights()
+        own = [weight.data for weight in weights]
         try:
-            for weight, with_adapter in zip(weights, merged, strict=True):
-                weight.data = with_adapter
-            with self.adapter_off():
+            for weight, other in zip(weights, others, strict=True):
+                weight.data = other
+            with self.adapter_off() if is_merged else nullcontext():
                 return self._embed_rows(batch, visual_tokens, rows)
         finally:
-            for weight, without in zip(weights, plain, strict=True):
-                weight.data = without
+            for weight, data in zip(weights, own, strict=True):
+                weight.data = data
 
     def _embed_rows(
         self, batch: Batch, visual_tokens: Tensor | None, rows: Tensor | None
@@ -161,7 +161,7 @@ class AbcModel(nn.Module):
     def forget_layers(self) -> None:
         """To be called when adapters are attached or taken away."""
         self._instruct_layers = None
-        self._merged = None
+        self._for_inference = None
 
     @property
     def has_instruct_adapter(self) -> bool:
@@ -185,30 +185,35 @@ class AbcModel(nn.Module):
             for layer in on:
                 layer._disable_adapters = False
 
-    def _merged_weights(self) -> list[Tensor]:
-        """Weights of `instruct_layers` with the adapter in them; none while it trains.
+    def _inference_weights(self) -> tuple[list[Tensor], list[Tensor], bool]:
+        """Weights, what to put in their place in inference, and whether the adapter is in it.
 
-        Kept beside the plain ones, so that these stay as they are to the last bit, and made anew
-        when any of them has changed. Whether there is memory for that is decided once.
+        Merged: the adapter is added into the layers' own weights, which are kept beside the plain
+        ones, so that these stay as they are to the last bit. Where there is no memory for that, the
+        adapter's weights in the format of the backbone: PEFT would turn all that goes into them to
+        float32 otherwise. None of both while the adapter trains. What of these is decided once;
+        they are made anew when a weight has changed.
         """
         layers: list[Any] = list(self.instruct_layers())
         parts = [part for layer in layers for part in (layer.lora_A, layer.lora_B)]
-        lora = [part[INSTRUCT_ADAPTER].weight for part in parts]
+        lora: list[Tensor] = [part[INSTRUCT_ADAPTER].weight for part in parts]
         if any(parameter.requires_grad for parameter in lora):
-            return []
-        plain = [layer.get_base_layer().weight for layer in layers]
+            return [], [], False
+        plain: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
         state = [(tensor.data_ptr(), tensor._version) for tensor in (*plain, *lora)]
-        if self._merged is None or self._merged[0] != state:
+        if self._for_inference is None or self._for_inference[0] != state:
             needed = sum(weight.numel() * weight.element_size() for weight in plain)
-            free = free_memory_bytes(self.device)
-            merged = []
-            if all(weight.is_floating_point() for weight in plain) and needed < free * MERGE_SHARE:
-                merged = [
+            is_merged = needed < free_memory_bytes(self.device) * MERGE_SHARE
+            is_merged = is_merged and not self.backbone.weights
+            others = [weight.to(self.dtype) for weight in lora]
+            if is_merged:
+                others = [
                     (weight.float() + layer.get_delta_weight(INSTRUCT_ADAPTER).float()).to(weight)
                     for weight, layer in zip(plain, layers, strict=True)
                 ]
-            self._merged = (state, merged)
-        return self._merged[1]
+            self._for_inference = (state, others, is_merged)
+        _, others, is_merged = self._for_inference
+        return (plain if is_merged else lora), others, is_merged
 
     def _needs_gradient_without_adapter(self) -> bool:
         """Whether anything but the adapter trains.

@@ -95,6 +95,28 @@ def resolve_dtype(
     return chosen
 
 
+def check_compiler(device: "torch.device") -> None:
+    """Compile something small, which says more than looking for a compiler.
+
+    Raises:
+        DeviceError: torch.compile cannot be had on this machine.
+    """
+    import torch
+
+    def small(x: "torch.Tensor") -> "torch.Tensor":
+        return x.sin() + 1
+
+    try:
+        torch.compile(small, dynamic=True)(torch.ones(8, device=device))
+    except Exception as error:  # whatever ails a compiler
+        needed = "a C++ compiler such as g++" if device.type == "cpu" else "Triton and g++"
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DeviceError(
+            f"nothing can be compiled for {device} ({reason}); install {needed}, or do without "
+            "compile"
+        ) from error
+
+
 def to_device(tensor: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor":
     """A tensor on a device; a copy to a GPU goes through pinned memory, and nobody waits for it."""
     import torch

@@ -1,8 +1,10 @@
 """The engine against the plain way: equal results, and nothing walked or switched in vain."""
 
+from typing import Any
 from unittest import mock
 
 import golden_parts
+import numpy as np
 import pytest
 import tiny_families
 import torch
@@ -13,6 +15,7 @@ from abc_embed import adapters
 from abc_embed import model as model_module
 from abc_embed.backbone import LeanQuickGELU, PatchProjection
 from abc_embed.embedder import Embedder
+from abc_embed.errors import DeviceError
 from abc_embed.inputs import Item
 from abc_embed.model import AbcModel
 from abc_embed.processor import Batch, Processor
@@ -99,11 +102,11 @@ def test_merged_weights_give_the_vectors_of_the_adapter(
     names = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         merged = model(batch)
-        assert model._merged is not None and model._merged[1]
+        assert model._for_inference is not None and model._for_inference[2]
         model.forget_layers()
         monkeypatch.setattr(model_module, "MERGE_SHARE", 0.0)
         plain = model(batch)
-        assert not model._merged[1]
+        assert not model._for_inference[2]
     model.forget_layers()
     assert (merged - plain).abs().max() < 1e-5
     assert not torch.equal(merged, plain)  # the guard: there were two ways
@@ -154,6 +157,26 @@ def test_in_bfloat16_merging_is_as_near_to_float32_as_the_adapter_is(
     assert distances[0] < 2 * distances[1] + 1e-4
 
 
+def test_an_adapter_that_is_not_merged_multiplies_in_the_format_of_the_backbone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, processor = golden_parts.published(dtype=torch.bfloat16)
+    monkeypatch.setattr(model_module, "MERGE_SHARE", 0.0)
+    names = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    formats: set[torch.dtype] = set()
+    layer: Any = model.instruct_layers()[0]
+    for part in (layer.lora_A, layer.lora_B):
+        part["instruct"].register_forward_hook(
+            lambda m, x, y: formats.update((x[0].dtype, y.dtype))
+        )
+    batch = batch_of((model, processor), MIXED).to("cpu", torch.bfloat16)
+    with torch.no_grad():
+        model(batch)
+    assert formats == {torch.bfloat16}
+    for name, parameter in model.named_parameters():  # float32 on disk and in training
+        assert parameter.dtype == names[name].dtype and torch.equal(parameter, names[name])
+
+
 # -- no walks --------------------------------------------------------------------------------------
 
 
@@ -178,3 +201,39 @@ def test_attaching_and_detaching_is_seen() -> None:
     assert len(model.instruct_layers()) == 21
     adapters.detach(model)
     assert not model.has_instruct_adapter
+
+
+# -- compiled layers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny_families.ALL)
+def test_compiled_layers_give_the_same_vectors_and_are_compiled_once_for_all_shapes(
+    family: str,
+) -> None:
+    """Traced and cut as for any compiler, but run by torch itself: compiling C++ takes a minute."""
+    embedder = Embedder(*tiny_families.loaded(family))
+    pixels = 4 * embedder.processor.image.max_pixels
+    items = [*MIXED, "one more text, longer than the others are", golden_parts.small(shade=9)]
+    plain = embedder.embed(items, max_pixels=pixels)
+    torch._dynamo.reset()
+    embedder.model.backbone.compile_layers(backend="aot_eager")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    assert np.abs(embedder.embed(items, max_pixels=pixels) - plain).max() < 1e-5
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    longer = [f"{'word ' * n}" + "and the end" for n in range(3, 9)]
+    expected = Embedder(*tiny_families.loaded(family)).embed(longer)
+    assert np.abs(embedder.embed(longer) - expected).max() < 1e-5
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_without_a_compiler_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> object:
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    embedder = Embedder(*golden_parts.shared())
+    with pytest.raises(DeviceError, match=r"cpu \(No working C\+\+ compiler found\); install a C"):
+        embedder.compile()
+    assert not embedder.model.backbone.is_compiled

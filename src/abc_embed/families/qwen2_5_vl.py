@@ -37,7 +37,7 @@ class Qwen25VLBackbone(Qwen2VLBackbone):
         visual = self.vlm.visual
         for number, block in enumerate(visual.blocks):
             if number not in visual.fullatt_block_indexes:
-                plan["abc_groups"][block.attn] = runs
+                plan["abc_groups"].of[block.attn] = runs
         plan["window_index"] = order.to(device)
         # As with the images: one segment for transformers, taken apart by `grouped_sdpa`.
         plan["cu_window_seqlens"] = plan["cu_seqlens"]
