@@ -356,6 +356,7 @@ def describe(model: AbcModel, processor: Processor) -> dict[str, Any]:
         "instruct_adapter": model.has_instruct_adapter,
         "prompt_hash": processor.prompt_hash,
         **processor.settings(),
+        **({"weights": model.backbone.weights} if model.backbone.weights else {}),
     }
 
 
@@ -379,6 +380,11 @@ def save(
         CheckpointError: a stage-1 adapter is not merged yet.
     """
     folder = Path(folder)
+    if model.backbone.weights:
+        raise OutputError(
+            f"a model with {model.backbone.weights} weights is not saved: load it without, save "
+            "that, and say weights= when it is loaded"
+        )
     if any(True for _ in adapter_parameters(model, PRETRAIN_ADAPTER)):
         raise CheckpointError("the stage-1 adapter is not merged; call merge_stage1 before saving")
     try:

@@ -10,7 +10,7 @@ Shapes: `D` width of an embedding, `N` and `M` numbers of items.
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
 from numbers import Integral
@@ -47,6 +47,7 @@ from abc_embed.pipeline import (
 )
 from abc_embed.processor import Processor
 from abc_embed.progress import track
+from abc_embed.quantization import check_weights, quantize_weights
 from abc_embed.vectors import check_dim, l2_normalize, quantize, truncate
 from abc_embed.weights import fingerprint
 
@@ -133,21 +134,24 @@ class Embedder:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         attn: str = "sdpa",
+        weights: str | None = None,
+        compile: bool = False,
     ) -> Self:
         """Load a model by name: `"bundled"`, a folder that `save` wrote, or a published name.
 
         `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto (float32 on a CPU, bfloat16
-        elsewhere), float32, bfloat16 or float16; `attn` sdpa or eager.
+        elsewhere), float32, bfloat16 or float16; `attn` sdpa or eager. `weights` int8 or int4 holds
+        the layers' weights in that (see quantization.py); `compile` is `Embedder.compile`.
 
         Raises:
             UnknownModelError: no such name.
             OfflineError: the files must be fetched and there is no network.
             CheckpointError: the files are damaged or do not fit.
-            DeviceError: this machine has no such device or number format.
+            DeviceError: this machine has no such device, number format or compiler.
+            MissingExtraError: `weights` needs an optional package.
         """
-        device = runtime.resolve_device(device)
-        dtype = runtime.resolve_dtype(dtype, device)
-        return cls(*checkpoint.load(str(name), device=device, dtype=dtype, attn=attn))
+        load = partial(checkpoint.load, str(name))
+        return cls._load(load, device, dtype, attn, weights, compile)
 
     @classmethod
     def from_adapters(
@@ -159,6 +163,8 @@ class Embedder:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         attn: str = "sdpa",
+        weights: str | None = None,
+        compile: bool = False,
     ) -> Self:
         """Load a base with adapters in the published layout: folders, or names on the hub.
 
@@ -168,10 +174,44 @@ class Embedder:
         Raises:
             CheckpointError, DeviceError: as `from_pretrained`.
         """
+        parts = (str(base), str(pretrain), None if instruct is None else str(instruct))
+        load = partial(checkpoint.load_published, *parts)
+        return cls._load(load, device, dtype, attn, weights, compile)
+
+    @classmethod
+    def _load(
+        cls,
+        load: Callable[..., checkpoint.Loaded],
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        attn: str,
+        weights: str | None,
+        compile: bool,
+    ) -> Self:
         device = runtime.resolve_device(device)
         dtype = runtime.resolve_dtype(dtype, device)
-        parts = (str(base), str(pretrain), None if instruct is None else str(instruct))
-        return cls(*checkpoint.load_published(*parts, device=device, dtype=dtype, attn=attn))
+        if weights is not None:
+            check_weights(weights)
+        # Of what is quantized the device never holds more than a layer as it was.
+        model, processor = load(device="cpu" if weights else device, dtype=dtype, attn=attn)
+        if weights is not None:
+            quantize_weights(model, weights, device)
+        embedder = cls(model, processor)
+        if compile:
+            embedder.compile()
+        return embedder
+
+    def compile(self) -> None:
+        """Have torch compile the layers: faster, after seconds to minutes at the first items.
+
+        Vectors differ from the plain ones by rounding alone (1e-5 in float32).
+
+        Raises:
+            DeviceError: this machine has no compiler for the device.
+        """
+        runtime.check_compiler(self.device)
+        with self._lock:
+            self.model.backbone.compile_layers()
 
     # -- embedding -------------------------------------------------------------------------------
 
@@ -327,7 +367,11 @@ class Embedder:
                 _load_copy,
                 Path(folder) / "model",
                 devices,
-                {"dtype": self.model.dtype, "attn": self.model.backbone.attn},
+                {
+                    "dtype": self.model.dtype,
+                    "attn": self.model.backbone.attn,
+                    "compile": self.model.backbone.is_compiled,
+                },
                 self.processor.decode_limit,
                 options,
             )

@@ -7,7 +7,7 @@ renaming rules move with its releases. Here every tensor finds its place, or is 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +245,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, object]) -> str:
     """SHA-256 in hex over settings (JSON values) and tensors by name, in any number format."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(_plain(tensors)):
         if isinstance(tensor, Tensor):  # a state dict may hold settings of its modules too
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(data.numpy().data)
     return digest.hexdigest()
+
+
+def _plain(tensors: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Tensors by name; of one that is made up of several, as torchao's are, these."""
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            parts = tensor.__tensor_flatten__()[0]
+            yield from _plain({f"{name}.{part}": getattr(tensor, part) for part in parts})
+        else:
+            yield name, tensor

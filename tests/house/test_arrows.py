@@ -27,7 +27,7 @@ ARROW = (
     ("pooling",),
     ("head",),
     ("model",),
-    ("adapters",),
+    ("adapters", "quantization"),
     ("card", "hub"),
     ("checkpoint",),
     ("vectors", "figures"),

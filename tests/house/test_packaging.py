@@ -37,6 +37,7 @@ PROMISED_EXTRAS = {
         "bench",
         "index",
         "heif",
+        "quant",
         "open-clip",
         "deepspeed",
         "serve",

@@ -124,6 +124,16 @@ class ModelSettings:
     model: Model = MODEL
     device: Device = "auto"
     dtype: Dtype = "auto"
+    weights: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(
+            help="Hold the layers' weights in fewer bits: less memory, less exact.",
+            show_default="as --dtype says",
+        ),
+    ] = None
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers first: for many items.")
+    ] = False
 
     def load(self) -> "Embedder":
         """The model that the options name.
@@ -133,7 +143,13 @@ class ModelSettings:
         """
         from abc_embed.embedder import Embedder  # torch comes with it: seconds
 
-        return Embedder.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+        return Embedder.from_pretrained(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            weights=self.weights,
+            compile=self.compile,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
