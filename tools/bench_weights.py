@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="pictures")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    benchmark = load(arguments.tier, lambda done: None)
+    benchmark = load(arguments.tier)
     results: dict[str, Any] = {}
     plain: Any = None
     for weights in (None, "int8", "int4"):
