@@ -48,7 +48,7 @@ from abc_embed.pipeline import (
 from abc_embed.processor import Processor
 from abc_embed.progress import track
 from abc_embed.quantization import check_weights, quantize_weights
-from abc_embed.vectors import check_dim, l2_normalize, quantize, truncate
+from abc_embed.vectors import check_dim, quantize, truncate, unit_rows
 from abc_embed.weights import fingerprint
 
 __all__ = ["Embedder", "Evidence", "Skipped"]
@@ -445,7 +445,7 @@ class Embedder:
         Raises:
             UsageError: widths differ, a vector is zero or not finite, or there are too many axes.
         """
-        first, second = _rows(a, "first"), _rows(b, "second")
+        first, second = unit_rows(a, "first"), unit_rows(b, "second")
         if first.shape[-1] != second.shape[-1]:
             raise UsageError(
                 f"the vectors have different widths, {first.shape[-1]} and {second.shape[-1]}; "
@@ -473,7 +473,7 @@ class Embedder:
             InputError, UsageError: as `embed`; also for an item without a picture.
         """
         vector = text if isinstance(text, np.ndarray) else self.embed(text, max_pixels=max_pixels)
-        target = torch.from_numpy(_rows(vector, "text's")).float()
+        target = torch.from_numpy(unit_rows(vector, "text's")).float()
         if target.shape != (self.dim,):
             shape = tuple(target.shape)
             raise UsageError(f"the text's vector has shape {shape}; give ({self.dim},)")
@@ -594,11 +594,3 @@ def _load_copy(
     embedder = Embedder.from_pretrained(folder, device=devices[number], **loading)
     embedder.processor.decode_limit = decode_limit
     return partial(embedder.stream, on_error="skip", **options)
-
-
-def _rows(vectors: ArrayLike, which: str) -> NDArray[np.float64]:
-    array = np.asarray(vectors, dtype=np.float64)
-    if array.ndim not in (1, 2):
-        raise UsageError(f"the {which} vectors have {array.ndim} axes; give (D,) or (N, D)")
-    message = f"one of the {which} vectors is zero or not finite, so it has no cosine"
-    return l2_normalize(array, UsageError(message))

@@ -48,6 +48,21 @@ def l2_normalize(vectors: "ArrayLike", error: AbcError) -> "NDArray[np.float64]"
     return normalized
 
 
+def unit_rows(vectors: "ArrayLike", which: str) -> "NDArray[np.float64]":
+    """One vector `(D,)` or several `(N, D)` at unit length, for cosines.
+
+    Raises:
+        UsageError: another shape, or a vector without a direction; `which` names them.
+    """
+    import numpy as np
+
+    array = np.asarray(vectors, dtype=np.float64)
+    if array.ndim not in (1, 2):
+        raise UsageError(f"the {which} vectors have {array.ndim} axes; give (D,) or (N, D)")
+    message = f"one of the {which} vectors is zero or not finite, so it has no cosine"
+    return l2_normalize(array, UsageError(message))
+
+
 OUTPUTS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 """Number formats of vectors: the last two hold a bit a dimension, eight of them in a byte."""
 
