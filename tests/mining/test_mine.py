@@ -201,6 +201,22 @@ def test_equal_images_and_captions(tmp_path: Path) -> None:
     assert mined.report.dropped["own caption"] == 6
 
 
+def test_no_caption_of_an_image_is_its_negative(tmp_path: Path) -> None:
+    folder = make(
+        tmp_path,
+        6,
+        r1={"captions": ("caption 1", "caption 4", "another"), "caption": "caption 1"},
+        r2={"captions": ("caption 2", "caption 3"), "caption": "caption 2"},
+    )
+    mined = run(folder, epsilon=1.0, sample_size=100)
+    texts = mined.corpus.captions
+    assert texts == [f"caption {i}" for i in range(6)]  # of each row the first
+    found = {row: {texts[c] for c in captions} for row, captions in sampled(mined).items()}
+    assert not found[1] & {"caption 1", "caption 4"}
+    assert not found[2] & {"caption 2", "caption 3"}
+    assert mined.report.dropped["same image"] == 2
+
+
 def test_the_report_adds_up(tmp_path: Path) -> None:
     report = run(make(tmp_path), pool=5).report
     assert report.scored == 400 == sum(report.dropped.values()) + report.pooled

@@ -220,3 +220,23 @@ def test_published_sets_give_groups_like_any_other(tmp_path: Path) -> None:
             else:
                 assert len({answer for _, answer in group.pairs}) == 3
                 assert all(answer.endswith(f" of {number}") for _, answer in group.pairs)
+
+
+def test_one_of_several_captions_is_drawn_and_the_others_are_no_negatives(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    several = [f"caption 0, said {n}" for n in range(3)]
+    path = write([record(0, tmp_path, caption=several[0], captions=several), record(1, tmp_path)])
+    sampler = RecordSampler(path, "pretrain", DataConfig(negatives=2))
+    drawn = set()
+    for step in range(20):
+        for group in sampler.groups(step, 2, seed=0):
+            own = captions([group])[0]
+            if own == "caption 1":
+                assert group.also_right == ()
+            else:
+                drawn.add(own)
+                assert {own, *group.also_right} == set(several)
+    assert drawn == set(several)
+    again = RecordSampler(path, "pretrain", DataConfig(negatives=2))
+    assert flat(again.groups(3, 2, seed=0)) == flat(sampler.groups(3, 2, seed=0))

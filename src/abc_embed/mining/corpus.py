@@ -1,5 +1,8 @@
 """What is mined: the different captions of a data set, numbered, and which images are equal.
 
+Of an image with several captions the first is scored, and drawn as a negative of others; no caption
+of an image becomes its own negative.
+
 Shapes: `N` rows of the data set, `M` different captions.
 """
 
@@ -16,7 +19,7 @@ from abc_embed.errors import DataError, InputError, UsageError
 from abc_embed.inputs import ImageInput
 from abc_embed.mining.settings import Ints
 from abc_embed.progress import ProgressCallback
-from abc_embed.storage.hashing import sha256, sha256_file
+from abc_embed.storage.hashing import sha256, sha256_file, short_hash
 
 _REPORT_EVERY = 256
 
@@ -27,7 +30,7 @@ class Corpus:
 
     dataset: Dataset
     caption_of: Ints
-    """`(N,)` the different caption of each row; -1 for none."""
+    """`(N,)` the different caption of each row, of several its first; -1 for none."""
     digests: NDArray[np.uint8]
     """`(N, 32)` SHA-256 of each image file; zeros where there is none."""
     captions: list[str] = field(default_factory=list)
@@ -38,6 +41,8 @@ class Corpus:
     """Rows that cannot be used, and why."""
     fingerprint: str = ""
     """Of ids and captions in their order, as `data.dataset.CaptionHash` has it."""
+    also_true: Ints = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    """`(n, 2)`: a row, and one of the different captions that is true of it beside its first."""
 
     def __len__(self) -> int:
         return len(self.caption_of)
@@ -51,6 +56,13 @@ class Corpus:
     def minable(self) -> Ints:
         """Numbers of the rows that have an image and a caption, ascending."""
         return np.flatnonzero(self.caption_of >= 0)
+
+    def also_true_among(self, rows: Ints, texts: Ints) -> Ints:
+        """`also_true` as places in some ascending rows and captions; others are left out."""
+        pairs = self.also_true[np.isin(self.also_true[:, 0], rows)]
+        pairs = pairs[np.isin(pairs[:, 1], texts)]
+        places = [np.searchsorted(rows, pairs[:, 0]), np.searchsorted(texts, pairs[:, 1])]
+        return np.stack(places, axis=1).astype(np.int64)
 
     def image(self, number: int) -> ImageInput:
         """The image of a row, not yet opened."""
@@ -73,6 +85,7 @@ def read_corpus(
     numbers: dict[str, int] = {}
     seen_ids: set[str] = set()
     captions = CaptionHash()
+    others: list[tuple[int, bytes]] = []  # rows, and hashes of their further captions
     for number in range(count):
         try:
             row = dataset.row(number)
@@ -86,17 +99,28 @@ def read_corpus(
                 if caption == len(corpus.first_row):
                     corpus.first_row.append(number)
                 corpus.caption_of[number] = caption
+                others += [(number, short_hash(t.encode())) for t in row.record.captions[1:]]
         except (DataError, InputError) as error:
             corpus.rejected[number] = str(error)
         if number % _REPORT_EVERY == 0 or number == count - 1:
             on_progress(number + 1, count)
     corpus.captions, corpus.fingerprint = list(numbers), captions.hexdigest()
+    corpus.also_true = _resolve(others, corpus.captions)
     if not numbers:
         first = next(iter(corpus.rejected.values()), None)
         if first is None:
             raise DataError(f"no row of {name} has a caption; captions are what is mined")
         raise DataError(f"no row of {name} can be used; the first: {first}")
     return corpus
+
+
+def _resolve(others: Sequence[tuple[int, bytes]], captions: Sequence[str]) -> Ints:
+    """`(n, 2)`: those of the further captions that are the first one of some row."""
+    if not others:
+        return np.zeros((0, 2), dtype=np.int64)
+    known = {short_hash(text.encode()): number for number, text in enumerate(captions)}
+    pairs = [(row, known[key]) for row, key in others if key in known]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def _digest(image: Path | bytes) -> NDArray[np.uint8]:

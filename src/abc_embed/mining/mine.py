@@ -126,9 +126,9 @@ def mine(
             f"no row of {corpus.dataset.path} can be embedded{why}; mend its images or captions"
         )
     key = (captions.id, images.id, settings.epsilon, settings.pool)
-    store = PoolStore(work / "pools", key, [rows, texts], settings.search)
-    report.searched_before = store.done
-    report.method = settings.search.resolved_method.value
+    arrays = [rows, texts, corpus.also_true_among(rows, texts)]
+    store = PoolStore(work / "pools", key, arrays, settings.search)
+    report.searched_before, report.method = store.done, settings.search.resolved_method.value
     if settings.search.method is not Method.PLAIN:
         report.recall_rows = min(SAMPLED, len(rows))
     for pools in search(
@@ -136,6 +136,7 @@ def mine(
         ShardRows(captions, texts),
         np.searchsorted(texts, corpus.caption_of[rows]),
         images=equal_images(corpus, rows),
+        also_true=arrays[2],
         epsilon=settings.epsilon,
         pool=settings.pool,
         settings=settings.search,

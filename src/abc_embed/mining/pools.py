@@ -47,14 +47,18 @@ class Pools:
 
 
 class PositiveIndex:
-    """Which texts are true of each image: the own captions of all queries with that image."""
+    """Which texts are true of each image: the captions of all queries with that image."""
 
-    def __init__(self, own: Ints, images: Ints | None) -> None:
+    def __init__(self, own: Ints, images: Ints | None, also_true: Ints | None = None) -> None:
         shown = np.arange(len(own)) if images is None else images
         if shown.shape != own.shape:
             raise DataError("give one image number per query")
         _, self._image = np.unique(shown, return_inverse=True)
-        pairs = np.unique((self._image.astype(np.int64) << 32) | own)
+        pairs = (self._image.astype(np.int64) << 32) | own
+        if also_true is not None:
+            query, text = also_true.T
+            pairs = np.concatenate([pairs, (self._image[query].astype(np.int64) << 32) | text])
+        pairs = np.unique(pairs)
         self._texts: Ints = pairs & ((1 << 32) - 1)
         self._starts: Ints = np.searchsorted(pairs >> 32, np.arange(len(own) + 1))
 

@@ -51,6 +51,7 @@ def search(
     own: Ints,
     *,
     images: Ints | None = None,
+    also_true: Ints | None = None,
     epsilon: float = EPSILON,
     pool: int = POOL,
     settings: SearchSettings | None = None,
@@ -71,6 +72,7 @@ def search(
         candidates: `(M, D)`, of different texts.
         own: `(N,)` number of the candidate that is the query's own caption.
         images: `(N,)`; equal numbers mean the same image. None: all differ.
+        also_true: `(n, 2)`: a query, and a candidate that is a caption of its image as well.
         epsilon: above 0, at most 1.
         pool: 1 or more.
         settings: method, memory and devices; None: the defaults.
@@ -90,9 +92,8 @@ def search(
         require_faiss()
     check_rule(epsilon, pool)
     _check(queries, candidates, own)
-    job = _Job(
-        queries, candidates, own, PositiveIndex(own, images), epsilon, pool, settings, sampled
-    )
+    positives = PositiveIndex(own, images, also_true)
+    job = _Job(queries, candidates, own, positives, epsilon, pool, settings, sampled)
     meter = _Meter(start, on_progress)
     devices = search_devices(settings)
     workers = [_Worker(job, d, len(devices), blocks, product_dtype, meter.add) for d in devices]

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 
 class RecordSampler:
-    """Groups from records, in a new order each epoch; negatives and wordings are drawn anew.
+    """Groups from records, in a new order each epoch; negatives, wordings, and one of an image's
+    captions, are drawn anew.
 
     Records are read, and images opened, when their turn comes: of millions it holds the numbers.
     """
@@ -107,9 +108,12 @@ class RecordSampler:
             return Rejected(place, str(wrong))
         record = row.record
         random = np.random.default_rng([seed, 1, position])
-        if self._stage == "pretrain" and record.caption:
+        if self._stage == "pretrain" and record.captions:
+            captions = record.captions
+            own = captions[random.integers(len(captions)) if len(captions) > 1 else 0]
             negatives = self._negatives(random, number, record.negatives)
-            return caption_group(row.image, record.caption, negatives, place=row.place)
+            others = [text for text in captions if text != own]
+            return caption_group(row.image, own, negatives, also_right=others, place=row.place)
         pairs = []
         for instruction in self._choose(random, record.instructions):
             wordings = (instruction.instruction, *instruction.paraphrases)
