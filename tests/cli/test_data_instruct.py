@@ -51,6 +51,20 @@ def test_own_questions(cli: Cli, scenes: Path) -> None:
     }
 
 
+def test_records_are_not_replaced_by_fewer_or_none(cli: Cli, scenes: Path) -> None:
+    out = scenes / "instruct.jsonl"
+    words = ("data", "instruct", scenes, "--own", "--out", out)
+    assert cli(*words, *CHOICE).code == 0
+    before = out.read_bytes()
+    done = cli(*words, "--drop-largest", 9)
+    assert done.code == 1 and "--overwrite" in done.error
+    assert out.read_bytes() == before
+    assert not list(read_records(scenes / "instruct.partial.jsonl"))
+    assert cli(*words, *CHOICE).code == 0  # as many as before: no question
+    assert cli(*words, "--drop-largest", 9, "--overwrite").code == 0
+    assert not list(read_records(out))
+
+
 def test_with_a_model(cli: Cli, scenes: Path) -> None:
     out = scenes / "instruct.jsonl"
     with VlmServer(place) as server:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from abc_embed.cli import options, vlm_options
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
-from abc_embed.errors import CostLimitError, UsageError
+from abc_embed.errors import CostLimitError, DataError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
@@ -86,6 +87,9 @@ def instruct(
     ] = False,
     tries: Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")] = 2,
     max_tokens: vlm_options.MaxTokens = 128,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace records even by fewer, or by none.")
+    ] = False,
     *,
     regions: RegionOptions,
     vlm: vlm_options.VlmSettings,
@@ -104,13 +108,12 @@ def instruct(
     settings = regions.settings(source, out.parent)
     rejects = Rejects()
     records = read_regions(source, out.parent, rejects, images)
+    write = partial(write_instructions, records, out, settings=settings, rejects=rejects)
     with ExitStack() as stack:
         if own:
             on_progress = stack.enter_context(progress_bar("regions"))
             writer = OwnWriter(regions.seed)
-            report = write_instructions(
-                records, out, writer, settings, rejects=rejects, on_progress=on_progress
-            )
+            report = write(writer=writer, on_progress=on_progress, overwrite=overwrite)
         else:
             replies = out.with_name(f"{out.stem}.replies.sqlite")
             client = vlm.client(stack, replies, max_tokens=max_tokens)
@@ -119,16 +122,12 @@ def instruct(
                 vlm_options.print_estimate(client, requests, tries, RETRY_TOKENS, as_json)
                 _print_rejected(dict(rejects.counts), as_json)
                 return
-            on_progress = stack.enter_context(progress_bar("regions"))
-            report = write_instructions(
-                records,
-                out,
-                VlmWriter(client, settings.root, tries=tries),
-                settings,
-                rejects=rejects,
+            report = write(
+                writer=VlmWriter(client, settings.root, tries=tries),
                 map_tasks=client.map,
-                on_progress=on_progress,
+                on_progress=stack.enter_context(progress_bar("regions")),
                 endpoint_report=client.report,
+                overwrite=overwrite,
             )
     _print_report(report, out, vlm.max_cost, as_json)
 
@@ -152,7 +151,8 @@ def _print_report(report: "Report", out: Path, max_cost: float | None, as_json: 
     from abc_embed.vlm.instruct import file_beside
     from abc_embed.vlm.rejects import Reason
 
-    place = out if report.complete else file_beside(out, "partial.jsonl")
+    whole = report.complete and report.kept is None
+    place = out if whole else file_beside(out, "partial.jsonl")
     if as_json:
         print_json({"out": str(place), **dataclasses.asdict(report)})
     else:
@@ -176,6 +176,11 @@ def _print_report(report: "Report", out: Path, max_cost: float | None, as_json: 
     failed = report.rejected.get(Reason.ENDPOINT, 0)
     if failed:
         print_message(f"{failed} regions got no reply; the same command asks for them again")
+    if report.kept is not None:
+        raise DataError(
+            f"{out} has {report.kept:,} records and this run wrote {report.images_written:,}, so "
+            f"it was kept and these are in {place}; give --overwrite to replace it all the same"
+        )
     if not report.complete:
         raise CostLimitError(
             f"the cost limit of {max_cost:g} was reached with {report.not_asked:,} regions not "

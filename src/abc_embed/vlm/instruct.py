@@ -5,7 +5,8 @@ started again from the beginning and finds there what was answered already. Next
 
     OUT.rejects.jsonl    one line for everything that was left out, with the reason
     OUT.report.json      what was done, counted
-    OUT.partial.jsonl    instead of OUT.jsonl, when the cost limit came first
+    OUT.partial.jsonl    instead of OUT.jsonl, when the cost limit came first, or when OUT.jsonl is
+                         there with more records: it is kept
 """
 
 import dataclasses
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.records import Record, write_records
-from abc_embed.storage.files import atomic_write, rename_file
+from abc_embed.errors import DataError
+from abc_embed.storage.files import atomic_write, open_file, rename_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.json_files import atomic_write_json
+from abc_embed.storage.readers import read_lines
 from abc_embed.vlm.limits import PlannedRequest
 from abc_embed.vlm.regions import RegionSettings, Similarity, choose_regions
 from abc_embed.vlm.rejects import Reason, Rejects
@@ -54,6 +57,8 @@ class Report:
     """Counts of a run; `complete` is False when the cost limit came first."""
 
     complete: bool = True
+    kept: int | None = None
+    """Records of the file that stands at the place of the result and has more; it was kept."""
     images_read: int = 0
     images_written: int = 0
     regions_read: int = 0
@@ -86,6 +91,7 @@ def write_instructions(
     map_tasks: Map = map,
     on_progress: Callable[[int], None] = lambda done: None,
     endpoint_report: Callable[[], Mapping[str, Any]] = dict,
+    overwrite: bool = False,
 ) -> Report:
     """Write instructions for records into `out`, with rejects and a report next to it.
 
@@ -98,6 +104,7 @@ def write_instructions(
         map_tasks: calls the writer for each region, in order; `VlmClient.map` for many at once.
         on_progress: called with the number of regions done.
         endpoint_report: what the report says of the endpoint, asked for at the end.
+        overwrite: put the result in the place of one that has more records, too.
 
     Raises:
         EndpointError: the endpoint cannot be used; nothing is written, and a second run goes on.
@@ -129,11 +136,22 @@ def write_instructions(
     report.distinct_prompts = len(prompts)
     report.common_prompts = prompts.most_common(MOST_COMMON)
     report.asking = dict(endpoint_report())
+    report.kept = None if overwrite or not report.complete else _larger(out, report.images_written)
     report_path = file_beside(out, "report.json")
     atomic_write_json(report_path, dataclasses.asdict(report), ensure_ascii=False)
-    if report.complete:
+    if report.complete and report.kept is None:
         rename_file(partial, out)
     return report
+
+
+def _larger(out: Path, written: int) -> int | None:
+    """How many records a file has, where these are more than were written; else None."""
+    try:
+        with open_file(out) as file:
+            before = sum(1 for _, _, line in read_lines(file, out) if line.strip())
+    except (OSError, DataError):
+        return None  # nothing is there, or nothing of ours
+    return before if before > written else None
 
 
 def region_tasks(
