@@ -253,3 +253,13 @@ def test_parquet_without_its_package_names_the_pip_line(
 def test_a_bad_argument_is_found_before_the_model_is_loaded(cli: Cli, here: Path) -> None:
     done = cli("embed", "photo.jpg", "a dog", "-o", "o.npy", "--model", "no-such-model")
     assert done.error.startswith("there is no file 'a dog'; check the path (a text is given with")
+
+
+@pytest.mark.parametrize("lines", [(None, 1), (2, None)])
+def test_a_number_as_id_and_a_line_of_that_number(lines: tuple[int | None, ...]) -> None:
+    text = [json.dumps({"text": f"t{n}", "id": name}).encode() for n, name in enumerate(lines)]
+    first, second = items.from_lines(text)
+    assert first.error is None and "that of another line too" in str(second.error)
+    apart = [b'\xef\xbb\xbf{"text": "a", "id": 7}', b'"b"', b'{"text": "c", "id": 9}']
+    assert [item.name for item in items.from_lines(apart)] == ["7", "2", "9"]
+    assert all(item.error is None for item in items.from_lines(apart))

@@ -21,6 +21,7 @@ from abc_embed.cli.output import print_message, printable
 from abc_embed.data.image_files import find_images, visible_files
 from abc_embed.errors import DataError, ImageNotFoundError, InputError
 from abc_embed.inputs import Item
+from abc_embed.storage.readers import BOM, decode_text
 
 FIELDS = ("id", "text", "image", "instruction")
 
@@ -95,23 +96,40 @@ def valid_name(name: str) -> str:
 
 
 def from_lines(lines: Iterable[bytes]) -> Iterator[NamedItem]:
-    """JSONL in UTF-8, line by line as it comes; empty lines are passed over."""
+    """JSONL in UTF-8, line by line as it comes; empty lines are passed over.
+
+    A line without an id is called by its number; an id that is the number of such a line is an
+    error, as is a line whose number was an id.
+    """
+    unnamed, ids = bytearray(), set[int]()
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _from_line(line, number)
-
-
-def _from_line(line: bytes, number: int) -> NamedItem:
-    try:
-        fields = _fields(line)
-    except DataError as error:
-        return NamedItem(str(number), None, error, number)
-    return _named_item(fields.pop("id", str(number)), number, **fields)
+        if not line.removeprefix(BOM).strip():
+            continue
+        unnamed.extend(bytes(number + 1 - len(unnamed)))
+        try:
+            fields = _fields(line)
+            name = fields.pop("id", None)
+            if name is None:
+                unnamed[number], name, twice = 1, str(number), number in ids
+            else:
+                as_number = int(name) if name.isdecimal() and len(name) < 20 else -1
+                twice = 0 < as_number < number and bool(unnamed[as_number])
+                if as_number > number:
+                    ids.add(as_number)
+            if twice:
+                raise DataError(
+                    f"the name {name!r} is that of another line too, as one of them has no id; "
+                    "give each line an id"
+                )
+        except DataError as error:
+            yield NamedItem(str(number), None, error, number)
+            continue
+        yield _named_item(name, number, **fields)
 
 
 def _fields(line: bytes) -> dict[str, str]:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(decode_text(line))
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise DataError(f"this is no JSON ({why}); give one JSON value per line") from None
