@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli
 
+from abc_embed.data.image_files import find_images
 from abc_embed.scenes.dataset import write_dataset
 
 
@@ -91,3 +92,36 @@ def test_mistakes(cli: Cli, here: Path, words: tuple[str, ...], code: int, messa
     done = cli("data", *words)
     assert done.code == code
     assert message in done.error
+
+
+def test_a_bad_picture_is_left_out_of_the_sheet_and_named(cli: Cli, drawn: Path) -> None:
+    path = Path("scenes/images/000002.png")
+    path.write_bytes(path.read_bytes()[:200])
+    done = cli("data", "show", "scenes", "--out", "page.png")
+    assert (done.code, done.out) == (0, "3 of 4 rows are on page.png\n")
+    assert "left out: scenes/records.jsonl:3: " in done.err
+    done = cli("data", "show", "scenes", "--out", "other.png", "--on-error", "raise")
+    assert done.code == 1 and "scenes/records.jsonl:3: " in done.error
+    assert not Path("other.png").exists()
+
+
+def test_the_sheet_of_scenes_is_no_picture_of_the_set(cli: Cli, here: Path) -> None:
+    assert cli("scenes", "-n", "2", "--out", "drawn").code == 0
+    assert Path("drawn-contact-sheet.png").is_file()
+    assert [p.parent.name for p in find_images(Path("drawn"))] == ["images", "images"]
+
+
+def test_a_card_of_a_folder_of_photos(cli: Cli, here: Path) -> None:
+    done = cli("data", "card", "photos", "--json")
+    assert done.code == 0, done.err
+    (facts,) = json.loads(done.out)["records"]
+    assert facts["rows"] >= 3 and Path("photos/DATASET_CARD.md").is_file()
+
+
+def test_what_is_not_read_is_remarked(cli: Cli, here: Path) -> None:
+    Path("photos/metadata.csv").write_text("file_name,title\na.JPG,a title\n")
+    Path("photos/captions.txt").write_text("a.JPG\tanother\n")
+    done = cli("data", "check", "photos")
+    assert "captions.txt: is not read, as metadata.csv is there" in done.err
+    assert "files not read" in done.out
+    assert cli("data", "check", "photos", "--strict").code == 1

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from published_sets import make_pretrain
 
+from abc_embed.data import open_dataset
 from abc_embed.data.card import card_text, write_card
+from abc_embed.data.formats.convert import convert
 from abc_embed.data.published.dataset import prepare
 from abc_embed.data.published.verify import verify
 from abc_embed.data.records import Record, read_records, write_records
@@ -130,6 +133,19 @@ def test_what_cannot_be_described(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"r\.jsonl:2: .* see all that is wrong with: abc-embed"):
         write_card(tmp_path)
     assert not (tmp_path / "DATASET_CARD.md").exists()
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])
+def test_a_card_of_every_form_that_check_takes(tmp_path: Path, form: Any) -> None:
+    write_dataset(tmp_path / "scenes", 4, seed=1)
+    convert(open_dataset(tmp_path / "scenes"), tmp_path / "to", form)
+    facts, path = write_card(tmp_path / "to")
+    (records,) = facts["records"]
+    assert (records["rows"], records["images"], records["captions"]) == (4, 4, 4)
+    assert f"({form})" in records["file"] and "| rows | 4 |" in path.read_text()
+    if form == "parquet":
+        (file,) = (tmp_path / "to").glob("*.parquet")
+        assert write_card(file)[1] == path
 
 
 def test_no_value_breaks_the_table() -> None:

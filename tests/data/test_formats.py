@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from abc_embed.data import Rejected, Row, open_dataset
+from abc_embed.data.formats.check import check
 from abc_embed.data.formats.convert import convert
 from abc_embed.data.records import Instruction, Record, Region, write_records
 from abc_embed.errors import DataError, OutputError
@@ -116,7 +117,7 @@ def test_bad_rows_are_kept_with_their_reasons(tmp_path: Path) -> None:
     assert [(r["place"].rsplit(":", 1)[1], r["why"].split(";")[0][:22]) for r in rejects] == [
         ("2", "the line is not JSON ("),
         ("4", "the id 'r0' comes twic"),
-        ("7", "the image cannot be re"),
+        ("7", "the image 9.png cannot"),
     ]
 
 
@@ -141,6 +142,60 @@ def test_a_conversion_that_was_stopped_goes_on(tmp_path: Path) -> None:
     )
     with pytest.raises(OutputError, match="not empty"):
         convert(before, tmp_path / "from", "jsonl")
+
+
+def test_parts_of_a_source_that_was_changed_are_not_joined(tmp_path: Path) -> None:
+    make(tmp_path / "from")
+    path = tmp_path / "from/records.jsonl"
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(open_dataset(path), tmp_path / "to", "jsonl", part_size=2, on_progress=stop)
+    path.write_text(path.read_text().replace("not this", "not that"))
+    with pytest.raises(DataError, match="or of a source that was changed since"):
+        convert(open_dataset(path), tmp_path / "to", "jsonl", part_size=2)
+
+
+def test_a_kill_while_it_cleans_up_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "from")
+    dataset = open_dataset(tmp_path / "from")
+    convert(dataset, tmp_path / "whole", "jsonl", part_size=2)
+
+    def killed(path: Path, **_: object) -> None:
+        (path / "plan.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("abc_embed.data.formats.convert.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(dataset, tmp_path / "to", "jsonl", part_size=2)
+    for _ in range(2):  # what is whole is accepted, however often it is asked for
+        done = convert(dataset, tmp_path / "to", "jsonl", part_size=2)
+        assert (done.written, done.rejected, done.parts) == (5, 0, 0)
+
+    def content(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    assert content(tmp_path / "to") == content(tmp_path / "whole")
+
+
+def test_convert_keeps_what_check_finds_good_and_no_more(tmp_path: Path) -> None:
+    make(tmp_path / "from")
+    image = tmp_path / "from/images/3.png"
+    image.write_bytes(image.read_bytes()[:50])  # its head is whole
+    (tmp_path / "from/images/4.png").write_bytes(png(4, (9, 9)))
+    dataset = open_dataset(tmp_path / "from")
+    report = check(dataset)
+    done = convert(dataset, tmp_path / "to", "parquet")
+    assert (done.written, done.rejected) == (report.usable, len(report.errors)) == (3, 2)
+    rejects = [json.loads(line) for line in lines_of(tmp_path / "to/rejects.jsonl")]
+    assert [r["why"] for r in rejects] == [error.why for error in report.errors]
+    assert check(open_dataset(tmp_path / "to")).good
 
 
 # -- data that others made -------------------------------------------------------------------------

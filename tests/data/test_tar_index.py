@@ -222,6 +222,16 @@ def test_damage_is_no_end(tmp_path: Path, damage: Callable[[Path], None]) -> Non
     assert not (tmp_path / "index.sqlite").exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_follows_a_fault_is_counted(tmp_path: Path, packed: bool) -> None:
+    tar = bytearray(tar_bytes([(f"{n}.jpg", b"x" * 512) for n in range(10)]))
+    tar[3 * 1024 : 3 * 1024 + 1024] = bytes(1024)  # two blocks of zeros look like the end
+    path = tmp_path / ("x.tar.gz" if packed else "x.tar")
+    path.write_bytes(gzip.compress(tar) if packed else tar)
+    with pytest.raises(DataError, match=r"an end mark .* at byte 3,072 .*after 3 files.*6 more"):
+        indexed(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -1,5 +1,6 @@
 """`abc-embed data`: fetch, index, check, unpack, convert and describe data sets."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -177,12 +178,12 @@ def unpack(
 
 
 @app.command(epilog=EXAMPLES)
-def card(folder: Folder, as_json: options.AsJson = False) -> None:
+def card(data: DataSet, as_json: options.AsJson = False) -> None:
     """Write DATASET_CARD.md and card.json: what it holds, how it was made, licences, hashes."""
     from abc_embed.data.card import write_card
 
     with progress_bar("files") as on_progress:
-        facts, path = write_card(folder, on_progress=on_progress)
+        facts, path = write_card(data, on_progress=on_progress)
     print_outcome(facts, f"the card is {path}", as_json)
 
 
@@ -202,10 +203,9 @@ def check(
 
     Ends with exit code 1 when a row cannot be used.
     """
-    from abc_embed.data.formats.check import ERRORS, REMARKS
     from abc_embed.data.formats.check import check as run
 
-    dataset = _open(data, columns)
+    dataset = _open(data, columns, log_notes=False)
     with progress_bar("checking rows") as on_progress:
         report = run(dataset, longest=longest, on_progress=on_progress)
     if as_json:
@@ -215,7 +215,7 @@ def check(
             places = [f"{kind}: {line.place}: {line.why}" for line in lines]
             print_first(places, CHECK_SHOWN, "; --json names them all")
         counts = [("rows", report.rows), ("usable", report.usable), *sorted(report.texts.items())]
-        counts += [(name, report.counts[name]) for name in (*ERRORS, *REMARKS)]
+        counts += [(name, report.counts[name]) for name in report.kinds]
         print_table((f"{dataset.form}", ""), counts)
     if not report.good or (strict and report.remarks):
         raise typer.Exit(1)
@@ -256,34 +256,46 @@ def show(
     columns: Columns = None,
     number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
+    on_error: Annotated[
+        options.OnError, typer.Option(help="A bad row ends the work, or is left out and named.")
+    ] = "skip",
 ) -> None:
     """Draw a contact sheet: images with boxes, captions, instructions and negatives."""
     import numpy as np
 
-    from abc_embed.data import Row
+    from abc_embed.data import Rejected, Row
     from abc_embed.data.contact_sheet import write_rows
+    from abc_embed.errors import DataError
 
     check_writable(out)
     dataset = _open(data, columns)
-    sample = np.random.default_rng(seed).permutation(len(dataset))[:number]
-    rows: list[Row] = []
-    for place in sorted(map(int, sample)):
-        rows += [row for row in dataset.rows(place, place + 1) if isinstance(row, Row)]
-    left_out = min(number, len(dataset)) - len(rows)
-    if left_out:
-        print_message(
-            f"{left_out} of the chosen rows cannot be used; abc-embed data check names them"
-        )
-    if not rows:
+    bad: list[str] = []
+
+    def leave_out(place: str, why: str) -> None:
+        if on_error == "raise":
+            raise DataError(f"{place}: {why}")
+        bad.append(f"left out: {place}: {why}")
+
+    def chosen() -> Iterator[Row]:
+        sample = np.random.default_rng(seed).permutation(len(dataset))[:number]
+        for place in sorted(map(int, sample)):
+            for row in dataset.rows(place, place + 1):
+                if isinstance(row, Rejected):
+                    leave_out(row.place, row.why)
+                else:
+                    yield row
+
+    shown = write_rows(chosen(), out, on_bad_row=leave_out)
+    print_first(bad, SHOWN, "; abc-embed data check names them all")
+    if not shown:
         raise UsageError(f"{data} has no row that can be shown; see abc-embed data check")
-    write_rows(rows, out)
-    print_result(f"{len(rows)} of {len(dataset):,} rows are on {out}")
+    print_result(f"{shown} of {len(dataset):,} rows are on {out}")
 
 
 app.command(epilog=data_instruct.EXAMPLES)(data_instruct.instruct)
 
 
-def _open(data: Path, columns: list[str] | None) -> "Dataset":
+def _open(data: Path, columns: list[str] | None, *, log_notes: bool = True) -> "Dataset":
     from abc_embed.data import open_dataset
     from abc_embed.data.records import FIELDS
 
@@ -296,4 +308,4 @@ def _open(data: Path, columns: list[str] | None) -> "Dataset":
                 f"{', '.join(sorted(FIELDS))}"
             )
         names[field] = column
-    return open_dataset(data, names)
+    return open_dataset(data, names, log_notes=log_notes)

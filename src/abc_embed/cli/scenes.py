@@ -14,7 +14,8 @@ EXAMPLES = epilog("""
   abc-embed scenes --count 200 --out test-scenes --seed 7 --held-out
 """)
 
-SHEET = "contact_sheet.png"
+SHEET = "{}-contact-sheet.png"
+"""Beside the folder, where a search among its pictures does not find it."""
 SHOWN = 12
 """Scenes on it, the first ones."""
 
@@ -40,7 +41,8 @@ def scenes(
 
     with progress_bar("drawing", count) as on_progress:
         write_dataset(out, count, seed, side, held_out=held_out, on_progress=on_progress)
-    sheet = out / SHEET
+    beside = out if out.name not in ("", "..") else out.resolve()
+    sheet = beside.with_name(SHEET.format(beside.name))
     dataset = open_dataset(out)
     write_rows([dataset[number] for number in range(min(SHOWN, count))], sheet)
     facts = {"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)}

@@ -1,7 +1,8 @@
 """The card of a data set: what it holds, how it was made, seeds, counts, licences, hashes.
 
-It describes a folder of records, with what mining and other tools left beside them, or a published
-set that was fetched; equal folders get equal cards, so there is no date in it.
+It describes a folder of records, with what mining and other tools left beside them, a published set
+that was fetched, or a data set of any other form; equal folders get equal cards, so there is no
+date in it.
 """
 
 import json
@@ -13,6 +14,8 @@ from typing import Any
 
 import jinja2
 
+from abc_embed.data.dataset import Dataset, Rejected
+from abc_embed.data.formats import open_dataset
 from abc_embed.data.published.dataset import (
     COMPLETE_FILE,
     INDEX_FILE,
@@ -27,6 +30,7 @@ from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write, open_file
 from abc_embed.storage.hashing import sha256, sha256_file
 from abc_embed.storage.json_files import atomic_write_json, read_json
+from abc_embed.storage.readers import load_json
 
 CARD_FILE = "DATASET_CARD.md"
 FACTS_FILE = "card.json"
@@ -39,18 +43,19 @@ OnProgress = Callable[[int, int], None]
 
 
 def write_card(
-    folder: Path, *, on_progress: OnProgress = lambda done, of: None
+    data: Path, *, on_progress: OnProgress = lambda done, of: None
 ) -> tuple[dict[str, Any], Path]:
-    """Write `DATASET_CARD.md` for people and `card.json` for programs into the folder.
+    """Write `DATASET_CARD.md` for people and `card.json` for programs beside a data set.
 
     Returns:
         The facts, and where the card is.
 
     Raises:
-        DataError: the folder holds no data set, or a record or an image of it cannot be read.
+        DataError: there is no data set, or a record or an image of it cannot be read.
         OutputError: the card cannot be written.
     """
-    facts = describe(folder, on_progress=on_progress)
+    facts = describe(data, on_progress=on_progress)
+    folder = data if data.is_dir() else open_dataset(data).folder
     atomic_write_json(folder / FACTS_FILE, facts, indent=2, ensure_ascii=False)
     with atomic_write(folder / CARD_FILE) as file:
         file.write(card_text(facts).encode())
@@ -60,20 +65,25 @@ def write_card(
 # -- facts -----------------------------------------------------------------------------------------
 
 
-def describe(folder: Path, *, on_progress: OnProgress = lambda done, of: None) -> dict[str, Any]:
+def describe(data: Path, *, on_progress: OnProgress = lambda done, of: None) -> dict[str, Any]:
     """The facts of a data set, as JSON values."""
     from abc_embed import __version__
 
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give the folder of a data set")
+    if not data.is_dir() and not data.exists() and ":" not in str(data):
+        raise DataError(f"there is no folder {data}, nor a file; give a data set")
+    folder = data if data.is_dir() else open_dataset(data).folder
     published = _published_facts(folder)
-    records = _records_facts(folder, on_progress)
+    records = _records_facts(folder, on_progress) if data == folder else []
     mined = list(_mined_facts(folder))
     if not (published or records or mined):
-        raise DataError(
-            f"{folder} holds neither records (.jsonl) nor a published data set; give the folder of "
-            "one"
-        )
+        try:
+            dataset = open_dataset(data)
+        except DataError as wrong:
+            raise DataError(
+                f"{data} holds neither records (.jsonl) nor a published data set, and no other: "
+                f"{wrong}"
+            ) from None
+        records = [_dataset_facts(dataset, on_progress)]
     notes = _notes(folder)
     return {
         "name": folder.resolve().name,
@@ -108,14 +118,37 @@ def _records_facts(folder: Path, on_progress: OnProgress) -> list[dict[str, Any]
     return files
 
 
+def _dataset_facts(dataset: Dataset, on_progress: OnProgress) -> dict[str, Any]:
+    """What a data set of another form holds; rows that cannot be used are counted."""
+    records: list[Record] = []
+    lines: list[str] = []
+    bad = 0
+    for number, row in enumerate(dataset.rows(), start=1):
+        try:
+            if isinstance(row, Rejected):
+                raise DataError(row.why)
+            lines.append(f"{sha256(row.read_image())}  {row.record.image}\n")
+            records.append(row.record)
+        except (DataError, OSError):
+            bad += 1
+        on_progress(number, len(dataset))
+    if not records:
+        raise DataError(f"{dataset.path} has no row that can be used; see: abc-embed data check")
+    images = sorted(set(lines))
+    facts = {"images": len(images), "images_sha256": sha256("".join(images))}
+    bad_rows = {"rows_that_cannot_be_used": bad} if bad else {}
+    name = f"{dataset.path.name} ({dataset.form})"
+    return {"file": name, **_count(records), **bad_rows, **facts}
+
+
 def _looks_like_records(path: Path) -> bool:
     """Its first line has what only records have; a rejects file, say, has not."""
     try:
         with open_file(path) as file:
-            first = json.loads(next((line for line in file if line.strip()), b"null"))
+            first = load_json(next((line for line in file if line.strip()), b"null"))
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
-    except ValueError:
+    except DataError:
         return False
     return isinstance(first, dict) and {"id", "image", "width", "height"} <= set(first)
 
@@ -131,12 +164,13 @@ def _hash_image(folder: Path, record: Record) -> str:
 
 
 def _count(records: list[Record]) -> dict[str, Any]:
-    captions = [record.caption for record in records if record.caption]
+    captions = [caption for record in records for caption in record.captions]
     instructions = [ask for record in records for ask in record.instructions]
     sides = [side for record in records for side in (record.width, record.height)]
     return {
         "rows": len(records),
-        "with_caption": len(captions),
+        "with_caption": sum(bool(record.captions) for record in records),
+        "captions": len(captions),
         "different_captions": len(set(captions)),
         "regions": sum(len(record.regions) for record in records),
         "instructions": len(instructions),

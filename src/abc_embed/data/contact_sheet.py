@@ -2,7 +2,7 @@
 
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from abc_embed.data.dataset import Row
 from abc_embed.data.records import Record
+from abc_embed.errors import ImageError
 from abc_embed.inputs import open_image
 from abc_embed.storage.files import atomic_write
 
@@ -23,10 +24,31 @@ _SIDE, _GAP, _TEXT, _LINE = 200, 16, 460, 15
 _CHARACTERS, _LINES = 74, 2
 
 
-def write_rows(rows: Sequence[Row], out: Path) -> None:
-    """Rows of a data set as a PNG; `ImageError` when an image cannot be read."""
-    cells = [draw_cell(_with_boxes(row), row.record.id, _lines(row.record)) for row in rows]
-    write_sheet(cells, out)
+def write_rows(
+    rows: Iterable[Row], out: Path, *, on_bad_row: Callable[[str, str], None] | None = None
+) -> int:
+    """Rows of a data set as a PNG; returns how many are on it, and writes none where none is.
+
+    Args:
+        rows: What is drawn.
+        out: The file to write.
+        on_bad_row: Given place and reason of a row whose image cannot be read, which is left out.
+
+    Raises:
+        ImageError: an image cannot be read, and there is no `on_bad_row`.
+        OutputError: the file cannot be written.
+    """
+    cells = []
+    for row in rows:
+        try:
+            cells.append(draw_cell(_with_boxes(row), row.record.id, _lines(row.record)))
+        except ImageError as wrong:
+            if on_bad_row is None:
+                raise
+            on_bad_row(row.place, str(wrong))
+    if cells:
+        write_sheet(cells, out)
+    return len(cells)
 
 
 def write_sheet(cells: Sequence[Image.Image], out: Path, columns: int = 2) -> None:
@@ -77,7 +99,9 @@ def _with_boxes(row: Row) -> Image.Image:
 
 
 def _lines(record: Record) -> list[Line]:
-    lines = [(record.caption or "(no caption)", INK if record.caption else FAINT)]
+    lines = [(caption, INK) for caption in record.captions[:5]] or [("(no caption)", FAINT)]
+    hidden = max(0, len(record.captions) - 5)
+    lines += [(f"and {hidden} more captions", FAINT)] if hidden else []
     lines += [
         (f"[] {region.phrase}", BOXES[number])
         for number, region in enumerate(record.regions[: len(BOXES)])

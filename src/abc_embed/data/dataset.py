@@ -3,28 +3,19 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.fields import parse_object
-from abc_embed.data.records import FIELDS, Record, format_line
+from abc_embed.data.records import Record, format_line
 from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import read_header
 from abc_embed.storage.files import read_file
-
-SAMPLE_KEY = "__key__"
-"""What webdataset calls the common beginning of a sample's files."""
-ALIASES = {
-    "id": ("id", "key", SAMPLE_KEY),
-    "image": ("image", "jpg", "jpeg", "png", "webp", "file_name"),
-    "caption": ("caption", "text", "txt"),
-}
-"""Our field -> what others call it, in the order in which it is looked for."""
+from abc_embed.storage.hashing import sample_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +27,8 @@ class Row:
     record: Record
     image: Path | bytes
     """The image file: where it is, or its bytes."""
+    unused: tuple[str, ...] = ()
+    """Columns or members of the row that no field holds, as others wrote them."""
 
     def read_image(self) -> bytes:
         """The bytes of the image file; `OSError` when it cannot be read."""
@@ -71,7 +64,7 @@ class CaptionHash:
 
     def add(self, number: int, record: Record) -> None:
         """The next row that is a record; rows that are none are passed over."""
-        line = json.dumps([number, record.id, record.caption])
+        line = json.dumps([number, record.id, record.caption, *record.captions[1:]])
         self._hash.update(line.encode(errors="surrogatepass") + b"\n")
 
     def hexdigest(self) -> str:
@@ -89,6 +82,8 @@ class Dataset(ABC):
     """"jsonl", "parquet", "webdataset", "folder" or "published"."""
     path: Path
     """The file or folder that was opened; of a folder with `records.jsonl`, that file."""
+    notes: Sequence[Rejected] = ()
+    """What lies there and is no row, and is not read: where, and why."""
 
     @property
     def folder(self) -> Path:
@@ -132,9 +127,27 @@ class Dataset(ABC):
             except DataError as wrong:
                 yield Rejected(self.place(number), str(wrong))
 
+    def captions(self, number: int) -> tuple[str, ...]:
+        """The captions of a row."""
+        return self[number].record.captions
+
     def caption(self, number: int) -> str | None:
-        """The caption of a row."""
-        return self[number].record.caption
+        """The first caption of a row."""
+        return next(iter(self.captions(number)), None)
+
+    @abstractmethod
+    def files(self) -> Sequence[Path]:
+        """The files that rows are read from, but for images that are files of their own."""
+
+    def fingerprint(self) -> str:
+        """A hash of what is read: it changes when a file does, and not when all of them move.
+
+        Large files are sampled (`sample_hash`); images that are files of their own do not count.
+        """
+        digest = hashlib.sha256(f"{self.form} {len(self)}".encode())
+        for path in self.files():
+            digest.update(f"\n{path.name} {sample_hash(path)}".encode(errors="replace"))
+        return digest.hexdigest()
 
     def scan(
         self,
@@ -173,41 +186,6 @@ class Dataset(ABC):
         return Scan(numbers, content.hexdigest(), captions.hexdigest())
 
 
-def record_from_columns(
-    values: Mapping[str, Any],
-    image: Path | bytes,
-    name: str,
-    number: int,
-    columns: Mapping[str, str],
-) -> Record:
-    """A record of the columns of a row that others wrote.
-
-    `columns` (our field -> their column) comes first, then our names, then `ALIASES`. Width and
-    height are the image's own where no column says them, the id is the row's number. What has no
-    field goes into `meta`, if JSON can hold it.
-
-    Raises:
-        DataError: a value cannot be, or the image's size cannot be read.
-    """
-    fields: dict[str, Any] = {}
-    used = {"meta", SAMPLE_KEY, columns.get("image", ""), *ALIASES["image"]}
-    for field in set(FIELDS) - {"image", "meta"}:
-        wanted = (columns[field],) if field in columns else ALIASES.get(field, (field,))
-        column = next((name for name in wanted if values.get(name) is not None), None)
-        if column is not None:
-            fields[field] = values[column]
-            used.add(column)
-    fields["image"] = name
-    fields["id"] = str(fields.get("id", number))
-    if "width" not in fields or "height" not in fields:
-        _, fields["width"], fields["height"] = read_head(image)
-    meta = values.get("meta")
-    if isinstance(meta, str):  # as our own Parquet has it: JSON, whose fields may differ by row
-        meta = json.loads(meta)
-    rest = {k: v for k, v in values.items() if k not in used and _fits_json(v)}
-    return parse_object(Record, {**fields, "meta": {**(meta or {}), **rest}})
-
-
 def read_head(image: Path | bytes) -> tuple[str, int, int]:
     """Format, width and height as the image is seen, turned as its EXIF data say.
 
@@ -222,13 +200,3 @@ def read_head(image: Path | bytes) -> tuple[str, int, int]:
             raise DataError(f"there is no image {image!s}; {mend}") from None
         raise DataError(f"the image cannot be read: {problem}") from None
     return header.format, header.width, header.height
-
-
-def _fits_json(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _fits_json(v) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_fits_json, value))
-    if isinstance(value, float):
-        return value == value and abs(value) != float("inf")
-    return isinstance(value, str | int | bool)

@@ -5,23 +5,25 @@ line before it.
 """
 
 import dataclasses
-import json
+import math
 import re
 import reprlib
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from abc_embed.errors import DataError
 from abc_embed.storage.files import open_file
+from abc_embed.storage.readers import load_json, read_lines
 
 T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FAR = 1e9  # no picture has so many pixels; also false for what is not a number
-
+_DEPTH = 64  # of lists and objects in each other; readers of JSON end at some hundreds
+_MOST_BITS = 4096  # of a whole number; Python writes none of more than 4,300 digits
 
 OnBadLine = Callable[[str, DataError], None]
 """Called with the place of a line and what is wrong with it."""
@@ -43,9 +45,7 @@ def parse_lines(
     """
     lines: dict[str, int] = {}
     with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+        for number, _, line in read_lines(file, path):
             try:
                 value = parse(line)
                 name = id_of(value) if id_of else str(number)
@@ -66,19 +66,15 @@ def parse_lines(
 def parse_json(line: bytes) -> object:
     """One line of a file as JSON values; `DataError` says where it is none."""
     try:
-        parsed: object = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise DataError("the line is not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as problem:
-        place = problem.pos + 1 if isinstance(problem, json.JSONDecodeError) else None
-        where = f" (character {place})" if place else ""
-        mend = "write one object per line" if line.endswith(b"\n") else "the file may be cut off"
-        raise DataError(f"the line is not JSON{where}; {mend}") from None
+        parsed: object = load_json(line, finite=True)
+    except DataError as problem:
+        if "UTF-8" in str(problem):
+            mend = "save the file as UTF-8"
+        else:
+            whole = line.endswith(b"\n")
+            mend = "write one object per line" if whole else "the file may be cut off"
+        raise DataError(f"the line {problem}; {mend}") from None
     return parsed
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def parse_object(kind: type[T], row: object) -> T:
@@ -142,13 +138,44 @@ def check_texts(name: str, values: tuple[str, ...]) -> None:
         check_text(f"{name}[{number}]", value)
 
 
+def check_json(name: str, value: object, depth: int = 0) -> None:
+    """Raises `DataError` unless JSON can hold the value, and any reader can read it."""
+    if depth > _DEPTH:
+        raise DataError(f"{name} is nested more than {_DEPTH} deep; make it flatter")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise DataError(f"{name} has the key {short(key)}; give a text")
+            check_json(name, inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_json(name, inner, depth + 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise DataError(f"{name} holds {value}, which is no JSON; leave it out")
+    elif isinstance(value, int):
+        if value.bit_length() > _MOST_BITS:
+            raise DataError(f"{name} holds a number of over 1,200 digits; give it as a text")
+    elif value is not None and not isinstance(value, str):
+        raise DataError(f"{name} holds {short(value)}, which is no JSON value; leave it out")
+
+
 def check_image(image: object) -> None:
     """Raises `DataError` unless it is a path that stays inside the folder it is relative to."""
     check_text("image", image)
     if not stays_inside(str(image)):
         raise DataError(
             f"image is {short(image)}; give a path inside the folder of the records file"
+            f"{FETCH_HINT if is_address(image) else ''}"
         )
+
+
+FETCH_HINT = " (nothing is fetched: get the files with img2dataset, and open what it writes)"
+
+
+def is_address(image: object) -> bool:
+    """Whether it is a web address, which is never fetched."""
+    return isinstance(image, str) and re.match(r"(?i)[a-z0-9+.-]{2,}://", image.strip()) is not None
 
 
 def stays_inside(path: str) -> bool:

@@ -3,6 +3,7 @@
 A data set is a folder: `records.jsonl` and the images, whose paths in it are relative to it.
 
     {"id": "a-7", "image": "images/000007.png", "caption": "a dog on the left and …" or null,
+     "captions": ["a dog on the left and …", "a dog looks at a cat", …], where there are several,
      "width": 112, "height": 112,
      "regions": [{"phrase": "a dog", "box": [x, y, width, height]}, …],
      "instructions": [{"instruction": "what is on the left?", "answer": "a dog", "kind": "place",
@@ -25,6 +26,7 @@ from abc_embed.data.fields import (
     OnBadLine,
     are_numbers,
     check_image,
+    check_json,
     check_text,
     check_texts,
     is_count,
@@ -91,6 +93,9 @@ class Record:
     height: int
     """Of the image, in pixels."""
     caption: str | None = None
+    """What the whole image shows; of several captions the first."""
+    captions: tuple[str, ...] = ()
+    """All captions, each true of the whole image. Either of the two says the other."""
     regions: tuple[Region, ...] = ()
     instructions: tuple[Instruction, ...] = ()
     negatives: Sequence[str] = ()
@@ -108,8 +113,7 @@ class Record:
             if not is_count(getattr(self, name), least=1):
                 value = short(getattr(self, name))
                 raise DataError(f"{name} is {value}; give the image's {name} in whole pixels")
-        if self.caption is not None:
-            check_text("caption", self.caption)
+        self._check_captions()
         if isinstance(self.negatives, tuple):
             check_texts("negatives", self.negatives)
         for name in ("source", "license"):
@@ -118,6 +122,19 @@ class Record:
         if not isinstance(self.meta, Mapping):
             raise DataError(f"meta is {short(self.meta)}; give an object")
         self._check_regions()
+
+    def _check_captions(self) -> None:
+        if self.caption is not None:
+            check_text("caption", self.caption)
+        if not self.captions:
+            if self.caption is not None:
+                object.__setattr__(self, "captions", (self.caption,))
+            return
+        check_texts("captions", self.captions)
+        if self.caption is None:
+            object.__setattr__(self, "caption", self.captions[0])
+        elif self.caption != self.captions[0]:
+            raise DataError("caption is not the first of the captions; give one of the two")
 
     def _check_regions(self) -> None:
         for number, region in enumerate(self.regions):
@@ -180,14 +197,15 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> in
             ids.add(record.id)
             try:
                 file.write(format_line(record))
-            except (TypeError, ValueError) as problem:
+            except (TypeError, ValueError, RecursionError) as problem:
                 raise DataError(f"record {record.id!r} cannot be written: {problem}") from problem
     return len(ids)
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as the JSON object of its line."""
-    return {name: getattr(record, name) for name in FIELDS} | {
+    """A record as the JSON object of its line; `captions` only where there are several."""
+    names = [name for name in FIELDS if name != "captions" or len(record.captions) > 1]
+    return {name: getattr(record, name) for name in names} | {
         "regions": [dataclasses.asdict(region) for region in record.regions],
         "instructions": [dataclasses.asdict(ask) for ask in record.instructions],
         "negatives": list(record.negatives),
@@ -206,4 +224,6 @@ def parse_line(line: bytes) -> Record:
     Raises:
         DataError: the line is no JSON, or names the field that is wrong, missing or unknown.
     """
-    return parse_object(Record, parse_json(line))
+    record = parse_object(Record, parse_json(line))
+    check_json("meta", record.meta)
+    return record

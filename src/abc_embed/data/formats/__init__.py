@@ -1,5 +1,6 @@
 """The forms in which a data set can lie on disk, all opened by `open_dataset`."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,26 +9,43 @@ from abc_embed.data.dataset import Dataset
 from abc_embed.data.formats.folder import FolderDataset, is_folder_of_images
 from abc_embed.data.formats.jsonl import JsonlDataset
 from abc_embed.data.formats.parquet import ParquetDataset
+from abc_embed.data.formats.splits import SPLITS, files_of_split
 from abc_embed.data.formats.webdataset import TarDataset
+from abc_embed.data.image_files import visible_files
 from abc_embed.data.published.dataset import PublishedDataset, find_layout
 from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import RECORDS_FILE
 from abc_embed.errors import DataError
 
+logger = logging.getLogger(__name__)
 
-def open_dataset(name: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> Dataset:
+_KINDS = {
+    ".jsonl": ("jsonl", "jsonl.gz"),
+    ".parquet": ("parquet",),
+    ".tar": ("tar", "tar.gz", "tgz"),
+}
+"""How the files of a form end."""
+
+
+def open_dataset(
+    name: str | os.PathLike[str],
+    columns: Mapping[str, str] | None = None,
+    *,
+    log_notes: bool = True,
+) -> Dataset:
     """The data set of a name, whichever form it has.
 
     A `.jsonl` file or a folder with `records.jsonl`; a `.parquet` file or a folder of them; a
     `.tar` file or a folder of them (webdataset); a folder of images with captions next to them;
     a published set, as `"abc-pretrain:FOLDER"` or as a folder that `abc-embed data index` made
-    ready. `columns` says how our fields are called there (`{"caption": "text"}`), in all but the
-    first and the last.
+    ready. `.jsonl` and `.tar` may be gzipped. Of a folder whose files are of several splits,
+    `FOLDER/train` is one. `columns` says how our fields are called there (`{"caption": "text"}`),
+    in all but the first and the last. With `log_notes`, what is not read is logged.
 
     Raises:
         DataError: there is nothing of the kind, it cannot be read, or it is not indexed.
     """
-    text, columns = os.fspath(name), columns or {}
+    text = os.fspath(name)
     layout, colon, folder = text.partition(":")
     if text in LAYOUTS:
         raise DataError(
@@ -36,27 +54,61 @@ def open_dataset(name: str | os.PathLike[str], columns: Mapping[str, str] | None
         )
     if colon and layout in LAYOUTS:
         return PublishedDataset(Path(folder), layout)
-    path = Path(text)
+    dataset = _open(Path(text), columns or {})
+    if log_notes:
+        for note in dataset.notes:
+            logger.warning("%s: %s", note.place, note.why)
+    return dataset
+
+
+def _open(path: Path, columns: Mapping[str, str]) -> Dataset:
+    split = None
+    if not path.exists() and path.name in SPLITS and path.parent.is_dir():
+        path, split = path.parent, path.name
     if not path.exists():
         raise DataError(f"there is no {path}; give a data set: a file or a folder")
     if path.is_file():
         files = [path]
-    elif (path / RECORDS_FILE).is_file():
-        files = [path / RECORDS_FILE]
+    elif records := next((p for p in _records_files(path) if p.is_file()), None):
+        files = [records]
     elif find_layout(path):
         return PublishedDataset(path)
     else:
-        files = sorted(p for p in path.iterdir() if p.suffix in (".parquet", ".tar"))
-    kinds = {file.suffix for file in files}
+        files = _files_of(path, split)
+    kinds = {_kind(file.name) for file in files}
     if kinds == {".jsonl"}:
         return JsonlDataset(files[0])
     if kinds == {".parquet"}:
         return ParquetDataset(path, files, columns)
     if kinds == {".tar"}:
         return TarDataset(path, files, columns)
+    if len(kinds) > 1:
+        names = " and ".join(sorted(map(str, kinds)))
+        raise DataError(f"{path} holds {names} files; give one of them, or a folder of one kind")
     if not files and is_folder_of_images(path):
         return FolderDataset(path, columns)
     raise DataError(
         f"{path} is no data set; give a .jsonl, .parquet or .tar file, a folder with one of these, "
         "or a folder of images with captions"
     )
+
+
+def _records_files(folder: Path) -> tuple[Path, Path]:
+    return folder / RECORDS_FILE, folder / f"{RECORDS_FILE}.gz"
+
+
+def _files_of(folder: Path, split: str | None) -> list[Path]:
+    """The Parquet and tar files of a folder; of one with neither these nor images, those below."""
+    tables = (".parquet", ".tar")
+    files = sorted(p for p in folder.iterdir() if _kind(p.name) in tables and p.is_file())
+    if not files and not is_folder_of_images(folder):
+        files = [p for p in visible_files(folder) if _kind(p.name) in tables]
+    return files_of_split(folder, files, split) if files or split else []
+
+
+def _kind(name: str) -> str | None:
+    """The form that a file's name says, or None."""
+    for kind, endings in _KINDS.items():
+        if name.lower().endswith(tuple(f".{ending}" for ending in endings)):
+            return kind
+    return None

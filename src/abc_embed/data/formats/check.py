@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.dataset import Dataset, Rejected, Row, read_head
 from abc_embed.data.records import Record
 from abc_embed.decoding import hold_memory
 from abc_embed.errors import DataError, ImageError
@@ -24,6 +24,8 @@ THREADS = 4
 
 ERRORS = ("rows that cannot be read", "images that cannot be read", "wrong sizes", "ids twice")
 REMARKS = ("images twice", "captions twice", "long texts", "rows without any text")
+NOT_READ = ("files not read", "columns not read")
+"""Remarks that few data sets have; counted where they have."""
 
 
 @dataclass(slots=True)
@@ -39,11 +41,18 @@ class CheckReport:
     """Rows that can be used, with something that may not be meant."""
     texts: Counter[str] = field(default_factory=Counter)
     """Captions, instructions, negatives, regions: how many there are."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Columns, or members of a sample, that no field holds: in how many rows."""
 
     @property
     def good(self) -> bool:
         """Whether every row can be used."""
         return not self.errors
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is counted."""
+        return (*ERRORS, *REMARKS, *(name for name in NOT_READ if self.counts[name]))
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""
@@ -51,7 +60,8 @@ class CheckReport:
             "rows": self.rows,
             "usable": self.usable,
             "texts": dict(self.texts),
-            "counts": {name: self.counts[name] for name in (*ERRORS, *REMARKS)},
+            "unused": dict(self.unused),
+            "counts": {name: self.counts[name] for name in self.kinds},
             "errors": [asdict(error) for error in self.errors],
             "remarks": [asdict(remark) for remark in self.remarks],
         }
@@ -71,28 +81,52 @@ def check(
     """Look at every row and every image; `longest` is in characters. Images are unpacked in
     `THREADS` threads, a few ahead."""
     report, first_places = CheckReport(), dict[tuple[str, bytes], str]()
-    for row, image in _with_images(dataset):
+    for note in dataset.notes:
+        report.add("files not read", note.place, note.why)
+    for row, image in inspect_rows(dataset):
         report.rows += 1
-        if isinstance(row, Rejected):
-            report.add("rows that cannot be read", row.place, row.why)
-        elif isinstance(image, str):
-            report.add("images that cannot be read", row.place, image)
-        elif image is not None:
+        if isinstance(image, Fault):
+            report.add(image.kind, row.place, image.why)
+        elif isinstance(row, Row):
             _check_row(report, first_places, row, image, longest)
         on_progress(report.rows, len(dataset))
+    for name, count in report.unused.items():
+        why = f"no field holds {name!r}, which {count:,} rows have"
+        report.add("columns not read", str(dataset.path), why)
     return report
 
 
-ImageFacts = tuple[int, int, bytes]
-"""Width and height of an unpacked image, and a hash of its file."""
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """An image that can be used."""
+
+    format: str
+    hash: bytes
+    """Of its file."""
+    content: bytes
+    """Its file."""
 
 
-def _with_images(dataset: Dataset) -> Iterator[tuple[Row | Rejected, ImageFacts | str | None]]:
-    """Rows in order, each with what its image is, or why it cannot be read."""
-    waiting: deque[tuple[Row | Rejected, Future[ImageFacts | str | None]]] = deque()
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a row cannot be used."""
+
+    kind: str
+    """One of `ERRORS`."""
+    why: str
+
+
+def inspect_rows(
+    dataset: Dataset, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[Row | Rejected, ImageFacts | Fault]]:
+    """Rows in order, each with its image, which was unpacked, or what is wrong.
+
+    Whatever uses a data set as a whole asks here, so that all agree on which rows are good.
+    """
+    waiting: deque[tuple[Row | Rejected, Future[ImageFacts | Fault]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        for row in dataset.rows():
-            waiting.append((row, pool.submit(_unpack, row)))
+        for row in dataset.rows(start, stop):
+            waiting.append((row, pool.submit(_inspect, row)))
             if len(waiting) > 4 * THREADS:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -100,17 +134,31 @@ def _with_images(dataset: Dataset) -> Iterator[tuple[Row | Rejected, ImageFacts 
             yield first, future.result()
 
 
-def _unpack(row: Row | Rejected) -> ImageFacts | str | None:
+def _inspect(row: Row | Rejected) -> ImageFacts | Fault:
     if isinstance(row, Rejected):
-        return None
+        return Fault("rows that cannot be read", row.why)
     try:
         content = row.read_image()
         with hold_memory():
-            size = open_image(content).size
+            width, height = open_image(content).size
+        kind, *_ = read_head(content)
+        list(row.record.negatives)  # those of a published set are looked up only now
+    except DataError as wrong:
+        return Fault("rows that cannot be read", str(wrong))
     except (ImageError, OSError) as wrong:
         name = row.image.name if isinstance(row.image, Path) else row.record.image
-        return f"the image {name}: {wrong}"
-    return (*size, short_hash(content))
+        why = f"the image {name}: {wrong}"
+        if isinstance(wrong, OSError):
+            why = f"the image {name} cannot be read ({wrong.strerror}); put it there"
+        return Fault("images that cannot be read", why)
+    said = (row.record.width, row.record.height)
+    if said != (width, height):
+        return Fault(
+            "wrong sizes",
+            f"width and height are {said[0]} x {said[1]} but the image has {width} x {height}; "
+            "write these",
+        )
+    return ImageFacts(kind, short_hash(content), content)
 
 
 def _check_row(
@@ -127,28 +175,19 @@ def _check_row(
         first = first_places.setdefault((kind, short_hash(key, 12)), place)
         return None if first == place else first
 
-    try:
-        texts = _texts(record)
-    except DataError as wrong:  # a negative of a published set, which is looked up only now
-        report.add("rows that cannot be read", place, str(wrong))
-        return
-    width, height, image_hash = image
-    if (width, height) != (record.width, record.height):
-        why = (
-            f"width and height are {record.width} x {record.height} but the image has "
-            f"{width} x {height}; write these"
-        )
-        report.add("wrong sizes", place, why)
-        return
+    texts = _texts(record)
     if first := seen("id", record.id.encode()):
         why = f"the id {record.id!r} is that of {first} too; give each row its own"
         report.add("ids twice", place, why)
         return
     report.usable += 1
-    if first := seen("image", image_hash):
+    report.unused.update(row.unused)
+    if first := seen("image", image.hash):
         report.add("images twice", place, f"the image is that of {first} too")
-    if record.caption and (first := seen("text", record.caption.encode())):
+    if first := next(filter(None, (seen("text", t.encode()) for t in record.captions)), None):
         report.add("captions twice", place, f"the caption is that of {first} too")
+    elif len(set(record.captions)) < len(record.captions):
+        report.add("captions twice", place, "two of its captions are equal")
     for name, values in texts.items():
         report.texts[name] += len(values)
         for text in values:
@@ -161,7 +200,7 @@ def _check_row(
 
 def _texts(record: Record) -> dict[str, list[str]]:
     return {
-        "captions": [record.caption] if record.caption else [],
+        "captions": list(record.captions),
         "instructions": [ask.instruction for ask in record.instructions],
         "answers": [ask.answer for ask in record.instructions],
         "negatives": list(record.negatives),

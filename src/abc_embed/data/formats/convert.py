@@ -1,6 +1,7 @@
 """From one form of data set to another, in parts, so that a broken run goes on.
 
-Images keep their bytes. What cannot be used is kept in `rejects.jsonl`, with place and reason.
+Images keep their bytes. What `check` finds unusable is kept in `rejects.jsonl`, with place and
+reason. `convert.json` says of what the folder was made, and that it is whole.
 """
 
 import csv
@@ -13,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from abc_embed.data.dataset import Dataset, Rejected, Row, read_head
+from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.formats.check import Fault, ImageFacts, inspect_rows
 from abc_embed.data.formats.parquet import write_parquet
 from abc_embed.data.formats.webdataset import write_tar
 from abc_embed.data.records import RECORDS_FILE, Record, format_line
@@ -25,6 +27,8 @@ from abc_embed.storage.json_files import atomic_write_json, read_json
 Form = Literal["jsonl", "parquet", "webdataset", "folder"]
 
 REJECTS_FILE = "rejects.jsonl"
+DONE_FILE = "convert.json"
+"""Written last: the folder is whole."""
 _PARTS, _PLAN = ".parts", "plan.json"
 _read_json = partial(read_json, error=OutputError, mend="delete the folder and convert again")
 
@@ -58,7 +62,17 @@ def convert(
         DataError: `out` holds parts of another data set.
         OutputError: the folder cannot be written, or holds other things.
     """
-    parts = _open_parts(dataset, out, form, part_size)
+    plan = {
+        "source": dataset.folder.resolve().name,
+        "fingerprint": dataset.fingerprint(),
+        "rows": len(dataset),
+        "form": form,
+        "part_size": part_size,
+    }
+    parts = out / _PARTS
+    if before := _finished(out, plan):
+        return before
+    _open_parts(parts, plan)
     total, done = len(dataset), 0
     ids: set[bytes] = set()
     for number, start in enumerate(range(0, total, part_size)):
@@ -72,29 +86,33 @@ def convert(
     return _join_parts(out, form, done)
 
 
-def _open_parts(dataset: Dataset, out: Path, form: Form, part_size: int) -> Path:
+def _finished(out: Path, plan: dict[str, object]) -> ConvertReport | None:
+    """What the same conversion wrote, if it is whole; what a kill left of its parts is removed."""
+    if not (out / DONE_FILE).is_file():
+        return None
+    done = _read_json(out / DONE_FILE)
+    if done.get("plan") != plan:
+        raise OutputError(f"{out} is not empty; choose another folder")
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
+    return ConvertReport(int(done["written"]), int(done["rejected"]), 0)
+
+
+def _open_parts(parts: Path, plan: dict[str, object]) -> None:
     """The folder of parts: a new one, or that of the same conversion."""
-    parts = out / _PARTS
-    plan = {
-        "source": str(dataset.folder.resolve()),
-        "first": dataset.place(0) if len(dataset) else "",
-        "rows": len(dataset),
-        "form": form,
-        "part_size": part_size,
-    }
+    out = parts.parent
     if (parts / _PLAN).is_file():
         if _read_json(parts / _PLAN) != plan:
             raise DataError(
-                f"{out} holds parts of another conversion; delete it or choose another folder"
+                f"{out} holds parts of another conversion, or of a source that was changed since; "
+                "delete it or choose another folder"
             )
-        return parts
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return
+    if out.exists() and (not out.is_dir() or any(path != parts for path in out.iterdir())):
         raise OutputError(f"{out} is not empty; choose another folder")
     make_folder(parts)
-    if form in ("jsonl", "folder"):
+    if plan["form"] in ("jsonl", "folder"):
         make_folder(out / "images")
     atomic_write_json(parts / _PLAN, plan)
-    return parts
 
 
 def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, part: Path) -> None:
@@ -102,14 +120,15 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
     out = part.parent.parent
     rows: list[tuple[Record, bytes]] = []
     rejected: list[Rejected] = []
-    for number, row in zip(numbers, dataset.rows(numbers.start, numbers.stop), strict=True):
-        if isinstance(row, Row):
+    found = inspect_rows(dataset, numbers.start, numbers.stop)
+    for number, (row, image) in zip(numbers, found, strict=True):
+        if isinstance(row, Row) and isinstance(image, ImageFacts):
             try:
-                rows.append(_renamed(row, number, ids))
+                rows.append((_renamed(row.record, image, number, ids), image.content))
             except DataError as wrong:
                 rejected.append(Rejected(row.place, str(wrong)))
-        else:
-            rejected.append(row)
+        elif isinstance(image, Fault):
+            rejected.append(Rejected(row.place, image.why))
     if form == "parquet":
         with atomic_write(out / f"part-{part.stem}.parquet") as file:
             write_parquet(file, rows)
@@ -117,10 +136,10 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
         with atomic_write(out / f"part-{part.stem}.tar") as file:
             write_tar(file, rows, numbers.start)
     else:
-        for record, image in rows:
+        for record, content in rows:
             with atomic_write(out / record.image) as file:
-                file.write(image)
-        line = format_line if form == "jsonl" else _csv_line
+                file.write(content)
+        line = format_line if form == "jsonl" else _csv_lines
         with atomic_write(part.with_suffix(".rows")) as file:
             file.writelines(line(record) for record, _ in rows)
     with atomic_write(part.with_suffix(".rejects")) as file:
@@ -129,31 +148,25 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
     atomic_write_json(part, facts)
 
 
-def _renamed(row: Row, number: int, ids: set[bytes]) -> tuple[Record, bytes]:
-    """The record with its image's new name, and the image."""
-    try:
-        image = row.read_image()
-    except OSError as problem:
-        raise DataError(f"the image cannot be read ({problem}); replace it") from None
-    kind, *_ = read_head(image)
-    short = _short(row.record.id)
+def _renamed(record: Record, image: ImageFacts, number: int, ids: set[bytes]) -> Record:
+    """The record with its image's new name."""
+    short = _short(record.id)
     if short in ids:
-        raise DataError(f"the id {row.record.id!r} comes twice; give each row its own")
+        raise DataError(f"the id {record.id!r} comes twice; give each row its own")
     ids.add(short)
-    suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-    negatives = tuple(row.record.negatives)  # those of a published set are looked up here
-    name = f"images/{number:08d}{suffix}"
-    return replace(row.record, image=name, negatives=negatives), image
+    suffix = _SUFFIXES.get(image.format, f".{image.format.lower()}")
+    negatives = tuple(record.negatives)  # those of a published set are looked up here
+    return replace(record, image=f"images/{number:08d}{suffix}", negatives=negatives)
 
 
 def _short(name: str) -> bytes:
     return short_hash(name.encode(), 12)
 
 
-def _csv_line(record: Record) -> bytes:
-    line = io.StringIO()
-    csv.writer(line).writerow((record.image, record.caption or ""))
-    return line.getvalue().encode()
+def _csv_lines(record: Record) -> bytes:
+    lines = io.StringIO()
+    csv.writer(lines).writerows((record.image, text) for text in record.captions or ("",))
+    return lines.getvalue().encode()
 
 
 def _join_parts(out: Path, form: Form, done: int) -> ConvertReport:
@@ -168,8 +181,11 @@ def _join_parts(out: Path, form: Form, done: int) -> ConvertReport:
     rejected = sum(part["rejected"] for part in facts)
     if rejected:
         _join([path.with_suffix(".rejects") for path in paths], out / REJECTS_FILE, b"")
+    written = sum(part["written"] for part in facts)
+    plan = _read_json(parts / _PLAN)
+    atomic_write_json(out / DONE_FILE, {"plan": plan, "written": written, "rejected": rejected})
     shutil.rmtree(parts)
-    return ConvertReport(sum(part["written"] for part in facts), rejected, done)
+    return ConvertReport(written, rejected, done)
 
 
 def _join(paths: Sequence[Path], out: Path, head: bytes) -> None:

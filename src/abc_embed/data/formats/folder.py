@@ -1,30 +1,54 @@
-"""A folder of images with captions: in one file of captions, or in a text file next to each image.
+"""A folder of images with captions: in files of captions, or in a text file next to each image.
 
-Looked for in this order: `metadata.jsonl`, `captions.jsonl` (an object per line), `metadata.csv`,
-`captions.csv` (with a head), `captions.tsv`, `captions.txt` (image, tab, caption); else `a.txt`
-next to `a.jpg`. A caption whose image is missing is a row too, which cannot be used.
+A file of captions is looked for in each folder, in this order: `metadata.jsonl`, `captions.jsonl`
+(an object per line), `metadata.csv`, `captions.csv` (with a head), `captions.tsv`, `captions.txt`
+(image, tab, caption; or a CSV all the same); it speaks of the images below its folder. Where there
+is none, `a.txt` next to `a.jpg` does. An image may have several lines, which are its captions. A
+caption whose image is missing is a row too, which cannot be used.
 """
 
 import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
-from abc_embed.data.fields import stays_inside
-from abc_embed.data.image_files import find_images, has_images
+from abc_embed.data.columns import ALIASES, row_from_columns
+from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.formats.splits import check_one_split, split_of
+from abc_embed.data.image_files import has_images, visible_files
+from abc_embed.data.image_root import ImageRoot
+from abc_embed.decoding import IMAGE_SUFFIXES
 from abc_embed.errors import DataError
+from abc_embed.storage.files import open_file, read_file
+from abc_embed.storage.readers import decode_text, load_json, read_lines, reader_errors
 
 CAPTION_FILES = (
     *("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv"),
     *("captions.tsv", "captions.txt"),
 )
+_LINES_OF_A_ROW = 100  # of a CSV: no caption has so many; a quote was not closed
+_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python keeps them
 
 
 def is_folder_of_images(path: Path) -> bool:
     """Whether there is any image below the folder."""
     return path.is_dir() and has_images(path)
+
+
+@dataclass(slots=True)
+class _Lines:
+    """What a file of captions says of one image."""
+
+    place: str
+    """Of the first line."""
+    values: list[dict[str, Any]] = field(default_factory=list)
+    """The columns of each line."""
+    wrong: str | None = None
+    """Why the line cannot be used."""
 
 
 class FolderDataset(Dataset):
@@ -36,82 +60,252 @@ class FolderDataset(Dataset):
     form = "folder"
 
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
-        """Raises `DataError` for a file of captions that cannot be read."""
+        """Raises `DataError` for a file of captions that cannot be read, or several splits."""
         self.path, self._columns = path, dict(columns)
-        names = [image.relative_to(path).as_posix() for image in find_images(path)]
-        captions = next((path / name for name in CAPTION_FILES if (path / name).is_file()), None)
-        self._captions: dict[str, tuple[str, dict[str, Any]]] = {}
-        """Image -> place and values of its line."""
-        if captions is not None:
-            self._captions = dict(_read_captions(captions, columns))
-        self._texts_beside = captions is None
-        known = set(names)
-        self._names = [*names, *(name for name in self._captions if name not in known)]
+        self._root = ImageRoot(path)
+        self.notes: list[Rejected] = []
+        unreadable: list[OSError] = []
+        files = visible_files(path, unreadable.append, self._note_link)
+        names = [p.relative_to(path).as_posix() for p in files]
+        images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        check_one_split(path, (split_of(n.partition("/")[0]) for n in images if "/" in n))
+        self._lost = [
+            _Lines(str(p.filename), wrong=f"the folder cannot be read ({p.strerror})")
+            for p in unreadable
+        ]
+        known = set(images)
+        self._by_form = {unicodedata.normalize("NFC", name): name for name in images}
+        self._captions: dict[str, _Lines] = {}
+        self._governed: list[str] = []
+        """Folders whose images a file of captions speaks of."""
+        self._caption_files = self._find_captions(names)
+        for file in self._caption_files:
+            self._read(path / file, known)
+        self._texts = self._find_texts(names, images)
+        self._names = [*images, *(name for name in self._captions if name not in known)]
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) + len(self._lost)
+
+    def files(self) -> Sequence[Path]:
+        return [self.path / name for name in (*self._caption_files, *sorted(self._texts))]
 
     def place(self, number: int) -> str:
+        if number >= len(self._names):
+            return self._lost[number - len(self._names)].place
         name = self._names[number]
-        return self._captions[name][0] if name in self._captions else str(self.path / name)
+        return self._captions[name].place if name in self._captions else str(self.path / name)
 
     def row(self, number: int) -> Row:
+        if number >= len(self._names):
+            raise DataError(str(self._lost[number - len(self._names)].wrong))
         name = self._names[number]
-        path = self.path / name
-        values = self._captions[name][1] if name in self._captions else self._text_beside(path)
-        if not stays_inside(name):
-            raise DataError(f"the image {name!r} lies outside the folder; move it inside")
-        record = record_from_columns({"id": name} | values, path, name, number, self._columns)
-        return Row(self.place(number), record, path)
+        lines = self._captions.get(name)
+        if lines is not None and lines.wrong is not None:
+            raise DataError(lines.wrong)
+        _, path = self._root.find(name)
+        with reader_errors("the row", "mend it, or leave it out"):
+            values = self._text_beside(name) if lines is None else self._merge(lines.values)
+        if "id" not in values and "id" not in self._columns:
+            values = {"id": name} | values
+        return row_from_columns(values, path, name, number, self._columns, place=self.place(number))
 
-    def _text_beside(self, image: Path) -> dict[str, Any]:
-        path = image.with_suffix(".txt")
-        if not self._texts_beside or not path.is_file():
+    # -- what lies there ---------------------------------------------------------------------------
+
+    def _note_link(self, link: Path) -> None:
+        self.notes.append(Rejected(str(link), "a linked folder, which is not entered"))
+
+    def _find_captions(self, names: Sequence[str]) -> list[str]:
+        """The file of captions of each folder that has one; others there are noted."""
+        there: dict[str, list[str]] = {}
+        for name in names:
+            folder, _, file = name.rpartition("/")
+            if file in CAPTION_FILES:
+                there.setdefault(folder, []).append(file)
+        found = []
+        for folder, files in there.items():
+            first, *others = sorted(files, key=CAPTION_FILES.index)
+            self._governed.append(folder)
+            found.append(f"{folder}/{first}" if folder else first)
+            for other in others:
+                self.notes.append(
+                    Rejected(str(self.path / folder / other), f"is not read, as {first} is there")
+                )
+        return found
+
+    def _is_governed(self, name: str) -> bool:
+        folders = ("", *(str(p) for p in PurePosixPath(name).parents if str(p) != "."))
+        return any(folder in self._governed for folder in folders)
+
+    def _find_texts(self, names: Sequence[str], images: Sequence[str]) -> set[str]:
+        """The texts next to images that no file of captions speaks of; what else lies there is
+        noted: texts that are not read, and those without an image."""
+        stems = {name.rpartition(".")[0] for name in images}
+        texts: set[str] = set()
+        left: dict[str, list[str]] = {}
+        captions = set(self._caption_files)
+        for name in names:
+            if not name.endswith(".txt") or name in captions or name.endswith("/captions.txt"):
+                continue
+            if self._is_governed(name):
+                left.setdefault("texts are not read, as a file of captions is there", []).append(
+                    name
+                )
+            elif name.removesuffix(".txt") in stems:
+                texts.add(name)
+            elif name != "captions.txt":
+                left.setdefault("texts have no image next to them", []).append(name)
+        for why, which in left.items():
+            self.notes.append(
+                Rejected(str(self.path), f"{len(which):,} {why} (the first: {which[0]!r})")
+            )
+        return texts
+
+    def _text_beside(self, image: str) -> dict[str, Any]:
+        name = f"{image.rpartition('.')[0]}.txt"
+        if name not in self._texts:
             return {}
-        try:
-            return {"caption": path.read_text(encoding="utf-8").strip() or None}
-        except (OSError, UnicodeDecodeError) as problem:
-            raise DataError(f"{path} cannot be read ({problem}); save it as UTF-8") from None
+        path = self.path / name
+        self._root.check_link(path)
+        with reader_errors(str(path), "save it as UTF-8"):
+            return {"caption": decode_text(read_file(path)).strip() or None}
 
+    # -- captions ----------------------------------------------------------------------------------
 
-def _read_captions(
-    path: Path, columns: Mapping[str, str]
-) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
-    """The image of each line, with the line's place and values."""
-    wanted = (columns["image"],) if "image" in columns else ALIASES["image"]
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, values in _read_lines(file, path):
-                image = next((values[name] for name in wanted if values.get(name)), None)
-                if not isinstance(image, str):
-                    raise DataError(
-                        f"{path}:{number}: no column names the image; call it {wanted[0]!r}"
-                    )
-                rest = {k: v for k, v in values.items() if k not in wanted and v not in ("", None)}
-                yield image.replace("\\", "/"), (f"{path}:{number}", rest)
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise DataError(f"{path} cannot be read ({problem}); save it as UTF-8") from None
-
-
-def _read_lines(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if path.suffix == ".csv":
-        reader = csv.DictReader(file)
-        for row in reader:
-            yield reader.line_num, {k: v for k, v in row.items() if k is not None}
-        return
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        if path.suffix == ".jsonl":
+    def _read(self, file: Path, known: set[str]) -> None:
+        """The lines of a file of captions, by the image that each is about."""
+        self._root.check_link(file)
+        base = file.parent.relative_to(self.path).as_posix()
+        wanted = (self._columns["image"],) if "image" in self._columns else ALIASES["image"]
+        for number, values in _read_lines(file):
+            place = f"{file}:{number}"
+            if isinstance(values, str):
+                self._lost.append(_Lines(place, wrong=values))
+                continue
+            column = next((name for name in wanted if values.get(name)), None)
+            image = values.pop(column) if column else None
+            if not isinstance(image, str):
+                raise DataError(f"{place}: no column names the image; call it {wanted[0]!r}")
             try:
-                values = json.loads(line)
-            except ValueError:
-                values = None
-            if not isinstance(values, dict):
-                raise DataError(f"{path}:{number}: the line is no JSON object; mend it")
-            yield number, values
+                name = self._name(image, base, known)
+            except DataError as wrong:
+                self._lost.append(_Lines(place, wrong=str(wrong)))
+                continue
+            lines = self._captions.setdefault(name, _Lines(place))
+            lines.values.append({k: v for k, v in values.items() if v not in ("", None)})
+
+    def _name(self, image: str, base: str, known: set[str]) -> str:
+        """The image's path from the folder of the data set."""
+        if base == "." or image.startswith("/"):
+            name = self._root.plain_name(image)
         else:
-            image, tab, caption = line.rstrip("\r\n").partition("\t")
-            if not tab:
-                raise DataError(f"{path}:{number}: no tab between image and caption; put one there")
-            yield number, {"image": image.strip(), "caption": caption.strip()}
+            name = f"{base}/{ImageRoot(self.path / base).plain_name(image)}"
+        if name in known:
+            return name
+        return self._by_form.get(unicodedata.normalize("NFC", name), name)
+
+    def _merge(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The lines about one image as one row: their captions as a list. Another column that
+        differs is a list too, and goes into meta; the image's name is the id where ids differ.
+
+        Raises:
+            DataError: lines differ in what an image has one of, such as its width.
+        """
+        if len(lines) == 1:
+            return lines[0]
+        wanted = ALIASES["caption"]
+        wanted = (self._columns["caption"],) if "caption" in self._columns else wanted
+        captions: list[Any] = []
+        merged: dict[str, Any] = {}
+        for name in dict.fromkeys(name for line in lines for name in line):
+            values = [line.get(name) for line in lines]
+            if all(value == values[0] for value in values) and name not in wanted:
+                merged[name] = values[0]
+            elif name == self._columns.get("id", "id") or name in ("key", "caption_id"):
+                merged[f"{name}s"] = values
+            elif name in ("width", "height", "regions", "instructions", "negatives", "meta"):
+                raise DataError(f"its {len(lines)} lines differ in {name}; give it one value")
+            elif name not in wanted:
+                merged[name] = values
+        for line in lines:
+            column = next((name for name in wanted if line.get(name)), None)
+            if column is not None:
+                said = line[column]
+                captions += said if isinstance(said, list) else [said]
+                merged |= {k: line[k] for k in wanted if k in line and k != column}
+        return {**merged, "captions": captions} if captions else merged
+
+
+Line = tuple[int, dict[str, Any] | str]
+"""Number of a line, and its columns; or why it cannot be read."""
+
+
+def _read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a file of captions.
+
+    Raises:
+        DataError: the file cannot be read on.
+    """
+    with reader_errors(str(path), "save it as UTF-8"), open_file(path) as file:
+        numbered = ((number, line) for number, _, line in read_lines(file, path))
+        first = next(numbered, None)
+        if first is None:
+            return
+        lines = itertools.chain([first], numbered)
+        if path.suffix == ".csv" or (path.suffix == ".txt" and _is_csv_head(first[1])):
+            yield from _read_csv(path, (line for _, line in lines))
+        elif path.suffix == ".jsonl":
+            yield from ((number, _object(line)) for number, line in lines)
+        else:
+            yield from ((number, _image_and_caption(line)) for number, line in lines)
+
+
+def _object(line: bytes) -> dict[str, Any] | str:
+    try:
+        values = load_json(line)
+    except DataError as problem:
+        return f"the line {problem}; mend it"
+    return values if isinstance(values, dict) else "the line is no JSON object; mend it"
+
+
+def _image_and_caption(line: bytes) -> dict[str, Any] | str:
+    try:
+        image, tab, caption = decode_text(line).partition("\t")
+    except UnicodeDecodeError:
+        return "the line is not UTF-8; save the file as UTF-8"
+    if not tab:
+        return "no tab between image and caption; put one there"
+    return {"image": image.strip(), "caption": caption.strip()}
+
+
+def _is_csv_head(line: bytes) -> bool:
+    """Whether a first line names columns, one of them an image's, as in Flickr8k's captions.txt."""
+    names = {name.strip().strip('"') for name in line.decode(errors="replace").split(",")}
+    return b"\t" not in line and len(names) > 1 and not names.isdisjoint(ALIASES["image"])
+
+
+def _read_csv(path: Path, lines: Iterable[bytes]) -> Iterator[Line]:
+    """Rows under the names of the first; a cell that is not UTF-8 costs its row."""
+    reader = csv.reader(line.decode(errors="surrogateescape") for line in lines)
+    names = [name.strip() for name in next(reader)]
+    names[0] = names[0].removeprefix("\ufeff")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns have one name; rename one of them")
+    before = reader.line_num
+    for row in reader:
+        number, before = before + 1, reader.line_num
+        if before - number > _LINES_OF_A_ROW:
+            raise DataError(
+                f"{path}:{number}: a quote opens here and is not closed for {before - number:,} "
+                "lines; close it"
+            )
+        if len(row) > len(names):
+            yield (
+                number,
+                f"the line has {len(row)} cells and the head {len(names)}; put a text with commas "
+                "into quotes",
+            )
+        elif any(not cell.isascii() and _ESCAPED.search(cell) for cell in row):
+            yield number, "the line is not UTF-8; save the file as UTF-8"
+        elif row:
+            yield number, dict(zip(names, row, strict=False))

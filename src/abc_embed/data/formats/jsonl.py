@@ -1,50 +1,66 @@
 """A records file (records.py) by number: where its lines begin is all that is kept in memory."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.dataset import Dataset, Row
-from abc_embed.data.records import parse_line
+from abc_embed.data.fields import check_json, parse_json, parse_object
+from abc_embed.data.image_root import ImageRoot
+from abc_embed.data.records import Record
 from abc_embed.errors import DataError
-from abc_embed.storage.files import open_file
+from abc_embed.storage.plain import PlainFile
+from abc_embed.storage.readers import read_lines, reader_errors
 
 
 class JsonlDataset(Dataset):
-    """A records file of `N` lines that are not blank; 16 bytes of memory each."""
+    """A records file of `N` lines that are not blank, gzipped or not; 24 bytes of memory each.
+
+    Where a gzipped file is damaged, one more row stands for what cannot be read.
+    """
 
     form = "jsonl"
 
     def __init__(self, path: Path) -> None:
         """Raises `DataError` when the file cannot be read."""
         self.path = path
-        starts, lines, start = [], [], 0
+        lines: list[tuple[int, int, int]] = []
+        self._fault: str | None = None
         try:
-            with open_file(path) as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        starts.append(start)
-                        lines.append(number)
-                    start += len(line)
+            self._file = PlainFile(path)
+            with self._file.stream() as stream:
+                for number, start, line in read_lines(stream, path):
+                    lines.append((number, start, len(line)))
         except OSError as problem:
             raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
-        self._starts: NDArray[np.int64] = np.array(starts, dtype=np.int64)
-        """`(N,)` bytes before each line."""
-        self._lines: NDArray[np.int64] = np.array(lines, dtype=np.int64)
-        """`(N,)` line numbers, from 1."""
+        except DataError as wrong:
+            self._fault = f"{wrong}; what follows line {lines[-1][0] if lines else 0} is lost"
+        self._lines: NDArray[np.int64] = np.array(lines, dtype=np.int64).reshape(-1, 3)
+        """`(N, 3)`: number of the line from 1, bytes before it, and its own."""
+        self._root = ImageRoot(path.parent)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._lines) + (self._fault is not None)
+
+    def files(self) -> Sequence[Path]:
+        return [self.path]
 
     def place(self, number: int) -> str:
-        return f"{self.path}:{self._lines[number]}"
+        if number == len(self._lines):
+            return str(self.path)
+        return f"{self.path}:{self._lines[number, 0]}"
 
     def row(self, number: int) -> Row:
-        try:
-            with open_file(self.path) as file:
-                file.seek(int(self._starts[number]))
-                record = parse_line(file.readline())
-        except OSError as problem:
-            raise DataError(f"{self.path} cannot be read: {problem.strerror}") from problem
-        return Row(self.place(number), record, self.path.parent / record.image)
+        if number == len(self._lines):
+            raise DataError(str(self._fault))
+        _, start, size = (int(n) for n in self._lines[number])
+        with reader_errors("the line", "get the file again"):
+            values = parse_json(self._file.read_at(start, size))
+        if isinstance(values, dict) and str(values.get("image")).startswith("/"):
+            values["image"] = self._root.plain_name(values["image"])  # inside all the same?
+        record = parse_object(Record, values)
+        check_json("meta", record.meta)
+        _, image = self._root.find(record.image)
+        return Row(self.place(number), record, image)

@@ -1,7 +1,7 @@
 """Parquet files with a row per image: ours, those of the hub, or anyone's.
 
 Images are in the file (bytes, or a struct of `bytes` and `path` as on the hub), or paths from its
-folder.
+folder. A file or a group of rows that is damaged costs its own rows.
 """
 
 import json
@@ -11,48 +11,74 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from abc_embed.data.dataset import ALIASES, Dataset, Row, record_from_columns
-from abc_embed.data.fields import stays_inside
+from abc_embed.data.columns import ALIASES, row_from_columns
+from abc_embed.data.dataset import Dataset, Row
+from abc_embed.data.fields import FETCH_HINT, stays_inside
+from abc_embed.data.image_root import ImageRoot
 from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError
 from abc_embed.storage.files import open_file
 from abc_embed.storage.parquet import import_pyarrow
+from abc_embed.storage.readers import reader_errors
 
 CACHED_GROUPS = 2
 """Row groups that stay in memory, the last ones read."""
+_ADDRESSES = ("url", "image_url")
 
 
 class ParquetDataset(Dataset):
-    """Rows of one or several Parquet files, in the order of their names."""
+    """Rows of one or several Parquet files, in the order of their names.
+
+    A file that cannot be opened is one row, which cannot be used.
+    """
 
     form = "parquet"
 
     def __init__(self, path: Path, files: Sequence[Path], columns: Mapping[str, str]) -> None:
-        """Raises `DataError` for a file that is damaged, or has no column of images."""
-        self.path, self._columns = path, dict(columns)
-        self._groups: list[tuple[Path, int, int]] = []
-        """File, number of the row group in it, and of the group's first row."""
-        sizes = []
+        """Raises `DataError` where no file can be opened, or one has no column of images."""
+        self.path, self._files, self._columns = path, list(files), dict(columns)
+        self._root = ImageRoot(self.folder)
+        self._groups: list[tuple[Path, int, int, str]] = []
+        """File, number of the row group in it and of the group's first row; column of images."""
+        self._faults: dict[int, str] = {}
+        """Groups that stand for a file that cannot be opened."""
+        sizes: list[int] = []
         for file in files:
-            metadata, first = _open(file).metadata, 0
-            for number in range(metadata.num_row_groups):
-                self._groups.append((file, number, first))
-                sizes.append(metadata.row_group(number).num_rows)
+            try:
+                opened = _open(file)
+            except DataError as wrong:
+                self._faults[len(sizes)] = str(wrong)
+                self._groups.append((file, 0, 0, ""))
+                sizes.append(1)
+                continue
+            column, first = self._image_column(file, opened.schema_arrow.names), 0
+            for number in range(opened.metadata.num_row_groups):
+                self._groups.append((file, number, first, column))
+                sizes.append(opened.metadata.row_group(number).num_rows)
                 first += sizes[-1]
+        if len(self._faults) == len(files):
+            raise DataError(self._faults[0])
         self._ends = list(accumulate(sizes))
-        names = _open(files[0]).schema_arrow.names
-        wanted = (columns["image"],) if "image" in columns else ALIASES["image"]
-        self._image_column = next((name for name in wanted if name in names), wanted[0])
-        for column in (*columns.values(), self._image_column):
-            if column not in names:
-                raise DataError(f"{files[0]} has no column {column!r}; it has {', '.join(names)}")
-        self._cache: dict[int, list[dict[str, Any]]] = {}
+        self._cache: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": {}}  # to another process: without rows
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def files(self) -> Sequence[Path]:
+        return self._files
+
+    def _image_column(self, file: Path, names: Sequence[str]) -> str:
+        wanted = (self._columns["image"],) if "image" in self._columns else ALIASES["image"]
+        column = next((name for name in wanted if name in names), wanted[0])
+        for name in (*self._columns.values(), column):
+            if name not in names:
+                lower = {name.lower() for name in names}
+                hint = FETCH_HINT if name == column and lower.intersection(_ADDRESSES) else ""
+                raise DataError(f"{file} has no column {name!r}; it has {', '.join(names)}{hint}")
+        return column
 
     def _find(self, number: int) -> tuple[int, int]:
         """The row group that holds a row, and the row's number in it."""
@@ -61,49 +87,61 @@ class ParquetDataset(Dataset):
 
     def place(self, number: int) -> str:
         group, inside = self._find(number)
-        file, _, first = self._groups[group]
-        return f"{file}: row {first + inside}"
+        file, _, first, _ = self._groups[group]
+        return str(file) if group in self._faults else f"{file}: row {first + inside}"
 
     def row(self, number: int) -> Row:
         group, inside = self._find(number)
+        if group in self._faults:
+            raise DataError(self._faults[group])
+        with reader_errors("the row", "make the file anew"):
+            part = self._table(group).slice(inside, 1)
+            part.validate(full=True)  # or a damaged index of a dictionary reads somewhere else
+            (values,) = part.to_pylist()
+        column = self._groups[group][3]
+        image, name = self._image(values.get(column), column, number)
+        place = self.place(number)
+        return row_from_columns(
+            values, image, name, number, self._columns, place=place, used=[column]
+        )
+
+    def _table(self, group: int) -> Any:
+        """The rows of a group, from memory or the file."""
         if group not in self._cache:
-            file, group_in_file, _ = self._groups[group]
-            table = _open(file).read_row_group(group_in_file)
+            file, number, _, _ = self._groups[group]
             while len(self._cache) >= CACHED_GROUPS:
                 self._cache.pop(next(iter(self._cache)))
-            self._cache[group] = table.to_pylist()
-        values = self._cache[group][inside]
-        image, name = self._image(values.get(self._image_column), number)
-        if any(isinstance(n, int) for n in values.get("negatives") or ()):
-            raise DataError(
-                "negatives are numbers of rows, as the published data set has them; "
-                "open its folder as abc-pretrain:FOLDER"
-            )
-        record = record_from_columns(values, image, name, number, self._columns)
-        return Row(self.place(number), record, image)
+            try:
+                with reader_errors("its group of rows", "make the file anew"):
+                    self._cache[group] = _open(file).read_row_group(number)
+            except DataError as wrong:
+                self._cache[group] = wrong
+        if isinstance(self._cache[group], DataError):
+            raise DataError(str(self._cache[group]))
+        return self._cache[group]
 
-    def _image(self, value: object, number: int) -> tuple[Path | bytes, str]:
+    def _image(self, value: object, column: str, number: int) -> tuple[Path | bytes, str]:
         """What the column of images holds -> the image, and a path to call it by."""
         name = f"images/{number:08d}"
         if isinstance(value, dict):
             content, path = value.get("bytes"), str(value.get("path") or "")
             if isinstance(content, bytes):
-                return content, path if stays_inside(path) else name + Path(path).suffix
+                plain = path if stays_inside(path) else name + Path(path).suffix
+                return content, plain
             value = path
         if isinstance(value, bytes):
             return value, name
         if isinstance(value, str) and value:
-            return self.folder / value, value
-        raise DataError(f"{self._image_column} is empty; give bytes or a path")
+            name, file = self._root.find(self._root.plain_name(value))
+            return file, name
+        raise DataError(f"{column} is empty; give bytes or a path")
 
 
 def _open(path: Path) -> Any:
     arrow = import_pyarrow()
-    try:
+    with reader_errors(str(path), "make it anew", damaged="is damaged or no Parquet file"):
         open_file(path).close()  # no pipe, which pyarrow would wait for
         return arrow.parquet.ParquetFile(path)
-    except (OSError, ValueError) as problem:
-        raise DataError(f"{path} is damaged or no Parquet file ({problem}); make it anew") from None
 
 
 def write_parquet(file: BinaryIO, rows: Sequence[tuple[Record, bytes]]) -> None:
@@ -129,6 +167,7 @@ def write_parquet(file: BinaryIO, rows: Sequence[tuple[Record, bytes]]) -> None:
         "width": integer,
         "height": integer,
         "caption": text,
+        "captions": texts,
         "regions": arrow.list_(arrow.struct(region)),
         "instructions": arrow.list_(arrow.struct(instruction)),
         "negatives": texts,

@@ -6,7 +6,6 @@ not) begins an archive, any other goes on with the one before it.
 """
 
 import gzip
-import hashlib
 import io
 import os
 import re
@@ -21,21 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abc_embed.data.image_files import visible_files
+from abc_embed.data.tar_headers import BLOCK
 from abc_embed.errors import DataError
 from abc_embed.storage.files import open_file
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-BLOCK = 512
-"""Bytes of a tar header; contents are padded to a multiple of it."""
-
 _NAME = re.compile(
     r"(?P<stem>.+\.(?:tar\.gz|tgz|tar))(?:(?P<tie>[._-]?part[._-]?|[._-]?)(?P<number>[a-z]{2}|\d{1,5}))?"
 )
 _WITHOUT_INDEX = re.compile(r".+\.(tar\.(bz2|xz|zst|lz4|lzma|br)|tbz2?|txz|tzst)", re.IGNORECASE)
 _GZIP = b"\x1f\x8b\x08"
-_SAMPLES, _SAMPLE = 16, 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +120,6 @@ def _is_header(block: bytes) -> bool:
     except tarfile.HeaderError:
         return False
     return True
-
-
-def sample_hash(path: Path) -> str:
-    """A hash of a file's size and of pieces spread over it: quick, whatever the size.
-
-    Another file, a cut one or one that was filled in part has another hash; a few changed bytes
-    between the pieces are found when the image there is read.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open_file(path) as file:
-        for number in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE, 0) * number // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 class JoinedFile(io.RawIOBase):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.image_files import visible_files
-from abc_embed.data.published.archives import sample_hash
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import sample_hash
 from abc_embed.storage.parquet import import_pyarrow
 
 _FILES_KEY = b"abc_embed_files"

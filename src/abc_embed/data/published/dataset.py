@@ -5,7 +5,7 @@ A row's `negatives` look their captions up only when asked for: drawing 7 of 100
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +156,7 @@ class PublishedDataset(Dataset):
                 f"{folder} is not indexed; make it ready with: abc-embed data index {folder}"
             )
         self._table = ArrowTable(path, parquet)
+        self._files = parquet
         layout = _layout_of(self._table)
         if layout is None or name not in (None, layout):
             wanted = f"those of {name}" if name else f"those of any of {', '.join(LAYOUTS)}"
@@ -171,6 +172,9 @@ class PublishedDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def files(self) -> Sequence[Path]:
+        return self._files
 
     def place(self, number: int) -> str:
         return f"{self.path}, row {number}"
@@ -197,12 +201,12 @@ class PublishedDataset(Dataset):
         """
         return self.layout.fields(self._table, number)
 
-    def caption(self, number: int) -> str | None:
+    def captions(self, number: int) -> tuple[str, ...]:
         try:
-            caption: str | None = self.fields(number).get("caption")
+            caption = self.fields(number).get("caption")
         except DataError as wrong:
             raise DataError(f"{self.place(number)}: {wrong}") from None
-        return caption
+        return (caption,) if caption else ()
 
     def find_image(self, image: str) -> str | None:
         """The name of the file that a row calls `image`; None when it is not there.

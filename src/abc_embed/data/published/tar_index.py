@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from abc_embed.data.published.archives import Archive, JoinedFile, sample_hash
+from abc_embed.data.published.archives import Archive, JoinedFile
 from abc_embed.data.published.tar_stream import (
     LEAST_SPACING,
     SPACING,
@@ -35,6 +35,7 @@ from abc_embed.data.published.tar_stream import (
 )
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import make_folder
+from abc_embed.storage.hashing import sample_hash
 
 COMMIT_EVERY = 256_000_000
 """Plain bytes between two commits; a kill loses no more than these."""

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abc_embed.data.published.archives import BLOCK, JoinedFile
+from abc_embed.data.published.archives import JoinedFile
+from abc_embed.data.tar_headers import BLOCK, Fault, read_headers
 from abc_embed.errors import DataError, MissingExtraError
 
 SPACING = 4_000_000
@@ -189,21 +190,22 @@ class ForwardReader:
 def tar_members(reader: ForwardReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Each header with the place of the one after it; the content between may be read or not.
 
-    tarfile takes a damaged header in the middle for the end; here the end must be marked as such.
+    Raises:
+        DataError: the archive is damaged, or ends without its end mark; says where, and how many
+            files follow. Those are not given: to fetch the part again is better than to lose some.
     """
-    name = reader.name
-    try:
-        archive: Any = tarfile.TarFile(fileobj=reader, encoding="utf-8")  # type: ignore[arg-type]
-        while (info := archive.next()) is not None:
-            archive.members = []  # tarfile remembers all of them else
-            reader.seek(info.offset_data)
-            yield info, archive.offset
-    except (tarfile.TarError, EOFError, ValueError) as problem:
-        raise DataError(f"{name} is damaged or cut off ({problem}); fetch it again") from problem
-    reader.seek(archive.offset)
-    mark = reader.read(BLOCK)
-    if len(mark) < BLOCK or any(mark):
+    fault: Fault | None = None
+    before = after = 0
+    for found in read_headers(reader, reader.tell()):
+        if isinstance(found, Fault):
+            fault = fault or (None if found.harmless else found)
+        elif fault is None:
+            before += 1
+            yield found
+        else:
+            after += 1
+    if fault is not None:
         raise DataError(
-            f"{name} is damaged or cut off: it has no end mark at byte {archive.offset:,} of its "
-            "content; fetch its parts again"
+            f"{reader.name} is damaged or cut off: {fault} of its content, after {before:,} files "
+            f"that were read now; {after:,} more follow it; fetch its parts again"
         )
