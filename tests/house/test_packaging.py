@@ -25,6 +25,8 @@ DISTRIBUTION = {
     "indexed_gzip": "indexed-gzip",
     "pillow_heif": "pillow-heif",
     "umap": "umap-learn",
+    "llama_index": "llama-index-core",
+    "haystack": "haystack-ai",
 }
 NOTHING_WITHOUT_EXTRA = ("serve",)
 """Packages of ours that have an extra of their own name and are imported only with it."""
@@ -42,6 +44,10 @@ PROMISED_EXTRAS = {
         "deepspeed",
         "serve",
         "umap",
+        "langchain",
+        "llama-index",
+        "chroma",
+        "haystack",
     ),
     "dev",
 }

@@ -1,1 +1,1 @@
-"""Our models in the hands of other libraries: sentence-transformers and mteb."""
+"""Our models in the hands of other libraries: one file each, imported when used."""
