@@ -7,6 +7,7 @@
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
 #   make serve-stress                               10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
 #   make fuzz                                        damaged pictures, records and models, kills, full disks; about half an hour
+#   make docs                                        the documentation as a site, in build/site
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
 #
 # PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command at the end.
@@ -25,7 +26,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check miniature bundled serve-stress fuzz clean
+.PHONY: help quickstart test check docs miniature bundled serve-stress fuzz clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,10 @@ test: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	@VENV="$(VENV)" scripts/check
+
+docs: $(VENV)/.installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	@echo "build/site holds the pages; for the search as well: $(BIN)/python -m mkdocs serve" >&2
 
 miniature: $(VENV)/.installed-dev
 	@$(BIN)/python -m experiments.miniature --out runs/miniature --into . $(ARGS)
