@@ -1,5 +1,6 @@
 """Damaged pictures in all formats and modes that this Pillow writes: opened, or refused."""
 
+import functools
 import io
 import random
 import warnings
@@ -21,6 +22,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
 }
 
 
+@functools.cache
 def pictures() -> list[tuple[str, bytes]]:
     """(format and mode, bytes) of a small picture, as many as there are."""
     Image.init()
