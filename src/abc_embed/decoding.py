@@ -257,6 +257,9 @@ class Header:
     height: int
     taken: str | None
     """EXIF's date, as it stands there."""
+    plain: bool
+    """Whether every program sees in the file what is seen here: one upright picture, opaque, of
+    8-bit grey or RGB."""
 
 
 def decode_header(stream: BinaryIO, label: str, decode_limit: int) -> Header:
@@ -267,12 +270,17 @@ def decode_header(stream: BinaryIO, label: str, decode_limit: int) -> Header:
         _check_size(picture.size, label, decode_limit)
         _take_memory(picture, label, decode_limit)  # EXIF may stand behind the pixels
         kind, taken = str(picture.format), None
-        if kind != "TIFF" and _orientation(picture) in _TRANSPOSED:  # TIFF's reader turns itself
+        orientation = _orientation(picture)
+        if kind != "TIFF" and orientation in _TRANSPOSED:  # TIFF's reader turns itself
             width, height = height, width
+        plain = orientation not in _UPRIGHT and picture.mode in ("L", "P", "RGB")
+        plain = plain and picture.info.get("transparency") is None
+        # Further pictures in a JPEG are passed over by every program.
+        plain = plain and not (kind != "MPO" and getattr(picture, "is_animated", False))
         with contextlib.suppress(Exception):  # as `_orientation`
             exif = picture.getexif()
             taken = exif.get_ifd(_EXIF_IFD).get(_TAKEN_TAG) or exif.get(_DATE_TAG)
-        return Header(kind, width, height, taken if isinstance(taken, str) else None)
+        return Header(kind, width, height, taken if isinstance(taken, str) else None, plain)
 
 
 def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.ImageFile:

@@ -59,9 +59,9 @@ def test_records_are_not_replaced_by_fewer_or_none(cli: Cli, scenes: Path) -> No
     done = cli(*words, "--drop-largest", 9)
     assert done.code == 1 and "--overwrite" in done.error
     assert out.read_bytes() == before
-    assert not list(read_records(scenes / "instruct.partial.jsonl"))
+    assert not (scenes / "instruct.partial.jsonl").exists()
     assert cli(*words, *CHOICE).code == 0  # as many as before: no question
-    assert cli(*words, "--drop-largest", 9, "--overwrite").code == 0
+    assert cli(*words, "--drop-largest", 9, "--overwrite").code == 1  # it wrote nothing
     assert not list(read_records(out))
 
 
@@ -198,6 +198,31 @@ def test_an_endpoint_that_is_not_there(cli: Cli, scenes: Path) -> None:
     done = cli(*words, "--out", scenes / "x.jsonl", "--retries", 0)
     assert done.code == 1
     assert "connection failed" in done.error
+    assert not (scenes / "x.jsonl").exists()
+
+
+def test_a_run_that_writes_nothing_fails_and_says_why(cli: Cli, scenes: Path) -> None:
+    out = scenes / "x.jsonl"
+    with VlmServer(lambda request: "{}") as server:
+        words = ["data", "instruct", scenes, "--vlm", "x", "--base-url", server.url, *CHOICE]
+        done = cli(*words, "--out", out)
+        assert done.code == 1
+        assert "nothing is written: of 8 images" in done.error
+        assert "not the form asked for: 16" in done.error
+        assert not out.exists() and not (scenes / "x.partial.jsonl").exists()
+        assert len((scenes / "x.rejects.jsonl").read_text().splitlines()) == 24
+        out.write_text('{"instructions": [1]}\n')
+        assert "stays as it was" in cli(*words, "--out", out).error
+        assert out.read_text() == '{"instructions": [1]}\n'
+
+
+def test_a_form_that_is_refused_ends_the_run_at_once(cli: Cli, scenes: Path) -> None:
+    with VlmServer(when=lambda request, number: Fault("status", 400)) as server:
+        words = ["data", "instruct", scenes, "--vlm", "x", "--base-url", server.url, *CHOICE]
+        done = cli(*words, "--out", scenes / "x.jsonl", "--concurrency", 2)
+        assert done.code == 1
+        assert "HTTP 400: told to fail" in done.error and "--token-field" in done.error
+        assert len(server.requests) <= 2
     assert not (scenes / "x.jsonl").exists()
 
 

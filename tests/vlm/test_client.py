@@ -1,10 +1,14 @@
 """A VLM is asked through the real client: right the first time, and right after every fault."""
 
 import email.utils
+import io
 import json
 import time
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from vlm_parts import Frozen, Waits, client, picture
 from vlm_server import KEY, Fault, VlmServer
 
@@ -13,6 +17,8 @@ from abc_embed.errors import (
     EndpointError,
     ImageError,
 )
+from abc_embed.inputs import open_image
+from abc_embed.storage.hashing import sha256, sha256_json
 from abc_embed.vlm.client import MAX_FAILURES_IN_A_ROW
 from abc_embed.vlm.limits import Limits
 
@@ -51,6 +57,62 @@ def test_formats_that_endpoints_do_not_know_are_sent_as_png(server: VlmServer) -
     assert changed.startswith(b"\x89PNG")
 
 
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    packed = io.BytesIO()
+    image.save(packed, format=form, **options)
+    return packed.getvalue()
+
+
+def unlike_what_is_seen() -> dict[str, bytes]:
+    """Files that other programs may show otherwise than `open_image` does: red left, blue right."""
+    shown = Image.new("RGB", (64, 32), (0, 0, 255))
+    shown.paste((255, 0, 0), (0, 0, 32, 32))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    lying = shown.transpose(Image.Transpose.ROTATE_90)
+    other = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    frames: dict[str, Any] = {"save_all": True, "append_images": [other]}
+    alpha = shown.convert("RGBA")
+    alpha.paste((0, 255, 0, 0), (0, 0, 64, 4))  # green, where it would be seen
+    return {
+        "jpeg": saved(lying, "JPEG", exif=turned, quality=95),
+        "png, turned": saved(lying, "PNG", exif=turned),
+        "gif": saved(shown, "GIF", **frames),
+        "webp": saved(shown, "WEBP", lossless=True, **frames),
+        "apng": saved(shown, "PNG", **frames),
+        "transparent": saved(alpha, "PNG"),
+        "cmyk": saved(shown.convert("CMYK"), "JPEG", quality=95),
+    }
+
+
+@pytest.mark.parametrize("kind", unlike_what_is_seen())
+def test_what_is_sent_shows_what_is_seen(server: VlmServer, kind: str) -> None:
+    """A region's box is about the upright first frame: that is the picture that is sent."""
+    image = unlike_what_is_seen()[kind]
+    with client(server) as vlm:
+        vlm.ask(image, "What now?")
+    sent = server.requests[0].image
+    assert sent is not None and sent != image
+    with Image.open(io.BytesIO(sent)) as picture:
+        assert picture.format == ("JPEG" if kind in ("jpeg", "cmyk") else "PNG")
+        assert getattr(picture, "n_frames", 1) == 1
+        assert picture.getexif().get(0x0112, 1) == 1
+        assert picture.mode == "RGB"
+        got, seen = np.asarray(picture, dtype=int), np.asarray(open_image(image), dtype=int)
+    assert got.shape == seen.shape == (32, 64, 3)
+    assert np.abs(got - seen).max() <= (24 if picture.format == "JPEG" else 0)
+    assert got[16, 8, 0] > 200 > 60 > got[16, 8, 2]
+
+
+def test_replies_about_an_unturned_file_are_not_taken_for_the_turned_picture() -> None:
+    image = unlike_what_is_seen()["jpeg"]
+    with VlmServer() as server, client(server) as vlm:
+        form = [None, None, vlm.max_tokens]
+        assert vlm.cache_key(image, "a") != sha256_json(["small-vlm", "a", sha256(image), form])
+        plain = picture()
+        assert vlm.cache_key(plain, "a") == sha256_json(["small-vlm", "a", sha256(plain), form])
+
+
 def test_a_broken_image_is_never_sent(server: VlmServer) -> None:
     with client(server) as vlm, pytest.raises(ImageError):
         vlm.ask(picture()[:-30], "What now?")
@@ -82,6 +144,31 @@ def test_a_reply_that_is_no_json(server: VlmServer, text: str) -> None:
     server.answer = lambda request: text
     with client(server) as vlm:
         assert vlm.ask(None, "JSON please", schema=SCHEMA).json() is None
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>\nLet me see: a dog.\n</think>\n\n",
+        "<thinking>a {dog}</thinking>",
+        "Let me see.\n</think>\n",
+        "[THINK]a dog[/THINK]",
+    ],
+)
+def test_what_a_model_thought_is_no_part_of_its_reply(server: VlmServer, thought: str) -> None:
+    server.answer = lambda request: thought + '{"a": "b"}'
+    with client(server) as vlm:
+        first = vlm.ask(None, "JSON please", schema=SCHEMA)
+        again = vlm.ask(None, "JSON please", schema=SCHEMA)
+    assert again.cached and not first.cached
+    assert first.text == again.text == '{"a": "b"}'
+    assert first.json() == {"a": "b"}
+
+
+def test_a_thought_without_an_end_is_no_reply(server: VlmServer) -> None:
+    server.answer = lambda request: "<think>It might be a dog, or"
+    with client(server) as vlm:
+        assert vlm.ask(None, "What now?").text == ""
 
 
 def test_refusals_are_told_and_remembered(server: VlmServer) -> None:
@@ -200,13 +287,30 @@ def test_a_wait_of_hours_ends_the_run(server: VlmServer) -> None:
 
 
 def test_one_request_that_cannot_be_answered(server: VlmServer) -> None:
-    server.faults = [Fault("status", 400), Fault("status", 413)]
     with client(server) as vlm:
+        assert vlm.ask(None, "first").text
+        server.faults = [Fault("status", 400), Fault("status", 413)]
         for prompt in "ab":
             with pytest.raises(AskError, match=r"HTTP 4.*told to fail"):
                 vlm.ask(None, prompt)
         assert vlm.ask(None, "c").text
-    assert len(server.requests) == 3
+    assert len(server.requests) == 4
+
+
+def test_a_form_that_is_refused_from_the_beginning_ends_all(server: VlmServer) -> None:
+    """An unknown field, say: every request has it. What is refused for its image is one alone."""
+    server.faults = [Fault("status", 400, code="content_filter"), Fault("status", 400)]
+    with client(server) as vlm:
+        with pytest.raises(AskError, match="HTTP 400: told to fail"):
+            vlm.ask(picture(), "a")
+        with pytest.raises(
+            EndpointError, match=r"HTTP 400: told to fail; .*--token-field"
+        ) as caught:
+            vlm.ask(None, "b")
+        assert not isinstance(caught.value, AskError)
+        with pytest.raises(EndpointError, match="told to fail"):
+            vlm.ask(None, "c")
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 from vlm_server import Fault, Request, VlmServer
 
 from abc_embed.data.records import Record, Region, read_records, write_records
-from abc_embed.errors import EndpointError
+from abc_embed.errors import DataError, EndpointError, OutputError
 from abc_embed.train.config import DataConfig
 from abc_embed.train.sampler import RecordSampler
 from abc_embed.vlm.client import VlmClient
@@ -75,6 +75,7 @@ def instruct(
     limits: Limits | None = None,
     name: str = "out.jsonl",
     tries: int = 2,
+    overwrite: bool = False,
     **job: Any,
 ) -> Report:
     limits = limits or Limits(concurrency=3, timeout_s=5, retries=1)
@@ -86,6 +87,7 @@ def instruct(
             VlmWriter(client, folder, tries=tries),
             InstructSettings(root=folder, **({"regions": ALL} | job)),
             rejects=rejects,
+            overwrite=overwrite,
             map_tasks=client.map,
             endpoint_report=client.report,
         )
@@ -192,9 +194,45 @@ def test_a_second_try_says_what_was_wrong(folder: Path) -> None:
         report = instruct(folder, server, limit=2)
         assert (report.written, report.tried_again) == (8, 8)
         assert len(server.requests) == 16
-        once = instruct(folder, server, limit=2, tries=1)
-    assert (once.written, once.rejected["answer given away"]) == (0, 8)
-    assert once.rejected["too few usable prompts"] == 2
+        with pytest.raises(DataError, match=r"nothing is written: of 2 .*answer given away: 8"):
+            instruct(folder, server, limit=2, tries=1)
+    once = json.loads((folder / "out.report.json").read_text())
+    assert (once["written"], once["rejected"]["answer given away"]) == (0, 8)
+    assert once["rejected"]["too few usable prompts"] == 2
+    assert len(list(read_records(folder / "out.jsonl"))) == 2  # those of the first run
+
+
+def test_less_never_replaces_more(folder: Path) -> None:
+    """Unless that is asked for; equal and more do, and the cost limit has its own file."""
+    out = folder / "out.jsonl"
+    with VlmServer(good) as server:
+        instruct(folder, server)
+        whole = out.read_bytes()
+        with pytest.raises(OutputError, match=r"holds 20 .* for 5 .* than the 8 for 2 .*overwrite"):
+            instruct(folder, server, limit=2)
+        assert out.read_bytes() == whole
+        assert len(list(read_records(folder / "out.partial.jsonl"))) == 2
+        fewer = {"regions": RegionSettings(drop_largest=0, choose=3)}
+        with pytest.raises(OutputError, match=r"than the 15 for 5"):
+            instruct(folder, server, **fewer)
+        instruct(folder, server)
+        assert out.read_bytes() == whole
+        instruct(folder, server, limit=2, overwrite=True)
+        assert len(list(read_records(out))) == 2
+        instruct(folder, server)
+        assert out.read_bytes() == whole
+    assert not (folder / "out.partial.jsonl").exists()
+
+
+def test_a_thought_and_json_are_taken_off(folder: Path) -> None:
+    def answer(request: Request) -> str:
+        return f"<think>a dog?</think>\n{json.dumps({'instruction': good(request)})}"
+
+    with VlmServer(answer) as server:
+        report = instruct(folder, server)
+        assert (report.written, report.tried_again) == (20, 0)
+    for record in read_records(folder / "out.jsonl"):
+        assert all("{" not in ask.instruction for ask in record.instructions)
 
 
 def test_prompts_that_come_twice_in_an_image_are_no_questions(folder: Path) -> None:

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abc_embed.vlm.rejects import Reason
-from abc_embed.vlm.replies import check_prompt, content_stems, same_text, script_of, tidy
+from abc_embed.vlm.replies import (
+    Verdict,
+    check_prompt,
+    content_stems,
+    same_text,
+    script_of,
+    tidy,
+)
 
 SAME = ["dog dogs", "box boxes", "run runs running", "baby babies", "horse horses", "fly flies"]
 SAME += ["knife knives", "house houses", "shoe shoes", "stop stopped stopping", "glass glasses"]
@@ -46,7 +53,29 @@ def test_good_ones(text: str, answer: str) -> None:
     assert not verdict.text.startswith(('"', "User"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"instruction": "What sleeps there?"}',
+        '{"prompt": "What sleeps there?", "why": "a dog lies there"}',
+        '```json\n{"anything": "What sleeps there?"}\n```',
+        "```\nWhat sleeps there?\n```",
+        '["What sleeps there?"]',
+        '"What sleeps there?"',
+    ],
+)
+def test_json_around_a_prompt_is_taken_off(text: str) -> None:
+    assert check_prompt(text, "a brown dog") == Verdict("What sleeps there?")
+
+
 BAD = [
+    ('{"instruction": {"text": "What sleeps?"}}', Reason.FORM),
+    ('{"a": "What sleeps?", "b": "Who eats?"}', Reason.FORM),
+    ('{"prompt": "What sleeps?", "question": "Who eats?"}', Reason.FORM),
+    ('["What sleeps?", "Who eats?"]', Reason.FORM),
+    ('{"instruction": "What sleeps', Reason.FORM),
+    ("What sleeps there?<|im_end|>", Reason.FORM),
+    ("<answer>What sleeps there?</answer>", Reason.FORM),
     ("", Reason.EMPTY),
     ('  "" \n', Reason.EMPTY),
     ("I'm sorry, but I can't help with that.", Reason.REFUSAL),

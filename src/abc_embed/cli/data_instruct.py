@@ -10,7 +10,7 @@ import typer
 
 from abc_embed.cli import options, vlm_options
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
-from abc_embed.errors import CostLimitError, DataError, UsageError
+from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
@@ -88,7 +88,7 @@ def instruct(
     tries: Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")] = 2,
     max_tokens: vlm_options.MaxTokens = 128,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace records even by fewer, or by none.")
+        bool, typer.Option("--overwrite", help="Replace --out even by less than it holds.")
     ] = False,
     *,
     regions: RegionOptions,
@@ -108,12 +108,13 @@ def instruct(
     settings = regions.settings(source, out.parent)
     rejects = Rejects()
     records = read_regions(source, out.parent, rejects, images)
-    write = partial(write_instructions, records, out, settings=settings, rejects=rejects)
+    write = partial(
+        write_instructions, records, out, settings=settings, rejects=rejects, overwrite=overwrite
+    )
     with ExitStack() as stack:
         if own:
             on_progress = stack.enter_context(progress_bar("regions"))
-            writer = OwnWriter(regions.seed)
-            report = write(writer=writer, on_progress=on_progress, overwrite=overwrite)
+            report = write(writer=OwnWriter(regions.seed), on_progress=on_progress)
         else:
             replies = out.with_name(f"{out.stem}.replies.sqlite")
             client = vlm.client(stack, replies, max_tokens=max_tokens)
@@ -122,12 +123,12 @@ def instruct(
                 vlm_options.print_estimate(client, requests, tries, RETRY_TOKENS, as_json)
                 _print_rejected(dict(rejects.counts), as_json)
                 return
+            on_progress = stack.enter_context(progress_bar("regions"))
             report = write(
                 writer=VlmWriter(client, settings.root, tries=tries),
                 map_tasks=client.map,
-                on_progress=stack.enter_context(progress_bar("regions")),
+                on_progress=on_progress,
                 endpoint_report=client.report,
-                overwrite=overwrite,
             )
     _print_report(report, out, vlm.max_cost, as_json)
 
@@ -151,8 +152,7 @@ def _print_report(report: "Report", out: Path, max_cost: float | None, as_json: 
     from abc_embed.vlm.instruct import file_beside
     from abc_embed.vlm.rejects import Reason
 
-    whole = report.complete and report.kept is None
-    place = out if whole else file_beside(out, "partial.jsonl")
+    place = out if report.complete else file_beside(out, "partial.jsonl")
     if as_json:
         print_json({"out": str(place), **dataclasses.asdict(report)})
     else:
@@ -176,11 +176,6 @@ def _print_report(report: "Report", out: Path, max_cost: float | None, as_json: 
     failed = report.rejected.get(Reason.ENDPOINT, 0)
     if failed:
         print_message(f"{failed} regions got no reply; the same command asks for them again")
-    if report.kept is not None:
-        raise DataError(
-            f"{out} has {report.kept:,} records and this run wrote {report.images_written:,}, so "
-            f"it was kept and these are in {place}; give --overwrite to replace it all the same"
-        )
     if not report.complete:
         raise CostLimitError(
             f"the cost limit of {max_cost:g} was reached with {report.not_asked:,} regions not "

@@ -6,13 +6,12 @@ itself. A reply is read in pieces and parsed here, so that one which drips in, b
 endless or is no JSON is a fault like any other, and `timeout_s` bounds the whole of it.
 """
 
-import base64
 import email.utils
-import io
 import json
 import math
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -25,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from abc_embed.errors import AskError, DataError, EndpointError, MissingExtraError, UsageError
-from abc_embed.inputs import open_image
 from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256, sha256_json
+from abc_embed.vlm.images import encode_image, is_plain
 from abc_embed.vlm.limits import (
     Budget,
     Clock,
@@ -38,6 +37,7 @@ from abc_embed.vlm.limits import (
     estimate,
     estimate_tokens,
 )
+from abc_embed.vlm.replies import parse_json, without_thoughts
 from abc_embed.vlm.reply_cache import ReplyCache
 
 if TYPE_CHECKING:
@@ -53,15 +53,11 @@ READ_AHEAD = 4
 """Items taken from the input before their turn, for each request that may be under way."""
 MAX_REPLY_BYTES = 4_000_000
 """A reply that is longer is no reply to a question of ours."""
-# Formats that endpoints know, by how their files begin.
-_MEDIA_TYPES = {
-    b"\x89PNG": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"RIFF": "image/webp",
-}
 _RETRYABLE_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
-_FATAL_STATUS = frozenset({401, 402, 403, 404})
+_FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
+# Refused for what the request says. With nothing answered yet, that is how all of them look.
+_FORM_STATUS = frozenset({400, 415, 422})
+_OF_THE_ITEM = re.compile(r"image|content|safety|filter|moderat|policy|length|too_l", re.IGNORECASE)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,7 +65,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said. `refusal` is set where the endpoint itself says that it refused.
+    """What the model said, without what it thought before (`replies.without_thoughts`).
+
+    `refusal` is set where the endpoint itself says that it refused.
 
     `model` is the name that the endpoint gave; `cut_off` means that the reply reached its longest
     length; `cached` that nobody was asked this time.
@@ -85,28 +83,24 @@ class Reply:
 
     def json(self) -> object:
         """The text as JSON, taken out of a Markdown fence if it is in one; None if it is none."""
-        text = self.text.strip()
-        if text.startswith("```"):
-            text = text.partition("\n")[2].rpartition("```")[0]
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return None
+        return parse_json(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why there is no answer; `kind` sorts faults in reports.
 
-    `retryable`: trying again may help; `fatal`: no other request will do better; `wait_s` is what
-    the endpoint asks for; `may_be_billed`: it may have been answered and paid for, and the answer
-    was lost on the way.
+    `retryable`: trying again may help; `fatal`: no other request will do better; `of_form`: the
+    request's form was refused, which is fatal if no other was answered; `wait_s` is what the
+    endpoint asks for; `may_be_billed`: it may have been answered and paid for, and the answer was
+    lost on the way.
     """
 
     kind: str
     message: str
     retryable: bool = False
     fatal: bool = False
+    of_form: bool = False
     wait_s: float | None = None
     may_be_billed: bool = False
 
@@ -176,6 +170,7 @@ class VlmClient:
         self._counts = Counter(sent=0, cached=0, input_tokens=0, output_tokens=0)
         self._faults: Counter[str] = Counter()
         self._failures_in_a_row = 0
+        self._was_answered = False
         self._stop_reason = "asking was stopped; run the same command again to go on"
         self._random = random.Random()
 
@@ -243,7 +238,10 @@ class VlmClient:
         The address is not part of it: the same model may move.
         """
         form = [schema, self._json_mode if schema else None, self.max_tokens]
-        return sha256_json([self.model, prompt, None if image is None else sha256(image), form])
+        shown = None if image is None else sha256(image)
+        if image is not None and not is_plain(image):
+            shown = f"upright {shown}"  # replies about the file as it is were about another picture
+        return sha256_json([self.model, prompt, shown, form])
 
     def is_cached(
         self, image: bytes | None, prompt: str, schema: Mapping[str, Any] | None = None
@@ -297,12 +295,15 @@ class VlmClient:
             if cached is not None:
                 with self._lock:
                     self._counts["cached"] += 1
-                return Reply(**json.loads(cached), cached=True)
-            reply = self._ask_endpoint(image, prompt, schema)
-            row = {name: value for name, value in asdict(reply).items() if name != "cached"}
-            image_hash = "" if image is None else sha256(image)
-            self.cache.put(key, json.dumps(row), model=self.model, prompt=prompt, image=image_hash)
-            return reply
+                    self._was_answered = True
+                reply = Reply(**json.loads(cached), cached=True)
+            else:
+                reply = self._ask_endpoint(image, prompt, schema)
+                row = {name: value for name, value in asdict(reply).items() if name != "cached"}
+                about = {"model": self.model, "prompt": prompt}
+                image_hash = "" if image is None else sha256(image)
+                self.cache.put(key, json.dumps(row), **about, image=image_hash)
+        return replace(reply, text=without_thoughts(reply.text))
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`function` of every item, in order, as many at once as the limits allow.
@@ -354,7 +355,7 @@ class VlmClient:
         for attempt in range(self.limits.retries + 1):
             answer = self._send(payload, input_tokens)
             if isinstance(answer, Reply):
-                self._failures_in_a_row = 0
+                self._failures_in_a_row, self._was_answered = 0, True
                 return answer
             message = f"{self.endpoint} ({self.model}): {answer.message}"
             message = message.replace(self._key, "[key]") if self._key else message
@@ -362,6 +363,11 @@ class VlmClient:
                 self._faults[answer.kind] += 1
             if answer.fatal:
                 raise self._stop(message)
+            if answer.of_form and not self._was_answered:
+                raise self._stop(
+                    f"{message}; nothing was answered before, so every request would be refused: "
+                    f"check the model and the form of the request (--token-field, --max-tokens)"
+                )
             if not answer.retryable:
                 raise AskError(message)
             if attempt < self.limits.retries:
@@ -449,21 +455,6 @@ class VlmClient:
 # -- one request -----------------------------------------------------------------------------------
 
 
-def encode_image(image: bytes) -> tuple[str, tuple[int, int]]:
-    """(`data:` URL, (width, height)): as it is where endpoints know the format, else as PNG.
-
-    Raises:
-        ImageError: it cannot be opened.
-    """
-    picture = open_image(image)
-    media_type = next((kind for magic, kind in _MEDIA_TYPES.items() if image.startswith(magic)), "")
-    if not media_type:
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        media_type, image = "image/png", buffer.getvalue()
-    return f"data:{media_type};base64,{base64.b64encode(image).decode()}", picture.size
-
-
 def receive(
     client: "OpenAI", payload: Mapping[str, Any], timeout_s: float, now: Callable[[], float]
 ) -> Reply | Failure:
@@ -503,14 +494,19 @@ def receive(
 def _status_failure(error: "APIStatusError") -> Failure:
     """What an HTTP status other than 200 means for this request and for the others."""
     kind = f"HTTP {error.status_code}"
-    message = f"{kind}: {' '.join(str(error.message).split())[:300]}"
+    body = error.body.get("error", error.body) if isinstance(error.body, dict) else None
+    words = body.get("message") if isinstance(body, dict) else body
+    words = words if isinstance(words, str) and words.strip() else str(error.message)
+    message = f"{kind}: {' '.join(words.split())[:300]}"
     if error.code == "insufficient_quota":
         return Failure(kind, f"{message}; check the account", fatal=True)
     if error.status_code in _FATAL_STATUS:
         return Failure(kind, f"{message}; check key, model and base URL", fatal=True)
     if error.status_code in _RETRYABLE_STATUS:
         return Failure(kind, message, retryable=True, wait_s=_retry_after(error.response.headers))
-    return Failure(kind, message)
+    about = f"{error.code} {error.param} {error.type}"
+    of_form = error.status_code in _FORM_STATUS and not _OF_THE_ITEM.search(about)
+    return Failure(kind, message, of_form=of_form)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

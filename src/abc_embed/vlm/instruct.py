@@ -5,11 +5,12 @@ started again from the beginning and finds there what was answered already. Next
 
     OUT.rejects.jsonl    one line for everything that was left out, with the reason
     OUT.report.json      what was done, counted
-    OUT.partial.jsonl    instead of OUT.jsonl, when the cost limit came first, or when OUT.jsonl is
-                         there with more records: it is kept
+    OUT.partial.jsonl    instead of OUT.jsonl, when the cost limit came first, or when what stands
+                         there is more than what the run gave
 """
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.records import Record, write_records
-from abc_embed.errors import DataError
+from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, open_file, rename_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.json_files import atomic_write_json
-from abc_embed.storage.readers import read_lines
 from abc_embed.vlm.limits import PlannedRequest
 from abc_embed.vlm.regions import RegionSettings, Similarity, choose_regions
 from abc_embed.vlm.rejects import Reason, Rejects
@@ -57,8 +57,6 @@ class Report:
     """Counts of a run; `complete` is False when the cost limit came first."""
 
     complete: bool = True
-    kept: int | None = None
-    """Records of the file that stands at the place of the result and has more; it was kept."""
     images_read: int = 0
     images_written: int = 0
     regions_read: int = 0
@@ -88,10 +86,10 @@ def write_instructions(
     settings: InstructSettings,
     *,
     rejects: Rejects,
+    overwrite: bool = False,
     map_tasks: Map = map,
     on_progress: Callable[[int], None] = lambda done: None,
     endpoint_report: Callable[[], Mapping[str, Any]] = dict,
-    overwrite: bool = False,
 ) -> Report:
     """Write instructions for records into `out`, with rejects and a report next to it.
 
@@ -101,6 +99,7 @@ def write_instructions(
         writer: writes each instruction.
         settings: what is chosen.
         rejects: the same that the reader of `records` was given.
+        overwrite: let a file at `out` go although it holds more than what comes of this run.
         map_tasks: calls the writer for each region, in order; `VlmClient.map` for many at once.
         on_progress: called with the number of regions done.
         endpoint_report: what the report says of the endpoint, asked for at the end.
@@ -108,7 +107,8 @@ def write_instructions(
 
     Raises:
         EndpointError: the endpoint cannot be used; nothing is written, and a second run goes on.
-        OutputError: a file cannot be written.
+        DataError: nothing could be written; rejects and report say why, `out` is untouched.
+        OutputError: a file cannot be written, or `out` holds more and is not to be overwritten.
     """
     about = {**writer.about, "choice": dataclasses.asdict(settings.regions)}
     report = Report(about=about, rejects_file=file_beside(out, "rejects.jsonl").name)
@@ -136,22 +136,58 @@ def write_instructions(
     report.distinct_prompts = len(prompts)
     report.common_prompts = prompts.most_common(MOST_COMMON)
     report.asking = dict(endpoint_report())
-    report.kept = None if overwrite or not report.complete else _larger(out, report.images_written)
     report_path = file_beside(out, "report.json")
     atomic_write_json(report_path, dataclasses.asdict(report), ensure_ascii=False)
-    if report.complete and report.kept is None:
-        rename_file(partial, out)
+    if report.complete:
+        if report.written:
+            _put_in_place(partial, out, report, overwrite)
+        elif overwrite and out.exists():
+            rename_file(partial, out)
+        else:
+            partial.unlink()
+    if report.complete and not report.written:
+        raise DataError(_why_nothing(out, report, rejects, replaced=overwrite))
     return report
 
 
-def _larger(out: Path, written: int) -> int | None:
-    """How many records a file has, where these are more than were written; else None."""
-    try:
-        with open_file(out) as file:
-            before = sum(1 for _, _, line in read_lines(file, out) if line.strip())
-    except (OSError, DataError):
-        return None  # nothing is there, or nothing of ours
-    return before if before > written else None
+def _why_nothing(out: Path, report: Report, rejects: Rejects, *, replaced: bool) -> str:
+    """The sentence of a run without a single instruction."""
+    counts = ", ".join(f"{reason}: {count:,}" for reason, count in report.rejected.items())
+    example = next((rejects.examples[reason] for reason in report.rejected), "")
+    return (
+        f"nothing is written: of {report.images_read:,} images none has instructions that can be "
+        f"used ({counts or 'nothing was left out'}{f'; the first: {example}' if example else ''}); "
+        f"mend that, {report.rejects_file} names each"
+        + (f"; {out} stays as it was without --overwrite" if out.exists() and not replaced else "")
+    )
+
+
+def _put_in_place(partial: Path, out: Path, report: Report, overwrite: bool) -> None:
+    """Rename the records to `out`, unless that would lose what stands there."""
+    if out.exists() and not overwrite:
+        images, instructions = _count_instructions(out)
+        if report.images_written < images or report.written < instructions:
+            raise OutputError(
+                f"{out} holds {instructions:,} instructions for {images:,} images, more than the "
+                f"{report.written:,} for {report.images_written:,} of this run, which are in "
+                f"{partial.name}; to replace it all the same, say --overwrite"
+            )
+    rename_file(partial, out)
+
+
+def _count_instructions(path: Path) -> tuple[int, int]:
+    """Records in a file, and their instructions; a line that is no record counts as one without."""
+    records = instructions = 0
+    with open_file(path) as file:
+        for line in file:
+            if not line.strip():
+                continue
+            records += 1
+            try:
+                instructions += len(json.loads(line)["instructions"])
+            except (ValueError, LookupError, TypeError, RecursionError):
+                continue
+    return records, instructions
 
 
 def region_tasks(

@@ -33,6 +33,8 @@ class Rejects:
 
     def __init__(self, file: BinaryIO | None = None) -> None:
         self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        """The first detail of each reason."""
         self.file = file
 
     def add(
@@ -47,6 +49,7 @@ class Rejects:
     ) -> None:
         """Something was left out: where it stands, why, and what there was of it."""
         self.counts[str(reason)] += 1
+        self.examples.setdefault(str(reason), detail)
         if self.file is not None:
             row = {"where": where, "reason": reason, "detail": detail}
             row |= {"image": image, "phrase": phrase, "reply": reply}

@@ -4,6 +4,7 @@ A prompt that holds a word of its own answer teaches a model to copy words inste
 image; so the rule is strict: not one content word of the answer, in any of its common endings.
 """
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -51,6 +52,16 @@ _ENDINGS = (("ing", ""), ("ies", "i"), ("ied", "i"), ("es", ""), ("ed", ""), ("s
 _LAST = {"y": "i", "v": "f"}  # fly and flies, knife and knives
 _LABEL = re.compile(r"^(?:user\s+)?(?:prompt|instruction|question)\s*:\s*", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "`": "`"}
+_THOUGHT = r"think|thinking|thought|reasoning"
+_THOUGHTS = re.compile(
+    rf"<({_THOUGHT})>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)", re.DOTALL | re.IGNORECASE
+)
+# Some templates open the thought in the prompt, so that the reply holds its end alone.
+_END_OF_THOUGHT = re.compile(rf".*(?:</(?:{_THOUGHT})>|\[/THINK\])", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```", re.DOTALL)
+_JSON_KEYS = ("prompt", "instruction", "question", "user_prompt", "text", "reply", "response")
+# What ends or begins a part of a chat template, and what is left of a tag.
+_MARKUP = re.compile(r"<\|[^<>|]*\|>|</?\w+>|^[{\[]")
 _REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|can not|won['’]t)"
     r"|as an ai|unable to (?:assist|help|comply)|cannot (?:assist|help|comply))\b",
@@ -123,6 +134,48 @@ def tidy(text: str) -> str:
     return text
 
 
+def without_thoughts(text: str) -> str:
+    """The text without what a reasoning model thought before it answered.
+
+    A thought without an end is all there is of a reply that was cut off.
+
+    >>> without_thoughts("<think>A dog, on the left.</think>What sleeps there?")
+    'What sleeps there?'
+    """
+    return _END_OF_THOUGHT.sub("", _THOUGHTS.sub("", text)).strip()
+
+
+def parse_json(text: str) -> object:
+    """The text as JSON, taken out of a Markdown fence if it is in one; None if it is none."""
+    try:
+        return json.loads(_unfenced(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCED.fullmatch(text.strip())
+    return fenced[1] if fenced else text
+
+
+def unwrap(text: str) -> str:
+    """The text itself where a model put it into a Markdown fence or into JSON.
+
+    That is a JSON text, a list or an object of one text, or an object whose text is called prompt,
+    instruction, question or the like. Other JSON stays as it is.
+
+    >>> unwrap('{"instruction": "What sleeps there?"}')
+    'What sleeps there?'
+    """
+    value = parse_json(text)
+    if isinstance(value, dict):
+        named = [value[key] for key in _JSON_KEYS if isinstance(value.get(key), str)]
+        value = (named or list(value.values())) if len(named) < 2 else None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else _unfenced(text)
+
+
 def is_refusal(text: str) -> bool:
     """Whether a text reads like a model that declines."""
     return _REFUSAL.search(text) is not None
@@ -133,9 +186,11 @@ def check_prompt(text: str, answer: str, script: str | None = None) -> Verdict:
 
     `script` is that of the letters wanted, as `script_of` names it; without it, the answer's own.
     """
-    text = tidy(text)
+    text = tidy(unwrap(text))
     if not text:
         return Verdict(text, Reason.EMPTY)
+    if markup := _MARKUP.search(text):
+        return Verdict(text, Reason.FORM, f"it holds {markup[0]}")
     if is_refusal(text):
         return Verdict(text, Reason.REFUSAL, text[:MAX_CHARACTERS])
     if len(text.splitlines()) > 1:
