@@ -73,3 +73,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools into $(VENV)" >&2
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
+
+#   make docs-walk                                   every command of README and docs/, as printed, long ones too
+.PHONY: docs-walk
+docs-walk: $(VENV)/.installed-dev
+	@VENV="$(VENV)" ABC_EMBED_DOCS_WALK=1 scripts/test tests/cli/test_docs.py $(ARGS)

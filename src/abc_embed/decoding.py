@@ -192,7 +192,7 @@ def _check_size(size: tuple[int, int], label: str, decode_limit: int) -> None:
         raise ImageTooLargeError(
             f"{label} would unpack to {width} x {height} = {width * height:,} pixels, more than "
             f"the limit of {decode_limit:,} pixels; "
-            "if you trust it, raise decode_limit, else make it smaller"
+            "if you trust it, raise decode_limit (--decode-limit), else make it smaller"
         )
     if width * height == 0:
         raise NotAnImageError(f"{label} has no pixels; give an image of at least 1 x 1")
@@ -208,7 +208,8 @@ def _take_memory(picture: Image.Image, label: str, decode_limit: int) -> None:
         raise ImageTooLargeError(
             f"{label} would take {needed / 1e9:.1f} GB to unpack ({picture.width} x "
             f"{picture.height} pixels as {picture.format}), more than the limit of "
-            f"{most / 1e9:.1f} GB; if you trust it, raise decode_limit, else make it smaller"
+            f"{most / 1e9:.1f} GB; "
+            "if you trust it, raise decode_limit (--decode-limit), else make it smaller"
         )
     _budget.take(needed)
 
@@ -317,7 +318,7 @@ def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.Imag
     if _is_heic(stream):
         raise NotAnImageError(
             f"{label} is a HEIC picture, which needs an optional package; run: "
-            "pip install pillow-heif, or convert it to JPEG"
+            "pip install 'abc-embed[heif]', or convert it to JPEG"
         )
     raise NotAnImageError(f"{label} is not an image of a known format; convert it to PNG or JPEG")
 

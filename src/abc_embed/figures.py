@@ -1,11 +1,21 @@
 """Figures for people, drawn by matplotlib without a window: panels, bars with intervals, one file.
 
-What is drawn in them, each room says itself.
+What is drawn in them, each room says itself. For those drawn by Pillow alone, there are texts in
+any script here: in Pillow's own typeface, else in one of matplotlib's or of the system that has the
+letters.
 """
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import ImageDraw, ImageFont
 
 from abc_embed.errors import MissingExtraError
 from abc_embed.storage.files import atomic_write
@@ -17,6 +27,19 @@ if TYPE_CHECKING:
 BLUE, ORANGE, RED, GREY = "#266ec8", "#c96a14", "#b42318", "#6e727a"
 INK, BOUND = "#202226", "#444444"
 """Error bars, and lines that mark a bound."""
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+_FONT_FOLDERS = {
+    "win32": ("~/AppData/Local/Microsoft/Windows/Fonts", "C:/Windows/Fonts"),
+    "darwin": ("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts"),
+}.get(
+    sys.platform, ("~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts")
+)
+_NO_LETTER = "\U0010ffff"
+_PLAIN = ("regular", "sans", "book", "medium")  # in the names of faces that are good to read
+
+logger = logging.getLogger(__name__)
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -87,3 +110,134 @@ def legend_below(figure: "Figure", *, columns: int, fontsize: int) -> None:
         frameon=False,
         fontsize=fontsize,
     )
+
+
+# -- texts, drawn by Pillow ------------------------------------------------------------------------
+
+
+def draw_text(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    colour: str | tuple[int, int, int],
+    size: int,
+    *,
+    anchor: str = "la",
+) -> None:
+    """One line of text, in whatever script; `anchor` as Pillow has it."""
+    left, top = place
+    if anchor[0] != "l":
+        left -= text_width(text, size) / (2 if anchor[0] == "m" else 1)
+    for font, part in _parts(text, size):
+        pen.text((left, top), part, colour, font, anchor=f"l{anchor[1]}")
+        left += font.getlength(part)
+
+
+def text_width(text: str, size: int) -> float:
+    """The pixels that `draw_text` takes."""
+    return sum(font.getlength(part) for font, part in _parts(text, size))
+
+
+def wrap_text(text: str, size: int, width: float) -> list[str]:
+    """`text` in lines that fit `width`, broken between words, else within one."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if text_width(joined, size) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and text_width(lines[-1] + letter, size) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _parts(text: str, size: int) -> Iterator[tuple[Font, str]]:
+    """The text with the face it is drawn in: one for all of it, if one has all its letters."""
+    letters = frozenset(c for c in text if not c.isspace())
+    chosen: dict[str, int] = {}
+    for number in _faces_for(letters):
+        missing = [c for c in letters if c not in chosen]
+        has = {c: number for c in missing if _has(number, c)}
+        if len(has) == len(letters):
+            yield _font(number, size), text
+            return
+        chosen |= has
+    _warn_of(frozenset(letters - chosen.keys()))
+    faces = [chosen.get(c, 0) for c in text]
+    for number in range(1, len(text)):
+        if text[number].isspace():  # goes with the word before
+            faces[number] = faces[number - 1]
+    for face, pairs in groupby(zip(faces, text, strict=True), key=lambda pair: pair[0]):
+        yield _font(face, size), "".join(letter for _, letter in pairs)
+
+
+@cache
+def _faces_for(letters: frozenset[str]) -> tuple[int, ...]:
+    """The faces to try, until all letters are found: often the first alone."""
+    if all(_has(0, letter) for letter in letters):
+        return (0,)
+    needed, tried = set(letters), []
+    for number in range(1 + len(_font_files())):
+        found = {letter for letter in needed if _has(number, letter)}
+        if number == 0 or found:
+            tried.append(number)
+        if all(_has(number, letter) for letter in letters):
+            return (number,)
+        needed -= found
+        if not needed:
+            break
+    return tuple(tried)
+
+
+@cache
+def _font(number: int, size: int) -> Font:
+    """Pillow's own face (0), or one of `_font_files`."""
+    if number == 0:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(_font_files()[number - 1], size)
+
+
+@cache
+def _has(number: int, letter: str) -> bool:
+    """Whether a face has a letter: it is drawn otherwise than what no face has."""
+    try:
+        font = _font(number, 16)
+        drawn, box = (bytes(font.getmask(c)) for c in (letter, _NO_LETTER))
+    except (OSError, ValueError):  # a file that is no font after all
+        return False
+    return drawn != box
+
+
+@cache
+def _font_files() -> list[str]:
+    """Font files of matplotlib, where it is installed, and of the system; plain faces first."""
+    folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
+    if (spec := importlib.util.find_spec("matplotlib")) and spec.origin:
+        folders.insert(0, Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf")
+    files = []
+    for place, folder in enumerate(folders):
+        for where, _, names in os.walk(folder):
+            for name in names:
+                lower = name.lower()
+                if lower.endswith((".ttf", ".otf", ".ttc")) and "lastresort" not in lower:
+                    styled = any(
+                        s in lower for s in ("bold", "italic", "oblique", "mono", "condens")
+                    )
+                    rank = (styled, place, not any(s in lower for s in _PLAIN), "serif" in lower)
+                    files.append((rank, len(name), os.path.join(where, name)))
+    return [path for *_, path in sorted(files)]
+
+
+@cache
+def _warn_of(letters: frozenset[str]) -> None:
+    """Say once what stays a box."""
+    if letters:
+        shown = "".join(sorted(letters)[:10])
+        logger.warning(
+            "no font on this machine has %s, so they are boxes in the picture; "
+            "install one that has them, such as Noto Sans",
+            shown,
+        )

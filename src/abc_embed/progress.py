@@ -47,7 +47,7 @@ def progress_bar(
         unit: shows whole units of so many, like `2**20` for bytes in MB.
         transient: leaves nothing behind; else the last state stays.
     """
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -56,13 +56,22 @@ def progress_bar(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class StatusBelow(Progress):
+        """The bar with its total and times, which 80 columns hold, and under it what goes on."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if status := task.fields["status"]:
+                    yield Text(status, no_wrap=True, overflow="ellipsis")
 
     console = Console(file=sys.stderr)
-    bar = Progress(
+    bar = StatusBelow(
         TextColumn(description),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -95,7 +104,7 @@ def track(results: Iterable[T], total: int | None, shown: bool) -> Iterator[T]:
     if not shown:
         yield from results
         return
-    with progress_bar("embedding", total, transient=False) as on_progress:
+    with progress_bar("embedding", total, transient=not sys.stderr.isatty()) as on_progress:
         for done, result in enumerate(results, 1):
             on_progress(done)
             yield result

@@ -40,6 +40,6 @@ def test_units_and_the_state_that_stays(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_tracked_results_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.track(iter("abc"), 3, True)) == ["a", "b", "c"]
-    assert capsys.readouterr().err == "embedding 3 of 3\n"
+    assert capsys.readouterr().err == ""  # no terminal, and quick: nothing to say
     assert list(progress.track(iter("abc"), 3, False)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""

@@ -69,7 +69,7 @@ def test_the_mean_keeps_a_straight_line_and_its_length() -> None:
 
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path: Path) -> None:
     good = run(tmp_path / "good")
-    with pytest.raises(DataError, match=r"gone.*No such file"):
+    with pytest.raises(DataError, match=r"there is no run .*gone"):
         draw_runs([tmp_path / "gone"], tmp_path / "x.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/metrics.jsonl").write_text("")

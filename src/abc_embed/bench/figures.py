@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from abc_embed import figures
 from abc_embed.bench.ctrlbench.queries import select_queries
@@ -121,12 +121,12 @@ def _draw_cell(
     benchmark: Benchmark,
 ) -> None:
     """A question, and the candidates that came first."""
-    font = ImageFont.load_default(14)
     for number, line in enumerate(textwrap.wrap(query.instruction, WRAP)[:3]):
-        pen.text((left, top + number * LINE), line, INK, font)
+        figures.draw_text(pen, (left, top + number * LINE), line, INK, 14)
     for rank, candidate in enumerate(choices, 1):
         caption = benchmark.corpus[candidate]
         right = caption.cap_id in query.positives
         colour = RIGHT if right else WRONG if rank == 1 else FAINT
         text = textwrap.shorten(caption.text, WRAP - 3, placeholder=" …")
-        pen.text((left, top + (2 + rank) * LINE + 6), f"{rank}  {text}", colour, font)
+        place = (left, top + (2 + rank) * LINE + 6)
+        figures.draw_text(pen, place, f"{rank}  {text}", colour, 14)

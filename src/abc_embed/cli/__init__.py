@@ -4,6 +4,7 @@ What ends a command becomes an exit code and one plain sentence: 0 done, 1 faile
 130 stopped with Ctrl-C.
 """
 
+import io
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code. What went wrong is on stderr, in one sentence."""
+    _print_anything()
     try:
         from abc_embed.cli.parser import command_line  # here, so that Ctrl-C is heeded from now on
 
@@ -41,6 +43,13 @@ def run(arguments: Sequence[str]) -> int:
     if code == STOPPED:  # the parser turns Ctrl-C into this code without a word
         sys.stderr.write("Stopped.\n")
     return _flushed(code)
+
+
+def _print_anything() -> None:
+    """What the output's encoding lacks (cp1252 on Windows, say) is printed as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _failed(sentence: str, code: int) -> int:

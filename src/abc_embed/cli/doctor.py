@@ -72,8 +72,11 @@ def doctor(
     else:
         print_table(("version", ""), list(versions.items()))
         print_table(("machine", ""), _machine_rows(hardware))
-        rows = [(_YES_NO[c.good], c.name, c.found, c.mend) for c in checks]
-        print_table(("works", "what", "found", "how to get it"), rows)
+        print_table(
+            ("works", "what", "found"), [(_YES_NO[c.good], c.name, c.found) for c in checks]
+        )
+        if mends := [f"  {c.name}: {c.mend}" for c in checks if c.mend]:
+            print_result("\n".join(["How to get what is missing:", *mends, ""]))  # not broken
         print_result(
             "All that is needed is here." if healthy else "Something that is needed is missing."
         )

@@ -76,7 +76,7 @@ def embed(
     named_items, total = _read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
-    report = Report(on_error)
+    report = Report(on_error, of_many=total != 1)
     if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
         for named in named_items:
             if named.error is not None and on_error == "raise":
@@ -108,6 +108,7 @@ class Report:
     """How many vectors were written, and what was left out and why."""
 
     on_error: OnError
+    of_many: bool = False
     written: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of each item that was left out."""
@@ -119,7 +120,9 @@ class Report:
             InputError, DataError: that very error, if a bad item is to end the work.
         """
         if self.on_error == "raise":
-            raise type(error)(str(error) if named.line is None else f"{named.where}: {error}")
+            sentence = str(error) if named.line is None else f"{named.where}: {error}"
+            hint = "; --on-error skip leaves such an item out" if self.of_many else ""
+            raise type(error)(f"{sentence}{hint}")
         self.skipped.append((named.where, str(error)))
 
     def print_skipped(self) -> None:

@@ -49,7 +49,7 @@ def build(
     index: Place,
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", help="Folders, images, or .npy files of `embed`."),
+        typer.Argument(metavar="FOLDER", help="Folders, images, or .npy files of `embed`."),
     ],
     captions: CaptionFile = None,
     vectors: Annotated[
@@ -82,7 +82,7 @@ def add(
     index: Place,
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER...", help="Without any, the folders that it has."),
+        typer.Argument(metavar="FOLDER", help="Without any, the folders that it has."),
     ] = None,
     captions: CaptionFile = None,
     on_error: BadImages = "skip",

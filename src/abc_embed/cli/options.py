@@ -6,7 +6,9 @@ model is loaded.
 """
 
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_ty
 import typer
 
 from abc_embed.errors import UsageError
+from abc_embed.runtime import DTYPES
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
@@ -75,6 +78,48 @@ EncoderName = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
+
+
+OTHER_LIBRARIES = ("st", "open_clip", "late", "random")
+"""What an encoder's name may begin with; bench/encoders/registry.py has them."""
+
+
+def check_machine(device: str, dtype: str) -> None:
+    """Whether there can be such a device and number format at all; torch is not asked.
+
+    Raises:
+        UsageError: no such name.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UsageError(f"device is {device!r}; use auto, cpu, cuda, cuda:N or mps")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}")
+
+
+def check_model(name: str) -> None:
+    """Whether a model's name can mean one; the hub's package is imported only for names of it.
+
+    Raises:
+        UnknownModelError: neither bundled, nor a folder, nor a published name.
+    """
+    if name != MODEL and not Path(name).expanduser().is_dir():
+        from abc_embed.hub import resolve
+
+        resolve(name)
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say at once, to who looks at a terminal, what takes seconds; gone when it is done."""
+    shown = sys.stderr.isatty()
+    if shown:
+        sys.stderr.write(f"{what} ...")
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[2K")
 
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -141,15 +186,27 @@ class ModelSettings:
         Raises:
             CheckpointError, DeviceError: as `Embedder.from_pretrained`.
         """
-        from abc_embed.embedder import Embedder  # torch comes with it: seconds
+        self.check()
+        with announced(f"loading the model {self.model}"):
+            from abc_embed.embedder import Embedder  # torch comes with it: seconds
 
-        return Embedder.from_pretrained(
-            self.model,
-            device=self.device,
-            dtype=self.dtype,
-            weights=self.weights,
-            compile=self.compile,
-        )
+            return Embedder.from_pretrained(
+                self.model,
+                device=self.device,
+                dtype=self.dtype,
+                weights=self.weights,
+                compile=self.compile,
+            )
+
+    def check(self) -> None:
+        """Find out what is wrong with the options before anything heavy is imported.
+
+        Raises:
+            UsageError: no such device or number format by name.
+            UnknownModelError: no such model.
+        """
+        check_machine(self.device, self.dtype)
+        check_model(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,13 +274,22 @@ class EncoderSettings:
 
     def load_encoder(self, name: str) -> "Encoder":
         """A model of ours or of another library."""
-        from abc_embed.bench.encoders.registry import load_encoder
+        self.check(name)
+        with announced(f"loading the model {name}"):
+            from abc_embed.bench.encoders.registry import load_encoder
 
-        encoder = load_encoder(
-            name, device=self.device, dtype=self.dtype, batch_size=self.batch_size
-        )
+            encoder = load_encoder(
+                name, device=self.device, dtype=self.dtype, batch_size=self.batch_size
+            )
         encoder.name = self.name or encoder.name
         return encoder
+
+    def check(self, *names: str) -> None:
+        """Find out what is wrong before anything heavy is imported; as `ModelSettings.check`."""
+        check_machine(self.device, self.dtype)
+        for name in names:
+            if name.partition(":")[0] not in OTHER_LIBRARIES:
+                check_model(name)
 
 
 def parse_areas(text: str | None) -> list[int | None]:

@@ -4,15 +4,19 @@ rich is imported where it is used, so that `--help` does not pay for it.
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
+_NUMBERS = re.compile(r"[-+−0-9.,%()–/ ]*|[-+0-9.]+ \([-+0-9. to]*\)")
+"""What reads as a number, with its interval maybe."""
 
 
 def epilog(commands: str) -> str:
@@ -62,25 +66,49 @@ def print_skipped(lines: Sequence[str], total: int) -> None:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
 ) -> None:
-    """A result for people, on stdout; numbers stand on the right, decimals with three places."""
-    from rich import box
-    from rich.table import Table
+    """A result for people, on stdout; numbers stand on the right, decimals with three places.
+
+    No number is broken. Where they do not fit side by side, rows and columns change places.
+    """
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(columns))
-    for index, column in enumerate(columns):
-        numbers = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        # Text, not str: a text of the user's may look like rich's own markup.
-        table.add_row(*(Text(_cell(value)) for value in row))
     console = _console(sys.stdout)
+    table = _table(columns, rows)
+    if columns[:1] and len(rows) < len(columns) and _width(table, console) > console.width:
+        turned = list(zip(columns[1:], *(row[1:] for row in rows), strict=True))
+        table = _table([columns[0], *(_cell(row[0]) for row in rows)], turned)
     with console.capture() as captured:
         if title is not None:
             console.print(Text(printable(title), style="bold"))
         console.print(table)
     lines = (line.rstrip() for line in captured.get().rstrip().splitlines())
     sys.stdout.write("\n".join(lines) + "\n\n")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(columns))
+    for index, column in enumerate(columns):
+        cells = [row[index] for row in rows]
+        side: Literal["left", "right"] = "left"
+        if all(isinstance(cell, int | float) for cell in cells):
+            side = "right"
+        whole = all(
+            isinstance(cell, int | float) or _NUMBERS.fullmatch(str(cell)) for cell in cells
+        )
+        # Text, not str: a text of the user's may look like rich's own markup.
+        table.add_column(Text(column), justify=side, overflow="fold", no_wrap=whole and bool(cells))
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    return table
+
+
+def _width(table: "Table", console: "Console") -> int:
+    """The least that a table takes without breaking a number or a word."""
+    return table.__rich_measure__(console, console.options).minimum
 
 
 def _cell(value: object) -> str:

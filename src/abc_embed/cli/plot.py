@@ -1,16 +1,13 @@
-"""Rankings as a picture: the image on the left, a bar for each text on the right.
-
-Drawn with Pillow alone, whose typeface has few letters beyond Latin: texts in other scripts show as
-boxes here, and are right in the tables.
-"""
+"""Rankings as a picture: the image on the left, a bar for each text on the right."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from abc_embed.cli.rankings import Ranking
 from abc_embed.errors import UsageError
+from abc_embed.figures import draw_text, text_width, wrap_text
 from abc_embed.storage.files import atomic_write, check_writable
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -22,12 +19,18 @@ BEST, BAR = (38, 110, 200), (184, 204, 228)
 PHOTO = 448  # pixels: the box that the image is fitted into; all others are pixels too
 MARGIN = 28
 LABELS = 190
+WIDEST_LABELS = 400
+SPACE = 14  # between a label and its bar
 BARS = 300
 VALUES = 60
 TITLE_LINE = 34
 LINE = 30
 GAP = 22
+LARGE, SMALL = 19, 17
+"""Sizes of letters."""
 
+MOST_LINES = 3
+"""Lines of one text."""
 MOST = 20
 """Texts that are drawn of one ranking, the best ones; the table has them all."""
 
@@ -69,18 +72,19 @@ def draw(photo: Image.Image, rankings: Sequence[Ranking]) -> Image.Image:
     scale = PHOTO / max(photo.size)
     size = [max(1, round(side * scale)) for side in photo.size]
     photo = photo.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    blocks = sum(_height(ranking) for ranking in rankings)
+    labels = _label_width(rankings)
+    blocks = sum(_height(ranking, labels) for ranking in rankings)
     height = max(photo.height, blocks + GAP * (len(rankings) - 1))
     left = MARGIN + photo.width + MARGIN
-    width = left + LABELS + BARS + VALUES + MARGIN
+    width = left + labels + BARS + VALUES + MARGIN
     canvas = Image.new("RGB", (width, height + 2 * MARGIN), PAPER)
     canvas.paste(photo, (MARGIN, MARGIN + (height - photo.height) // 2))
     pen = ImageDraw.Draw(canvas)
     highest = max(1e-6, *(max(ranking.scores) for ranking in rankings))
     y = MARGIN + (height - blocks - GAP * (len(rankings) - 1)) // 2
     for ranking in rankings:
-        _block(pen, left, y, ranking, highest)
-        y += _height(ranking) + GAP
+        _block(pen, left, y, ranking, highest, labels)
+        y += _height(ranking, labels) + GAP
     return canvas
 
 
@@ -95,35 +99,50 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return canvas
 
 
-def _height(ranking: Ranking) -> int:
-    return TITLE_LINE + LINE * min(MOST, len(ranking.texts))
+def _label_width(rankings: Sequence[Ranking]) -> int:
+    """As wide as the longest text, within bounds; a longer one takes several lines."""
+    texts = [text for ranking in rankings for text in ranking.texts[:MOST]]
+    widest = max((text_width(" ".join(text.split()), SMALL) for text in texts), default=0)
+    return round(min(max(widest, LABELS - SPACE), WIDEST_LABELS)) + SPACE
 
 
-def _block(pen: ImageDraw.ImageDraw, left: int, y: int, ranking: Ranking, highest: float) -> None:
+def _height(ranking: Ranking, labels: int) -> int:
+    lines = len(_title(ranking, labels)) * TITLE_LINE
+    rows = sum(len(_label(text, labels)) for text in ranking.texts[:MOST])
+    return lines + LINE * (rows + (len(ranking.texts) > MOST))
+
+
+def _label(text: str, labels: int) -> list[str]:
+    """A text in at most `MOST_LINES` lines; one that has more ends in dots."""
+    lines = wrap_text(text, SMALL, labels - SPACE)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], f"{lines[MOST_LINES - 1][:-2]}…"]
+    return lines
+
+
+def _title(ranking: Ranking, labels: int) -> list[str]:
+    return wrap_text(ranking.title, LARGE, labels + BARS + VALUES)
+
+
+def _block(
+    pen: ImageDraw.ImageDraw, left: int, y: float, ranking: Ranking, highest: float, labels: int
+) -> None:
     """A title and its bars; a cosine below zero has no bar."""
-    large, small = ImageFont.load_default(19), ImageFont.load_default(17)
-    title = _cut(pen, ranking.title, large, LABELS + BARS + VALUES)
-    pen.text((left, y + TITLE_LINE / 2), title, INK, large, anchor="lm")
-    y += TITLE_LINE
+    for line in _title(ranking, labels):
+        draw_text(pen, (left, y + TITLE_LINE / 2), line, INK, LARGE, anchor="lm")
+        y += TITLE_LINE
     rows = list(zip(ranking.texts, ranking.scores, strict=True))
     for rank, (text, score) in enumerate(rows[:MOST]):
-        middle = y + LINE / 2
-        label = _cut(pen, text, small, LABELS - 14)
-        pen.text((left + LABELS - 14, middle), label, INK, small, anchor="rm")
+        lines = _label(text, labels)
+        for number, line in enumerate(lines):
+            middle = y + LINE * (number + 0.5)
+            draw_text(pen, (left + labels - SPACE, middle), line, INK, SMALL, anchor="rm")
+        middle = y + LINE * len(lines) / 2
         length = BARS * max(0.0, score) / highest
-        bar = (left + LABELS, middle - 9, left + LABELS + max(length, 1), middle + 9)
+        bar = (left + labels, middle - 9, left + labels + max(length, 1), middle + 9)
         pen.rectangle(bar, BAR if rank else BEST)
-        pen.text((bar[2] + 8, middle), f"{score:.3f}", FAINT, small, anchor="lm")
-        y += LINE
-
-
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-
-
-def _cut(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
-    """`text` in one line, shortened until it fits."""
-    line = text = " ".join(text.split())
-    while text and pen.textlength(line, font) > width:
-        text = text[:-1]
-        line = f"{text}..."
-    return line
+        draw_text(pen, (bar[2] + 8, middle), f"{score:.3f}", FAINT, SMALL, anchor="lm")
+        y += LINE * len(lines)
+    if len(rows) > MOST:
+        note = f"and {len(rows) - MOST} more, which the table has"
+        draw_text(pen, (left + labels, y + LINE / 2), note, FAINT, SMALL, anchor="lm")

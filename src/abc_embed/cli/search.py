@@ -21,7 +21,7 @@ from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
-    from abc_embed.search.folder import FolderIndex, Hit
+    from abc_embed.search.folder import Bad, FolderIndex, Hit
     from abc_embed.search.queries import Query
     from abc_embed.storage.vector_cache import VectorCache
 
@@ -104,7 +104,7 @@ def search(
     ],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="What to look for; each gets its own table."),
+        typer.Argument(metavar="TEXT", help="What to look for; each gets its own table."),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -129,16 +129,19 @@ def search(
     output.check()
     if is_index(folder):
         settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
-        results = _search_index(folder, queries, output.count, asked, settings)
+        results, bad = _search_index(folder, queries, output.count, asked, settings), None
     elif asked.where is not None or asked.ask is not None:
         option = "--ask" if asked.where is None else "--where"
         raise UsageError(f"{option} needs an index; make one with: abc-embed index build")
     else:
         settings = settings.with_default(options.MODEL)
-        results = _search_folder(folder, queries, output.count, settings, reading)
+        results, bad = _search_folder(folder, queries, output.count, settings, reading)
     if not output.show_all:
         results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
-    _print(queries, results, output.count, settings.model if as_json else None)
+    if as_json:
+        _print_json(queries, results, settings.model, bad)
+    else:
+        _print(queries, results, output.count)
     if output.plot is not None:
         _draw(output.plot, queries, results)
     if output.open_best:
@@ -207,7 +210,7 @@ def _search_folder(
     count: int,
     settings: options.IndexSettings,
     reading: FolderSettings,
-) -> "list[list[Hit]]":
+) -> "tuple[list[list[Hit]], list[Bad]]":
     from abc_embed.data.image_files import find_images
     from abc_embed.search.folder import Bad, index_images
     from abc_embed.search.queries import embed_queries
@@ -233,18 +236,26 @@ def _search_folder(
         )
     index.bad.extend(Bad(path, error) for path, error in unreadable.items())
     _report(index, reading.on_error)
-    return [index.search(vector, count) for vector in vectors]
+    return [index.search(vector, count) for vector in vectors], index.bad
 
 
-def _print(
-    queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", count: int, model: str | None
+def _print_json(
+    queries: "Sequence[Query]",
+    results: "Sequence[Sequence[Hit]]",
+    model: str,
+    bad: "Sequence[Bad] | None",
 ) -> None:
-    """The hits of each query: a table, or JSON if the model's name is given for it."""
-    if model is not None:
-        lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
-        named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
-        print_json({"model": model, **({"queries": named} if len(named) > 1 else named[0])})
-        return
+    """The hits of each query, and of a folder what was skipped."""
+    lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
+    named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
+    facts = {"model": model, **({"queries": named} if len(named) > 1 else named[0])}
+    if bad is not None:
+        facts["skipped"] = [{"path": _shorter(b.path), "reason": str(b.error)} for b in bad]
+    print_json(facts)
+
+
+def _print(queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", count: int) -> None:
+    """The hits of each query, a table for each."""
     for query, hits in zip(queries, results, strict=True):
         rows: list[tuple[object, object, object]] = [
             ("-" if hit.is_answer is False else rank, _shorter(hit.path), hit.score)

@@ -1,16 +1,15 @@
 """A contact sheet: some rows of a data set on one page, each image with its boxes and texts."""
 
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from abc_embed.data.dataset import Row
 from abc_embed.data.records import Record
 from abc_embed.errors import ImageError
+from abc_embed.figures import draw_text
 from abc_embed.inputs import open_image
 from abc_embed.storage.files import atomic_write
 
@@ -74,13 +73,13 @@ def draw_cell(picture: Image.Image, name: str, lines: Sequence[Line]) -> Image.I
     )
     wrapped = [(name, FAINT)]
     for text, colour in lines:
-        wrapped += [(part, colour) for part in wrapper.wrap(_without_accents(text))]
+        wrapped += [(part, colour) for part in wrapper.wrap(text)]
     cell = Image.new("RGB", (_SIDE + _TEXT + _GAP, max(_SIDE, len(wrapped) * _LINE + 4)), "white")
     scale = _SIDE / max(picture.size)
     cell.paste(picture.resize([max(1, round(side * scale)) for side in picture.size]))
     pen = ImageDraw.Draw(cell)
     for number, (line, colour) in enumerate(wrapped):
-        pen.text((_SIDE + _GAP, number * _LINE), line, fill=colour, font=_font())
+        draw_text(pen, (_SIDE + _GAP, number * _LINE), line, colour, 12)
     return cell
 
 
@@ -111,14 +110,3 @@ def _lines(record: Record) -> list[Line]:
     lines += [(f"and {hidden} more instructions", FAINT)] if hidden else []
     lines += [(f"not: {text}", RED) for text in record.negatives[:4]]
     return lines
-
-
-def _without_accents(text: str) -> str:
-    """Pillow's own font has none."""
-    parts = unicodedata.normalize("NFKD", text)
-    return "".join(part for part in parts if not unicodedata.combining(part))
-
-
-@cache
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=12)

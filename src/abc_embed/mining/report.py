@@ -143,7 +143,9 @@ def draw_report(report: MiningReport, out: Path) -> None:
     pen = ImageDraw.Draw(page)
     used = [h.counts for h in (report.own_scores, report.pool_scores)]
     some = [place for place in range(BINS) if any(counts[place] for counts in used)] or [0]
-    first, last = max(some[0] - 2, 0), min(some[-1] + 3, BINS)
+    tenth = BINS // 20  # bins of a tenth of the score: the axis begins and ends at one
+    first = (some[0] // tenth) * tenth
+    last = min(-(-(some[-1] + 1) // tenth) * tenth, BINS)
     panels = (
         ("score of the own caption", report.own_scores, GREEN),
         ("scores of drawn negatives", report.drawn_scores, RED),
@@ -190,7 +192,7 @@ def _panel(
     pen.line((_EDGE, bottom, _WIDTH - _EDGE, bottom), fill=_FAINT)
     if len(counts) > 10:
         pen.text((4, top + 2 * _LINE), f"{most:,}", fill=_FAINT, font=font, anchor="lm")
-    every = max(1, -(-len(counts) // 10))
+    every = next(step for step in (1, 5, 10, 20) if len(counts) <= 10 * step)
     for place in range(0, len(counts), every):
         middle = _EDGE + (place + (0.5 if every == 1 else 0)) * step
         pen.text((middle, bottom + 2), labels[place], fill=_INK, font=font, anchor="ma")

@@ -41,9 +41,13 @@ def draw_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
         OutputError: the picture cannot be written.
     """
     out = Path(out)
+    paths = [Path(run) for run in runs]
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"there is no run {path}; give its folder, or its {METRICS_FILE}")
     if out.suffix.lower() not in FORMATS:
         raise UsageError(f"--out is {str(out)!r}; give a name that ends in {', '.join(FORMATS)}")
-    files = _names([Path(run) for run in runs])
+    files = _names(paths)
     curves = {name: _rows(path) for name, path in files.items()}
     checks = {name: _validation(path.with_name(VALIDATION_FILE)) for name, path in files.items()}
     figure = _figure(curves, {name: rows for name, rows in checks.items() if rows})
@@ -122,6 +126,9 @@ def _figure(curves: dict[str, dict[str, NDArray[np.float64]]], checks: Mapping[s
             axes.plot(steps, mean, style, color=colour, linewidth=1.6, label=name, marker=marker)
         if logarithmic:
             axes.set_yscale("log")
+        else:  # none of them can be below 0, nor an accuracy above 1
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, 0.0), min(high, 1.0) if key == "accuracy" else high)
         _style(axes, title, last=place > 2 and not checks)
     if checks:
         _draw_validation(figure, checks, colours)

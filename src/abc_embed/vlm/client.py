@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from abc_embed.errors import AskError, DataError, EndpointError, MissingExtraError, UsageError
 from abc_embed.storage.files import read_file
@@ -154,6 +154,10 @@ class VlmClient:
         self.model = model
         self.endpoint = f"{parts.scheme}://{parts.hostname}{parts.path.rstrip('/')}"
         """For records: without port, user and query, where secrets may be."""
+        self._address = urlunsplit(
+            (parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", "")
+        )
+        """For messages, where the port tells one local server from another."""
         self.limits = limits or Limits()
         self.max_tokens = max_tokens
         self.image_tokens = image_tokens
@@ -357,7 +361,7 @@ class VlmClient:
             if isinstance(answer, Reply):
                 self._failures_in_a_row, self._was_answered = 0, True
                 return answer
-            message = f"{self.endpoint} ({self.model}): {answer.message}"
+            message = f"{self._address} ({self.model}): {answer.message}"
             message = message.replace(self._key, "[key]") if self._key else message
             with self._lock:
                 self._faults[answer.kind] += 1

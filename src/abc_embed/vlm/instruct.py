@@ -103,7 +103,6 @@ def write_instructions(
         map_tasks: calls the writer for each region, in order; `VlmClient.map` for many at once.
         on_progress: called with the number of regions done.
         endpoint_report: what the report says of the endpoint, asked for at the end.
-        overwrite: put the result in the place of one that has more records, too.
 
     Raises:
         EndpointError: the endpoint cannot be used; nothing is written, and a second run goes on.

@@ -67,6 +67,8 @@ def draw(swept: Sequence[Findings], score: str, out: Path) -> None:
         [100 * s["interval"][1] - v for v, s in zip(values, scores, strict=True)],
     ]
     left.errorbar(areas, values, yerr=bars, marker="o", capsize=3, color=figures.BLUE)
+    low, high = left.get_ylim()
+    left.set_ylim(max(low, 0.0), min(high, 100.0))
     left.set_ylabel(f"{score.replace('_', ' ')}, %")
     right.plot(areas, [f["images_per_s"] for f in swept], marker="o", color=figures.RED)
     right.set_ylabel("items with an image per second")
