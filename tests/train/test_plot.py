@@ -37,7 +37,7 @@ def test_two_runs_in_one_picture(tmp_path: Path) -> None:
 
 def test_every_panel_holds_every_run(tmp_path: Path) -> None:
     curves = {name: _rows(run(tmp_path / name) / "metrics.jsonl") for name in ("a", "b")}
-    figure = _figure(curves)
+    figure = _figure(curves, {})
     assert [axes.get_title(loc="left").split()[0] for axes in figure.axes] == [
         "loss",
         "accuracy",
