@@ -59,7 +59,7 @@ def test_values_have_plain_names_and_examples_are_ones_own(cli: Cli) -> None:
     assert "--limit N" in shown and "--out PATH" in shown and "int range" not in shown
     examples = cli("bench", "diff", "--help").out.partition("Examples:")[2].split("\n")
     assert [line.strip() for line in examples if line.strip()] == [
-        "abc-embed bench diff results/A.json results/B.json"
+        "abc-embed bench diff results/before.json results/after.json"
     ]
 
 
