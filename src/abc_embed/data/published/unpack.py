@@ -68,6 +68,8 @@ def unpack(
             report.kept += 1
         else:
             make_folder(path.parent)
+            if path.is_symlink():  # or what it points to would be written
+                path.unlink()
             with atomic_write(path) as file:
                 file.write(content)
             report.written += 1
