@@ -410,8 +410,10 @@ class Embedder:
         on_error: OnError = "raise",
         *,
         batch_tokens: int | None = None,
+        engine: Callable[..., EmbeddingPipeline] = EmbeddingPipeline,
     ) -> EmbeddingPipeline:
-        """The engine under `embed` and `stream`, for those who prepare and pack items themselves.
+        """The engine under `embed` and `stream`, for those who prepare and pack items themselves,
+        or one derived from it.
 
         `batch_tokens` is the budget of tokens of a batch; None: what suits the device.
 
@@ -422,7 +424,7 @@ class Embedder:
         for name, value in values.items():
             if value is not None and not isinstance(value, Integral):
                 raise UsageError(f"{name} is {value!r}; give a whole number")
-        return EmbeddingPipeline(
+        return engine(
             self.model,
             self.processor,
             max_pixels=max_pixels,

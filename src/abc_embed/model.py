@@ -125,6 +125,15 @@ class AbcModel(nn.Module):
         self, batch: Batch, visual_tokens: Tensor | None, rows: Tensor | None
     ) -> Tensor:
         """Embed the rows numbered `rows`, all of them if None, with the adapter as it is now."""
+        return l2_normalize(self.head(mean_pool(*self.hidden(batch, visual_tokens, rows))))
+
+    def hidden(
+        self, batch: Batch, visual_tokens: Tensor | None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states `(B, T, D)` and their mask `(B, T)`, of all rows or those numbered.
+
+        With the stage-2 adapter as it is now.
+        """
         ids, mask = batch.input_ids, batch.attention_mask
         positions, images = batch.position_ids, batch.image_index
         if rows is not None:
@@ -132,8 +141,7 @@ class AbcModel(nn.Module):
             ids, mask = ids[rows, :longest], mask[rows, :longest]
             positions, images = positions[:, rows, :longest], images[rows]
         repeated = self._visual_of_rows(batch, visual_tokens, images)
-        hidden = self.backbone.language(ids, mask, positions, repeated)
-        return l2_normalize(self.head(mean_pool(hidden, mask)))
+        return self.backbone.language(ids, mask, positions, repeated), mask
 
     def _visual_of_rows(
         self, batch: Batch, visual_tokens: Tensor | None, images: Tensor

@@ -470,7 +470,7 @@ class EmbeddingPipeline:
     def _launch(self, features: list[Features]) -> Fetch:
         """One batch -> what gives its `(B, D)`, on which the device may still be at work."""
         model = self._model
-        with self._lock, torch.no_grad(), _evaluating(model):
+        with self._lock, torch.no_grad(), evaluating(model):
             batch = self._processor.collate(features, pixels=False).to(model.device)
             return from_device(model.embed(batch, self._visual_tokens(features)))
 
@@ -488,19 +488,24 @@ class EmbeddingPipeline:
         shown = {f.image_key: f for f in features if f.image_key is not None}
         if not shown:
             return None
-        model = self._model
         tokens = {key: known for key in shown if (known := self._visual.get(key)) is not None}
         missing = {key: item for key, item in shown.items() if key not in tokens}
-        for batch in self._vision_batches(missing):
+        for key, encoded in self.encode_pictures(missing):
+            tokens[key] = encoded
+            self._visual.put(key, encoded, len(encoded))
+        return torch.cat([tokens[key] for key in shown])
+
+    def encode_pictures(self, pictures: dict[str, Features]) -> Iterator[tuple[str, Tensor]]:
+        """Items with different pictures, by `image_key` -> the visual tokens `(V, W)` of each."""
+        model = self._model
+        for batch in self._vision_batches(pictures):
             pixels = self._processor.collate_images(list(batch.values()))
             grids = torch.tensor(pixels.grids)
             patches = pixels.to(model.device, model.dtype).patches()
             encoded = model.backbone.encode_images(patches, grids)
             lengths = model.backbone.visual_lengths(grids).tolist()
             for key, part in zip(batch, torch.split(encoded, lengths), strict=True):
-                tokens[key] = part.clone()  # a view would keep the whole batch in memory
-                self._visual.put(key, tokens[key], len(part))
-        return torch.cat([tokens[key] for key in shown])
+                yield key, part.clone()  # a view would keep the whole batch in memory
 
     def _vision_batches(self, images: dict[str, Features]) -> Iterator[dict[str, Features]]:
         """The pictures in batches whose patches are within the budget of tokens."""
@@ -517,7 +522,7 @@ class EmbeddingPipeline:
 
 
 @contextmanager
-def _evaluating(model: AbcModel) -> Iterator[None]:
+def evaluating(model: AbcModel) -> Iterator[None]:
     """Dropout off, and back as it was: the model may be in the middle of its training."""
     if not model.training:
         yield
