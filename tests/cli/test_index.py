@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_parts import Cli, picture
 from PIL import Image
@@ -35,7 +36,7 @@ def search(cli: Cli, *words: object) -> list[dict[str, Any]]:
 
 def test_the_examples_work_one_after_the_other(cli: Cli, tiny: Path, here: Path) -> None:
     lines = [line.strip() for line in command.EXAMPLES.splitlines() if "abc-embed" in line]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         words = shlex.split(line)[1:]
         words += ["--model", str(tiny)] if words[1] == "build" else []
@@ -73,6 +74,53 @@ def test_filters(cli: Cli, built: Path) -> None:
     assert len(search(cli, "a dog", "--all", "--where", "width = 70")) == 3
     (hit,) = search(cli, "a dog", "--all", "--where", "stars > 4")
     assert hit["path"] == "photos/b.png"
+
+
+def test_a_filter_of_what_goes_in(cli: Cli, tiny: Path, here: Path) -> None:
+    picture(8, (140, 60)).save("photos/wide.png")
+    words = ("index", "build", "my.index", "photos", "--where", "width > 100", "--model", tiny)
+    done = cli(*words)
+    assert done.out == "1 images, 1 added, 0 changed, 0 found, 0 vanished, 0 unchanged\n"
+    assert "the filter left out 3 images" in done.err
+    assert json.loads(cli("index", "info", "my.index", "--json").out)["filters"] == {
+        str(here / "photos"): "width > 100"
+    }
+    done = cli("index", "add", "my.index", "--json")  # it is remembered
+    assert (json.loads(done.out)["images"], json.loads(done.out)["left_out"]) == (1, 3)
+    done = cli("index", "add", "my.index", "photos", "--where", "true", "--json")
+    assert (json.loads(done.out)["images"], json.loads(done.out)["left_out"]) == (4, 0)
+
+
+def test_the_evidence_of_hits(
+    cli: Cli, built: Path, tiny: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: list[tuple[str, str | None]] = []
+    explain = Embedder.explain
+
+    def noted(self: Embedder, item: Any, text: Any, **options: Any) -> Any:
+        explained.append((Path(item.image).name, item.instruction))
+        np.testing.assert_allclose(text, embedder.embed("a dog"), atol=1e-5)
+        return explain(self, item, text, **options)
+
+    monkeypatch.setattr(Embedder, "explain", noted)
+    words: tuple[object, ...] = ("a dog", "-k", 1, "--all", "--plot", "hits.png")
+    assert cli("search", "my.index", *words).code == 0
+    plain = Image.open("hits.png").convert("RGB")
+    assert explained == []
+    done = cli("search", "my.index", *words, "--explain", "--json")
+    name = Path(json.loads(done.out)["hits"][0]["path"]).name
+    assert explained == [(name, None)]
+    with Image.open("hits.png") as drawn:
+        assert (drawn.size, drawn.convert("RGB").tobytes() == plain.tobytes()) == (
+            plain.size,
+            False,
+        )
+    ask = ("--ask", "what is on the left?", "--budget", 1)
+    assert cli("search", "my.index", *words, *ask, "--explain").code == 0
+    assert explained[1:] == [(explained[1][0], None), (explained[1][0], "what is on the left?")]
+    with Image.open("hits.png") as both:
+        assert both.width > 1.9 * plain.width  # a panel each
+    assert cli("search", "photos", *words, "--explain", "--model", tiny).code == 0
 
 
 def test_several_queries_a_page_and_the_line(

@@ -82,6 +82,8 @@ def test_filters_and_files_that_are_gone(index: Index, tmp_path: Path) -> None:
     (tmp_path / "photos" / "98.png").write_bytes(b"no picture")
     asked = ask(index, "a dog", "what is on the left?", budget=1)
     assert (asked.passes, asked.unreadable) == (98, 2)
+    with pytest.raises(DataError, match="none of the 2 images that were to be looked at"):
+        ask(index, "a dog", "what is on the left?", budget=1, where="width >= 108")
 
 
 def test_what_cannot_be_asked(index: Index) -> None:

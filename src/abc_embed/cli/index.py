@@ -1,6 +1,7 @@
 """`abc-embed index`: an index of images that lasts: made, brought up to date, checked."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from abc_embed.cli.output import (
     print_result,
     print_table,
 )
-from abc_embed.errors import DataError, ImageNotFoundError
+from abc_embed.errors import DataError, ImageNotFoundError, UsageError
 from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SHOWN = 10
 
 EXAMPLES = epilog("""
   abc-embed index build photos.index photos
+  abc-embed index build large.index photos --where "width > 1000 or height > 1000"
   abc-embed index add photos.index
   abc-embed index info photos.index
   abc-embed search photos.index "a dog"
@@ -36,11 +38,22 @@ EXAMPLES = epilog("""
 app = typer.Typer(help="Keep an index of images that any search uses.", rich_markup_mode=None)
 
 Place = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
-CaptionFile = Annotated[
-    Path | None,
-    typer.Option("--caption-file", help="A .csv or .jsonl with a row an image, for filters."),
-]
-BadImages = Annotated[OnError, typer.Option(help="A bad image is left out and listed, or ends it.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """What goes in, and what is known of it."""
+
+    caption_file: Annotated[
+        Path | None, typer.Option(help="A .csv or .jsonl with a row an image, for filters.")
+    ] = None
+    where: Annotated[
+        str | None,
+        typer.Option(help='Which images go in, from now on: "width > 1000"; "true" for all.'),
+    ] = None
+    on_error: Annotated[
+        OnError, typer.Option(help="A bad image is left out and listed, or ends it.")
+    ] = "skip"
 
 
 @app.command(epilog=EXAMPLES)
@@ -51,13 +64,16 @@ def build(
         list[Path],
         typer.Argument(metavar="FOLDER", help="Folders, images, or .npy files of `embed`."),
     ],
-    captions: CaptionFile = None,
     vectors: Annotated[
         Literal["float32", "float16", "int8"],
         typer.Option(help="How vectors are kept; int8 searches exactly."),
     ] = "float16",
-    on_error: BadImages = "skip",
+    detail: Annotated[
+        bool,
+        typer.Option("--detail", help="Also keep vectors of each image's parts, for --ask."),
+    ] = False,
     *,
+    intake: Intake,
     settings: options.IndexSettings,
     as_json: options.AsJson = False,
 ) -> None:
@@ -68,12 +84,19 @@ def build(
     if missing := [source for source in sources if not source.exists()]:
         raise ImageNotFoundError(f"there is no folder {str(missing[0])!r}; check the path")
     if is_index(index):
-        _update(index, sources, captions, on_error, settings, as_json)
+        _update(index, sources, intake, settings, as_json)
         return
     settings = settings.with_default(options.MODEL)
     embedder, max_pixels = settings.load_with_pixels()
-    made = Index.create(index, embedder, max_pixels=max_pixels, dtype=vectors, model=settings.model)
-    _fill(made, sources, captions, on_error, settings.batch_size, as_json)
+    made = Index.create(
+        index,
+        embedder,
+        max_pixels=max_pixels,
+        dtype=vectors,
+        detail=detail,
+        model=settings.model,
+    )
+    _fill(made, sources, intake, settings.batch_size, as_json)
 
 
 @app.command(epilog=EXAMPLES)
@@ -84,14 +107,13 @@ def add(
         list[Path] | None,
         typer.Argument(metavar="FOLDER", help="Without any, the folders that it has."),
     ] = None,
-    captions: CaptionFile = None,
-    on_error: BadImages = "skip",
     *,
+    intake: Intake,
     settings: options.IndexSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Bring an index up to date: only new and changed images go through the model."""
-    _update(index, sources or [], captions, on_error, settings, as_json)
+    _update(index, sources or [], intake, settings, as_json)
 
 
 @app.command(epilog=EXAMPLES)
@@ -120,6 +142,12 @@ def info(index: Place, as_json: options.AsJson = False) -> None:
         return
     facts["max_pixels"] = facts["max_pixels"] or "as the model says"
     facts["bytes"] = f"{facts['bytes'] / 1e6:,.1f} MB"
+    kept = facts["kept_tokens"]
+    facts["kept_tokens"] = (
+        f"of {kept['images']} images, {kept['bytes'] / 1e6:,.1f} MB of at most "
+        f"{kept['at_most'] / 1e6:,.0f} MB; those unused longest go first, all of them by "
+        "index compact --drop-tokens"
+    )
     print_table(("index", ""), [(key.replace("_", " "), _cell(v)) for key, v in facts.items()])
 
 
@@ -144,19 +172,24 @@ def check(index: Place, as_json: options.AsJson = False) -> None:
 
 
 @app.command(epilog=EXAMPLES)
-def compact(index: Place, as_json: options.AsJson = False) -> None:
+def compact(
+    index: Place,
+    tokens: Annotated[
+        bool, typer.Option("--drop-tokens", help="Also the visual tokens that --ask kept.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Drop vanished images and old states; a search that is under way may fail."""
     from abc_embed.search import Index
 
-    dropped = Index.open(index).compact()
+    dropped = Index.open(index).compact(drop_tokens=tokens)
     print_outcome({"dropped": dropped}, f"dropped {dropped} vanished images", as_json)
 
 
 def _update(
     place: Path,
     sources: list[Path],
-    captions: Path | None,
-    on_error: OnError,
+    intake: Intake,
     settings: options.IndexSettings,
     as_json: bool,
 ) -> None:
@@ -166,22 +199,23 @@ def _update(
     settings = settings.with_default(read_settings(place)["model"] or options.MODEL)
     embedder, max_pixels = settings.load_with_pixels()
     index = Index.open(place, embedder, max_pixels=max_pixels)
-    _fill(index, sources, captions, on_error, settings.batch_size, as_json)
+    _fill(index, sources, intake, settings.batch_size, as_json)
 
 
 def _fill(
     index: "Index",
     sources: list[Path],
-    caption_file: Path | None,
-    on_error: OnError,
+    intake: Intake,
     batch_size: int | None,
     as_json: bool,
 ) -> None:
     """Add vectors of .npy files, then images, and say what was done."""
     from abc_embed.search.metadata import read_captions
 
-    captions = None if caption_file is None else read_captions(caption_file)
+    captions = None if intake.caption_file is None else read_captions(intake.caption_file)
     ready = [source for source in sources if source.suffix == ".npy"]
+    if ready and intake.where is not None:
+        raise UsageError(f"--where is for images; {str(ready[0])!r} holds vectors alone")
     for file in ready:
         _add_npy(index, file)
     images = [source for source in sources if source.suffix != ".npy"]
@@ -191,18 +225,22 @@ def _fill(
             report = index.add(
                 images,
                 captions=captions,
+                where=intake.where,
                 batch_size=batch_size,
-                raise_errors=on_error == "raise",
+                raise_errors=intake.on_error == "raise",
                 on_progress=on_progress,
             )
-        names = ("added", "changed", "found", "vanished", "unchanged")
+        names = ("added", "changed", "found", "vanished", "unchanged", "left_out")
         facts = {"images": len(index), **{name: getattr(report, name) for name in names}}
         facts["bad"] = [{"path": str(bad.path), "error": str(bad.error)} for bad in report.bad]
     if as_json:
         print_json(facts)
         return
     bad = facts.pop("bad", [])
+    left_out = facts.pop("left_out", 0)
     print_result(", ".join(f"{count} {name}" for name, count in facts.items()))
+    if left_out:
+        print_message(f"the filter left out {left_out} images")
     if bad:
         print_message(f"left out {len(bad)} bad images:")
     for image in bad[:SHOWN]:

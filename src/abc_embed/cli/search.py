@@ -4,7 +4,7 @@ What is new in a folder is embedded, the rest remembered; an index is searched a
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from abc_embed.embedder import Embedder
     from abc_embed.search.folder import Bad, FolderIndex, Hit
     from abc_embed.search.queries import Query
@@ -31,6 +33,7 @@ EXAMPLES = epilog("""
   abc-embed search photos --image photo.jpg
   abc-embed search photos --image photo.jpg --instruction "what is on the left?"
   abc-embed search photos "a dog" "a cat" --plot hits.png
+  abc-embed search photos "a dog" --plot evidence.png --explain
 """)
 
 NOTHING = "nothing more matches"
@@ -48,12 +51,17 @@ class OutputSettings:
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the hits on a page: a .png file.")
     ] = None
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Draw over each image of --plot what spoke for it.")
+    ] = False
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the page of --plot, or else the best hit.")
     ] = False
 
     def check(self) -> None:
         """Find out before the work whether the page can be written."""
+        if self.explain and self.plot is None:
+            raise UsageError("--explain is drawn; say where with --plot, like --plot hits.png")
         if self.plot is not None:
             if self.plot.suffix.lower() != ".png":
                 raise UsageError(f"{str(self.plot)!r} does not end in .png; give such a name")
@@ -75,6 +83,21 @@ class IndexQuery:
     budget: Annotated[
         float, typer.Option(help="The share of the images that --ask may look at; 1 is exact.")
     ] = 0.1
+    keep_tokens: Annotated[
+        bool,
+        typer.Option("--keep-tokens", help="Keep what --ask saw, for the next instruction."),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The hits of each query, and what they were found with."""
+
+    results: "list[list[Hit]]"
+    embedder: "Embedder"
+    max_pixels: int | None
+    bad: "list[Bad] | None" = None
+    """Images of a folder that were left out; None of an index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +152,23 @@ def search(
     output.check()
     if is_index(folder):
         settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
-        results, bad = _search_index(folder, queries, output.count, asked, settings), None
+        found = _search_index(folder, queries, output.count, asked, settings)
     elif asked.where is not None or asked.ask is not None:
         option = "--ask" if asked.where is None else "--where"
         raise UsageError(f"{option} needs an index; make one with: abc-embed index build")
     else:
         settings = settings.with_default(options.MODEL)
-        results, bad = _search_folder(folder, queries, output.count, settings, reading)
+        found = _search_folder(folder, queries, output.count, settings, reading)
+    results = found.results
     if not output.show_all:
         results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
     if as_json:
-        _print_json(queries, results, settings.model, bad)
+        _print_json(queries, results, settings.model, found.bad)
     else:
         _print(queries, results, output.count)
     if output.plot is not None:
-        _draw(output.plot, queries, results)
+        panels = _evidence(found, queries, asked.ask) if output.explain else _photo
+        _draw(output.plot, queries, results, panels)
     if output.open_best:
         shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
         for path in shown[:1]:
@@ -168,7 +193,7 @@ def _search_index(
     count: int,
     asked: IndexQuery,
     settings: options.IndexSettings,
-) -> "list[list[Hit]]":
+) -> Found:
     from abc_embed.search import Index
     from abc_embed.search.ask import ask
 
@@ -176,10 +201,13 @@ def _search_index(
         raise UsageError(f"--budget is {asked.budget:g}; give a share above 0 and at most 1")
     if asked.ask is not None and any(query.kind in ("image", "joint") for query in queries):
         raise UsageError("--ask says where to look for a text; give texts, and no --image")
+    if asked.keep_tokens and asked.ask is None:
+        raise UsageError("--keep-tokens keeps what --ask looks at; give an instruction with --ask")
     embedder, max_pixels = settings.load_with_pixels()
     index = Index.open(folder, embedder, max_pixels=max_pixels)
     if asked.ask is None:
-        return index.search_many(queries, count, where=asked.where)
+        results = index.search_many(queries, count, where=asked.where)
+        return Found(results=results, embedder=embedder, max_pixels=max_pixels)
     results = []
     for query in queries:
         with progress_bar("looking") as on_progress:
@@ -190,6 +218,7 @@ def _search_index(
                 count=count,
                 budget=asked.budget,
                 where=asked.where,
+                keep_tokens=asked.keep_tokens,
                 on_progress=on_progress,
             )
         share = (
@@ -201,7 +230,7 @@ def _search_index(
         if found.unreadable:
             print_message(f"{found.unreadable} of them are gone or damaged, and left out")
         results.append(found.hits)
-    return results
+    return Found(results=results, embedder=embedder, max_pixels=max_pixels)
 
 
 def _search_folder(
@@ -210,7 +239,7 @@ def _search_folder(
     count: int,
     settings: options.IndexSettings,
     reading: FolderSettings,
-) -> "tuple[list[list[Hit]], list[Bad]]":
+) -> Found:
     from abc_embed.data.image_files import find_images
     from abc_embed.search.folder import Bad, index_images
     from abc_embed.search.queries import embed_queries
@@ -236,7 +265,8 @@ def _search_folder(
         )
     index.bad.extend(Bad(path, error) for path, error in unreadable.items())
     _report(index, reading.on_error)
-    return [index.search(vector, count) for vector in vectors], index.bad
+    results = [index.search(vector, count) for vector in vectors]
+    return Found(results=results, embedder=embedder, max_pixels=max_pixels, bad=index.bad)
 
 
 def _print_json(
@@ -277,22 +307,57 @@ def _shorter(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(here) else str(path)
 
 
-def _draw(out: Path, queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]") -> None:
+Panels = Callable[[int, Path, "Image.Image"], "Iterable[tuple[Image.Image, str | None]]"]
+"""The number of a query, a hit and its image -> what is drawn of it, and what that shows."""
+
+
+def _photo(
+    query: int, path: Path, photo: "Image.Image"
+) -> "Iterable[tuple[Image.Image, str | None]]":
+    """The image as it is."""
+    return [(photo, None)]
+
+
+def _evidence(found: Found, queries: "Sequence[Query]", ask: str | None) -> Panels:
+    """The image under the map of what spoke for it: as a whole, and where the instruction asks."""
+    from abc_embed.inputs import Item
+    from abc_embed.search.queries import embed_queries
+
+    embedder, max_pixels = found.embedder, found.max_pixels
+    vectors = embed_queries(queries, embedder, max_pixels)
+    instructions = [None] if ask is None else [None, ask]
+
+    def panels(
+        query: int, path: Path, photo: "Image.Image"
+    ) -> "Iterable[tuple[Image.Image, str | None]]":
+        for words in instructions:
+            item = Item(image=path, instruction=words)
+            evidence = embedder.explain(item, vectors[query], max_pixels=max_pixels)
+            yield evidence.overlay(photo), words or "the image alone"
+
+    return panels
+
+
+def _draw(
+    out: Path, queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", panels: Panels
+) -> None:
     """A contact sheet of the hits; one whose file is gone is left out."""
     from abc_embed.data.contact_sheet import FAINT, INK, draw_cell, write_sheet
     from abc_embed.inputs import open_image
 
     cells = []
-    for query, hits in zip(queries, results, strict=True):
+    for number, (query, hits) in enumerate(zip(queries, results, strict=True)):
         for rank, hit in enumerate(hits, 1):
             try:
-                picture = open_image(hit.path)
+                drawn = list(panels(number, hit.path, open_image(hit.path)))
             except InputError as error:
                 print_message(f"not drawn: {error}")
                 continue
             place = "below the line" if hit.is_answer is False else f"number {rank}"
             lines = [(str(query), INK), (f"{place}, cosine {hit.score:.3f}", FAINT)]
-            cells.append(draw_cell(picture, _shorter(hit.path), lines))
+            for picture, shown in drawn:
+                more = [] if shown is None else [(shown, INK)]
+                cells.append(draw_cell(picture, _shorter(hit.path), [*lines, *more]))
     if not cells:
         print_message(f"there is nothing to draw, so {out} is not written")
         return

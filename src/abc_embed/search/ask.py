@@ -1,14 +1,16 @@
 """A new instruction over an old index: rank cheaply, then look again at the most promising images.
 
-The index holds vectors of images alone, which do not know what an instruction asks for. So the
-images closest to the text are embedded again with the instruction, and these joint vectors give the
-answer. Nothing is learnt from what was looked at: a ridge map from image vectors to joint vectors
-finds no more (`tools/bench_ask.py`).
+The index holds vectors of images alone, which do not know what an instruction asks for. So the most
+promising images are embedded again with the instruction, and these joint vectors give the answer.
+Nothing is learnt from what was looked at: neither a ridge map from image vectors to joint vectors
+nor going on from the best answers so far finds more (`tools/bench_ask.py`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,9 @@ from abc_embed.search.folder import Hit
 from abc_embed.search.queries import Query, as_query, embed_queries
 
 if TYPE_CHECKING:
+    from abc_embed.pipeline import Skipped, Vector
     from abc_embed.search.index import Index
+    from abc_embed.search.tokens import TokenStore
 
 SAMPLE = 100
 """At most so many random images are among those looked at, to estimate the share; no more than a
@@ -52,6 +56,7 @@ def ask(
     count: int = 5,
     budget: float = 0.1,
     where: str | None = None,
+    keep_tokens: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Asked:
     """The images that fit a text best where the instruction points, like "a dog" on the left.
@@ -63,12 +68,15 @@ def ask(
         count: how many hits.
         budget: the share of the images that may be looked at again; 1 is exact.
         where: a filter, applied before the ranking.
+        keep_tokens: keep the visual tokens of what is looked at in the index, and use those that
+            are there, so that the vision encoder is not run for the next instruction.
         on_progress: called with how many were looked at, of how many.
 
     Raises:
         UsageError: the budget is not above 0 and at most 1, or the filter is refused.
         CheckpointError: the model has no instruction adapter.
-        DataError: there is no image to look at.
+        OutputError: the kept tokens cannot be used, or the disk is full.
+        DataError: there is no image to look at, or none of them can be read any more.
     """
     if not 0 < budget <= 1:
         raise UsageError(f"the budget is {budget:g}; give a share above 0 and at most 1")
@@ -82,16 +90,21 @@ def ask(
     passes = math.ceil(budget * len(paths))
     size = min(SAMPLE, passes // 4) if passes < len(paths) else 0
     sample = np.random.default_rng(0).permutation(paths)[:size].tolist()
-    ranked = index.nearest(vector[None], passes, where)[0][0]
+    ranked = index.promising(vector, passes, where)
     promising = [path for path in ranked if path not in set(sample)][: passes - size]
     looked = [*promising, *sample]
-    items = (Item(image=path, instruction=instruction) for path in looked)
-    results = embedder.stream(items, max_pixels=index.max_pixels, on_error="skip")
     scores: dict[str, float] = {}
-    for done, (path, result) in enumerate(zip(looked, results, strict=True), 1):
-        if isinstance(result, np.ndarray):
-            scores[path] = float(result @ vector)
-        on_progress(done, len(looked))
+    with ExitStack() as stack:
+        store = stack.enter_context(index.token_store()) if keep_tokens else None
+        for done, (path, result) in enumerate(_look(index, looked, instruction, store), 1):
+            if isinstance(result, np.ndarray):
+                scores[path] = float(result @ vector)
+            on_progress(done, len(looked))
+    if not scores:
+        raise DataError(
+            f"none of the {len(looked)} images that were to be looked at can be read; "
+            "bring the index up to date with: index add"
+        )
     best = sorted(scores, key=lambda path: -scores[path])[:count]
     known = [path for path in sample if path in scores]
     return Asked(
@@ -101,6 +114,23 @@ def ask(
         share=1.0 if passes >= len(paths) else _share(known, scores, set(ranked)),
         unreadable=len(looked) - len(scores),
     )
+
+
+def _look(
+    index: "Index", paths: Sequence[str], instruction: str, store: "TokenStore | None"
+) -> "Iterator[tuple[str, Vector | Skipped]]":
+    """Images with the instruction: their joint vectors `(D,)`, or why there is none."""
+    embedder, max_pixels = index.needed_embedder(), index.max_pixels
+    items = [Item(image=path, instruction=instruction) for path in paths]
+    if store is None:
+        results = embedder.stream(items, max_pixels=max_pixels, on_error="skip")
+    else:
+        from abc_embed.search.tokens import KeptTokens
+
+        engine = partial(KeptTokens, store=store, model_key=embedder.fingerprint)
+        pipeline = embedder.pipeline(max_pixels, None, "skip", engine=engine)
+        results = (result for _, result in pipeline.run(enumerate(items)))
+    return zip(paths, results, strict=True)
 
 
 def _share(sample: Sequence[str], scores: dict[str, float], ranked: set[str]) -> float | None:

@@ -22,7 +22,14 @@ from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.search import cutoff
 from abc_embed.search.folder import Hit
 from abc_embed.search.queries import Query, as_query, embed_queries
-from abc_embed.search.settings import FORMAT, read_settings, write_settings
+from abc_embed.search.settings import (
+    FORMAT,
+    PARTS,
+    TOKEN_LIMIT_BYTES,
+    TOKENS,
+    read_settings,
+    write_settings,
+)
 from abc_embed.search.table import BATCH_ROWS, DTYPES, ImageTable, Vectors
 from abc_embed.search.update import Report, update
 from abc_embed.storage.files import atomic_write, make_folder
@@ -35,11 +42,14 @@ if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
     from abc_embed.inputs import Item
     from abc_embed.search.metadata import Captions
+    from abc_embed.search.tokens import TokenStore
 
 BANK, LOCK = "texts.npy", ".lock"
 EXACT_ROWS = 100_000
 """Up to so many rows every vector is compared; above, an approximate index finds the candidates."""
 RECALL_QUERIES = 100
+DETAIL_ROWS = 1024
+"""Images whose details are compared at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +66,8 @@ class Index:
         self.embedder = embedder
         self.max_pixels: int | None = settings["max_pixels"]
         self.dim: int = settings["dim"]
-        self.table = ImageTable(folder, self.dim, settings["dtype"])
+        self.parts: int = settings.get("parts", 0)
+        self.table = ImageTable(folder, self.dim, settings["dtype"], self.parts)
         self._bank: Vectors | None = None
 
     @classmethod
@@ -68,6 +79,7 @@ class Index:
         dim: int | None = None,
         max_pixels: int | None = None,
         dtype: str = "float16",
+        detail: bool = False,
         model: str = "",
     ) -> Self:
         """A new, empty index.
@@ -78,6 +90,7 @@ class Index:
             dim: the width of vectors that are made elsewhere, without an embedder.
             max_pixels: the resolution at which images are seen; None: as the model says.
             dtype: how vectors are kept: float16, float32, or int8, which is searched exactly.
+            detail: keep small vectors of each image's parts too, which `ask` ranks by.
             model: the name under which the embedder is loaded again.
 
         Raises:
@@ -90,6 +103,8 @@ class Index:
             raise OutputError(f"{str(folder)!r} is there and no index; choose a new folder")
         if embedder is None and dim is None:
             raise UsageError("an index needs an embedder, or the width of its vectors as dim")
+        if detail and embedder is None:
+            raise UsageError("detail is made by a model; create the index with an embedder")
         settings: dict[str, Any] = {
             "format": FORMAT,
             "model": model,
@@ -98,7 +113,9 @@ class Index:
             "max_pixels": max_pixels,
             "dim": embedder.dim if embedder else dim,
             "dtype": dtype,
+            "parts": PARTS if detail else 0,
             "folders": [],
+            "filters": {},
         }
         write_settings(make_folder(folder), settings)
         return cls(folder, settings, embedder)
@@ -146,11 +163,14 @@ class Index:
             "images": len(self),
             "vanished": self.table.count("vanished"),
             **{key: self.settings[key] for key in keys},
+            "detail": f"{self.parts} x {self.dim} int8 an image" if self.parts else "none",
+            "filters": self.settings.get("filters", {}),
             "columns": self.table.columns,
             "bytes": sum(path.stat().st_size for path in files),
             "fragments": self.table.fragments(),
             "search": self.settings.get("ann") or {"type": "exact"},
             "cutoffs": self.settings.get("cutoffs", {}),
+            "kept_tokens": self._kept_tokens(),
         }
 
     def check(self) -> list[str]:
@@ -267,6 +287,28 @@ class Index:
             where = f"NOT vanished AND ({where})" if where else "NOT vanished"
         return self.table.nearest(vectors, count, where, self.settings.get("ann"))
 
+    def promising(self, vector: Vectors, count: int, where: str | None = None) -> list[str]:
+        """Paths of the `count` images that are the most promising for a text's vector `(D,)`.
+
+        Those closest to it; with detail, by turns the closest part and the closest whole, each of
+        which finds images that the other misses (docs/search.md).
+        """
+        if not self.parts:
+            return self.nearest(vector[None], count, where)[0][0]
+        from abc_embed.search.detail import best_part, by_turns  # torch comes with it
+
+        there = f"NOT vanished AND ({where})" if where else "NOT vanished"
+        paths: list[str] = []
+        wholes, parts = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+        columns = ["path", "vector", "detail"]
+        for batch in self.table.scan(columns, there, batch_rows=DETAIL_ROWS):
+            paths += batch["path"].to_pylist()
+            wholes.append(self.table.decode(batch["vector"], batch.num_rows) @ vector)
+            details = self.table.decode_detail(batch["detail"], batch.num_rows)
+            parts.append(best_part(details, vector))
+        order = by_turns(np.concatenate(parts), np.concatenate(wholes))[:count]
+        return [paths[at] for at in order]
+
     def paths(self, where: str | None = None) -> list[str]:
         """Paths of all images that pass a filter, vanished ones left out.
 
@@ -289,6 +331,23 @@ class Index:
             with atomic_write(path) as file:
                 np.save(file, self._bank)
         return self._bank
+
+    def token_store(self) -> "TokenStore":
+        """Visual tokens of images that were looked at, to be closed after use.
+
+        Raises:
+            OutputError: their file cannot be made or opened.
+        """
+        from abc_embed.search.tokens import TokenStore  # torch comes with it
+
+        return TokenStore(self.folder)
+
+    def _kept_tokens(self) -> dict[str, int]:
+        images = size = 0
+        if (self.folder / TOKENS).exists():
+            with self.token_store() as store:
+                images, size = store.size()
+        return {"images": images, "bytes": size, "at_most": TOKEN_LIMIT_BYTES}
 
     def needed_embedder(self) -> "Embedder":
         """The model.
@@ -370,22 +429,31 @@ class Index:
         """Take out images, and all below a folder; how many."""
         removed = 0
         with self.writing():
+            before = list(self.settings["folders"])
             for path in map(os.path.abspath, paths):
                 self.settings["folders"] = [f for f in self.settings["folders"] if f != path]
+                self.settings.get("filters", {}).pop(path, None)
                 below = _quoted(path.rstrip(os.sep) + os.sep)
                 removed += self.table.delete(
                     f"path = {_quoted(path)} OR starts_with(path, {below})"
                 )
-            self._maintain()
+            if removed or self.settings["folders"] != before:
+                self._maintain()
         return removed
 
-    def compact(self) -> int:
-        """Drop vanished images and old states, join the pieces; how many images were dropped."""
+    def compact(self, *, drop_tokens: bool = False) -> int:
+        """Drop vanished images and old states, join the pieces; how many images were dropped.
+
+        With `drop_tokens` the visual tokens that `ask` kept go too.
+        """
         with self.writing(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a search under way may fail: docs/search.md
             dropped = self.table.delete("vanished") if self.table.count("vanished") else 0
             self.table.optimize(timedelta(0))
             self._maintain()
+            if drop_tokens:
+                for file in self.folder.glob(f"{TOKENS}*"):
+                    file.unlink(missing_ok=True)
         return dropped
 
     @contextmanager

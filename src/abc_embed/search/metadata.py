@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
 NAMES = ("path", "file", "file_name", "filename", "image")
 """What the column that names an image may be called, the first that is there."""
-OWN = {"path", "content", "size", "mtime_ns", "vanished", "width", "height", "taken", "vector"}
+OWN = {
+    "path",
+    "content",
+    "size",
+    "mtime_ns",
+    "vanished",
+    "width",
+    "height",
+    "taken",
+    "vector",
+    "detail",
+}
 """Columns that every index has itself."""
 
 

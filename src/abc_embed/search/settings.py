@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 FILE = "index.json"
 FORMAT = 1
+TOKENS = "tokens.sqlite"
+TOKEN_LIMIT_BYTES = 2 * 10**9
+"""All kept visual tokens together; those that were not used for longest go first."""
+PARTS = 16
+"""Parts of an image that have a vector of their own, in an index with detail."""
 
 
 class IndexParts(Protocol):

@@ -20,11 +20,12 @@ from abc_embed.vectors import l2_normalize
 try:
     import lancedb
     import pyarrow
-    from lancedb.index import BTree, IvfPq, IvfRq
+    from lancedb.index import Bitmap, BTree, IvfPq, IvfRq
 except ImportError:
     raise MissingExtraError.of("index", "an index") from None
 
 Vectors = NDArray[np.float32]
+Detail = NDArray[np.int8]
 RowIds = NDArray[np.int64]
 Row = dict[str, Any]
 """A row by its columns' names."""
@@ -43,13 +44,16 @@ PROBES, REFINE = (20, 40, 80, 160), (20, 50, 100)
 
 
 class ImageTable:
-    """The table of an index: a path, what is known of the file, and its vector."""
+    """The table of an index: a path, what is known of the file, its vector, and its detail."""
 
-    def __init__(self, folder: Path, dim: int, dtype: str) -> None:
+    def __init__(self, folder: Path, dim: int, dtype: str, parts: int = 0) -> None:
         os.environ.setdefault("LANCE_LOG", "error")  # its warnings are no news to a user
         self.folder = folder
         self.dim = dim
         self.dtype = dtype
+        self._counted, self._counts = -1, dict[str | None, int]()
+        self.parts = parts
+        """`C` vectors of an image's parts, as int8; 0: none are kept."""
         schema = pyarrow.schema(
             [
                 ("path", pyarrow.string()),
@@ -61,6 +65,7 @@ class ImageTable:
                 ("height", pyarrow.int32()),
                 ("taken", pyarrow.string()),  # text, since LanceDB compares no dates with text
                 ("vector", pyarrow.list_(DTYPES[dtype], dim)),
+                *([("detail", pyarrow.list_(pyarrow.int8(), parts * dim))] if parts else []),
             ]
         )
         with self.reported():
@@ -75,16 +80,35 @@ class ImageTable:
     @property
     def columns(self) -> list[str]:
         """The columns that a filter can use."""
-        return [name for name in self.lance.schema.names if name != "vector"]
+        return [name for name in self.lance.schema.names if name not in ("vector", "detail")]
 
     def count(self, where: str | None = None) -> int:
-        """How many rows pass a filter.
+        """How many rows pass a filter; counted once for each state of the table.
 
         Raises:
             UsageError: LanceDB refuses the filter.
         """
         with self.reported(where):
-            return int(self.lance.count_rows(where))
+            version = self.lance.version
+            if version != self._counted:
+                self._counted, self._counts = version, {}
+            if where not in self._counts:
+                self._counts[where] = int(self.lance.count_rows(where))
+            return self._counts[where]
+
+    def passing(self, rows: Sequence[Row], where: str) -> set[str]:
+        """Of rows that are not written, the paths of those that pass a filter.
+
+        Raises:
+            UsageError: LanceDB refuses the filter.
+        """
+        own = {"content", "mtime_ns", "vanished", "vector", "detail"}
+        fields = [field for field in self.lance.schema if field.name not in own]
+        columns = {field.name: [row.get(field.name) for row in rows] for field in fields}
+        with self.reported(where):
+            table = pyarrow.table(columns, pyarrow.schema(fields))
+            found = lancedb.connect("memory://").create_table(NAME, table).search().where(where)
+            return set(found.select(["path"]).to_arrow()["path"].to_pylist())
 
     def fragments(self) -> int:
         """How many pieces it is in."""
@@ -92,13 +116,18 @@ class ImageTable:
             return int(self.lance.stats()["fragment_stats"]["num_fragments"])
 
     def scan(
-        self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False
+        self,
+        columns: Sequence[str],
+        where: str | None = None,
+        *,
+        row_ids: bool = False,
+        batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pyarrow.RecordBatch]:
         """The rows that pass a filter, some at a time."""
         with self.reported(where):
             query = self.lance.search().select(list(columns)).with_row_id(row_ids)
             query = query if where is None else query.where(where)
-            yield from query.to_batches(batch_size=BATCH_ROWS)
+            yield from query.to_batches(batch_size=batch_rows)
 
     def sample(self, count: int) -> Vectors:
         """`(count, D)` of the vectors, spread over the table; all of them if there are fewer."""
@@ -114,6 +143,8 @@ class ImageTable:
         """Write rows of new paths, all or none."""
         columns = {name: [row.get(name) for row in rows] for name in self.columns}
         columns["vector"] = [row["vector"] for row in rows]
+        if self.parts:
+            columns["detail"] = [row["detail"] for row in rows]
         with self.reported():
             self.lance.add(pyarrow.Table.from_batches([self.batch(columns)]))
         if self.fragments() > MAX_FRAGMENTS:
@@ -167,6 +198,8 @@ class ImageTable:
         arrays = [
             self._encode(np.asarray(columns["vector"]))
             if field.name == "vector"
+            else self._encode_detail(columns.get("detail"), len(empty))
+            if field.name == "detail"
             else pyarrow.array(columns.get(field.name, empty), field.type)
             for field in fields
         ]
@@ -178,6 +211,18 @@ class ImageTable:
             vectors = np.rint(vectors / np.abs(vectors).max(axis=1, keepdims=True) * 127)
         values = pyarrow.array(vectors.astype(self.dtype).ravel())
         return pyarrow.FixedSizeListArray.from_arrays(values, self.dim)
+
+    def _encode_detail(self, details: Sequence[Detail] | None, rows: int) -> pyarrow.Array:
+        """`(C, D)` of each row; zeros where there is none, which no search finds."""
+        width = self.parts * self.dim
+        values = np.zeros((rows, width)) if details is None else np.stack(list(details))
+        flat = pyarrow.array(values.astype(np.int8).ravel())
+        return pyarrow.FixedSizeListArray.from_arrays(flat, width)
+
+    def decode_detail(self, column: pyarrow.Array, rows: int) -> Detail:
+        """A column of details as `(N, C, D)`."""
+        values: Detail = column.flatten().to_numpy()
+        return values.reshape(rows, self.parts, self.dim)
 
     def decode(self, column: pyarrow.Array, rows: int) -> Vectors:
         """A column of vectors as float32 `(N, D)`, at unit length."""
@@ -207,9 +252,9 @@ class ImageTable:
         with self.reported(where):
             if ann:
                 probes, refine = ann["nprobes"], ann["refine_factor"]
-                ids = [self._approximate(v, count, where, probes, refine) for v in vectors]
-            else:
-                ids = self._exact(vectors, count, where)
+                found = (self._approximate(v, count, where, probes, refine) for v in vectors)
+                return [(paths, matrix) for _, paths, matrix in found]
+            ids = self._exact(vectors, count, where)
             paths, stored = self.take(sorted({int(row) for part in ids for row in part}))
         results = []
         for vector, part in zip(vectors, ids, strict=True):
@@ -245,16 +290,24 @@ class ImageTable:
 
     def _approximate(
         self, vector: Vectors, count: int, where: str | None, nprobes: int, refine_factor: int
-    ) -> RowIds:
+    ) -> tuple[RowIds, list[str], Vectors]:
+        """Row ids, paths and vectors `(K, D)`, best first, of what the approximate index finds.
+
+        One call of LanceDB brings the candidates with their vectors, by which they are ranked: its
+        own refining, and taking the vectors of the best after that, would read them twice.
+        """
         query = self.lance.search(vector, vector_column_name="vector").distance_type("cosine")
         # Without a most, a narrow filter lets it look on until it has enough.
         query = query.minimum_nprobes(nprobes).maximum_nprobes(0)
-        # So many candidates for each of the first ten are ranked by their stored vectors.
-        query = query.refine_factor(max(1, -(-refine_factor * 10 // count)))
         query = query if where is None else query.where(where)
-        rows = query.select(["_distance"]).with_row_id(True).limit(count).to_arrow()
-        ids: RowIds = rows["_rowid"].to_numpy().astype(np.int64)
-        return ids
+        query = query.select(["path", "vector", "_distance"]).with_row_id(True)
+        # So many candidates for each of the first ten are ranked by their stored vectors.
+        rows = query.limit(max(count, 10 * refine_factor)).to_arrow()
+        matrix = self.decode(rows["vector"].combine_chunks(), len(rows))
+        order = np.argsort(-(matrix @ vector), kind="stable")[:count]
+        best = rows.select(["path", "_rowid"]).take(order)
+        ids: RowIds = best["_rowid"].to_numpy().astype(np.int64)
+        return ids, best["path"].to_pylist(), matrix[order]
 
     def build_ann(self, queries: Vectors) -> dict[str, Any]:
         """Build the approximate index, and find the cheapest search of it that is good enough.
@@ -265,11 +318,12 @@ class ImageTable:
         config = (IvfRq if kind == "IVF_RQ" else IvfPq)(distance_type="cosine")
         with self.reported():
             self.lance.create_index("vector", config=config, replace=True)
-            for column in set(self.columns) - {"content", "vanished"}:  # for filters
-                self.lance.create_index(column, config=BTree(), replace=True)
+            for column in set(self.columns) - {"content"}:  # for filters
+                kind_of_index = Bitmap() if column == "vanished" else BTree()
+                self.lance.create_index(column, config=kind_of_index, replace=True)
             exact = [set(ids.tolist()) for ids in self._exact(queries, 10, None)]
             for nprobes, refine in ((n, r) for r in REFINE for n in PROBES):
-                found = (self._approximate(q, 10, None, nprobes, refine) for q in queries)
+                found = (self._approximate(q, 10, None, nprobes, refine)[0] for q in queries)
                 hits = [len(best & set(f.tolist())) for best, f in zip(exact, found, strict=True)]
                 recall = sum(hits) / (10 * len(queries))
                 if recall >= RECALL_GOAL:

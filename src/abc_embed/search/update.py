@@ -6,7 +6,8 @@ the very bytes that were hashed. Each write is whole, so a kill loses what came 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from abc_embed.search.settings import IndexParts
 from abc_embed.storage.vector_cache import FileStamp
 
 if TYPE_CHECKING:
-    from abc_embed.pipeline import Skipped, Vector
+    from abc_embed.pipeline import Skipped
     from abc_embed.search.table import Row
 
 SAVE_EVERY_S = 20.0
@@ -30,6 +31,7 @@ SAVE_EVERY_S = 20.0
 FIRST_SLICE = 32
 """Images that are embedded before it is known how long one takes."""
 _LOOKED_UP = 500  # contents in one filter
+_FILTERED = 5_000  # images whose headers are held while a filter is applied
 
 
 @dataclass(slots=True)
@@ -42,6 +44,8 @@ class Report:
     found: int = 0
     """New paths whose content the index knew: moved or copied files."""
     vanished: int = 0
+    left_out: int = 0
+    """Images that the filter of their folder does not let in."""
     bad: list[Bad] = field(default_factory=list)
 
     @property
@@ -64,6 +68,7 @@ def update(
     sources: Sequence[Path],
     captions: Captions | None = None,
     *,
+    where: str | None = None,
     batch_size: int | None = None,
     raise_errors: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -74,6 +79,8 @@ def update(
         index: with an embedder.
         sources: image files and folders; none are the folders that the index has.
         captions: columns for the images.
+        where: a filter in LanceDB's language that new and changed images must pass. An index
+            remembers it for each folder; "true" lifts it.
         batch_size: the most images that go through the model together.
         raise_errors: a bad image ends the work; else it is left out and named in the report.
         on_progress: called with how many images are done, of how many.
@@ -81,17 +88,27 @@ def update(
     Raises:
         ImageNotFoundError: there is no such file or folder, or no image in it.
         InputError: an image is bad and `raise_errors`.
+        UsageError: LanceDB refuses the filter.
     """
+    if captions is not None:
+        index.table.add_columns(captions.schema)
+    if where is not None:
+        index.table.passing([], where)  # refused before anything is written
     folders = [Path(folder) for folder in index.settings["folders"]] if not sources else []
     folders += [source.absolute() for source in sources if not source.is_file()]
     listed = [source.absolute() for source in sources if source.is_file()]
-    files = dict.fromkeys(
-        [*listed, *(path for folder in folders for path in find_images(folder, required=True))]
-    )
+    filters = index.settings.setdefault("filters", {})
+    files = dict.fromkeys(map(str, listed), where)
+    for folder in folders:
+        if where is not None:
+            filters[str(folder)] = where
+        for path in find_images(folder, required=True):
+            files.setdefault(str(path), filters.get(str(folder)))
     index.settings["folders"] = sorted({*index.settings["folders"], *map(str, folders)})
     index.save_settings()
-    work = _Update(index, captions, folders, [str(path) for path in files], raise_errors)
+    work = _Update(index, captions, folders, list(files), raise_errors)
     work.mark_vanished()
+    work.leave_out(files)
     done = len(files) - len(work.unread)
     on_progress(done, len(files))
     try:
@@ -132,7 +149,6 @@ class _Update:
         self._contents = {known.content for known in self._known.values()}
         self._columns: dict[str, dict[str, Any]] = {}
         if captions is not None:
-            index.table.add_columns(captions.schema)
             self._columns = captions.by_path(paths, folders)
         self.unread = [path for path in paths if self._can_be_named(path)]
         self.unread = [path for path in self.unread if not self._is_unchanged(path)]
@@ -193,6 +209,32 @@ class _Update:
         self.report.vanished = len(gone)
         self.index.table.patch([{"path": path, "vanished": True} for path in gone])
 
+    def leave_out(self, filters: Mapping[str, str | None]) -> None:
+        """Of what is to be read, images that do not pass their filter, by what their headers say.
+
+        Those without a readable header stay, so that reading them says what is wrong.
+        """
+        gone: set[str] = set()
+        for where in {filters[path] for path in self.unread} - {None}:
+            asked = [path for path in self.unread if filters[path] == where]
+            for start in range(0, len(asked), _FILTERED):
+                rows = [self._row_of_header(path) for path in asked[start : start + _FILTERED]]
+                readable = [row for row in rows if row["width"] is not None]
+                passing = self.index.table.passing(readable, str(where))
+                gone.update(row["path"] for row in readable if row["path"] not in passing)
+        self.unread = [path for path in self.unread if path not in gone]
+        self.report.left_out = len(gone)
+        stale = [path for path in gone if path in self._known and not self._known[path].vanished]
+        self.index.table.patch([{"path": path, "vanished": True} for path in stale])
+        self.report.vanished += len(stale)
+
+    def _row_of_header(self, path: str) -> "Row":
+        """What a filter can ask of a file that is not in the index."""
+        size = None
+        with suppress(OSError):
+            size = FileStamp.of(Path(path)).size
+        return {"path": path, "size": size, **self._columns.get(path, {}), **describe(Path(path))}
+
     def take(self, files: list[ImageFile], batch_size: int | None) -> Iterator[None]:
         """Write files that were read, with vectors of the index or new ones; one step a file."""
         new = list(self._without_known(files))
@@ -209,32 +251,46 @@ class _Update:
             twins.setdefault(file.content, []).append(file)
         for content, result in zip(first, results, strict=True):
             for file in twins[content]:
-                if isinstance(result, np.ndarray):
+                if isinstance(result, dict):
                     known = str(file.path) in self._known
                     self.report.changed += known
                     self.report.added += not known
                     image = file.path if file.data is None else file.data
-                    self._add(file, {"vector": result, **describe(image)})
+                    self._add(file, {**result, **describe(image)})
                 else:
                     self.errors[file.path] = error_of_file(file.path, result.error)
                     if self._raise:
                         raise self.errors[file.path]
                 yield
 
-    def _stream(
-        self, items: Sequence[Item], batch_size: int | None
-    ) -> "Iterator[Vector | Skipped]":
-        """Embed in slices that take about as long as may be lost, since a stream reads ahead."""
-        embedder = self.index.needed_embedder()
+    def _stream(self, items: Sequence[Item], batch_size: int | None) -> "Iterator[Row | Skipped]":
+        """Vectors, and details if they are kept.
+
+        In slices that take about as long as may be lost, since a stream reads ahead.
+        """
         at = 0
         while at < len(items):
             part, started = items[at : at + self._slice], time.monotonic()
-            yield from embedder.stream(
-                part, max_pixels=self.index.max_pixels, batch_size=batch_size, on_error="skip"
-            )
+            yield from self._embed(part, batch_size)
             in_time = int(len(part) * SAVE_EVERY_S / (time.monotonic() - started + 1e-6))
             self._slice = max(FIRST_SLICE, min(4 * self._slice, in_time))
             at += len(part)
+
+    def _embed(self, items: Sequence[Item], batch_size: int | None) -> "Iterator[Row | Skipped]":
+        embedder, max_pixels = self.index.needed_embedder(), self.index.max_pixels
+        if self.index.table.parts:
+            from abc_embed.search.detail import stream_detailed
+
+            detailed = stream_detailed(
+                embedder, items, max_pixels=max_pixels, batch_size=batch_size
+            )
+            for both in detailed:
+                yield {"vector": both[0], "detail": both[1]} if isinstance(both, tuple) else both
+            return
+        for result in embedder.stream(
+            items, max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
+        ):
+            yield {"vector": result} if isinstance(result, np.ndarray) else result
 
     def _without_known(self, files: Iterable[ImageFile]) -> Iterator[ImageFile]:
         """Those whose content the index does not know; the others get its vectors."""
@@ -257,12 +313,17 @@ class _Update:
         rows: dict[str, Row] = {}
         for start in range(0, len(contents), _LOOKED_UP):
             part = ", ".join(f"'{content}'" for content in contents[start : start + _LOOKED_UP])
-            names = ["content", "width", "height", "taken", "vector"]
-            for batch in self.index.table.scan(names, f"content IN ({part})"):
+            plain = ["content", "width", "height", "taken"]
+            made = ["vector", "detail"] if self.index.table.parts else ["vector"]
+            for batch in self.index.table.scan([*plain, *made], f"content IN ({part})"):
+                found = batch.select(plain).to_pylist()
                 vectors = self.index.table.decode(batch["vector"], batch.num_rows)
-                plain = batch.select(names[:-1]).to_pylist()
-                for row, vector in zip(plain, vectors, strict=True):
+                for row, vector in zip(found, vectors, strict=True):
                     rows[row["content"]] = {**row, "vector": vector}
+                if self.index.table.parts:
+                    details = self.index.table.decode_detail(batch["detail"], batch.num_rows)
+                    for row, detail in zip(found, details, strict=True):
+                        rows[row["content"]]["detail"] = detail
         return rows
 
     def _add(self, file: ImageFile, values: "Row") -> None:

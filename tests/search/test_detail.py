@@ -1,0 +1,117 @@
+"""Small vectors of an image's parts: what they are, that they are kept, and what they find."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_parts import BASE, INSTRUCT, PRETRAIN
+from hashed_embedder import draw
+
+from abc_embed import Embedder, Item
+from abc_embed.errors import UsageError
+from abc_embed.pixels import ImageBudget
+from abc_embed.search import Index
+from abc_embed.search.ask import ask
+from abc_embed.search.detail import best_part, by_turns, pool_parts, stream_detailed, to_int8
+from abc_embed.search.settings import PARTS
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    made = Embedder.from_adapters(BASE, PRETRAIN, INSTRUCT, device="cpu")
+    made.processor.image = ImageBudget(min_pixels=28 * 28, max_pixels=12 * 28 * 28)
+    return made
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(6):
+        draw(tmp_path / "photos" / f"{number}.png", 40 * number, (60 + 30 * number, 80))
+    return tmp_path / "photos"
+
+
+def test_the_vector_is_the_same_and_parts_are_made_beside_it(
+    embedder: Embedder, photos: Path
+) -> None:
+    items = [Item(image=path) for path in sorted(photos.iterdir())]
+    (photos / "bad.png").write_bytes(b"no picture")
+    results = list(stream_detailed(embedder, [*items, Item(image=photos / "bad.png")]))
+    assert not isinstance(results.pop(), tuple)
+    for item, result in zip(items, results, strict=True):
+        assert isinstance(result, tuple)
+        vector, detail = result
+        np.testing.assert_allclose(vector, embedder.embed(item), atol=1e-5)
+        assert (detail.shape, detail.dtype) == ((PARTS, embedder.dim), np.int8)
+        assert (np.abs(detail).max(axis=1) == 127).all()
+        assert best_part(detail[None], vector)[0] <= 1.0001
+    alone = list(stream_detailed(embedder, items[:1]))
+    assert np.abs(alone[0][1].astype(int) - results[0][1]).max() <= 1  # whatever the company
+
+
+@pytest.mark.parametrize(
+    ("grid", "rows"), [((1, 8, 8), 4), ((1, 2, 16), 2), ((1, 24, 4), 8), ((1, 2, 2), 4)]
+)
+def test_an_image_is_cut_as_comes_closest_to_its_shape(
+    grid: tuple[int, int, int], rows: int
+) -> None:
+    down, across = grid[1] // 2, grid[2] // 2
+    states = torch.arange(down).repeat_interleave(across).float()[:, None]  # the row of each token
+    parts = pool_parts(states, grid, 2)
+    assert parts.shape == (PARTS, 1)
+    per_row = parts.reshape(rows, -1)
+    assert (per_row == per_row[:, :1]).all()
+    assert parts.mean() == pytest.approx((down - 1) / 2)
+
+
+@pytest.mark.parametrize(("views", "filled"), [(3, 12), (5, 5), (16, 16), (40, 16)])
+def test_views_are_cut_alike(views: int, filled: int) -> None:
+    parts = pool_parts(torch.randn(views * 16, 8), (views, 8, 8), 2)
+    assert parts.shape == (PARTS, 8)
+    assert len(torch.unique(parts, dim=0)) == filled
+
+
+def test_by_turns() -> None:
+    first, second = np.array([9.0, 8, 1, 2]), np.array([1.0, 2, 9, 3])
+    assert by_turns(first, second).tolist() == [0, 2, 1, 3]
+
+
+def test_an_index_keeps_them_and_asks_by_them(
+    embedder: Embedder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abc_embed.search.cutoff.calibrate", lambda index: {})  # of no matter here
+    index = Index.create(tmp_path / "index", embedder, detail=True)
+    index.add([photos])
+    (photos / "0.png").rename(photos / "moved.png")
+    assert index.add().found == 1  # with its detail, and no pass
+    kept = {}
+    for batch in index.table.scan(["path", "detail"], "NOT vanished"):
+        details = index.table.decode_detail(batch["detail"], batch.num_rows)
+        kept.update(zip(batch["path"].to_pylist(), details, strict=True))
+    assert len(kept) == 6
+    items = [Item(image=path) for path in kept]
+    for made, detail in zip(stream_detailed(embedder, items), kept.values(), strict=True):
+        assert isinstance(made, tuple)
+        assert np.abs(made[1].astype(int) - detail).max() <= 1
+    text = embedder.embed("a dog")
+    wholes = [float(embedder.embed(item) @ text) for item in items]
+    parts = best_part(np.stack(list(kept.values())), text)
+    paths = list(kept)
+    best = {paths[int(np.argmax(parts))], paths[int(np.argmax(wholes))]}
+    assert best <= set(index.promising(text, 2))
+    direct = [hit.path for hit in ask(index, "a dog", "on the left?", budget=1, count=6).hits]
+    assert sorted(map(str, direct)) == sorted(kept)
+    assert "16 x" in index.info()["detail"]
+    index.add_vectors(["elsewhere"], text[None])  # has none, and is found by its vector alone
+    assert "elsewhere" in index.promising(text, 2)
+    assert Index.open(index.folder, embedder).parts == PARTS
+
+
+def test_detail_needs_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="detail is made by a model"):
+        Index.create(tmp_path / "index", dim=8, detail=True)
+
+
+def test_zeros_are_no_part() -> None:
+    details = np.stack([to_int8(np.eye(PARTS, 20)), np.zeros((PARTS, 20), np.int8)])
+    assert best_part(details, np.eye(20)[3].astype(np.float32)).tolist() == [1.0, -np.inf]
