@@ -233,6 +233,26 @@ def test_what_is_no_index(tmp_path: Path, index: Index, embedder: Any) -> None:
         Index.open(index.folder)
 
 
+def test_a_line_that_needs_the_model_is_kept_without_it(index: Index) -> None:
+    index.settings["cutoffs"]["joint"] = 0.5
+    index.save_settings()
+    other = Index.open(index.folder)
+    other.compact()
+    assert Index.open(index.folder).settings["cutoffs"]["joint"] == 0.5
+    assert other.remove(["gone"]) == 0
+
+
+def test_counts_follow_every_change(index: Index, photos: Path, embedder: Any) -> None:
+    assert (index.table.count("width > 30"), len(index)) == (3, 6)
+    draw(photos / "more.png", 60, (99, 6))
+    Index.open(index.folder, embedder).add()
+    assert index.table.count("width > 30") == 3  # the state that it has open
+    index.refresh()
+    assert (index.table.count("width > 30"), len(index)) == (4, 7)
+    index.remove([photos / "more.png"])
+    assert (index.table.count("width > 30"), len(index)) == (3, 6)
+
+
 def test_removed_images(index: Index, photos: Path) -> None:
     assert index.remove([photos / "0.png"]) == 1
     assert index.remove([photos / "0.png"]) == 0

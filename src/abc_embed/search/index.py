@@ -487,7 +487,8 @@ class Index:
         elif ann["rows"] != rows:  # a few more: sorted into the index as it is
             self.table.optimize()
         if rows:
-            self.settings["cutoffs"] = cutoff.calibrate(self)
+            # Without a model the line for images with an instruction stays where it was.
+            self.settings["cutoffs"] = self.settings.get("cutoffs", {}) | cutoff.calibrate(self)
         self.save_settings()
 
 

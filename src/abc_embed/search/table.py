@@ -35,6 +35,8 @@ DTYPES = {"float16": pyarrow.float16(), "float32": pyarrow.float32(), "int8": py
 FEW_ROWS = 5_000
 """A filter that leaves no more than so many rows makes the search exact, and quicker too."""
 BATCH_ROWS = 8192
+COUNTS = 100
+"""Filters of which it is remembered how many rows pass."""
 MAX_FRAGMENTS = 32
 """More pieces than this are joined: each write makes one, and each costs a search time."""
 KEEP_OLD = timedelta(hours=1)
@@ -51,7 +53,7 @@ class ImageTable:
         self.folder = folder
         self.dim = dim
         self.dtype = dtype
-        self._counted, self._counts = -1, dict[str | None, int]()
+        self._counts: dict[tuple[int, str | None], int] = {}
         self.parts = parts
         """`C` vectors of an image's parts, as int8; 0: none are kept."""
         schema = pyarrow.schema(
@@ -89,12 +91,12 @@ class ImageTable:
             UsageError: LanceDB refuses the filter.
         """
         with self.reported(where):
-            version = self.lance.version
-            if version != self._counted:
-                self._counted, self._counts = version, {}
-            if where not in self._counts:
-                self._counts[where] = int(self.lance.count_rows(where))
-            return self._counts[where]
+            key = (int(self.lance.version), where)
+            if (known := self._counts.get(key)) is None:
+                known = int(self.lance.count_rows(where))
+                # Made anew, not changed: other threads may be reading it.
+                self._counts = dict([*self._counts.items(), (key, known)][-COUNTS:])
+            return known
 
     def passing(self, rows: Sequence[Row], where: str) -> set[str]:
         """Of rows that are not written, the paths of those that pass a filter.
