@@ -57,7 +57,8 @@ def stream_detailed(
 def to_int8(vectors: Vector) -> Detail:
     """Vectors `(..., D)` as directions in int8."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
-    return np.rint(vectors / np.maximum(largest, 1e-12) * 127).astype(np.int8)
+    directions: Detail = np.rint(vectors / np.maximum(largest, 1e-12) * 127).astype(np.int8)
+    return directions
 
 
 def best_part(detail: Detail, vector: Vector) -> Vector:
