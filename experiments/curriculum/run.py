@@ -9,16 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
-from abc_embed import checkpoint
+from abc_embed import Embedder, checkpoint
 from abc_embed.backbone import build_backbone
 from abc_embed.chat import IMAGE_TOKEN
+from abc_embed.inputs import Item
 from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Processor
+from abc_embed.scenes.questions import all_answers
 from abc_embed.storage.files import make_folder
 from abc_embed.train.config import (
     AdapterConfig,
@@ -31,6 +34,7 @@ from abc_embed.train.config import (
     TrainConfig,
 )
 from abc_embed.train.loop import run_stage
+from abc_embed.vectors import VectorFacts
 from experiments.curriculum.language import (
     HEAD_HIDDEN,
     PAD_TOKEN,
@@ -40,9 +44,16 @@ from experiments.curriculum.language import (
     token_id,
 )
 from experiments.curriculum.sampler import SceneSampler
-from experiments.curriculum.together import VisionLanguage, learn_together
+from experiments.curriculum.together import WIDTHS, VisionLanguage, learn_together
 from experiments.curriculum.tokenizer import CHAT_TEMPLATE, SPECIAL, make_tokenizer
 from experiments.curriculum.vision import learn_to_see, vision_config
+from experiments.curriculum.wide import (
+    wide_picture,
+    wide_question,
+    wide_questions,
+    wide_scene,
+    wide_wording,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +176,24 @@ def stages(out: Path, steps: Lengths, *, device: str = "cpu", workers: int = 0) 
     config = stage_config("instruct", out, steps.stage2, device, workers)
     run_stage(config, SceneSampler("instruct", negatives=4), model, processor, out / "stage2")
     model, processor = checkpoint.load(str(out / "stage2" / "model"))
+    model.vector_facts = VectorFacts(tuple(width for width in WIDTHS if width < model.dim))
+    Embedder(model, processor).calibrate(typical_items())
     checkpoint.save(model, processor, out / "model", dtype=torch.float16)
     (out / "steps.json").write_text(json.dumps(asdict(steps)) + "\n")
     logger.info("the model is in %s", out / "model")
     return out / "model"
+
+
+def typical_items(scenes: int = 200) -> list[str | Item]:
+    """Every answer, and pictures of the wide world alone and with a question: for ranges."""
+    items: list[str | Item] = list(all_answers())
+    for index in range(scenes):
+        rng = np.random.default_rng((8, index, 41))
+        scene = wide_scene(8, index, smallest=2)
+        picture = wide_picture(scene, 4, 4, rng)
+        question = wide_wording(wide_question(rng, wide_questions(scene)), rng)
+        items += [Item(image=picture), Item(image=picture, instruction=question)]
+    return items
 
 
 def stage_config(

@@ -179,5 +179,6 @@ def _training_row(run: Mapping[str, Any]) -> str:
     """One run of training: what, for how long, on what, from what."""
     stage = {"pretrain": "stage 1", "instruct": "stage 2"}.get(run["stage"], run["stage"])
     data = f"{run['records']} ({run['records_fingerprint'][:8]})" if run["records"] else "own data"
-    parent = f"{run['parent']} ({run['parent_fingerprint'][:8]})" if run["parent"] else "a base"
+    short = run["parent_fingerprint"][:8]
+    parent = (run["parent"] or "a base") + (f" ({short})" if short else "")
     return f"| then trained | {stage}, {run['steps']:,} steps on {data}, from {parent} |\n"

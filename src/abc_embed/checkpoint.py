@@ -8,6 +8,7 @@ A folder of ours:
     head.safetensors                 head and temperature
     instruct_adapter/                stage 2 in PEFT's format, if there is one
     abc.json                         what `describe` says
+    vectors.json                     widths and ranges for vectors stored small, if any are known
     preprocessor_config.json, chat_template.jinja, tokenizer files    written by `Processor.save`
     README.md                        model card
 """
@@ -44,6 +45,7 @@ from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
 from abc_embed.storage.folders import atomic_folder, content_of, recover_folder
 from abc_embed.storage.json_files import read_json, write_json
+from abc_embed.vectors import VectorFacts
 from abc_embed.weights import (
     HEAD_KEYS,
     PEFT_PREFIX,
@@ -56,6 +58,7 @@ from abc_embed.weights import (
 
 FORMAT = 1
 """Version of our folder's layout."""
+VECTORS_FILE = "vectors.json"
 RUN_STATE = "state.json"
 """In a checkpoint of a training run: where it stands, and its configuration."""
 
@@ -196,6 +199,7 @@ def load_folder(
         load_adapter(model, INSTRUCT_ADAPTER, folder / "instruct_adapter")
     model.source = description["source"]
     model.provenance = description.get("training", [])
+    model.vector_facts = _read_vector_facts(folder / VECTORS_FILE)
     return _frozen(model), processor
 
 
@@ -431,6 +435,10 @@ def write_files(
     description = describe(model, processor)
     (folder / "README.md").write_text(model_card(description), encoding="utf-8")
     write_json(folder / "abc.json", description)
+    facts = model.vector_facts
+    if facts.matryoshka or facts.ranges:
+        ranges = {str(width): values.tolist() for width, values in facts.ranges.items()}
+        write_json(folder / VECTORS_FILE, {"matryoshka": facts.matryoshka, "ranges": ranges})
 
 
 _RUN_FACTS = {"stage", "steps", "records", "records_fingerprint", "parent", "parent_fingerprint"}
@@ -459,6 +467,24 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: pooling {description['pooling']!r} is not known; it is 'mean'"
         )
     return description
+
+
+def _read_vector_facts(path: Path) -> VectorFacts:
+    if not path.is_file():
+        return VectorFacts()
+    facts = read_json(path)
+    try:
+        ranges = {int(w): np.array(rows, np.float32) for w, rows in facts["ranges"].items()}
+        widths = tuple(int(width) for width in facts["matryoshka"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+        raise CheckpointError(
+            f"{path} does not hold 'matryoshka' (widths) and 'ranges' (two rows of numbers for a "
+            "width); get the model's files again"
+        ) from problem
+    for width, rows in ranges.items():
+        if rows.shape != (2, width) or not np.isfinite(rows).all() or (rows[0] > rows[1]).any():
+            raise CheckpointError(f"{path}: the ranges of width {width} are damaged")
+    return VectorFacts(widths, ranges)
 
 
 def _head_width(pretrain: Path) -> int:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from os import PathLike
@@ -48,7 +49,7 @@ from abc_embed.pipeline import (
 from abc_embed.processor import Processor
 from abc_embed.progress import track
 from abc_embed.quantization import check_weights, quantize_weights
-from abc_embed.vectors import check_dim, quantize, truncate, unit_rows
+from abc_embed.vectors import VectorFormat, ranges_at, unit_rows
 from abc_embed.weights import fingerprint
 
 __all__ = ["Embedder", "Evidence", "Skipped"]
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
     max_pixels: int | None
     batch_size: int | None
     dim: int | None
+    output: str
     devices: Sequence[str | torch.device] | None
     progress: bool
 
@@ -236,13 +238,14 @@ class Embedder:
         max_pixels: int | None = None,
         batch_size: int | None = None,
         dim: int | None = None,
+        output: str = "float32",
         devices: Sequence[str | torch.device] | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
     ) -> Vector | tuple[Vector, list[Skipped]]:
         """One item -> `(D,)`; a list of `N`, of any kinds, -> `(N, D)` in the same order.
 
-        Vectors are float32 and of unit length, and none depends on its company in the call. A
+        Vectors are of unit length (before `output`), and none depends on its company in the call. A
         picture that several items show is opened and encoded once.
 
         Args:
@@ -253,10 +256,10 @@ class Embedder:
                 the budget of tokens that suits the device.
             dim: the width to which vectors are cut, at unit length again (`vectors.truncate`); how
                 much that costs depends on the training. None: all of `D`.
-            devices: for many items, devices that share them, like `["cuda:0", "cuda:1"]`: a process
-                each, with a copy of the model that it reads from a temporary folder. A script that
-                asks for it begins with `if __name__ == "__main__":`, as always with processes.
-                None: the model's own, in this process.
+            output: number format, one of `vectors.OUTPUTS`; int8 and uint8 need `calibrate`.
+            devices: that share many items, like `["cuda:0", "cuda:1"]`: a process each, with a copy
+                of the model from a temporary folder; the script must be importable (`if __name__ ==
+                "__main__":`). None: the model's own, in this process.
             progress: draw a bar on stderr.
             on_error: with "skip" a bad item costs only itself: the result is a pair, the vectors of
                 the good items and the list of those skipped, by index.
@@ -266,13 +269,13 @@ class Embedder:
             UsageError: an argument is out of range.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
-        check_dim(dim, self.dim)
+        stored = VectorFormat(self.dim, self.model.vector_facts, dim, output)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         if is_single(items):
             item = next(warn_of_paths([as_item(items)]))
             if on_error == "skip":
                 raise UsageError("on_error='skip' is for lists; a single item is embedded or fails")
-            return truncate(pipeline.embed_one(item), dim)
+            return stored(pipeline.embed_one(item))
         values: list[object] = list(warn_of_paths(cast(Items, items)))
         vectors = np.zeros((len(values), self.dim), dtype=np.float32)
         skipped: list[Skipped] = []
@@ -285,10 +288,10 @@ class Embedder:
                 else:
                     vectors[index] = result
         if on_error == "raise":
-            return truncate(vectors, dim)
+            return stored(vectors)
         skipped.sort(key=lambda bad: bad.index)
         good = np.delete(vectors, [bad.index for bad in skipped], axis=0)
-        return truncate(good, dim), skipped
+        return stored(good), skipped
 
     @overload
     def stream(
@@ -307,6 +310,7 @@ class Embedder:
         max_pixels: int | None = None,
         batch_size: int | None = None,
         dim: int | None = None,
+        output: str = "float32",
         devices: Sequence[str | torch.device] | None = None,
         progress: bool = False,
         on_error: OnError = "raise",
@@ -329,12 +333,12 @@ class Embedder:
             if not isinstance(items, str | bytes | PathLike):
                 as_item(items)  # a table, say: names what cannot be an item at all
             raise UsageError("stream takes an iterable of items; for a single one use embed")
-        check_dim(dim, self.dim)
+        stored = VectorFormat(self.dim, self.model.vector_facts, dim, output)
         pipeline = self.pipeline(max_pixels, batch_size, on_error)
         total = len(items) if isinstance(items, Sized) else None
         results = self._run(pipeline, enumerate(warn_of_paths(items)), devices, total)
         return (
-            result if isinstance(result, Skipped) else truncate(result, dim)
+            result if isinstance(result, Skipped) else stored(result)
             for _, result in track(results, total, progress)
         )
 
@@ -357,10 +361,7 @@ class Embedder:
         pairs: Iterable[tuple[int, object]],
         total: int | None,
     ) -> Results:
-        options: Options = {
-            "max_pixels": pipeline.max_pixels,
-            "batch_size": pipeline.batch_size,
-        }
+        options = Options(max_pixels=pipeline.max_pixels, batch_size=pipeline.batch_size)
         with tempfile.TemporaryDirectory(prefix="abc-embed-") as folder:
             self.save(Path(folder) / "model")
             load = partial(
@@ -390,18 +391,33 @@ class Embedder:
     ) -> NDArray[Any]:
         """`embed` under the names of sentence-transformers; the same for queries and documents.
 
-        `precision` is one of `vectors.OUTPUTS`; int8 and uint8 need ranges: see `vectors.quantize`.
+        `precision` is `embed`'s `output`, `truncate_dim` its `dim`.
 
-        Raises:
-            InputError, UsageError: as `embed`.
+        Raises as `embed`.
         """
-        vectors = self.embed(
-            inputs, batch_size=batch_size, progress=show_progress_bar, dim=truncate_dim
+        return self.embed(
+            inputs,
+            batch_size=batch_size,
+            progress=show_progress_bar,
+            dim=truncate_dim,
+            output=precision,
         )
-        return quantize(vectors, precision)
 
     encode_query = encode
     encode_document = encode
+
+    def calibrate(self, items: Items, dims: Sequence[int] = ()) -> None:
+        """Take the ranges that int8 and uint8 need from items like those that will be stored.
+
+        They are saved with the model. `dims` are further widths, besides `D` and the trained ones.
+        Raises as `embed`; also where there are fewer than two items.
+        """
+        vectors = self.embed(items)
+        if vectors.ndim < 2 or len(vectors) < 2:
+            raise UsageError("ranges need many vectors; give a list of typical items")
+        facts = self.model.vector_facts
+        widths = (self.dim, *facts.matryoshka, *dims)
+        self.model.vector_facts = replace(facts, ranges=ranges_at(vectors, widths))
 
     def pipeline(
         self,
@@ -479,15 +495,9 @@ class Embedder:
         if target.shape != (self.dim,):
             shape = tuple(target.shape)
             raise UsageError(f"the text's vector has shape {shape}; give ({self.dim},)")
+        parts = (self.model, self.processor, as_item(item), target)
         with self._lock:
-            return explain(
-                self.model,
-                self.processor,
-                as_item(item),
-                target,
-                max_pixels=max_pixels,
-                method=method,
-            )
+            return explain(*parts, max_pixels=max_pixels, method=method)
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -553,25 +563,17 @@ class Embedder:
         datasets: Sequence[str] = (),
         records: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """Upload the model to a hub, where `from_pretrained(name)` finds it.
+        """Upload the model to a hub, where `from_pretrained(name)` finds it; safetensors, no code.
 
-        What is uploaded is what `interop.export` writes, with a card for the hub: safetensors and
-        JSON, no code. Called again it makes a new commit.
-
-        Args:
-            name: `owner/name`; made if it is not there.
-            private: only for a new one: whether others may not see it.
-            token: None: the one that `hf auth login` left.
-            commit_message: None: a general one.
-            licence: of the weights, as the hub abbreviates it.
-            datasets: what the model was trained on, by their names on the hub.
-            records: of benchmarks, whose R@1 the card shows.
+        Called again it makes a new commit. `private` counts for a new one, `token` is that of `hf
+        auth login` unless given; `licence`, `datasets` (their names there) and `records` of
+        benchmarks (their R@1) go on the card.
 
         Returns:
             `owner/name@commit`, which `from_pretrained` takes too.
 
         Raises:
-            UsageError: `name` is none, or a record has no R@1.
+            UsageError: `name` is no `owner/name`, or a record has no R@1.
             OutputError: the hub cannot be reached, or does not let this token write there.
         """
         facts = CardFacts(name=name, licence=licence, datasets=datasets, records=records)

@@ -50,7 +50,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 DESCRIPTION = "abc.json"
 """What a folder of ours has, and nothing else."""
 MODEL_FILES = (
-    *(DESCRIPTION, "config.json", "preprocessor_config.json", "tokenizer*.json"),
+    *(DESCRIPTION, "vectors.json", "config.json", "preprocessor_config.json", "tokenizer*.json"),
     *("*.jinja", "model*.safetensors", "model*.safetensors.index.json", "head.safetensors"),
     *(f"instruct_adapter/{name}" for name in ADAPTER_FILES),
 )

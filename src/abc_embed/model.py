@@ -21,6 +21,7 @@ from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, l
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Batch
 from abc_embed.runtime import free_memory_bytes
+from abc_embed.vectors import VectorFacts
 
 INSTRUCT_ADAPTER = "instruct"
 """Name of the stage-2 adapter inside PEFT's layers."""
@@ -46,6 +47,8 @@ class AbcModel(nn.Module):
         """Where the weights came from: base, revisions and adapters, as ids or folder names."""
         self.provenance: list[dict[str, Any]] = []
         """What was trained since, run by run, as JSON values; see `train/provenance.py`."""
+        self.vector_facts = VectorFacts()
+        """Widths that were trained and ranges of values, for vectors that are stored small."""
         self._instruct_layers: list[LoraLayer] | None = None
         self._for_inference: tuple[list[tuple[int, int]], list[Tensor], bool] | None = None
 

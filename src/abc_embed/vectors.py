@@ -13,8 +13,10 @@ Shapes: `N` vectors, `D` width.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -120,15 +122,81 @@ def quantize(
         return packed
     if output not in OUTPUTS:
         raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
-    if ranges is None or ranges.shape != (2, array.shape[-1]):
-        raise UsageError(
-            f"{output} needs the range of each of {array.shape[-1]} dimensions, and this model has "
-            "none; use float32, float16, binary or ubinary, or calibrate it"
-        )
+    ranges = _check_ranges(ranges, array.shape[-1], output)
     steps = (ranges[1] - ranges[0]) / np.float32(255)
     steps = np.where(steps == 0, np.float32(1), steps)
     levels: NDArray[np.float32] = np.clip(np.floor((array - ranges[0]) / steps), 0, 255)
     return levels.astype(np.uint8) if output == "uint8" else (levels - 128).astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFacts:
+    """What a model's folder says of its vectors, for those who store them small."""
+
+    matryoshka: tuple[int, ...] = ()
+    """Narrower widths that it was trained at (arXiv 2205.13147)."""
+    ranges: "Mapping[int, NDArray[np.float32]]" = field(default_factory=dict)
+    """Width -> `(2, width)`, the least and largest value of each dimension; for int8 and uint8."""
+
+
+class VectorFormat:
+    """Turns vectors `(..., D)` as a model gives them into those that are stored."""
+
+    def __init__(self, width: int, facts: VectorFacts, dim: int | None, output: str) -> None:
+        """`dim` as in `truncate`, `output` one of `OUTPUTS`; both are checked here.
+
+        Raises:
+            UsageError: no such width or output, or no ranges for it.
+        """
+        check_dim(dim, width)
+        self.dim = width if dim is None else dim
+        self.output = output
+        self._ranges = facts.ranges.get(self.dim)
+        if output not in OUTPUTS:
+            raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+        if output in ("int8", "uint8"):
+            _check_ranges(self._ranges, self.dim, output)
+        if facts.matryoshka and self.dim not in (width, *facts.matryoshka):
+            trained = ", ".join(map(str, facts.matryoshka))
+            warnings.warn(
+                f"this model was not trained at width {self.dim}; it was at {trained}",
+                stacklevel=3,
+            )
+
+    def __call__(self, vectors: "ArrayLike") -> "NDArray[Any]":
+        return quantize(truncate(vectors, self.dim), self.output, self._ranges)
+
+    @property
+    def shape_and_dtype(self) -> tuple[int, str]:
+        """Numbers of a stored vector, and their NumPy format."""
+        bits = self.output in ("binary", "ubinary")
+        dtype = {"binary": "int8", "ubinary": "uint8"}.get(self.output, self.output)
+        return (-(-self.dim // 8) if bits else self.dim), dtype
+
+
+def ranges_at(
+    vectors: "NDArray[np.float32]", widths: Iterable[int]
+) -> "dict[int, NDArray[np.float32]]":
+    """`VectorFacts.ranges` of vectors `(N, D)` like those that will be stored.
+
+    Raises:
+        UsageError: the vectors are not so wide.
+    """
+    import numpy as np
+
+    cut = {width: truncate(vectors, width) for width in widths}
+    return {width: np.stack([rows.min(0), rows.max(0)]) for width, rows in cut.items()}
+
+
+def _check_ranges(
+    ranges: "NDArray[np.float32] | None", width: int, output: str
+) -> "NDArray[np.float32]":
+    if ranges is None or ranges.shape != (2, width):
+        raise UsageError(
+            f"{output} needs the range of each of {width} dimensions, and this model has none; "
+            "use float32, float16, binary or ubinary, or calibrate it (Embedder.calibrate)"
+        )
+    return ranges
 
 
 class Writer:
@@ -204,20 +272,20 @@ class JsonlWriter(Writer):
 
 
 class NpyWriter(Writer):
-    """`(N, D)` float32, and the names of the rows as a JSON list in `NAME.ids.json`."""
+    """`(N, D)` in the vectors' own format, and their names as a JSON list in `NAME.ids.json`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.with_suffix(".ids.json"), path)
         self._names, self._vectors = self._streams
         self._count = 0
-        self._width = 0
+        self._width, self._dtype = 0, "<f4"
 
     def _add(self, name: str, vector: "Vector") -> None:
         if not self._count:
-            self._width = len(vector)
+            self._width, self._dtype = len(vector), vector.dtype.newbyteorder("<").str
             self._vectors.write(self._header())
         self._names.write((("[\n" if not self._count else ",\n") + json.dumps(name)).encode())
-        self._vectors.write(vector.astype("<f4").tobytes())
+        self._vectors.write(vector.astype(self._dtype).tobytes())
         self._count += 1
 
     def _end(self) -> None:
@@ -228,12 +296,12 @@ class NpyWriter(Writer):
     def _header(self) -> bytes:
         """The head of the file for the present count: NumPy's format leaves it room to grow."""
         shape = (self._count, self._width)
-        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+        text = f"{{'descr': '{self._dtype}', 'fortran_order': False, 'shape': {shape}, }}"
         return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + f"{text:<117}\n".encode()
 
 
 class ParquetWriter(Writer):
-    """Columns `id` (text) and `vector` (a list of `D` float32)."""
+    """Columns `id` (text) and `vector` (a list of `D` numbers in the vectors' own format)."""
 
     def __init__(self, path: Path) -> None:
         self._arrow = import_pyarrow("writing Parquet", "mine")
@@ -249,7 +317,8 @@ class ParquetWriter(Writer):
     def _write_rows(self) -> None:
         arrow = self._arrow
         width = len(self._rows[0][1]) if self._rows else 0
-        vectors = arrow.list_(arrow.float32(), width)
+        dtype = str(self._rows[0][1].dtype) if self._rows else "float32"
+        vectors = arrow.list_(getattr(arrow, dtype)(), width)
         schema = arrow.schema([("id", arrow.string()), ("vector", vectors)])
         if self._writer is None:
             self._writer = arrow.parquet.ParquetWriter(self._streams[0], schema)
@@ -295,5 +364,5 @@ def open_writer(path: str | Path) -> Writer:
 
 def jsonl_line(name: str, vector: "Vector") -> str:
     """A vector `(D,)` as a line of JSON: nine digits give back every float32 exactly."""
-    values = ", ".join(f"{value:.9g}" for value in vector.tolist())
+    values = ", ".join(f"{value:.9g}" for value in vector.tolist())  # whole numbers stay whole
     return f'{{"id": {json.dumps(name)}, "vector": [{values}]}}\n'

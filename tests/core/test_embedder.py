@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from abc_embed import Embedder, Item, embedder, errors
+from abc_embed.errors import CheckpointError, UsageError
+from abc_embed.vectors import VectorFacts, quantize, truncate
 
 FEW = 6 * 28 * 28
 PARTS = (golden_parts.BASE, golden_parts.PRETRAIN, golden_parts.INSTRUCT)
@@ -360,7 +362,8 @@ def test_the_face_is_the_agreed_one() -> None:
     for name in ("embed", "stream"):
         parameters = inspect.signature(getattr(Embedder, name)).parameters
         assert list(parameters) == [
-            *("self", "items", "max_pixels", "batch_size", "dim", "progress", "on_error"),
+            *("self", "items", "max_pixels", "batch_size", "dim", "output", "devices"),
+            *("progress", "on_error"),
         ]
     for name, first in (("from_pretrained", ["name"]), ("from_adapters", None)):
         parameters = list(inspect.signature(getattr(Embedder, name)).parameters)
@@ -369,6 +372,8 @@ def test_the_face_is_the_agreed_one() -> None:
             "device",
             "dtype",
             "attn",
+            "weights",
+            "compile",
         ]
 
 
@@ -405,3 +410,29 @@ def test_the_names_of_sentence_transformers(model: Embedder) -> None:
     assert model.device.type == "cpu"
     with pytest.raises(errors.UsageError, match="needs the range"):
         model.encode(texts, precision="int8")
+
+
+def test_vectors_in_small_formats(model: Embedder, tmp_path: Path) -> None:
+    items: list[Item | str] = ["a dog", golden_parts.small("what is it?"), "a cat"]
+    full = model.embed(items)
+    with pytest.raises(UsageError, match="calibrate"):
+        model.embed(items, output="int8")
+    assert np.array_equal(model.embed(items, output="ubinary"), quantize(full, "ubinary"))
+    model.calibrate(items, dims=[8])
+    try:
+        ranges = np.stack([full.min(0), full.max(0)])
+        assert np.array_equal(model.embed(items, output="int8"), quantize(full, "int8", ranges))
+        cut = truncate(full, 8)
+        expected = quantize(cut, "uint8", np.stack([cut.min(0), cut.max(0)]))
+        streamed = np.stack(list(model.stream(items, dim=8, output="uint8")))
+        assert np.array_equal(streamed, expected)
+        assert np.array_equal(model.encode(items, precision="float16"), full.astype(np.float16))
+        model.save(tmp_path / "model")
+        again = Embedder.from_pretrained(tmp_path / "model", device="cpu")
+        assert np.array_equal(again.embed(items, output="int8"), model.embed(items, output="int8"))
+        facts = tmp_path / "model" / "vectors.json"
+        facts.write_text('{"matryoshka": [], "ranges": {"8": [1]}}')
+        with pytest.raises(CheckpointError, match=r"vectors\.json"):
+            Embedder.from_pretrained(tmp_path / "model", device="cpu")
+    finally:
+        model.model.vector_facts = VectorFacts()

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from abc_embed.errors import OutputError, UsageError
-from abc_embed.vectors import FORMATS, PARQUET_ROWS, Writer, open_writer, quantize, truncate
+from abc_embed.vectors import (
+    FORMATS,
+    PARQUET_ROWS,
+    VectorFacts,
+    VectorFormat,
+    Writer,
+    open_writer,
+    quantize,
+    ranges_at,
+    truncate,
+)
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -186,3 +196,30 @@ def test_a_format_is_one_class_and_its_ending(
     with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "y.tsv"):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["x.tsv"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("output", ["float16", "int8", "ubinary"])
+def test_files_hold_the_format_that_was_asked_for(tmp_path: Path, suffix: str, output: str) -> None:
+    rows = np.random.default_rng(7).standard_normal((5, 16)).astype(np.float32)
+    ranges = np.stack([rows.min(0), rows.max(0)])
+    facts = VectorFacts(matryoshka=(8,), ranges=ranges_at(rows, [16, 8]))
+    assert np.array_equal(facts.ranges[16], ranges)
+    stored = VectorFormat(16, facts, None, output)(rows)
+    path = tmp_path / f"x{suffix}"
+    with open_writer(path) as writer:
+        for number, vector in enumerate(stored):
+            writer.add(str(number), vector)
+        writer.finish()
+    assert np.array_equal(read(path)[1].astype(np.float32), stored.astype(np.float32))
+    if suffix == ".npy":
+        assert np.load(path).dtype == stored.dtype
+
+
+def test_a_format_that_cannot_be_is_refused_before_anything_is_computed() -> None:
+    with pytest.raises(UsageError, match=r"calibrate it \(Embedder.calibrate\)"):
+        VectorFormat(16, VectorFacts(), None, "int8")
+    with pytest.raises(UsageError, match="use one of"):
+        VectorFormat(16, VectorFacts(), None, "int4")
+    with pytest.warns(UserWarning, match="not trained at width 5; it was at 8"):
+        VectorFormat(16, VectorFacts(matryoshka=(8,)), 5, "float32")

@@ -369,10 +369,11 @@ class Server:
             vectors = truncate(vectors, asked.dimensions)
         except UsageError as error:
             raise RequestError(str(error), "dimensions") from None
+        ranges = self.embedder.model.vector_facts.ranges.get(vectors.shape[1])
         encoded: Encoded = {}
         for output in asked.outputs:
             try:
-                values = self._as_json(vectors, output)
+                values = self._as_json(vectors, output, ranges)
             except UsageError as error:
                 raise RequestError(str(error), output) from None
             encoded[output] = [None] * len(results)
@@ -380,12 +381,12 @@ class Server:
                 encoded[output][index] = value
         return encoded
 
-    def _as_json(self, vectors: Any, output: str) -> list[Any]:
+    def _as_json(self, vectors: Any, output: str, ranges: Any) -> list[Any]:
         if output == "float":
             return list(vectors.tolist())
         if output == "base64":
             return [as_base64(vector) for vector in vectors]
-        return list(quantize(vectors, output).tolist())
+        return list(quantize(vectors, output, ranges).tolist())
 
     # -- about the server ------------------------------------------------------------------------
 

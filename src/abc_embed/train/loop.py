@@ -54,6 +54,7 @@ from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 from abc_embed.train.validation import ValidationLog, ValidationSet, Validator
 from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
+from abc_embed.vectors import VectorFacts
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ def run_stage(
         run.optimizer.close()
         stage.finish()
         stage.model.provenance = checkpoints.provenance(state.step)
+        # Ranges of the weights that it began with say nothing of these.
+        stage.model.vector_facts = VectorFacts(matryoshka=config.train.matryoshka)
         with process_group.propagate_errors():
             if process_group.is_main:
                 checkpoint.save(stage.model, processor, out_dir / "model")
