@@ -129,6 +129,29 @@ def quantize(
     return levels.astype(np.uint8) if output == "uint8" else (levels - 128).astype(np.int8)
 
 
+def dequantize(
+    vectors: "NDArray[Any]", output: str, ranges: "NDArray[np.float32] | None" = None
+) -> "NDArray[np.float32]":
+    """What `quantize` made -> `(N, D)` float32 to compare by: the middle of each step, or signs.
+
+    Raises:
+        UsageError: no such output, or no ranges of that width.
+    """
+    import numpy as np
+
+    if output in ("float32", "float16"):
+        return vectors.astype(np.float32)
+    if output in ("binary", "ubinary"):
+        octets = vectors if output == "ubinary" else (vectors.astype(np.int16) + 128)
+        return np.unpackbits(octets.astype(np.uint8), axis=-1) * np.float32(2) - np.float32(1)
+    if output not in OUTPUTS:
+        raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+    ranges = _check_ranges(ranges, vectors.shape[-1], output)
+    levels = vectors.astype(np.float32) + np.float32(128.5 if output == "int8" else 0.5)
+    restored: NDArray[np.float32] = ranges[0] + (ranges[1] - ranges[0]) / 255 * levels
+    return restored
+
+
 @dataclass(frozen=True, slots=True)
 class VectorFacts:
     """What a model's folder says of its vectors, for those who store them small."""
@@ -151,11 +174,11 @@ class VectorFormat:
         check_dim(dim, width)
         self.dim = width if dim is None else dim
         self.output = output
-        self._ranges = facts.ranges.get(self.dim)
+        self.ranges = facts.ranges.get(self.dim)
         if output not in OUTPUTS:
             raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
         if output in ("int8", "uint8"):
-            _check_ranges(self._ranges, self.dim, output)
+            _check_ranges(self.ranges, self.dim, output)
         if facts.matryoshka and self.dim not in (width, *facts.matryoshka):
             trained = ", ".join(map(str, facts.matryoshka))
             warnings.warn(
@@ -164,11 +187,11 @@ class VectorFormat:
             )
 
     def __call__(self, vectors: "ArrayLike") -> "NDArray[Any]":
-        return quantize(truncate(vectors, self.dim), self.output, self._ranges)
+        return quantize(truncate(vectors, self.dim), self.output, self.ranges)
 
     @property
-    def shape_and_dtype(self) -> tuple[int, str]:
-        """Numbers of a stored vector, and their NumPy format."""
+    def stored(self) -> tuple[int, str]:
+        """How many numbers a stored vector has, and their NumPy format."""
         bits = self.output in ("binary", "ubinary")
         dtype = {"binary": "int8", "ubinary": "uint8"}.get(self.output, self.output)
         return (-(-self.dim // 8) if bits else self.dim), dtype

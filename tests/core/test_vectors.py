@@ -16,6 +16,7 @@ from abc_embed.vectors import (
     VectorFacts,
     VectorFormat,
     Writer,
+    dequantize,
     open_writer,
     quantize,
     ranges_at,
@@ -223,3 +224,15 @@ def test_a_format_that_cannot_be_is_refused_before_anything_is_computed() -> Non
         VectorFormat(16, VectorFacts(), None, "int4")
     with pytest.warns(UserWarning, match="not trained at width 5; it was at 8"):
         VectorFormat(16, VectorFacts(matryoshka=(8,)), 5, "float32")
+
+
+@pytest.mark.parametrize("output", ["int8", "uint8", "binary", "ubinary", "float16"])
+def test_what_is_read_back_lies_within_a_step(output: str) -> None:
+    rows = np.random.default_rng(8).standard_normal((9, 24)).astype(np.float32)
+    ranges = ranges_at(rows, [24])[24]
+    back = dequantize(quantize(rows, output, ranges), output, ranges)
+    if output in ("binary", "ubinary"):
+        assert np.array_equal(back, np.where(rows > 0, 1.0, -1.0))
+    else:
+        step = (ranges[1] - ranges[0]) / 255 if "int8" in output else np.full(24, 2e-3)
+        assert (np.abs(back - rows) <= 0.51 * step + 1e-6).all()

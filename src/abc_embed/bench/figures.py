@@ -59,6 +59,44 @@ def draw_bars(records: Sequence[Record], path: Path) -> None:
     figures.save_figure(figure, path, dpi=130)
 
 
+def draw_formats(records: Sequence[Record], path: Path) -> None:
+    """R@1 of image + instruction against the bytes of a stored vector, a line a number format.
+
+    One panel a benchmark; `records` are of `encoders.formatted.FormattedEncoder`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    names = list(dict.fromkeys(r["benchmark"] for r in records))
+    figure = figures.new_figure(4.2 * len(names) + 1, 4)
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axes, name in zip(panels, names, strict=True):
+        lines: dict[str, list[tuple[int, float, int]]] = {}
+        for record in (r for r in records if r["benchmark"] == name):
+            form = record["model"]["config"]["vectors"]
+            point = (form["bytes"], record["scores"]["joint"]["r1"], form["dim"])
+            lines.setdefault(form["output"], []).append(point)
+        for number, (output, points) in enumerate(lines.items()):
+            sizes, recalls, dims = zip(*sorted(points), strict=True)
+            (line,) = axes.plot(sizes, recalls, marker="o", markersize=4, label=output)
+            beside = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+            for size, recall, dim in zip(sizes, recalls, dims, strict=True):
+                height = 7 if number == 0 else -6 - 8 * number  # lines may lie on each other
+                axes.annotate(
+                    str(dim), (size, recall), (0, height), color=line.get_color(), **beside
+                )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_ylim(0, 1.05)
+        axes.grid(alpha=0.3)
+        axes.set_title(f"Tier {TITLES.get(name, name)}", loc="left", fontsize=10)
+        axes.set_xlabel("bytes of a vector; beside each point its width")
+    panels[0].set_ylabel("R@1, image + instruction")
+    panels[0].legend(loc="lower right", fontsize=8)
+    figures.save_figure(figure, path, dpi=130)
+
+
 def draw_examples(record: Record, benchmark: Benchmark, path: Path, count: int = 4) -> None:
     """`count` images, beside each its questions, and below each what came first for it.
 

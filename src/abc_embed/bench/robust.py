@@ -220,10 +220,9 @@ def _cut(
         for width in WIDTHS
         if width < query.shape[1]
     }
-    ranges = np.stack([candidates.min(0), candidates.max(0)])
-    steps = (ranges[1] - ranges[0]) / 255
+    ranges = vectors.ranges_at(candidates, [candidates.shape[1]])[candidates.shape[1]]
     compared["int8"] = tuple(
-        ranges[0] + steps * (vectors.quantize(v, "uint8", ranges) + np.float32(0.5)) for v in both
+        vectors.dequantize(vectors.quantize(v, "int8", ranges), "int8", ranges) for v in both
     )
     return {name: (q @ c.T).argmax(1) for name, (q, c) in compared.items()}
 

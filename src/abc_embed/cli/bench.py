@@ -17,12 +17,14 @@ from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
+    from abc_embed.bench.encoders.base import Encoder
 
 EXAMPLES = epilog("""
   abc-embed bench build --tier B --out ctrlbench-b
   abc-embed bench ctrlbench --model bundled --tier B --limit 20
   abc-embed bench ctrlbench --model runs/mine --data ctrlbench-b --limit 20 --out results
   abc-embed bench ctrlbench --model random --tier B --limit 20 --out results
+  abc-embed bench ctrlbench --tier B --limit 20 --dims 256,64 --outputs float32,binary
   abc-embed bench diff results/before.json results/after.json
   abc-embed bench report results --out report
 """)
@@ -76,6 +78,12 @@ def ctrlbench(
         bool, typer.Option("--again", help="Measure even if the record is there already.")
     ] = False,
     max_pixels: options.MaxPixelsList = None,
+    dims: Annotated[
+        str | None, typer.Option(help="Widths to cut vectors to, like 256,128,64.")
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(help="Number formats of vectors, like float32,int8,binary.")
+    ] = None,
     *,
     settings: options.EncoderSettings,
     as_json: options.AsJson = False,
@@ -87,6 +95,8 @@ def ctrlbench(
     answered from its record.
     """
     areas = options.parse_areas(max_pixels)
+    widths = [None] if dims is None else [_width(text) for text in dims.split(",")]
+    formats = ["float32"] if outputs is None else [name.strip() for name in outputs.split(",")]
     from abc_embed.bench.ctrlbench.measure import measure_once
     from abc_embed.bench.encoders.registry import CachedEncoder
     from abc_embed.storage.files import make_folder
@@ -98,9 +108,12 @@ def ctrlbench(
     records = []
     with ExitStack() as stack:
         cached = stack.enter_context(CachedEncoder(encoder, settings.cache))
-        for (benchmark, name), area in product(benchmarks, areas):
+        encoders: list[Encoder] = [cached]
+        if dims is not None or outputs is not None:
+            encoders = _formatted(encoder, cached, list(product(widths, formats)))
+        for (benchmark, name), area, measured in product(benchmarks, areas, encoders):
             record, path = measure_once(
-                cached,
+                measured,
                 benchmark,
                 name,
                 folder,
@@ -116,10 +129,51 @@ def ctrlbench(
                 else f"the record is {path}"
             )
             records.append(record)
-            if not as_json:
+            if not as_json and len(encoders) == 1:
                 _print_record(record)
     if as_json:
         print_json(records if len(records) > 1 else records[0])
+    if len(encoders) > 1:
+        _report_formats(records, None if out is None else folder / "formats.png", as_json)
+
+
+def _width(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--dims has {text!r}; give whole numbers like 256,128,64") from None
+
+
+def _formatted(
+    encoder: "Encoder", cached: "Encoder", choices: "list[tuple[int | None, str]]"
+) -> "list[Encoder]":
+    """The encoder at each width and in each number format; what is embedded is embedded once."""
+    from abc_embed.bench.encoders.formatted import FormattedEncoder
+    from abc_embed.bench.encoders.registry import NativeEncoder
+
+    facts = None
+    if isinstance(encoder, NativeEncoder):
+        facts = encoder.embedder.model.vector_facts
+    return [FormattedEncoder(cached, dim, output, facts) for dim, output in choices]
+
+
+def _report_formats(records: list[dict[str, Any]], figure: Path | None, as_json: bool) -> None:
+    from abc_embed.bench import figures
+    from abc_embed.bench.tables import score_cell
+
+    rows = []
+    for record in records:
+        form = record["model"]["config"]["vectors"]
+        recall = record["scores"]["joint"]
+        cell = score_cell({"value": recall["r1"], "interval": recall["r1_interval"]})
+        name = (record["benchmark"], str(form["dim"]), form["output"], str(form["bytes"]))
+        rows.append((*name, cell, score_cell(record["composition_gap"])))
+    if not as_json:
+        columns = ("", "width", "format", "bytes", "R@1, image + instruction", "composition gap")
+        print_table(columns, rows)
+    if figure is not None:
+        figures.draw_formats(records, figure)
+        print_message(f"drawn: {figure}")
 
 
 def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Benchmark, str]]":
