@@ -12,8 +12,8 @@ Shapes: `N` vectors, `D` width.
 """
 
 import json
+import logging
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Vector = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 PARQUET_ROWS = 1024
 """Vectors per row group."""
@@ -181,9 +183,8 @@ class VectorFormat:
             _check_ranges(self.ranges, self.dim, output)
         if facts.matryoshka and self.dim not in (width, *facts.matryoshka):
             trained = ", ".join(map(str, facts.matryoshka))
-            warnings.warn(
-                f"this model was not trained at width {self.dim}; it was at {trained}",
-                stacklevel=3,
+            logger.warning(
+                "this model was not trained at width %d; it was at %s", self.dim, trained
             )
 
     def __call__(self, vectors: "ArrayLike") -> "NDArray[Any]":

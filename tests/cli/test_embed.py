@@ -57,6 +57,18 @@ def test_texts_and_instruction_as_jsonl(
     np.testing.assert_allclose(vectors, embedder.embed([asked, "a dog", 'a "cat"']), **CLOSE)
 
 
+def test_small_vectors(cli: Cli, tiny: Path, here: Path) -> None:
+    texts = ("embed", "--text", "a", "--text", "b", "--model", tiny, "-o", "out.npy")
+    assert cli(*texts).code == 0
+    full = np.load(here / "out.npy")
+    assert cli(*texts, "--dim", 8, "--output", "ubinary").code == 0
+    stored = np.load(here / "out.npy")
+    assert (stored.dtype, stored.shape) == (np.uint8, (2, 1))
+    assert np.array_equal(stored, np.packbits(full[:, :8] > 0, axis=1))
+    refused = cli(*texts, "--output", "int8")
+    assert (refused.code, "calibrate" in refused.err) == (2, True)
+
+
 def test_parquet(cli: Cli, tiny: Path, embedder: Embedder, here: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert cli("embed", "photos", "-o", "o.parquet", "--model", tiny).code == 0

@@ -32,6 +32,7 @@ EXAMPLES = epilog("""
   abc-embed embed --text "a dog" --text "a cat" -o texts.jsonl
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
   abc-embed embed photos -o out.npy --processes 2
+  abc-embed embed photos -o out.npy --dim 64 --output int8
 
 A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, with what it has.
 """)
@@ -65,7 +66,7 @@ def embed(
         int, typer.Option(min=1, help="Processes that share the items; each loads the model.")
     ] = 1,
     *,
-    settings: options.BatchSettings,
+    settings: options.VectorSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Write one vector per image or text, in the order given.
@@ -131,7 +132,7 @@ class Report:
         print_skipped(lines, self.written + len(lines))
 
 
-def _stream(settings: options.BatchSettings, processes: int, total: int | None) -> "Stream":
+def _stream(settings: options.VectorSettings, processes: int, total: int | None) -> "Stream":
     """What embeds items: a model in this process, or one in each of several."""
     if processes == 1:
         return settings.load_stream(0)

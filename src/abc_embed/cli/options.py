@@ -255,6 +255,24 @@ class BatchSettings(ImageModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VectorSettings(BatchSettings):
+    """The same, and in what form vectors are stored."""
+
+    dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width to cut vectors to.", show_default="all of the model's"),
+    ] = None
+    output: Annotated[
+        str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary.")
+    ] = "float32"
+
+    def load_stream(self, number: int) -> "Stream":
+        """What embeds items in process `number`, in that form."""
+        stream = super().load_stream(number)
+        return partial(stream, dim=self.dim, output=self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     """How a benchmark computes its vectors."""
 
