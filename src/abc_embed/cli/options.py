@@ -249,9 +249,11 @@ class BatchSettings(ImageModelSettings):
 
         settings = replace(self, device=device_of_process(self.device, number))
         embedder, max_pixels = settings.load_with_pixels()
-        return partial(
-            embedder.stream, max_pixels=max_pixels, batch_size=self.batch_size, on_error="skip"
-        )
+        return partial(embedder.stream, max_pixels=max_pixels, **self.stream_options())
+
+    def stream_options(self) -> dict[str, Any]:
+        """What `Embedder.stream` is told besides the area of pictures."""
+        return {"batch_size": self.batch_size, "on_error": "skip"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +268,9 @@ class VectorSettings(BatchSettings):
         str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary.")
     ] = "float32"
 
-    def load_stream(self, number: int) -> "Stream":
-        """What embeds items in process `number`, in that form."""
-        stream = super().load_stream(number)
-        return partial(stream, dim=self.dim, output=self.output)
+    def stream_options(self) -> dict[str, Any]:
+        """What `Embedder.stream` is told besides the area of pictures."""
+        return super().stream_options() | {"dim": self.dim, "output": self.output}
 
 
 @dataclass(frozen=True, kw_only=True)
