@@ -151,7 +151,7 @@ def test_a_published_model_without_a_network(cli: Cli, here: Path) -> None:
     name = "TIGER-Lab/ABC-Qwen2VL-Instruct"
     done = cli("compare", "photo.jpg", "a dog", "--model", name)
     assert (done.code, done.out) == (1, "")
-    assert "cannot be reached to fetch it; connect this machine" in done.error
+    assert "cannot be reached to fetch it whole; connect this machine" in done.error
 
 
 UNWRITABLE = {

@@ -147,7 +147,7 @@ def test_the_examples_work_one_after_the_other(
     cli: Cli, tiny: Path, here: Path, drawn: None
 ) -> None:
     lines = [line.split() for line in bench.EXAMPLES.splitlines() if "abc-embed" in line]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         words = [str(tiny) if w in ("runs/mine", "bundled") else w for w in line[1:]]
         if words[1] == "diff":

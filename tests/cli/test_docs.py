@@ -33,7 +33,7 @@ from abc_embed.cli.doctor import extras
 from abc_embed.cli.parser import command_line
 
 WHOLE_WALK = bool(os.environ.get("ABC_EMBED_DOCS_WALK"))
-FEW = 12
+FEW = 24
 """Scenes that a page draws where only a part is walked."""
 MAKEFILE = (sources.ROOT / "Makefile").read_text()
 STEPS = {page.name: list(steps(page)) for page in PAGES}
@@ -82,12 +82,13 @@ def check_program(step: Step) -> None:
 
 def walk(cli: Cli, page: str) -> None:
     """Run the steps of a page."""
+    names: dict[str, object] = {"__name__": "__main__"}  # blocks of a page go on from each other
     with ExitStack() as stack:
         serves = False
         for step in STEPS[page]:
             runs = step.mark is None or (WHOLE_WALK and step.mark == "takes")
             if step.is_python:
-                run_python(step, only_compile=not runs or (serves and not WHOLE_WALK))
+                run_python(step, names, only_compile=not runs or (serves and not WHOLE_WALK))
             elif step.words[0] != "abc-embed":
                 check_program(step)
             elif runs:
@@ -99,11 +100,11 @@ def walk(cli: Cli, page: str) -> None:
                     stack.enter_context(started(step.words[1:]))
 
 
-def run_python(step: Step, *, only_compile: bool) -> None:
+def run_python(step: Step, names: dict[str, object], *, only_compile: bool) -> None:
     code = compile(step.text, str(step), "exec")
     if not only_compile:
         with mock.patch.dict(RANK_METRICS):  # which one block adds to
-            exec(code, {"__name__": "__main__"})
+            exec(code, names)
 
 
 def run_command(cli: Cli, step: Step) -> None:

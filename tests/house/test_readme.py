@@ -1,11 +1,9 @@
-"""README.md is true: its blocks run and print what it says, its commands, files and links exist."""
+"""README.md is true: its blocks run and print what it says, its files and links exist.
 
-import os
+Its commands are walked with those of docs/, in tests/cli/test_docs.py.
+"""
+
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +11,10 @@ import readme
 import sources
 
 TEXT = readme.README.read_text(encoding="utf-8")
-MAKEFILE = (sources.ROOT / "Makefile").read_text()
-LINES = [
-    line
-    for block in readme.blocks(TEXT)
-    if block.language in ("sh", "bash", "console")
-    for line in block.body.splitlines()
-    if line.strip() and not line.startswith("#")
-]
-COMMANDS = [line for line in LINES if line.startswith("abc-embed ")]
-EXAMPLE_IMAGES = sources.PACKAGE / "bundled" / "images"
 
 
 def test_there_is_something_to_run() -> None:
     assert len(list(readme.examples(TEXT))) >= 1
-    assert len(COMMANDS) >= 4
 
 
 @pytest.mark.parametrize("code", [code.body for code, _ in readme.examples(TEXT)])
@@ -36,46 +23,6 @@ def test_python_blocks_run_and_print_what_is_shown(code: str, bundled_folder: Pa
     printed = readme.run_python(code)
     if shown is not None:
         assert readme.same_output(printed, shown.body), f"scripts/readme.py writes it:\n{printed}"
-
-
-@pytest.fixture
-def folder_with_photos(tmp_path: Path) -> Path:
-    """A folder such as the README's reader has: one photo, and a folder of several."""
-    pictures = sorted(EXAMPLE_IMAGES.glob("*.png"))
-    assert pictures, "no example images in the package"
-    shutil.copytree(EXAMPLE_IMAGES, tmp_path / "photos")
-    from PIL import Image
-
-    with Image.open(pictures[0]) as picture:
-        picture.convert("RGB").save(tmp_path / "photo.jpg", quality=95)
-    return tmp_path
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands_run(line: str, bundled_folder: Path, folder_with_photos: Path) -> None:
-    start = [sys.executable, "-c", "from abc_embed.cli import main; main()"]
-    paths = [str(sources.PACKAGE.parent), os.environ["PYTHONPATH"]]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [*start, *shlex.split(line)[1:]],
-        cwd=folder_with_photos,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("line", [line for line in LINES if line not in COMMANDS])
-def test_other_lines_are_make_with_targets_and_variables_that_exist(line: str) -> None:
-    program, *words = shlex.split(line)
-    assert program == "make", f"no test knows how to check: {line}"
-    for word in words:
-        name, is_variable, _ = word.partition("=")
-        form = rf"^{name} \?=" if is_variable else rf"^{name}:"
-        assert re.search(form, MAKEFILE, re.MULTILINE), f"the Makefile has no {word}"
 
 
 def test_links_and_pictures_exist() -> None:

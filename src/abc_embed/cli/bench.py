@@ -3,7 +3,6 @@
 The sets of others are in bench_sets.py, and CtrlBench from one's own images in bench_replica.py.
 """
 
-from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +96,7 @@ def ctrlbench(
     areas = options.parse_areas(max_pixels)
     widths = [None] if dims is None else [_width(text) for text in dims.split(",")]
     formats = ["float32"] if outputs is None else [name.strip() for name in outputs.split(",")]
-    from abc_embed.bench.ctrlbench.measure import measure_once
+    choices = [] if dims is outputs is None else list(product(widths, formats))
     from abc_embed.bench.encoders.registry import CachedEncoder
     from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
@@ -105,36 +104,38 @@ def ctrlbench(
     folder = make_folder(default_folder() / "results" if out is None else out)
     benchmarks = _benchmarks(tier, data)
     encoder = settings.load_encoder(model)
-    records = []
-    with ExitStack() as stack:
-        cached = stack.enter_context(CachedEncoder(encoder, settings.cache))
-        encoders: list[Encoder] = [cached]
-        if dims is not None or outputs is not None:
-            encoders = _formatted(encoder, cached, list(product(widths, formats)))
+    with CachedEncoder(encoder, settings.cache) as cached:
+        encoders = _formatted(encoder, cached, choices) if choices else [cached]
+        how = {"limit": limit, "again": again, "progress": not as_json}
+        records = []
         for (benchmark, name), area, measured in product(benchmarks, areas, encoders):
-            record, path = measure_once(
-                measured,
-                benchmark,
-                name,
-                folder,
-                max_pixels=area,
-                limit=limit,
-                again=again,
-                progress=not as_json,
-            )
-            date = record["time"][:10]
-            print_message(
-                f"measured on {date}, answered from the record; --again measures anew"
-                if path is None
-                else f"the record is {path}"
-            )
+            record = _measure(measured, benchmark, name, folder, {"max_pixels": area} | how)
             records.append(record)
-            if not as_json and len(encoders) == 1:
+            if not (as_json or choices):
                 _print_record(record)
     if as_json:
         print_json(records if len(records) > 1 else records[0])
-    if len(encoders) > 1:
+    if choices:
         _report_formats(records, None if out is None else folder / "formats.png", as_json)
+
+
+def _measure(
+    encoder: "Encoder",
+    benchmark: "Benchmark",
+    tier: str,
+    folder: Path,
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    from abc_embed.bench.ctrlbench.measure import measure_once
+
+    record, path = measure_once(encoder, benchmark, tier, folder, **how)
+    date = record["time"][:10]
+    print_message(
+        f"measured on {date}, answered from the record; --again measures anew"
+        if path is None
+        else f"the record is {path}"
+    )
+    return record
 
 
 def _width(text: str) -> int:

@@ -32,7 +32,7 @@ EXAMPLES = epilog("""
   abc-embed embed --text "a dog" --text "a cat" -o texts.jsonl
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
   abc-embed embed photos -o out.npy --processes 2
-  abc-embed embed photos -o out.npy --dim 64 --output int8
+  abc-embed embed photos -o out.npy --dim 64 --output ubinary
 
 A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, with what it has.
 """)

@@ -134,7 +134,6 @@ def run_stage(
         run.optimizer.close()
         stage.finish()
         stage.model.provenance = checkpoints.provenance(state.step)
-        # Ranges of the weights that it began with say nothing of these.
         stage.model.vector_facts = VectorFacts(matryoshka=config.train.matryoshka)
         with process_group.propagate_errors():
             if process_group.is_main:
