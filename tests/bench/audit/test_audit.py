@@ -341,7 +341,7 @@ def test_a_wrong_line_is_named(folder: Path, line: str, what: str) -> None:
 
 def test_records_in_another_form_ask_the_same(folder: Path) -> None:
     instruction = Instruction(instruction="left?", answer="a dog", kind="place")
-    record = Record(id="a", image="red.png", width=1, height=1, instructions=(instruction,) * 2)
+    record = Record(id="a", image="red.png", width=8, height=8, instructions=(instruction,) * 2)
     write_records(folder / "records.jsonl", [record])
     convert(open_dataset(folder), folder / "to", "parquet")
     asked, again = (read_audit_set(folder / name) for name in ("records.jsonl", "to"))

@@ -190,7 +190,7 @@ def test_a_reply_of_another_form_is_asked_for_once_more(photos: Path, text: str)
 
 def test_refusals_faults_and_broken_images(photos: Path) -> None:
     (photos / "0.png").write_bytes(b"no picture")
-    kinds = {1: Fault("refuse"), 2: Fault("status", 400)}
+    kinds = {1: Fault("refuse"), 2: Fault("status", 413)}
     with VlmServer(good, when=lambda r, _: kinds.get(number_of(r))) as server:
         with pytest.raises(DataError, match=r"no image has 2 pairs.*refused"):
             kinds[3] = Fault("cut_off")
