@@ -124,37 +124,40 @@ def test_gradients_of_the_head_are_those_of_finite_differences(
     options: dict[str, list[int]],
 ) -> None:
     torch.manual_seed(0)
-    head = Head(16, hidden=8).double()
+    head = Head(16, hidden=8)
+    bias, second, second_bias = (
+        parameter.detach().double()
+        for parameter in (head.linear1.bias, head.linear2.weight, head.linear2.bias)
+    )
     pooled = torch.randn(5, 16, dtype=torch.float64)
     candidates, positives = unit_rows(7).double(), torch.tensor([6, 0, 1, 2, 2])
 
     def loss_at(weight: torch.Tensor) -> torch.Tensor:
         # In float64 by hand, since the head and the loss compute in float32.
-        hidden = torch.selu(pooled @ weight.T + head.linear1.bias)
-        query = normalize(pooled + hidden @ head.linear2.weight.T + head.linear2.bias, dim=-1)
+        hidden = torch.selu(pooled @ weight.T + bias)
+        query = normalize(pooled + hidden @ second.T + second_bias, dim=-1)
         losses = []
         for width in (16, *options.get("matryoshka", [])):
             scores = normalize(query[:, :width]) @ normalize(candidates[:, :width]).T / 0.1
             losses.append(torch.nn.functional.cross_entropy(scores, positives))
         return torch.stack(losses).mean()
 
-    weight = head.linear1.weight.detach().clone()
+    weight = head.linear1.weight.detach().double()
     numeric = torch.zeros_like(weight)
     for index in np.ndindex(*weight.shape):
         step = torch.zeros_like(weight)
         step[index] = 1e-6
         numeric[index] = (loss_at(weight + step) - loss_at(weight - step)) / 2e-6
-    single = head.float()
     loss, _ = contrastive_loss(
-        l2_normalize(single(pooled.float())),
+        l2_normalize(head(pooled.float())),
         candidates.float(),
         positives,
         0.1,
         **options,  # type: ignore[arg-type]
     )
     loss.backward()  # type: ignore[no-untyped-call]
-    assert single.linear1.weight.grad is not None
-    assert (single.linear1.weight.grad - numeric).abs().max() <= 1e-5 * numeric.abs().max() + 1e-6
+    assert head.linear1.weight.grad is not None
+    assert (head.linear1.weight.grad - numeric).abs().max() <= 1e-5 * numeric.abs().max() + 1e-6
 
 
 @pytest.mark.parametrize("output", ["int8", "binary"])
