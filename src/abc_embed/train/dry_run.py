@@ -261,7 +261,7 @@ def _run_shape(
         frozen_bytes=(frozen - head) * number_bytes + head * 4,
         trained=trained,
         vision_trains=config.stage == "pretrain",
-        patch_values=3 * image.temporal_patch_size * image.patch_size**2,
+        patch_values=3 * image.patch_size**2,  # of a still picture one frame
         rank=config.adapter.rank,
         dropout=config.adapter.dropout > 0,
         number_bytes=number_bytes,
@@ -378,8 +378,8 @@ def _pass(shape: RunShape, chunk: ChunkShape) -> tuple[int, int, int]:
     pixels = patches * shape.patch_values
     language_working = tokens * _working(shape, language)
     vision_working = patches * _working(shape, vision)
-    # As they came, in the vision encoder's order, and in b.
-    opening = pixels * _FLOAT32 + max(pixels * (_FLOAT32 + b), vision_working)
+    # As they came, a byte each; cut and normalised, and in b.
+    opening = pixels + max(pixels * (_FLOAT32 + b), pixels * b + vision_working)
     if not chunk.gradient:
         return 0, language_working, opening
     layer = tokens * _language_layer(shape)
@@ -424,10 +424,10 @@ def _vision_layer(shape: RunShape) -> int:
 
 def _working(shape: RunShape, encoder: EncoderShape) -> int:
     """Bytes per token that come and go while one layer computes, at its widest place: attention,
-    whose rotation is in float32, or the end of the MLP, where LoRA holds its input in float32, and
-    with dropout what is left of it too."""
+    whose rotation is in float32, or the end of the MLP, where LoRA holds its input, and with
+    dropout what is left of it too."""
     b = shape.number_bytes
     attention = 5 * b * encoder.heads + 6 * _FLOAT32 * encoder.heads
-    dropped = _FLOAT32 if shape.dropout and b < _FLOAT32 else 0
-    mlp = (3 * b + _FLOAT32 + dropped) * encoder.inner
+    dropped = b if shape.dropout and b < _FLOAT32 else 0
+    mlp = (4 * b + dropped) * encoder.inner
     return max(attention, mlp) + 2 * b * encoder.width
