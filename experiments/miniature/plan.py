@@ -5,7 +5,7 @@ in one thing. Every run has a key by which its result is found again.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from abc_embed.storage.hashing import sha256_json
@@ -183,8 +183,10 @@ def _non_defaults(settings: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if is_dataclass(value):
+        made = field.default_factory
+        default = field.default if made is MISSING else made()
+        if is_dataclass(value) and field.name != "validation":  # newer than the first keys
             values[field.name] = _non_defaults(value)
-        elif value != field.default:
+        elif value != default:
             values[field.name] = value
     return values
