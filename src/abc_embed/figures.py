@@ -112,6 +112,32 @@ def legend_below(figure: "Figure", *, columns: int, fontsize: int) -> None:
     )
 
 
+def draw_shares(
+    rows: Mapping[str, Mapping[str, Any]],
+    labels: Mapping[str, str],
+    colours: Mapping[str, str],
+    title: str,
+    path: Path,
+    *,
+    row_height: float,
+) -> None:
+    """One group of bars a row, its shares by `labels` (field -> words), `row_height` inches each.
+
+    Raises:
+        OutputError: the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = new_figure(8, row_height * len(rows) + 1)
+    axes = figure.add_subplot()
+    score_axes(axes, list(rows))
+    for number, shares in enumerate(rows.values()):
+        named = {label: shares[name] for name, label in labels.items()}
+        score_bars(axes, number, named, colours, fontsize=7)
+    axes.set_title(title)
+    legend_below(figure, columns=2, fontsize=8)
+    save_figure(figure, path, dpi=130)
+
+
 # -- texts, drawn by Pillow ------------------------------------------------------------------------
 
 

@@ -18,17 +18,7 @@ from torch import Tensor, nn
 
 from abc_embed.bench.metrics import share
 from abc_embed.explain import Evidence, Method, TokenProbe
-from abc_embed.figures import (
-    BLUE,
-    GREY,
-    ORANGE,
-    RED,
-    legend_below,
-    new_figure,
-    save_figure,
-    score_axes,
-    score_bars,
-)
+from abc_embed.figures import BLUE, GREY, ORANGE, RED, draw_shares
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, questions
@@ -126,16 +116,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         OutputError: the file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    scores = record["scores"]
-    figure = new_figure(8, 0.9 * len(scores) + 1)
-    axes = figure.add_subplot()
-    score_axes(axes, list(scores))
-    for row, shares in enumerate(scores.values()):
-        named = {label: shares[name] for name, label in LABELS.items()}
-        score_bars(axes, row, named, COLOURS, fontsize=7)
-    axes.set_title("Where the peak of the evidence lies, on scenes whose boxes are known")
-    legend_below(figure, columns=2, fontsize=8)
-    save_figure(figure, path, dpi=130)
+    title = "Where the peak of the evidence lies, on scenes whose boxes are known"
+    draw_shares(record["scores"], LABELS, COLOURS, title, path, row_height=0.9)
 
 
 Explainer = Callable[[Item, str, int], Evidence]

@@ -21,15 +21,8 @@ from PIL import Image, ImageEnhance
 
 from abc_embed import vectors
 from abc_embed.bench.metrics import auc, share
-from abc_embed.figures import (
-    BLUE,
-    GREY,
-    legend_below,
-    new_figure,
-    save_figure,
-    score_axes,
-    score_bars,
-)
+from abc_embed.bench.tables import score_cell
+from abc_embed.figures import BLUE, GREY, draw_shares
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, all_answers, questions, unanswerable
@@ -234,23 +227,12 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         OutputError: the file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    scores = record["scores"]
-    figure = new_figure(8, 0.42 * len(scores) + 1)
-    axes = figure.add_subplot()
-    score_axes(axes, list(scores))
-    for row, shares in enumerate(scores.values()):
-        named = {label: shares[name] for name, label in LABELS.items()}
-        score_bars(axes, row, named, COLOURS, fontsize=7)
-    axes.set_title("What changes, and how many answers stay right")
-    legend_below(figure, columns=2, fontsize=8)
-    save_figure(figure, path, dpi=130)
+    title = "What changes, and how many answers stay right"
+    draw_shares(record["scores"], LABELS, COLOURS, title, path, row_height=0.42)
 
 
 def rows(record: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
     """(condition, R@1, first choice kept) for a table."""
-    return [(name, *(_cell(row[key]) for key in LABELS)) for name, row in record["scores"].items()]
-
-
-def _cell(value: Mapping[str, Any]) -> str:
-    low, high = value["interval"]
-    return f"{value['value']:.3f} ({low:.3f}–{high:.3f})"
+    return [
+        (name, *(score_cell(row[key]) for key in LABELS)) for name, row in record["scores"].items()
+    ]
