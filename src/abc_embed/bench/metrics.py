@@ -162,6 +162,36 @@ def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
     return float((lower + not_higher).mean() / 2 / len(below))
 
 
+def auc_share(
+    positives: ArrayLike,
+    negatives: ArrayLike,
+    clusters: tuple[ArrayLike, ArrayLike],
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """`auc` of scores `(Q,)` above others `(N,)`, with its interval, as `share` gives one.
+
+    `clusters` say to which image each of the two belongs; whole images are drawn anew, with what
+    both have of them.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    above, below = np.asarray(positives)[:, None], np.asarray(negatives)[None]
+    if not above.size or not below.size:
+        raise ValueError("an AUC needs scores of both kinds")
+    wins = (above > below) + 0.5 * (above == below)
+    names, member = np.unique(np.concatenate([*clusters]), return_inverse=True)
+    rows, columns = member[: len(above)], member[len(above) :]
+    by_image = np.zeros((len(names), len(names)))
+    np.add.at(by_image, (rows[:, None], columns[None]), wins)
+    counts = np.stack([np.bincount(of, minlength=len(names)) for of in (rows, columns)])
+    equal = np.full(len(names), 1.0 / len(names))
+    drawn = np.random.default_rng(0).multinomial(len(names), equal, size=draws)
+    pairs = (drawn @ counts.T).prod(axis=1)
+    sums = ((drawn @ by_image) * drawn).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
+    return {"value": float(wins.mean()), "interval": interval(sums), "of": below.size}
+
+
 def _some(values: Ints) -> Ints:
     if not len(values):
         raise ValueError("no ranks: nothing was asked")

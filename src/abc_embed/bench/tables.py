@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from abc_embed.bench.ctrlbench.scene_benchmark import NOVEL
 from abc_embed.bench.metrics import RANK_METRICS
 
 Record = Mapping[str, Any]
@@ -29,9 +30,12 @@ JOINT_FIGURES = {
     "group_accuracy": "all of an image right",
     "flip_rate": "first choice changes with the instruction",
     "mirror_accuracy": "mirrored pairs, both right",
+    "answerable_auc": "answerable above unanswerable (AUC)",
 }
 """What is reported of image + instruction alone, in words."""
+GROUPS = {NOVEL: "pairs never seen together"}
 BRIEF = ("joint", "image", "text", "late", "random")
+JOINT_BRIEF = ("mirror_accuracy", NOVEL, "answerable_auc")
 TITLES = {
     "ctrlbench-B": "B, binding",
     "ctrlbench-G": "G, grid",
@@ -64,7 +68,11 @@ def summary(record: Record) -> list[tuple[str, str, str]]:
         rows.append((FURTHER_TITLES, _further_scores(joint), ""))
     for key, title in JOINT_FIGURES.items():
         if record["joint"]:
-            rows.append((title, score_cell(record["joint"][key]), _verdict(checks.get(key))))
+            figure = record["joint"].get(key)  # an older record may lack it
+            rows.append((title, score_cell(figure), _verdict(checks.get(key))))
+    for name, figure in record["by_group"].items():
+        if name:
+            rows.append((f"R@1, {name}", score_cell(figure), _verdict(checks.get(name))))
     bounds = record["bounds"]
     rows.append(("bound of the image alone", f"{bounds['image']:.3f}", ""))
     rows.append(("bound of the instruction alone", f"{bounds['text']:.3f}", ""))
@@ -140,12 +148,13 @@ def _gap_table(records: Sequence[Record]) -> list[str]:
         "R@1 with 95 % intervals by image. Composition gap: image + instruction over the best of "
         "image alone, instruction alone, and both vectors added.",
         "",
-        *markdown_head([*head, JOINT_FIGURES["mirror_accuracy"]]),
+        *markdown_head([*head, *((GROUPS | JOINT_FIGURES)[key] for key in JOINT_BRIEF)]),
     ]
     for record in records:
         cells = [_title(record), record["model"]["name"], score_cell(record["composition_gap"])]
         cells += [score_cell(first_recall(record["scores"].get(name))) for name in BRIEF]
-        cells.append(score_cell((record["joint"] or {}).get("mirror_accuracy")))
+        joint = record["by_group"] | (record["joint"] or {})
+        cells += [score_cell(joint.get(key)) for key in JOINT_BRIEF]
         lines.append(markdown_row(cells))
     return lines
 
@@ -180,7 +189,7 @@ def _small_print(record: Record) -> str:
     if aspects:
         parts.append(f"By aspect: {', '.join(aspects)}.")
     if checks:
-        titles = CONDITIONS | JOINT_FIGURES
+        titles = CONDITIONS | JOINT_FIGURES | GROUPS
         targets = "; ".join(f"{titles[check['name']]} {_verdict(check)}" for check in checks)
         missed = "; ".join(titles[check["name"]] for check in checks if not check["reached"])
         parts.append(f"Targets: {targets}. Missed: {missed or 'none'}.")

@@ -94,7 +94,7 @@ def ctrlbench(
     answered from its record.
     """
     areas = options.parse_areas(max_pixels)
-    widths = [None] if dims is None else [_width(text) for text in dims.split(",")]
+    widths: list[int | None] = [*options.parse_widths("--dims", dims)] or [None]
     formats = ["float32"] if outputs is None else [name.strip() for name in outputs.split(",")]
     choices = [] if dims is outputs is None else list(product(widths, formats))
     from abc_embed.bench.encoders.registry import CachedEncoder
@@ -126,8 +126,10 @@ def _measure(
     folder: Path,
     how: dict[str, Any],
 ) -> dict[str, Any]:
+    from abc_embed.bench.ctrlbench import tiers
     from abc_embed.bench.ctrlbench.measure import measure_once
 
+    how = how | {"unanswerable": tiers.unanswerable(benchmark, tier)}
     record, path = measure_once(encoder, benchmark, tier, folder, **how)
     date = record["time"][:10]
     print_message(
@@ -136,13 +138,6 @@ def _measure(
         else f"the record is {path}"
     )
     return record
-
-
-def _width(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--dims has {text!r}; give whole numbers like 256,128,64") from None
 
 
 def _formatted(

@@ -325,6 +325,18 @@ def parse_areas(text: str | None) -> list[int | None]:
     return [area_in_pixels(part) for part in parts]
 
 
+def parse_widths(name: str, text: str | None) -> list[int]:
+    """`"256,128"` -> widths of vectors; None: none.
+
+    Raises:
+        UsageError: a part is no whole number; names the option.
+    """
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} is {text!r}; give whole numbers like 256,128,64") from None
+
+
 def area_in_pixels(text: str) -> int:
     """`"256 tokens"` or `"200704"` -> pixels, a token being 28 x 28 for all models."""
     number, counts_tokens = parse_area(text)

@@ -13,7 +13,7 @@ import pytest
 from abc_embed.bench.ctrlbench import measure as ctrlbench
 from abc_embed.bench.ctrlbench.measure import CONDITIONS, GENERIC, item_keys, measure
 from abc_embed.bench.ctrlbench.queries import select_queries
-from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark
+from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, unanswerable_queries
 from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark
 from abc_embed.bench.ctrlbench.unseen_scenes import split_mirrors
 from abc_embed.bench.records import unpack
@@ -53,6 +53,21 @@ def test_who_understands_everything_is_right_everywhere(run: Measure, tier: str)
     for split in ("by_aspect", "by_group"):
         assert {part["value"] for part in found[split].values()} == {1.0}
         assert sum(part["of"] for part in found[split].values()) == found["sizes"]["queries"]
+
+
+def test_what_cannot_be_answered_scores_lower(
+    run: Measure, specs: dict[str, SceneBenchmark]
+) -> None:
+    """Who understands answers with a caption, and shows the picture where there is no answer."""
+    questions = unanswerable_queries(specs["S"])
+    found = run("Oracle", "S", unanswerable=questions)
+    figure = found["joint"]["answerable_auc"]
+    assert (figure["value"], figure["of"]) == (1.0, found["sizes"]["images"])
+    assert [c["reached"] for c in found["checks"] if c["name"] == "answerable_auc"] == [True]
+    blind = run("Blind", "S", unanswerable=questions)["joint"]["answerable_auc"]
+    low, high = blind["interval"]
+    assert low <= blind["value"] <= high and abs(blind["value"] - 0.5) < 0.1
+    assert "answerable_auc" not in run("Oracle", "S")["joint"]
 
 
 @pytest.mark.parametrize("tier", ["G", "B", "S"])

@@ -64,6 +64,7 @@ def measure(
     limit: int | None = None,
     draws: int = DRAWS,
     conditions: Sequence[str] = CONDITIONS,
+    unanswerable: Sequence[tuple[str, str]] = (),
     progress: bool = False,
 ) -> dict[str, Any]:
     """Everything that is reported of a model on a tier, as JSON values.
@@ -77,21 +78,25 @@ def measure(
         limit: only the first so many pictures; the candidates stay all.
         draws: bootstrap resamples for the 95 % intervals.
         conditions: of `CONDITIONS`; fewer cost less.
+        unanswerable: (image_id, instruction) of questions that have no answer, to see whether
+            their best score is lower than that of the others (`tiers.unanswerable`).
 
     Raises:
         DataError: the folder breaks a promise of its tier, or has no such tier.
         UsageError: the model takes no texts.
         NotFiniteError: the model gave a vector that is not finite.
     """
-    settings = {"max_pixels": max_pixels, "limit": limit, "draws": draws}
+    settings = _settings(max_pixels, limit, draws, unanswerable)
     bounds = validate(benchmark, tier)
     queries = select_queries(benchmark, tier, limit)
     supported = supported_conditions(encoder, conditions)
     began = time.perf_counter()
     keys = {name: item_keys(queries, name) for name in supported if name != "random"}
     captions = encoder.embed([c.text for c in benchmark.corpus], max_pixels=max_pixels)
+    asked = {query.image_id for query in queries.scored}
+    nothing = [key for key in unanswerable if key[0] in asked and "joint" in keys]
     all_keys = (key for parts in keys.values() for part in parts for key in part)
-    wanted = [key for key in dict.fromkeys(all_keys) if key is not None]
+    wanted = [key for key in dict.fromkeys((*all_keys, *nothing)) if key is not None]
     files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
     items = [
         Item(text=words) if image is None else Item(image=files[image], instruction=words)
@@ -106,7 +111,12 @@ def measure(
         for name, parts in keys.items()
     }
     scores = compute_scores(
-        queries, query_vectors, captions, random="random" in supported, draws=draws
+        queries,
+        query_vectors,
+        captions,
+        unanswerable={key[0]: vectors[key] for key in nothing},
+        random="random" in supported,
+        draws=draws,
     )
     joint_items = {key for part in keys.get("joint", ()) for key in part}
     return {
@@ -114,7 +124,7 @@ def measure(
         "sizes": {
             "queries": len(queries.scored),
             "queries_left_out": queries.left_out,
-            "images": len({query.image_id for query in queries.scored}),
+            "images": len(asked),
             "candidates": len(benchmark.corpus),
             "mirrored_pairs": len(queries.mirrored_pairs()),
         },
@@ -139,6 +149,7 @@ def measure_once(
     max_pixels: int | None = None,
     limit: int | None = None,
     draws: int = DRAWS,
+    unanswerable: Sequence[tuple[str, str]] = (),
     again: bool = False,
     progress: bool = False,
 ) -> tuple[dict[str, Any], Path | None]:
@@ -150,7 +161,7 @@ def measure_once(
         DataError: a file of the folder is no record, or as `measure`.
         OutputError: the record cannot be written.
     """
-    settings = {"max_pixels": max_pixels, "limit": limit, "draws": draws}
+    settings = _settings(max_pixels, limit, draws, unanswerable)
     if not again:
         identity = _identity(encoder, benchmark, tier, CONDITIONS, **settings)
         identity["missing"] = list(benchmark.missing)
@@ -165,6 +176,7 @@ def measure_once(
         max_pixels=max_pixels,
         limit=limit,
         draws=draws,
+        unanswerable=unanswerable,
         progress=progress,
     )
     record = records.make_record(encoder, findings)
@@ -184,6 +196,17 @@ def supported_conditions(
             f"{encoder.name} takes no texts, and the candidates are texts; choose a model that does"
         )
     return tuple(name for name in conditions if REQUIRED_KINDS[name] <= encoder.supported_kinds)
+
+
+def _settings(
+    max_pixels: int | None,
+    limit: int | None,
+    draws: int,
+    unanswerable: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """What a record's numbers depend on besides model and folder; older ones asked nothing more."""
+    settings: dict[str, Any] = {"max_pixels": max_pixels, "limit": limit, "draws": draws}
+    return settings | ({"unanswerable": len(unanswerable)} if unanswerable else {})
 
 
 def _identity(

@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, write_benchmark
 from abc_embed.errors import UsageError
 from abc_embed.scenes.dataset import MIN_SIDE
 from abc_embed.scenes.layout import Scene
+from abc_embed.scenes.questions import unanswerable
 from abc_embed.scenes.render import render
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.storage.hashing import sha256
@@ -123,6 +126,17 @@ def write_scene_benchmark(
             "license": "MIT",
         },
     )
+
+
+def unanswerable_queries(spec: SceneBenchmark) -> list[tuple[str, str]]:
+    """(image_id, instruction) of one question an image about something that it does not show.
+
+    They are no rows of the folder, so that its hash stays; the seed draws them.
+    """
+    return [
+        (_image_id(n), unanswerable(image.scene, np.random.default_rng((spec.seed, n))).instruction)
+        for n, image in enumerate(spec.images)
+    ]
 
 
 def _draw(scene: Scene, side: int, path: Path) -> str:

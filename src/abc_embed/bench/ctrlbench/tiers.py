@@ -6,10 +6,15 @@ version's hash says is refused. A change of any row or pixel is a new version.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from abc_embed.bench.ctrlbench import binding, grid, unseen_scenes
-from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, write_scene_benchmark
+from abc_embed.bench.ctrlbench.scene_benchmark import (
+    SceneBenchmark,
+    unanswerable_queries,
+    write_scene_benchmark,
+)
 from abc_embed.bench.ctrlbench.schema import CARD_FILE, Benchmark, read_benchmark
 from abc_embed.bench.ctrlbench.validate import validate
 from abc_embed.errors import DataError, UsageError
@@ -68,6 +73,17 @@ def load(name: str, on_progress: Progress | None = None) -> Benchmark:
         raise DataError(f"{folder} has lost {benchmark.missing[0]}; delete the folder")
     _check_hash(benchmark, name)
     return benchmark
+
+
+def unanswerable(benchmark: Benchmark, name: str) -> list[tuple[str, str]]:
+    """(image_id, instruction) that no image of a frozen tier answers; none for other folders."""
+    is_frozen = name in TIERS and benchmark.content_hash() == TIERS[name].content_hash
+    return _unanswerable(name) if is_frozen else []
+
+
+@cache
+def _unanswerable(name: str) -> list[tuple[str, str]]:
+    return unanswerable_queries(TIERS[name].generate())
 
 
 def _tier(name: str) -> Tier:
