@@ -44,7 +44,7 @@ from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
 from abc_embed.storage.folders import atomic_folder, content_of, recover_folder
-from abc_embed.storage.json_files import read_json, write_json
+from abc_embed.storage.json_files import atomic_write_json, read_json, write_json
 from abc_embed.vectors import VectorFacts
 from abc_embed.weights import (
     HEAD_KEYS,
@@ -435,10 +435,20 @@ def write_files(
     description = describe(model, processor)
     (folder / "README.md").write_text(model_card(description), encoding="utf-8")
     write_json(folder / "abc.json", description)
-    facts = model.vector_facts
-    if facts.matryoshka or facts.ranges:
-        ranges = {str(width): values.tolist() for width, values in facts.ranges.items()}
-        write_json(folder / VECTORS_FILE, {"matryoshka": facts.matryoshka, "ranges": ranges})
+    if model.vector_facts.matryoshka or model.vector_facts.ranges:
+        write_vector_facts(folder, model.vector_facts)
+
+
+def write_vector_facts(folder: Path, facts: VectorFacts) -> Path:
+    """Write what is known of a model's vectors into its folder, whole or not at all; the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    ranges = {str(width): values.tolist() for width, values in facts.ranges.items()}
+    path = folder / VECTORS_FILE
+    atomic_write_json(path, {"matryoshka": facts.matryoshka, "ranges": ranges})
+    return path
 
 
 _RUN_FACTS = {"stage", "steps", "records", "records_fingerprint", "parent", "parent_fingerprint"}

@@ -218,7 +218,8 @@ def _check_ranges(
     if ranges is None or ranges.shape != (2, width):
         raise UsageError(
             f"{output} needs the range of each of {width} dimensions, and this model has none; "
-            "use float32, float16, binary or ubinary, or calibrate it (Embedder.calibrate)"
+            "use float32, float16, binary or ubinary, or measure them: abc-embed calibrate MODEL "
+            "ITEMS (in Python: Embedder.calibrate)"
         )
     return ranges
 

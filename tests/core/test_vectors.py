@@ -220,7 +220,7 @@ def test_files_hold_the_format_that_was_asked_for(tmp_path: Path, suffix: str, o
 def test_a_format_that_cannot_be_is_refused_before_anything_is_computed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(UsageError, match=r"calibrate it \(Embedder.calibrate\)"):
+    with pytest.raises(UsageError, match="abc-embed calibrate MODEL ITEMS"):
         VectorFormat(16, VectorFacts(), None, "int8")
     with pytest.raises(UsageError, match="use one of"):
         VectorFormat(16, VectorFacts(), None, "int4")

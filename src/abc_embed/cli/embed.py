@@ -74,7 +74,7 @@ def embed(
     Vectors have unit length: their dot product is their cosine. An image with an instruction has
     another vector than the image alone.
     """
-    named_items, total = _read_items(inputs or [], text or [], instruction)
+    named_items, total = read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
     report = Report(on_error, of_many=total != 1)
@@ -173,7 +173,7 @@ def _embed(
             yield named.name, result
 
 
-def _read_items(
+def read_items(
     inputs: list[str], texts: list[str], instruction: str | None
 ) -> "tuple[Iterable[NamedItem], int | None]":
     """What is to be embedded, and how many items that is, if it can be known."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "Train stage 1, stage 2, or the bundled model from nothing.",
     "bench": "Measure a model.",
     "serve": "Serve embeddings over HTTP, and a page to try them.",
+    "calibrate": "Measure the ranges that int8 vectors need, and keep them with a model.",
     "export": "Write a model for sentence-transformers.",
     "doctor": "Say what works here, what is missing, how to get it.",
 }
