@@ -238,3 +238,26 @@ def test_the_area_of_images_drawn_anew_is_that_of_auc() -> None:
     assert found["interval"] == pytest.approx(metrics.interval(redrawn), abs=0.04)
     with pytest.raises(ValueError, match="both kinds"):
         metrics.auc_share([], below, ([], clusters[1]))
+
+
+def test_a_kind_of_question_at_chance() -> None:
+    golds = (
+        [[n % 3] for n in range(60)]
+        + [[3 + n % 8] for n in range(60)]
+        + [[n % 2] for n in range(8)]
+    )
+    kinds = ["shape"] * 60 + ["colour"] * 60 + ["few"] * 8
+    right = np.array([n % 3 == 0 for n in range(60)] + [True] * 60 + [False] * 8)
+    clusters = [n % 60 for n in range(128)]
+    found = metrics.by_kind(right, golds, kinds, clusters)
+    assert {name: one["chance"] for name, one in found.items()} == {
+        "shape": pytest.approx(1 / 3),
+        "colour": pytest.approx(8 / 60),
+        "few": 0.5,
+    }
+    assert found["shape"]["value"] == pytest.approx(1 / 3) and found["colour"]["value"] == 1.0
+    assert {name for name, one in found.items() if metrics.at_chance(one)} == {"shape"}
+    assert not metrics.at_chance({**found["shape"], "chance": 0.1})
+    assert not metrics.at_chance({**found["shape"], "chance": 1.0})  # one answer for all
+    older = {name: found["shape"][name] for name in ("value", "interval", "of")}
+    assert not metrics.at_chance(older)

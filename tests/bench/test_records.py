@@ -171,6 +171,20 @@ def test_the_summary_says_reached_and_missed_and_the_gap_first(record: dict[str,
     assert verdicts["R@1, random"] == verdicts["composition gap"] == ""
 
 
+def test_a_kind_of_question_at_chance_is_said(record: dict[str, Any]) -> None:
+    assert "Warning" not in tables.markdown([record])
+    luck = {"value": 0.33, "interval": (0.3, 0.36), "of": 600, "chance": 0.34}
+    told = record | {
+        "by_aspect": {"shape": luck, "colour": luck | {"value": 0.98, "interval": (0.97, 0.99)}}
+    }
+    (sentence,) = tables.chance_warnings(told["by_aspect"])
+    assert sentence.startswith("'shape' is at chance: R@1 0.330 (0.300–0.360) of 600 questions")
+    assert f"Warning: {sentence}." in tables.markdown([told])
+    rows = {what: (value, verdict) for what, value, verdict in tables.summary(told)}
+    assert rows["R@1, asked for shape"] == ("0.330 (0.300–0.360)", "at chance (0.34)")
+    assert rows["R@1, asked for colour"] == ("0.980 (0.970–0.990)", "")
+
+
 def test_what_is_left_out_is_said(record: dict[str, Any]) -> None:
     record["sizes"]["queries_left_out"] = 7
     record["missing"] = ["b.png", "c.png"]

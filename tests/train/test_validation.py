@@ -110,6 +110,39 @@ def test_the_figures_are_those_of_the_saved_model(
     assert (rows[-1]["image_r1"] is None) == (stage == "pretrain")
 
 
+def test_kinds_of_questions_are_told_apart_and_luck_is_said(
+    tiny: Any, config: Any, pictures: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_data(tmp_path / "data")
+    ask(tmp_path / "data")
+    file = tmp_path / "data" / "records.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for number in range(40 - len(lines)):  # as many as it takes to speak of chance
+        lines.append(lines[number] | {"id": f"again-{number}"})
+    for number, line in enumerate(lines):
+        line["instructions"] = [
+            {
+                "instruction": "heads or tails?",
+                "answer": ("heads", "tails")[number % 2],
+                "kind": "coin",
+            },
+            {"instruction": "what is it?", "answer": f"thing {number % 5}", "kind": "kind"},
+        ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with caplog.at_level("INFO"):
+        settings = validated(config("instruct", steps=1), tmp_path / "data")
+        train(settings, tiny, pictures, tmp_path / "run")
+    last = read_metrics(tmp_path / "run" / VALIDATION_FILE)[-1]["kinds"]
+    assert {name: (one["of"], one["chance"]) for name, one in last.items()} == {
+        "coin": (40, 0.5),
+        "kind": (40, 0.2),
+    }
+    assert f", coin {last['coin']['value']:.3f}, kind {last['kind']['value']:.3f}" in caplog.text
+    warned = [r.getMessage() for r in caplog.records if "is at chance" in r.getMessage()]
+    assert any(line.startswith("validation: 'coin'") for line in warned)
+    assert len(warned) == len({line.split("'")[1] for line in warned})  # once, in the end
+
+
 def test_a_ctrlbench_folder_is_asked_too(
     tiny: Any, config: Any, pictures: Any, tmp_path: Path
 ) -> None:

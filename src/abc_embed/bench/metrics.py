@@ -7,7 +7,8 @@ Shapes: `Q` queries, `K` candidates, `S` statistics measured on each query, `R` 
 clusters (images).
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ Ints = NDArray[np.int64]
 
 DRAWS = 2000
 """Bootstrap resamples behind each 95 % interval."""
+ENOUGH = 30
+"""Questions of a kind below which its score says nothing about chance."""
 
 
 def ranks(scores: ArrayLike, gold: ArrayLike) -> Ints:
@@ -125,6 +128,51 @@ def share(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> dict[st
         return {"value": None, "interval": None, "of": 0}
     means = resampled_means(column[:, None], clusters, draws=draws)[:, 0]
     return {"value": float(column.mean()), "interval": interval(means), "of": len(column)}
+
+
+def constant_share(golds: Sequence[Sequence[int]]) -> float:
+    """Chance for one kind of question: R@1 of who always gives its most common answer.
+
+    Args:
+        golds: The right candidates of each of `Q` questions.
+    """
+    counts = Counter(number for right in golds for number in set(right))
+    return max(counts.values()) / len(golds)
+
+
+def by_kind(
+    right: NDArray[np.bool_],
+    golds: Sequence[Sequence[int]],
+    kinds: Sequence[str],
+    clusters: ArrayLike,
+    draws: int = DRAWS,
+) -> dict[str, dict[str, Any]]:
+    """R@1 of each kind of question as `share` has it, and its `chance`.
+
+    Args:
+        right: `(Q,)`, whether the first choice is right.
+        golds: The right candidates of each.
+        kinds: What each asks for.
+        clusters: `(Q,)`, the image of each.
+    """
+    named, images = np.asarray(kinds), np.asarray(clusters)
+    found = {}
+    for kind in np.unique(named):
+        own = np.flatnonzero(named == kind)
+        chance = constant_share([golds[number] for number in own])
+        found[str(kind)] = {**share(right[own], images[own], draws), "chance": chance}
+    return found
+
+
+def at_chance(figure: Mapping[str, Any]) -> bool:
+    """Whether R@1 of a kind of question may be luck: its interval reaches down to its chance.
+
+    Of fewer than `ENOUGH` questions, and where all have one answer, nothing is said.
+    """
+    chance = figure.get("chance")
+    if chance is None or chance >= 1 or figure["of"] < ENOUGH or figure["interval"] is None:
+        return False
+    return bool(figure["interval"][0] <= chance)
 
 
 def sign_flip_test(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from abc_embed.bench.ctrlbench.scene_benchmark import NOVEL
-from abc_embed.bench.metrics import RANK_METRICS
+from abc_embed.bench.metrics import RANK_METRICS, at_chance
 
 Record = Mapping[str, Any]
 
@@ -73,10 +73,23 @@ def summary(record: Record) -> list[tuple[str, str, str]]:
     for name, figure in record["by_group"].items():
         if name:
             rows.append((f"R@1, {name}", score_cell(figure), _verdict(checks.get(name))))
+    for name, figure in record["by_aspect"].items():
+        verdict = f"at chance ({figure['chance']:.2f})" if at_chance(figure) else ""
+        rows.append((f"R@1, asked for {name}", score_cell(figure), verdict))
     bounds = record["bounds"]
     rows.append(("bound of the image alone", f"{bounds['image']:.3f}", ""))
     rows.append(("bound of the instruction alone", f"{bounds['text']:.3f}", ""))
     return rows
+
+
+def chance_warnings(by_kind: Mapping[str, Record]) -> list[str]:
+    """A sentence for each kind of question that the model may only guess at."""
+    return [
+        f"{name!r} is at chance: R@1 {score_cell(figure)} of {figure['of']:,} questions, and "
+        f"always giving its most common answer has {figure['chance']:.3f}"
+        for name, figure in by_kind.items()
+        if at_chance(figure)
+    ]
 
 
 def sizes_line(record: Record) -> str:
@@ -188,6 +201,7 @@ def _small_print(record: Record) -> str:
     aspects = [f"{name} {share['value']:.2f}" for name, share in record["by_aspect"].items()]
     if aspects:
         parts.append(f"By aspect: {', '.join(aspects)}.")
+    parts += [f"Warning: {sentence}." for sentence in chance_warnings(record["by_aspect"])]
     if checks:
         titles = CONDITIONS | JOINT_FIGURES | GROUPS
         targets = "; ".join(f"{titles[check['name']]} {_verdict(check)}" for check in checks)

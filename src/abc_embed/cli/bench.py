@@ -128,6 +128,7 @@ def _measure(
 ) -> dict[str, Any]:
     from abc_embed.bench.ctrlbench import tiers
     from abc_embed.bench.ctrlbench.measure import measure_once
+    from abc_embed.bench.tables import chance_warnings
 
     how = how | {"unanswerable": tiers.unanswerable(benchmark, tier)}
     record, path = measure_once(encoder, benchmark, tier, folder, **how)
@@ -137,6 +138,8 @@ def _measure(
         if path is None
         else f"the record is {path}"
     )
+    for sentence in chance_warnings(record["by_aspect"]):
+        print_message(f"warning: {sentence}")
     return record
 
 

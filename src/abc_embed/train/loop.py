@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sized
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from abc_embed import checkpoint
+from abc_embed.bench.tables import chance_warnings
 from abc_embed.errors import TrainingError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
@@ -245,11 +246,13 @@ class _Validation:
         with run.process_group.propagate_errors():
             if self._log and self._metrics_logger:
                 self._log.add(record)
-                values = {f"validation_{k}": v for k, v in asdict(record).items() if v is not None}
-                self._metrics_logger.track(values, record.step)
+                self._metrics_logger.track(record.numbers(), record.step)
                 logger.info(record.sentence(better))
                 if self.enough(state):
                     logger.info(self._reason(state))
+                if self.enough(state) or state.step == config.train.steps:
+                    for sentence in chance_warnings(record.kinds):
+                        logger.warning("validation: %s", sentence)
         if better and state.step:
             stage = run.stage
             run.checkpoints.save(

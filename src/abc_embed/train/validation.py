@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from abc_embed.bench.ctrlbench.schema import IMAGES_FILE, read_benchmark
+from abc_embed.bench.metrics import by_kind
 from abc_embed.data import Row, open_dataset
 from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import ImageInput, Item
@@ -43,6 +44,8 @@ class Question:
     image: int
     instruction: str | None
     right: tuple[int, ...]
+    kind: str = ""
+    """What is asked for; empty for a caption."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,16 +85,16 @@ def _of_records(config: ValidationConfig, stage: StageName) -> ValidationSet:
     numbers: dict[str, int] = {}
     for row in open_dataset(config.records):
         record = row.record
-        pairs: list[tuple[str | None, str]] = []
+        asked: list[tuple[str | None, str, str]] = []
         if stage == "instruct":
-            pairs = [(ask.instruction, ask.answer) for ask in record.instructions]
+            asked = [(ask.instruction, ask.answer, ask.kind) for ask in record.instructions]
         elif record.caption:
-            pairs = [(None, record.caption)]
-        if not pairs:
+            asked = [(None, record.caption, "")]
+        if not asked:
             continue
-        for instruction, text in pairs:
+        for instruction, text, kind in asked:
             right = numbers.setdefault(text, len(numbers))
-            questions.append(Question(len(images), instruction, (right,)))
+            questions.append(Question(len(images), instruction, (right,), kind))
         images.append(row.image)
         places.append(row.place)
         if len(images) == config.images:
@@ -110,7 +113,12 @@ def _of_benchmark(path: Path, config: ValidationConfig) -> ValidationSet:
         key=lambda query: place[query.image_id],
     )
     questions = (
-        Question(place[q.image_id], q.instruction, tuple(caption[c] for c in q.positives))
+        Question(
+            place[q.image_id],
+            q.instruction,
+            tuple(caption[c] for c in q.positives),
+            q.aspect.partition(":")[0],
+        )
         for q in asked
     )
     files = [path / picture.file for picture in chosen]
@@ -135,14 +143,23 @@ class ValidationRecord:
     image_r1: float | None
     questions: int
     candidates: int
+    kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of image + instruction by kind of question: R@1 with its interval, and its chance."""
 
     def sentence(self, better: bool) -> str:
         """For people."""
         alone = "" if self.image_r1 is None else f" (image alone {self.image_r1:.3f})"
+        kinds = "".join(f", {name} {found['value']:.3f}" for name, found in self.kinds.items())
         return (
-            f"step {self.step}: validation loss {self.loss:.4f}, R@1 {self.r1:.3f}{alone}"
+            f"step {self.step}: validation loss {self.loss:.4f}, R@1 {self.r1:.3f}{alone}{kinds}"
             f"{', the best so far' if better else ''}"
         )
+
+    def numbers(self) -> dict[str, float]:
+        """For a tracker: every number by its name there."""
+        values = asdict(self) | {f"r1_{name}": one["value"] for name, one in self.kinds.items()}
+        del values["kinds"]
+        return {f"validation_{name}": v for name, v in values.items() if v is not None}
 
     def better_than(self, other: "ValidationRecord | None") -> bool:
         """Whether more is right, or as much at a smaller loss."""
@@ -178,19 +195,32 @@ class Validator:
         row = {key: number for number, key in enumerate(keys)}
         vectors = self._embed(keys)
         by_image = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
-        main: tuple[float, float] = by_image
-        control: tuple[float | None, float | None] = (None, None)
-        if with_words:
-            query = vectors[[row[q.image, q.instruction] for q in with_words]]
-            main, control = self._score(query, texts, with_words), by_image
+        sizes = {"questions": len(questions), "candidates": len(texts)}
+        if not with_words:
+            loss, hit = by_image
+            r1 = _mean(hit)
+            return ValidationRecord(step, loss, r1, image_loss=None, image_r1=None, **sizes)
+        query = vectors[[row[q.image, q.instruction] for q in with_words]]
+        loss, hit = self._score(query, texts, with_words)
         return ValidationRecord(
-            step, main[0], main[1], control[0], control[1], len(questions), len(texts)
+            step,
+            loss,
+            _mean(hit),
+            image_loss=by_image[0],
+            image_r1=_mean(by_image[1]),
+            **sizes,
+            kinds=by_kind(
+                hit,
+                [question.right for question in with_words],
+                [question.kind for question in with_words],
+                [question.image for question in with_words],
+            ),
         )
 
     def _score(
         self, query: torch.Tensor, texts: torch.Tensor, questions: Sequence[Question]
-    ) -> tuple[float, float]:
-        """Loss and R@1 of `(Q, D)` among `(C, D)`."""
+    ) -> tuple[float, NDArray[np.bool_]]:
+        """Loss of `(Q, D)` among `(C, D)`, and whether the first choice is right, `(Q,)`."""
         scores = query @ texts.T  # (Q, C)
         right = torch.zeros_like(scores, dtype=torch.bool)
         for number, question in enumerate(questions):
@@ -199,7 +229,7 @@ class Validator:
         loss = -logs.masked_fill(~right, -torch.inf).logsumexp(dim=1).mean()
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1)
         wrong = scores.masked_fill(right, -torch.inf).amax(dim=1)
-        return round(loss.item(), 6), round((best > wrong).double().mean().item(), 6)
+        return round(loss.item(), 6), (best > wrong).numpy()
 
     def _embed(self, keys: Sequence[tuple[int | None, str | None]]) -> torch.Tensor:
         """`N` pairs of image number and words -> `(N, D)` float64 on the CPU.
@@ -243,6 +273,10 @@ class Validator:
             except InputError as error:
                 raise type(error)(f"{self._set.places[number]}: {error}") from error
         return features
+
+
+def _mean(hit: NDArray[np.bool_]) -> float:
+    return round(float(hit.mean()), 6)
 
 
 def _by_image(key: tuple[int | None, str | None]) -> tuple[int, str]:

@@ -151,8 +151,8 @@ def _joint_findings(
         joint["answerable_auc"] = metrics.auc_share(table.max(axis=1), nothing, both, draws)
     return {
         "joint": joint,
-        "by_aspect": _split(right[:count], aspects, clusters, draws),
-        "by_group": _split(right[:count], groups, clusters, draws),
+        "by_aspect": metrics.by_kind(right[:count], golds[:count], aspects, clusters, draws),
+        "by_group": metrics.by_kind(right[:count], golds[:count], groups, clusters, draws),
         "top": pack(top),
     }
 
@@ -177,17 +177,6 @@ def _image_findings(
     return {
         "group_accuracy": share(all_right, image_clusters, draws),
         "flip_rate": share(flips, image_clusters, draws),
-    }
-
-
-def _split(
-    right: NDArray[np.bool_], names: Sequence[str], clusters: Ints, draws: int
-) -> dict[str, Any]:
-    """R@1 of the queries of each name."""
-    named = np.asarray(names)
-    return {
-        str(name): share(right[named == name], clusters[named == name], draws)
-        for name in np.unique(named)
     }
 
 
