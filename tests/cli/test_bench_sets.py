@@ -72,6 +72,22 @@ def test_sets_of_mmeb_beside_the_papers_column(cli: Cli, sets: Path) -> None:
     assert "60.1" in done.out and "mean of 1 (vqa)" in done.out
 
 
+def test_records_of_ones_own_by_kind(cli: Cli, here: Path, tiny: Path) -> None:
+    assert cli("scenes", "-n", "6", "--out", "scenes", "--side", "56").code == 0
+    words = ("bench", "records", "scenes", "--model", tiny, "--limit", "5")
+    done = cli(*words, "--out", "results")
+    assert done.code == 0, done.err
+    for name in ("image to caption r1", "instruction to answer r1, place", "image alone"):
+        assert name in done.out
+    (path,) = Path("results").glob("*.json")
+    record = json.loads(path.read_text())
+    assert (record["benchmark"], record["sizes"]["images"]) == ("records-scenes", 5)
+    assert sum(kind["of"] for kind in record["by_aspect"].values()) == record["sizes"]["questions"]
+    assert record["settings"]["limit"] == 5 and str(here) not in path.read_text()
+    report = cli("bench", "report", "results", "--out", "report")
+    assert report.code == 0 and "records-scenes" in Path("report/report.md").read_text()
+
+
 def test_areas() -> None:
     assert parse_areas(None) == [None]
     assert parse_areas("100352") == [100352]
@@ -89,6 +105,8 @@ def test_areas() -> None:
         ((*COCO, "--split", "val"), 1, "no image of the split 'val'; it has test"),
         (("bench", "mmeb", "--data", "classes"), 1, "holds no set of MMEB"),
         (("bench", "mmeb", "--data", "MMEB", "--task", "XYZ"), 2, "is no set of MMEB v1"),
+        (("bench", "records", "coco"), 1, "has no image with a caption or an instruction"),
+        (("bench", "records", "gone"), 1, "there is no gone"),
         (("bench", "zero-shot", "--data", "coco"), 1, "has 0 subfolders"),
     ],
 )

@@ -49,7 +49,13 @@ DRAWN = ("G", "B", "S")
 app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
 
 
-for _command in (bench_sets.coco, bench_sets.flickr30k, bench_sets.mmeb, bench_sets.zero_shot):
+for _command in (
+    bench_sets.coco,
+    bench_sets.flickr30k,
+    bench_sets.mmeb,
+    bench_sets.zero_shot,
+    bench_sets.records,
+):
     app.command(epilog=bench_sets.EXAMPLES)(_command)
 app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
 

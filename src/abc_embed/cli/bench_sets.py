@@ -1,11 +1,12 @@
-"""`abc-embed bench coco|flickr30k|mmeb|zero-shot`: evaluations of others, in their own layouts."""
+"""`abc-embed bench coco|flickr30k|mmeb|zero-shot|records`: sets of others in their own layouts, and
+records of one's own."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +25,7 @@ EXAMPLES = epilog("""
   abc-embed bench coco --data dataset_coco.json --images coco --positives cxc --positives eccv
   abc-embed bench flickr30k --data dataset_flickr30k.json --images flickr30k-images
   abc-embed bench mmeb --data MMEB-eval --task GQA --task TextVQA --out results
+  abc-embed bench records data/scenes --model runs/mine --limit 50 --out results
   abc-embed bench zero-shot --data photos-by-class --max-pixels "128,256,512,1024 tokens"
 
 Several resolutions are measured one after the other, and drawn with --figure.
@@ -163,6 +165,38 @@ def zero_shot(
     evaluate(settings, "accuracy", [measure_set])
 
 
+@options.with_settings
+def records(
+    source: Annotated[
+        str, typer.Argument(metavar="RECORDS", help="Any data set: a file, a folder, NAME:FOLDER.")
+    ],
+    repeated: Annotated[
+        Literal["equal", "apart"],
+        typer.Option(help="A caption of several images is right for each, or for its own alone."),
+    ] = "equal",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many images, and their texts.")
+    ] = None,
+    *,
+    settings: EvaluationSettings,
+) -> None:
+    """Your own records: image to caption, image + instruction to answer, by kind of question.
+
+    All captions, and all answers, of the set are candidates.
+    """
+    from abc_embed.bench.sets.own_records import measure, read_own_records, repeated_message
+    from abc_embed.bench.tables import chance_warnings
+    from abc_embed.data import open_dataset
+
+    own = read_own_records(open_dataset(source), repeated=repeated, limit=limit)
+    measure_set = partial(measure, read=own)
+    score = "instruction_to_answer_r1" if own.instructions else "image_to_caption_r1"
+    for findings in evaluate(settings, score, [measure_set]):
+        for sentence in [repeated_message(findings), *chance_warnings(findings["by_aspect"])]:
+            if sentence:
+                print_message(sentence)
+
+
 def evaluate(
     settings: EvaluationSettings, score: str, measures: "Iterable[Measure]"
 ) -> "list[Findings]":
@@ -219,7 +253,9 @@ def _report(
 def _print_scores(result: "Findings") -> None:
     area = result["settings"]["max_pixels"]
     rows: list[tuple[Any, ...]] = []
-    for name, figure in result["scores"].items():
+    kinds = result.get("by_aspect", {})
+    by_kind = {f"instruction to answer r1, {kind}": figure for kind, figure in kinds.items()}
+    for name, figure in (result["scores"] | by_kind).items():
         scale = 1 if name == "rsum" else 100
         interval = figure["interval"]
         span = "" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
