@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from abc_embed.errors import UsageError
 from abc_embed.head import l2_normalize
@@ -184,6 +184,12 @@ class TokenProbe:
             cosine = self.cosine_of_pooled(self.hidden(leaf)[1]).sum()
             (gradient,) = torch.autograd.grad(cosine, [leaf])
         return gradient
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The language model's layers and norm, for those who look inside."""
+        model: nn.Module = self._model.backbone.vlm.language_model
+        return model
 
     @property
     def is_visual(self) -> Tensor:

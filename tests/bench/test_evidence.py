@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from abc_embed import Embedder
-from abc_embed.bench import evidence
+from abc_embed.bench import attention_maps, evidence
 from abc_embed.explain import Evidence, TokenProbe
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import make_scene
@@ -90,3 +90,22 @@ def test_a_good_map_beats_a_random_one(bundled: Embedder) -> None:
     shuffled = found["scores"]["other instruction"]
     assert shuffled["pointing"]["value"] < good["pointing"]["value"]
     assert found["scores"]["random layers"]["cosine"] == good["cosine"]  # of the model itself
+
+
+def test_maps_of_attention_leave_the_model_as_it_was(bundled: Embedder, probe: TokenProbe) -> None:
+    before, kernel = probe.cosines(probe.visual), probe.language_model.config._attn_implementation
+    found = {name: of(probe) for name, of in attention_maps.METHODS.items()}
+    for values in found.values():
+        assert values.shape == (len(probe.visual),) and bool((values >= 0).all())
+        assert values.isfinite().all() and values.max() > 0
+    assert found["attention rollout"].sum() < 1  # the rest went to the words
+    assert torch.equal(probe.cosines(probe.visual), before)
+    assert probe.language_model.config._attn_implementation == kernel
+    assert not probe.language_model.layers[0].self_attn._forward_hooks
+    item = Item(image=np.asarray(render(make_scene(evidence.SEED, 1), 112)))
+    other = torch.from_numpy(bundled.embed("a car"))
+    with TokenProbe.of(bundled.model, bundled.processor, item, other) as asked_otherwise:
+        again = {name: of(asked_otherwise) for name, of in attention_maps.METHODS.items()}
+    assert torch.allclose(again["attention rollout"], found["attention rollout"])  # knows no text
+    for name in ("gradient x attention", "LeGrad"):
+        assert not torch.allclose(again[name], found[name], rtol=0.01)

@@ -3,6 +3,7 @@
 Pointing: the peak lies in the box of the thing that the answer names, or within `TOLERANCE` of it.
 Moving: it does for both questions of one picture, and for a picture and its mirror image.
 Deletion and insertion: the mean cosine while tokens are hidden, or shown, strongest evidence first.
+Beside the methods of `Embedder.explain` stand those of others that look at attention.
 Controls: random maps, a model with random layers, the instruction of another scene.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from abc_embed.bench import attention_maps
 from abc_embed.bench.metrics import share
 from abc_embed.explain import Evidence, Method, TokenProbe
 from abc_embed.figures import BLUE, GREY, ORANGE, RED, draw_shares
@@ -94,7 +96,7 @@ def measure(
     """
     asked, mirrored = instruction_pairs(scenes), mirrored_pairs(scenes)
     controls = ("random map", "random layers", "other instruction")
-    names = (*methods, *controls)
+    names = (*methods, *attention_maps.METHODS, *controls)
     table: dict[str, Any] = {}
     for done, name in enumerate(names, 1):
         table[name] = _row(embedder, _explainer(embedder, name), asked, mirrored)
@@ -133,6 +135,15 @@ def _explainer(embedder: "Embedder", name: str) -> Explainer:
             return Evidence(values, "midpoint")
 
         return random_map
+    if name in attention_maps.METHODS:
+        attention_map = attention_maps.METHODS[name]
+
+        def by_attention(item: Item, answer: str, number: int) -> Evidence:
+            text = torch.from_numpy(embedder.embed(answer))
+            with TokenProbe.of(embedder.model, embedder.processor, item, text) as probe:
+                return Evidence(probe.on_grid(attention_map(probe)), "last_layer")
+
+        return by_attention
     if name == "random layers":
         other = with_random_layers(embedder)
         return lambda item, answer, _: other.explain(item, embedder.embed(answer))
