@@ -24,7 +24,8 @@ from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import questions
 from abc_embed.scenes.render import render
 from abc_embed.scenes.things import THINGS
-from abc_embed.search.detail import best_part, by_turns, stream_detailed
+from abc_embed.search import cutoff
+from abc_embed.search.detail import TEMPERATURE, best_part, by_turns, stream_detailed
 
 SEED, SIDE, TEXTS = 990, 112, 40
 """World of the mirrored scenes; pixels a side; things that are asked for with each instruction."""
@@ -45,12 +46,15 @@ INSTRUCTIONS = {
 COLOURS = {
     "vectors alone": GREY,
     "best part": ORANGE,
-    "by turns": BLUE,
+    "by turns": "#7f7f00",
+    "by turns, weighed": BLUE,
+    "parts like those found": "#2ca02c",
     "ridge map": RED,
     "best answers so far": INK,
 }
-"""Methods: closest by the images' own vectors; by the best of their parts; by turns, as `ask` does;
-and two that learn from what they look at, in four rounds."""
+"""Methods: closest by the images' own vectors; by the best of their parts; by turns; by turns with
+both weighed against everyday things, as `ask` does; and three that learn from what they look at: in
+two rounds the parts that were right, in four a map, and likeness to the best answers."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class Case:
     """`(N, D)` vectors of the images alone."""
     parts: Any
     """`(N,)`: the cosine of each image's best part."""
+    weighed: tuple[Any, Any]
+    """`(N,)` each: best part and whole, weighed against everyday things."""
+    details: Any
+    """`(N, C, D)` at unit length."""
     joint: Any
     """`(N, D)` with the instruction."""
     text: Any
@@ -105,6 +113,8 @@ def cases(embedder: Embedder, world: World, texts: dict[str, Any]) -> Iterator[C
         if isinstance(pair, tuple)
     ]
     images, details = np.stack([p[0] for p in made]), np.stack([p[1] for p in made])
+    bank = np.stack(list(texts.values()))
+    unit = details / np.linalg.norm(details.astype(np.float32), axis=2, keepdims=True)
     shown = [{placed.thing.phrase for placed in scene.placed} for scene in world.scenes]
     instructions = INSTRUCTIONS[world.name]
     items = [Item(image=p, instruction=words) for p in pictures for words in instructions]
@@ -116,8 +126,13 @@ def cases(embedder: Embedder, world: World, texts: dict[str, Any]) -> Iterator[C
             known = enumerate(zip(answers, shown, strict=True))
             doubtful = {n for n, (answer, things) in known if not answer and phrase in things}
             relevant = {n for n, answer in enumerate(answers) if answer == phrase}
-            parts = best_part(details, texts[phrase])
-            yield Case(images, parts, joint[:, number], texts[phrase], relevant, doubtful)
+            text = texts[phrase]
+            weighed = (
+                best_part(details, text, bank),
+                cutoff.score(text, images, bank, TEMPERATURE),
+            )
+            parts = best_part(details, text)
+            yield Case(images, parts, weighed, unit, joint[:, number], text, relevant, doubtful)
 
 
 # -- methods -------------------------------------------------------------------------------------
@@ -156,17 +171,34 @@ def like_the_best(case: Case, seen: Sequence[int], best: int = 3) -> Any:
     return scores + case.images @ case.images[known].mean(axis=0)
 
 
+def like_found_parts(case: Case, seen: Sequence[int], best: int = 3) -> Any:
+    """By turns, weighed; then by likeness to the parts that the best answers were found by."""
+    order = by_turns(*case.weighed)
+    scores = np.empty(len(order))
+    scores[order] = -np.arange(len(order))  # the order as scores
+    if not seen:
+        return scores
+    answers = case.joint @ case.text
+    known = sorted(seen, key=lambda number: -float(answers[number]))[:best]
+    parts = [case.details[n][np.argmax(case.details[n] @ case.text)] for n in known]
+    shares = np.exp((answers[known] - answers[known].max()) / 0.05)
+    return (case.details @ (shares @ np.stack(parts))).max(axis=1)
+
+
 def looked_at(method: str, case: Case, passes: int) -> list[int]:
     """Numbers of the images that a method looks at."""
     if method == "ridge map":
         return in_rounds(case, passes, lambda seen: mapped(case, seen))
     if method == "best answers so far":
         return in_rounds(case, passes, lambda seen: like_the_best(case, seen))
+    if method == "parts like those found":
+        return in_rounds(case, passes, lambda seen: like_found_parts(case, seen), rounds=2)
     wholes = case.images @ case.text
     order = {
         "vectors alone": lambda: np.argsort(-wholes),
         "best part": lambda: np.argsort(-case.parts),
         "by turns": lambda: by_turns(case.parts, wholes),
+        "by turns, weighed": lambda: by_turns(*case.weighed),
     }[method]()
     chosen: list[int] = order[:passes].tolist()
     return chosen

@@ -13,8 +13,17 @@ from abc_embed.errors import UsageError
 from abc_embed.pixels import ImageBudget
 from abc_embed.search import Index
 from abc_embed.search.ask import ask
-from abc_embed.search.detail import best_part, by_turns, pool_parts, stream_detailed, to_int8
+from abc_embed.search.cutoff import score
+from abc_embed.search.detail import (
+    TEMPERATURE,
+    best_part,
+    by_turns,
+    pool_parts,
+    stream_detailed,
+    to_int8,
+)
 from abc_embed.search.settings import PARTS
+from abc_embed.vectors import truncate
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +103,9 @@ def test_an_index_keeps_them_and_asks_by_them(
         assert isinstance(made, tuple)
         assert np.abs(made[1].astype(int) - detail).max() <= 1
     text = embedder.embed("a dog")
-    wholes = [float(embedder.embed(item) @ text) for item in items]
-    parts = best_part(np.stack(list(kept.values())), text)
+    images = np.stack([embedder.embed(item) for item in items])
+    wholes = score(text, images, index.text_bank(), TEMPERATURE)
+    parts = best_part(np.stack(list(kept.values())), text, index.text_bank())
     paths = list(kept)
     best = {paths[int(np.argmax(parts))], paths[int(np.argmax(wholes))]}
     assert best <= set(index.promising(text, 2))
@@ -105,6 +115,52 @@ def test_an_index_keeps_them_and_asks_by_them(
     index.add_vectors(["elsewhere"], text[None])  # has none, and is found by its vector alone
     assert "elsewhere" in index.promising(text, 2)
     assert Index.open(index.folder, embedder).parts == PARTS
+
+
+def test_an_index_of_short_rounded_vectors_is_asked_like_any_other(
+    embedder: Embedder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abc_embed.search.index.FEWEST_ORIGINALS", 6)
+    index = Index.create(tmp_path / "index", embedder, dim=16, dtype="int8", detail=True)
+    index.add([photos])
+    index = Index.open(index.folder, embedder)  # opens with what it holds
+    info = index.info()
+    assert (info["dim"], info["dtype"], info["detail"]) == (16, "int8", "16 x 16 int8 an image")
+    assert info["stored_recall"] == {"images": 6, "recall": 1.0}  # all six are among the first ten
+    files = sorted(photos.iterdir())
+    whole = embedder.embed([Item(image=path) for path in files])
+    text = embedder.embed("a dog")
+    cosines = truncate(whole, 16) @ truncate(text, 16)
+    found = {hit.path.name: hit.score for hit in index.search("a dog", 6)}
+    expected = {path.name: float(c) for path, c in zip(files, cosines, strict=True)}
+    assert found == pytest.approx(expected, abs=0.02)
+    asked = ask(index, "a dog", "on the left?", budget=1, count=1).hits[0]
+    again = embedder.embed(Item(image=str(asked.path), instruction="on the left?"))
+    assert asked.score == pytest.approx(float(again @ text), abs=1e-4)  # at the model's own width
+    assert len(index.promising(text, 3)) == 3
+    with pytest.raises(UsageError, match="dim is 9999"):
+        Index.create(tmp_path / "other", embedder, dim=9999)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_recall_of_stored_vectors(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    full, queries = (
+        truncate(rng.normal(size=(300, 64)), 64),
+        truncate(rng.normal(size=(20, 64)), 64),
+    )
+    table = Index.create(tmp_path / "index", dim=16, dtype=dtype).table
+    found = table.stored_recall(full, queries)
+    hits = 0
+    for query in queries:
+        exact = np.argsort(-(full @ query))[:10]
+        short = np.argsort(-(truncate(full, 16) @ truncate(query, 16)))[:10]
+        hits += len(set(exact) & set(short))
+    assert found == pytest.approx(hits / 200, abs=0.0001 if dtype == "float32" else 0.04)
+    assert 0.1 < found < 0.9
+    whole = Index.create(tmp_path / "whole", dim=64, dtype=dtype).table
+    assert whole.stored_recall(full, queries) >= (1.0 if dtype == "float32" else 0.9)
 
 
 def test_detail_needs_a_model(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ SHOWN = 10
 EXAMPLES = epilog("""
   abc-embed index build photos.index photos
   abc-embed index build large.index photos --where "width > 1000 or height > 1000"
+  abc-embed index build small.index photos --dim 128 --output int8
   abc-embed index add photos.index
   abc-embed index info photos.index
   abc-embed search photos.index "a dog"
@@ -66,8 +67,12 @@ def build(
     ],
     vectors: Annotated[
         Literal["float32", "float16", "int8"],
-        typer.Option(help="How vectors are kept; int8 searches exactly."),
+        typer.Option("--output", "--vectors", help="How they are kept; int8 searches exactly."),
     ] = "float16",
+    dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Numbers of a vector that are kept.", show_default="all of them"),
+    ] = None,
     detail: Annotated[
         bool,
         typer.Option("--detail", help="Also keep vectors of each image's parts, for --ask."),
@@ -92,6 +97,7 @@ def build(
         index,
         embedder,
         max_pixels=max_pixels,
+        dim=dim,
         dtype=vectors,
         detail=detail,
         model=settings.model,
@@ -233,9 +239,16 @@ def _fill(
         names = ("added", "changed", "found", "vanished", "unchanged", "left_out")
         facts = {"images": len(index), **{name: getattr(report, name) for name in names}}
         facts["bad"] = [{"path": str(bad.path), "error": str(bad.error)} for bad in report.bad]
+    if kept := index.settings.get("stored_recall"):
+        facts["stored_recall"] = kept
     if as_json:
         print_json(facts)
         return
+    if kept := facts.pop("stored_recall", None):
+        print_message(
+            f"{index.dim} numbers in {index.settings['dtype']} find {kept['recall']:.3f} of what "
+            f"the model's own find (recall@10 of {kept['images']:,} images)"
+        )
     bad = facts.pop("bad", [])
     left_out = facts.pop("left_out", 0)
     print_result(", ".join(f"{count} {name}" for name, count in facts.items()))

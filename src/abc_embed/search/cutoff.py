@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from abc_embed.errors import UsageError
 from abc_embed.search.settings import IndexParts
-from abc_embed.vectors import l2_normalize
+from abc_embed.vectors import l2_normalize, truncate
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
@@ -128,4 +128,5 @@ def _joint_bank(index: IndexParts) -> Vectors | None:
         for at, path in enumerate(paths)
     ]
     vectors, _ = embedder.embed(items, max_pixels=index.max_pixels, on_error="skip")
+    vectors = truncate(vectors, index.table.dim)
     return vectors if len(vectors) > 1 else None

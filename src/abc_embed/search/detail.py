@@ -24,6 +24,7 @@ from abc_embed.pipeline import EmbeddingPipeline, Fetch, Skipped, Vector, evalua
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Features
 from abc_embed.runtime import from_device
+from abc_embed.search.cutoff import score
 from abc_embed.search.settings import PARTS
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 SHAPES = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))
 """Rows and columns of parts; an image is cut as comes closest to its own shape."""
+
+TEMPERATURE = 0.1
+"""At which parts and wholes are weighed against everyday things: higher than the model's, since an
+image shows several things and a part may too (tools/bench_ask.py)."""
 
 Detail = NDArray[np.int8]
 """`(C, D)`: directions, the largest number of each 127."""
@@ -61,16 +66,21 @@ def to_int8(vectors: Vector) -> Detail:
     return directions
 
 
-def best_part(detail: Detail, vector: Vector) -> Vector:
-    """Details `(B, C, D)` and a vector `(D,)` -> the highest cosine of each image's parts `(B,)`.
+def best_part(detail: Detail, vector: Vector, bank: Vector | None = None) -> Vector:
+    """Details `(B, C, D)` and a vector `(D,)` -> the best score of each image's parts `(B,)`.
 
     An image without detail is all zeros, and has none: -inf.
+
+    Args:
+        detail: as `stream_detailed` gives it.
+        vector: that of a text.
+        bank: `(N, D)` of other texts, against which each part is weighed (`cutoff.score`); None:
+            the score is the cosine.
     """
-    parts = detail.astype(np.float32)
-    lengths = np.sqrt(np.einsum("bcd,bcd->bc", parts, parts))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = (parts @ vector) / lengths
-    best: Vector = np.where(lengths > 0, cosines, -np.inf).max(axis=1)
+    parts = detail.reshape(-1, detail.shape[-1]).astype(np.float32)
+    lengths = np.sqrt(np.einsum("pd,pd->p", parts, parts))
+    scores = score(vector, parts / np.maximum(lengths, 1e-9)[:, None], bank, TEMPERATURE)
+    best: Vector = np.where(lengths > 0, scores, -np.inf).reshape(len(detail), -1).max(axis=1)
     return best
 
 

@@ -34,7 +34,7 @@ from abc_embed.search.table import BATCH_ROWS, DTYPES, ImageTable, Vectors
 from abc_embed.search.update import Report, update
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.storage.vector_cache import FileStamp
-from abc_embed.vectors import l2_normalize
+from abc_embed.vectors import VectorFormat, l2_normalize, truncate
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -48,6 +48,7 @@ BANK, LOCK = "texts.npy", ".lock"
 EXACT_ROWS = 100_000
 """Up to so many rows every vector is compared; above, an approximate index finds the candidates."""
 RECALL_QUERIES = 100
+FEWEST_ORIGINALS, MOST_ORIGINALS = 50, 2_000
 DETAIL_ROWS = 1024
 """Images whose details are compared at a time."""
 
@@ -69,6 +70,9 @@ class Index:
         self.parts: int = settings.get("parts", 0)
         self.table = ImageTable(folder, self.dim, settings["dtype"], self.parts)
         self._bank: Vectors | None = None
+        self.originals: list[Vectors] = []
+        """Some vectors of an update as the model gave them: by these it is measured what the
+        stored ones, shorter or rounded, find."""
 
     @classmethod
     def create(
@@ -87,7 +91,8 @@ class Index:
         Args:
             folder: where; new, or empty.
             embedder: what its images and queries go through.
-            dim: the width of vectors that are made elsewhere, without an embedder.
+            dim: the width to which the embedder's vectors are cut, or that of vectors that are made
+                elsewhere, without an embedder.
             max_pixels: the resolution at which images are seen; None: as the model says.
             dtype: how vectors are kept: float16, float32, or int8, which is searched exactly.
             detail: keep small vectors of each image's parts too, which `ask` ranks by.
@@ -105,13 +110,15 @@ class Index:
             raise UsageError("an index needs an embedder, or the width of its vectors as dim")
         if detail and embedder is None:
             raise UsageError("detail is made by a model; create the index with an embedder")
+        if embedder is not None and dim is not None:  # refused, or warned of: it was not trained
+            VectorFormat(embedder.dim, embedder.model.vector_facts, dim, "float32")
         settings: dict[str, Any] = {
             "format": FORMAT,
             "model": model,
             "fingerprint": embedder.fingerprint if embedder else "",
             "temperature": embedder.config["temperature"] if embedder else None,
             "max_pixels": max_pixels,
-            "dim": embedder.dim if embedder else dim,
+            "dim": embedder.dim if embedder and dim is None else dim,
             "dtype": dtype,
             "parts": PARTS if detail else 0,
             "folders": [],
@@ -169,6 +176,7 @@ class Index:
             "bytes": sum(path.stat().st_size for path in files),
             "fragments": self.table.fragments(),
             "search": self.settings.get("ann") or {"type": "exact"},
+            "stored_recall": self.settings.get("stored_recall", "not measured"),
             "cutoffs": self.settings.get("cutoffs", {}),
             "kept_tokens": self._kept_tokens(),
         }
@@ -257,6 +265,7 @@ class Index:
         where: str | None = None,
     ) -> list[list[Hit]]:
         """`search` for queries whose vectors `(Q, D)` are there; None: only the vector is known."""
+        vectors = truncate(vectors, self.dim)
         results = []
         found = self.nearest(vectors, max(count, cutoff.CANDIDATES), where)
         for parts, vector, (paths, images) in zip(queries, vectors, found, strict=True):
@@ -290,12 +299,16 @@ class Index:
     def promising(self, vector: Vectors, count: int, where: str | None = None) -> list[str]:
         """Paths of the `count` images that are the most promising for a text's vector `(D,)`.
 
-        Those closest to it; with detail, by turns the closest part and the closest whole, each of
-        which finds images that the other misses (docs/search.md).
+        Those closest to it; with detail, by turns the best part and the best whole, each of which
+        finds images that the other misses, and both weighed against everyday things, since some
+        parts are close to every text (docs/search.md).
         """
+        vector = truncate(vector, self.dim)
         if not self.parts:
             return self.nearest(vector[None], count, where)[0][0]
-        from abc_embed.search.detail import best_part, by_turns  # torch comes with it
+        from abc_embed.search.detail import TEMPERATURE, best_part, by_turns  # torch comes with it
+
+        bank = self.text_bank()
 
         there = f"NOT vanished AND ({where})" if where else "NOT vanished"
         paths: list[str] = []
@@ -303,9 +316,10 @@ class Index:
         columns = ["path", "vector", "detail"]
         for batch in self.table.scan(columns, there, batch_rows=DETAIL_ROWS):
             paths += batch["path"].to_pylist()
-            wholes.append(self.table.decode(batch["vector"], batch.num_rows) @ vector)
+            images = self.table.decode(batch["vector"], batch.num_rows)
+            wholes.append(cutoff.score(vector, images, bank, TEMPERATURE))
             details = self.table.decode_detail(batch["detail"], batch.num_rows)
-            parts.append(best_part(details, vector))
+            parts.append(best_part(details, vector, bank))
         order = by_turns(np.concatenate(parts), np.concatenate(wholes))[:count]
         return [paths[at] for at in order]
 
@@ -327,7 +341,7 @@ class Index:
         if self._bank is None and path.exists():
             self._bank = np.load(path)
         if self._bank is None and self.embedder is not None:
-            self._bank = cutoff.make_bank(self.embedder)
+            self._bank = truncate(cutoff.make_bank(self.embedder), self.dim)
             with atomic_write(path) as file:
                 np.save(file, self._bank)
         return self._bank
@@ -341,6 +355,13 @@ class Index:
         from abc_embed.search.tokens import TokenStore  # torch comes with it
 
         return TokenStore(self.folder)
+
+    def shortened(self, vector: Vectors) -> Vectors:
+        """A vector as the model gave it `(D,)`, at the width that is kept; some are remembered."""
+        is_less = self.dim < len(vector) or self.settings["dtype"] != "float32"
+        if is_less and len(self.originals) < MOST_ORIGINALS:
+            self.originals.append(vector)
+        return truncate(vector, self.dim)
 
     def _kept_tokens(self) -> dict[str, int]:
         images = size = 0
@@ -486,6 +507,13 @@ class Index:
             log.info("%s: recall@10 against exact %.3f", ann["type"], ann["recall_at_10"])
         elif ann["rows"] != rows:  # a few more: sorted into the index as it is
             self.table.optimize()
+        if len(self.originals) >= FEWEST_ORIGINALS:
+            full = np.stack(self.originals)
+            queries = cutoff.halves(full, RECALL_QUERIES)
+            kept = {"images": len(full), "recall": self.table.stored_recall(full, queries)}
+            if kept["images"] >= self.settings.get("stored_recall", kept)["images"]:
+                self.settings["stored_recall"] = kept
+        self.originals = []
         if rows:
             # Without a model the line for images with an instruction stays where it was.
             self.settings["cutoffs"] = self.settings.get("cutoffs", {}) | cutoff.calibrate(self)

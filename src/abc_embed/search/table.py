@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.errors import MissingExtraError, OutputError, UsageError
-from abc_embed.vectors import l2_normalize
+from abc_embed.vectors import l2_normalize, truncate
 
 try:
     import lancedb
@@ -233,6 +233,21 @@ class ImageTable:
         with np.errstate(divide="ignore", invalid="ignore"):
             unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
+
+    def stored_recall(self, full: Vectors, queries: Vectors) -> float:
+        """Recall@10 of vectors as they are stored, against all of `full` `(N, W)`.
+
+        Args:
+            full: as the model gave them, `W` at least `D`.
+            queries: `(Q, W)`.
+        """
+        stored = self.decode(self._encode(truncate(full, self.dim)), len(full))
+        exact, found = (
+            np.argsort(-(some @ of.T), axis=1)[:, :10]
+            for some, of in ((queries, full), (truncate(queries, self.dim), stored))
+        )
+        hits = [len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True)]
+        return round(sum(hits) / exact.size, 4)
 
     # -- searching -------------------------------------------------------------------------------
 

@@ -285,12 +285,17 @@ class _Update:
                 embedder, items, max_pixels=max_pixels, batch_size=batch_size
             )
             for both in detailed:
-                yield {"vector": both[0], "detail": both[1]} if isinstance(both, tuple) else both
+                if isinstance(both, tuple):
+                    detail = both[1][:, : self.index.table.dim]
+                    yield {"vector": self.index.shortened(both[0]), "detail": detail}
+                else:
+                    yield both
             return
         for result in embedder.stream(
             items, max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
         ):
-            yield {"vector": result} if isinstance(result, np.ndarray) else result
+            is_vector = isinstance(result, np.ndarray)
+            yield {"vector": self.index.shortened(result)} if is_vector else result
 
     def _without_known(self, files: Iterable[ImageFile]) -> Iterator[ImageFile]:
         """Those whose content the index does not know; the others get its vectors."""

@@ -16,6 +16,7 @@ from abc_embed.serve.fields import Fields, ReadImage
 from abc_embed.serve.layout import Layout, lay_out
 from abc_embed.serve.queue import Embedded
 from abc_embed.serve.shapes import make_item
+from abc_embed.vectors import truncate
 
 if TYPE_CHECKING:
     from abc_embed.search.queries import Query
@@ -232,7 +233,12 @@ class Retrieval:
         if there.sum() < 3:
             raise RequestError("the files of these images are gone; bring the index up to date")
         layout: Layout = await self._engine.run(
-            http, lambda _: lay_out(vectors[there], alone[there], candidates, method), "think"
+            http,
+            lambda _: lay_out(
+                *(truncate(of, index.dim) for of in (vectors[there], alone[there], candidates)),
+                method,
+            ),
+            "think",
         )
         shown = [paths[row] for row in np.flatnonzero(there)]
         points = [
