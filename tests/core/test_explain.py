@@ -10,7 +10,7 @@ from tiny_families import with_instruct_adapter
 
 from abc_embed import Embedder, Item
 from abc_embed.errors import UsageError
-from abc_embed.explain import Evidence, explain, on_grid
+from abc_embed.explain import Evidence, TokenProbe, explain, on_grid
 from abc_embed.head import l2_normalize
 from abc_embed.inputs import open_image
 from abc_embed.scenes.layout import make_scene
@@ -49,6 +49,18 @@ def test_the_map_adds_up_in_every_family(family: str, item: Item) -> None:
     width, height = open_image(item.image).size  # type: ignore[arg-type]
     rows, columns = evidence.map.shape
     assert (columns > rows) == (width > height)
+
+
+def test_two_points_go_together_and_count_alike() -> None:
+    model, processor = with_instruct_adapter("qwen2_vl")
+    text = torch.from_numpy(Embedder(model, processor).embed("a dog"))
+    found = explain(model, processor, ASKED, text, method="two_point").contributions
+    with TokenProbe.of(model, processor, ASKED, text) as probe:
+        way = probe.visual - probe.mean
+        one, other = (probe.gradient(probe.mean + way * share) for share in (0.211325, 0.788675))
+    expected = ((one + other) / 2 * way).sum(dim=-1)
+    assert np.abs(found.ravel() - expected.numpy()).max() <= 1e-5
+    assert not torch.allclose(one, other, rtol=0.01)
 
 
 def test_occlusion_is_what_hiding_each_token_costs() -> None:

@@ -146,9 +146,10 @@ def test_an_index_of_short_rounded_vectors_is_asked_like_any_other(
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_the_recall_of_stored_vectors(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(1)
+    full, queries = rng.normal(size=(300, 64)), rng.normal(size=(20, 64))
     full, queries = (
-        truncate(rng.normal(size=(300, 64)), 64),
-        truncate(rng.normal(size=(20, 64)), 64),
+        (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        for rows in (full, queries)
     )
     table = Index.create(tmp_path / "index", dim=16, dtype=dtype).table
     found = table.stored_recall(full, queries)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from abc_embed.explain import TokenProbe
 
@@ -39,7 +39,7 @@ def legrad(probe: TokenProbe) -> Tensor:
 
     A layer's own cosine is that of its hidden states, pooled and taken through norm and head.
     """
-    norm: nn.Module = probe.language_model.norm
+    norm = probe.language_model.norm
     gradients = []
     with torch.enable_grad(), _recorded(probe) as (maps, states):
         probe.hidden(_leaf(probe))

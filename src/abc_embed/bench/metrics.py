@@ -159,7 +159,7 @@ def by_kind(
     found = {}
     for kind in np.unique(named):
         own = np.flatnonzero(named == kind)
-        chance = constant_share([golds[number] for number in own])
+        chance = constant_share([golds[number] for number in own.tolist()])
         found[str(kind)] = {**share(right[own], images[own], draws), "chance": chance}
     return found
 

@@ -294,8 +294,10 @@ class _Update:
         for result in embedder.stream(
             items, max_pixels=max_pixels, batch_size=batch_size, on_error="skip"
         ):
-            is_vector = isinstance(result, np.ndarray)
-            yield {"vector": self.index.shortened(result)} if is_vector else result
+            if isinstance(result, np.ndarray):
+                yield {"vector": self.index.shortened(result)}
+            else:
+                yield result
 
     def _without_known(self, files: Iterable[ImageFile]) -> Iterator[ImageFile]:
         """Those whose content the index does not know; the others get its vectors."""

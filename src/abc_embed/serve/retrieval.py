@@ -232,16 +232,14 @@ class Retrieval:
         there = np.asarray(np.isfinite(vectors).all(axis=1))
         if there.sum() < 3:
             raise RequestError("the files of these images are gone; bring the index up to date")
+        width = index.dim  # which may be less than the model's
+        points, alone = truncate(vectors[there], width), truncate(alone[there], width)
+        candidates = truncate(candidates, width)
         layout: Layout = await self._engine.run(
-            http,
-            lambda _: lay_out(
-                *(truncate(of, index.dim) for of in (vectors[there], alone[there], candidates)),
-                method,
-            ),
-            "think",
+            http, lambda _: lay_out(points, alone, candidates, method), "think"
         )
         shown = [paths[row] for row in np.flatnonzero(there)]
-        points = [
+        data = [
             {"id": identity_of(path), "name": served.shown_name(path), **point}
             for path, point in zip(shown, layout.points(), strict=True)
         ]
@@ -255,7 +253,7 @@ class Retrieval:
             "unreadable": int((~there).sum()),
             "variance": layout.variance,
             "texts": texts,
-            "data": points,
+            "data": data,
         }
 
     async def _instructed(

@@ -195,27 +195,20 @@ class Validator:
         row = {key: number for number, key in enumerate(keys)}
         vectors = self._embed(keys)
         by_image = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
-        sizes = {"questions": len(questions), "candidates": len(texts)}
+        asked_of = len(questions), len(texts)
         if not with_words:
             loss, hit = by_image
-            r1 = _mean(hit)
-            return ValidationRecord(step, loss, r1, image_loss=None, image_r1=None, **sizes)
+            return ValidationRecord(step, loss, _mean(hit), None, None, *asked_of)
         query = vectors[[row[q.image, q.instruction] for q in with_words]]
         loss, hit = self._score(query, texts, with_words)
-        return ValidationRecord(
-            step,
-            loss,
-            _mean(hit),
-            image_loss=by_image[0],
-            image_r1=_mean(by_image[1]),
-            **sizes,
-            kinds=by_kind(
-                hit,
-                [question.right for question in with_words],
-                [question.kind for question in with_words],
-                [question.image for question in with_words],
-            ),
+        kinds = by_kind(
+            hit,
+            [question.right for question in with_words],
+            [question.kind for question in with_words],
+            [question.image for question in with_words],
         )
+        control = by_image[0], _mean(by_image[1])
+        return ValidationRecord(step, loss, _mean(hit), *control, *asked_of, kinds)
 
     def _score(
         self, query: torch.Tensor, texts: torch.Tensor, questions: Sequence[Question]
