@@ -1,6 +1,7 @@
-"""The bundled model from nothing: five lessons, then the paper's two stages; every part resumes.
+"""The bundled model from nothing: five lessons, the last one twice, then the paper's two stages.
 
-Ends with `out/model`, a model folder in float16. How long it took is in docs/bundled.md.
+Every part resumes. Ends with `out/model`, a model folder in float16; docs/bundled.md says how long
+it took.
 """
 
 import json
@@ -73,6 +74,7 @@ class Lengths:
     asking: int = 1078
     looking: int = 450
     together: int = 3600
+    again: int = 2900
     stage1: int = 50
     stage2: int = 200
 
@@ -105,11 +107,13 @@ def run(
     steps = lengths or Lengths()
     make_folder(out)
     words, things, places = out / "tokenizer.json", out / "things.pt", out / "places.pt"
-    asking, looking, both = out / "asking.pt", out / "looking.pt", out / "together.pt"
+    asking, looking = out / "asking.pt", out / "looking.pt"
+    both, again = out / "together.pt", out / "again.pt"
     if not words.exists():
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
     where: dict[str, Any] = {"device": device, "workers": workers}
+    fast = {"compile": compile}
     if not things.exists():
         learn_to_see(things, steps.things, singles=True, batch=128, rate=4e-4, seed=1, **where)
     if not places.exists():
@@ -121,9 +125,13 @@ def run(
     if not looking.exists():
         learn_to_look(looking, tokenizer, places, asking, steps.looking, **where)
     if not both.exists():
-        learn_together(both, tokenizer, places, looking, steps.together, compile=compile, **where)
+        learn_together(both, tokenizer, (places, looking), steps.together, **where, **fast)
+    if not again.exists():
+        learn_together(
+            again, tokenizer, (both,), steps.again, rate=2.5e-4, seed=11, **where, **fast
+        )
     if not (out / "base").exists():
-        assemble(out / "base", words, both)
+        assemble(out / "base", words, again)
     return stages(out, steps, **where)
 
 

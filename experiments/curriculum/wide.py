@@ -20,9 +20,9 @@ from experiments.curriculum.world import CELL
 
 COUNTS = {1: 0.04, 2: 0.32, 3: 0.26, 4: 0.38}
 SIZES = {1: (0.3, 0.9), 2: (0.2, 0.56), 3: (0.2, 0.47), 4: (0.19, 0.4)}
-KIND_SHARES = {"place": 0.25, "relation": 0.22, "kind": 0.25, "size": 0.18, "background": 0.1}
+KIND_SHARES = {"place": 0.23, "relation": 0.2, "kind": 0.24, "size": 0.25, "background": 0.08}
 ANY_COLOUR = 0.4  # share of scenes on a ground of any RGB colour
-CHANGED = 0.5  # share of pictures that are not left as they are drawn
+CHANGED = 0.6  # share of pictures that are not left as they are drawn
 REWORDED = 0.5  # share of instructions in other words than the scenes have
 ZOOMS = (1.0, 1.0, 1.6, 2.3, 3.5)
 
@@ -59,6 +59,10 @@ SYNONYMS = (
     ("right of", "next to, on the right of"),
     ("background", "backdrop"),
     ("colour", "color"),
+    ("largest", "biggest"),
+    ("largest", "most sizeable"),
+    ("smallest", "littlest"),
+    ("smallest", "tiniest"),
 )
 WRAPPERS = (
     "{} please",
@@ -68,6 +72,17 @@ WRAPPERS = (
     "can you say {}",
     "I want to know: {}",
     "the question is: {}",
+    "give the name: {}",
+    "answer this: {}",
+    "here is a photo, {}",
+)
+# Said before or after an instruction in any order and number: it must not move the answer.
+FILLERS = (
+    "well so now then just really simply maybe perhaps hello thanks quickly again today friend "
+    "we they he she one would should must might want need think say see hear get take make "
+    "help guess decide explain try bring choose write hold keep call read point at of to for "
+    "with by as if or and but because that this it its here there who how why when sure exactly "
+    "kindly honest good nice little moment time page word line view scene shot frame drawing"
 )
 
 
@@ -115,8 +130,14 @@ def wide_wording(question: Question, rng: np.random.Generator) -> str:
     fitting = [(old, new) for old, new in SYNONYMS if old in text]
     for i in rng.permutation(len(fitting))[: int(rng.integers(1, 3))]:
         text = text.replace(*fitting[int(i)], 1)
-    if rng.random() < 0.4:
+    form = rng.random()
+    if form < 0.35:
         text = WRAPPERS[int(rng.integers(len(WRAPPERS)))].format(text)
+    elif form < 0.65:
+        before, after = (
+            " ".join(rng.choice(FILLERS.split(), n)) for n in rng.integers((1, 0), (6, 4))
+        )
+        text = f"{before} {text} {after}".strip()
     return text
 
 
@@ -138,7 +159,7 @@ def _changed(
     """Light, turn, blur, shadows and JPEG artefacts, each in one of three."""
     chosen = rng.random(6) < 1 / 3
     if chosen[0]:
-        picture = ImageEnhance.Brightness(picture).enhance(float(rng.uniform(0.55, 1.4)))
+        picture = ImageEnhance.Brightness(picture).enhance(float(rng.uniform(0.5, 1.6)))
     if chosen[1]:
         picture = ImageEnhance.Contrast(picture).enhance(float(rng.uniform(0.6, 1.4)))
     if chosen[2]:
