@@ -9,6 +9,7 @@
 #   make fuzz                                        damaged pictures, records and models, kills, full disks; about half an hour
 #   make docs                                        the documentation as a site, in build/site
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
+#   make measure                                     every record and figure of the small model, anew; about an hour
 #
 # PYTHON chooses the interpreter, VENV the place of the environment, ARGS goes to the command at the end.
 
@@ -26,7 +27,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check docs miniature bundled serve-stress fuzz clean
+.PHONY: help quickstart test check docs miniature bundled measure serve-stress fuzz clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -52,6 +53,9 @@ miniature: $(VENV)/.installed-dev
 
 bundled: $(VENV)/.installed
 	@$(BIN)/python -m experiments.curriculum --out runs/bundled $(ARGS)
+
+measure: $(VENV)/.installed-dev
+	@$(BIN)/python tools/measure_bundled.py $(ARGS)
 
 serve-stress: $(VENV)/.installed-dev
 	@$(BIN)/python tools/stress_serve.py --out results/serving/stress.json $(ARGS)
