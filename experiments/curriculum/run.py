@@ -74,7 +74,7 @@ class Lengths:
     asking: int = 1078
     looking: int = 450
     together: int = 3600
-    again: int = 2900
+    again: int = 2500
     stage1: int = 50
     stage2: int = 200
 
