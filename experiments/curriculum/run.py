@@ -228,5 +228,5 @@ def stage_config(
         ),
         data=DataConfig(workers=workers),
         temperature=temperature if pretrain else TemperatureConfig(),
-        optim=OptimConfig(learning_rate=2e-4 if pretrain else 1e-3),
+        optim=OptimConfig(learning_rate=1e-4 if pretrain else 4e-4),
     )
