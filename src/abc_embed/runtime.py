@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_embed.errors import DeviceError, UsageError
@@ -184,6 +185,7 @@ def hardware() -> dict[str, Any]:
     ]
     return {
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor_name(),
         "cpus": os.cpu_count() or 1,
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
@@ -210,3 +212,59 @@ def free_memory_bytes(device: "torch.device") -> int:
         with suppress(AttributeError, ValueError, OSError):
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     return 0
+
+
+def resident_bytes() -> int:
+    """Main memory that this process has now; 0 where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes(device: "torch.device") -> int:
+    """The most memory since `reset_peak`: allocated on a GPU, else of the whole process.
+
+    0 where the system does not say.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _status_bytes("VmHWM")
+
+
+def reset_peak(device: "torch.device") -> None:
+    """Count the peak from now on; on a CPU where the system lets a process do so, as Linux."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(field: str) -> int:
+    """A line of what Linux says of a process, in bytes."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def synchronize(device: "torch.device") -> None:
+    """Wait until a device has computed what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _processor_name() -> str:
+    """The processor as the system calls it; empty where it does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return ""

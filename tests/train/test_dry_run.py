@@ -11,7 +11,8 @@ import pytest
 from abc_embed import weights
 from abc_embed.errors import OfflineError, UsageError
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.dry_run import GIB, dry_run
+from abc_embed.train.dry_run import dry_run
+from abc_embed.train.memory import GIB
 
 
 @pytest.fixture

@@ -22,13 +22,8 @@ from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.train.batches import TrainBatch, caption_group, instruction_group, make_batch
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.dry_run import (
-    ChunkShape,
-    RunShape,
-    _estimate,
-    _run_shape,
-    estimate_memory,
-)
+from abc_embed.train.dry_run import _estimate, _run_shape
+from abc_embed.train.memory import CPU_RESERVE_BYTES, ChunkShape, RunShape, estimate_memory
 from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
@@ -167,7 +162,8 @@ SHAPE = RunShape(
 def test_weights_gradients_and_means_by_hand() -> None:
     found = estimate_memory(SHAPE, [], queries=0, candidates=0, on_gpu=False)
     assert (found.frozen, found.trained, found.gradients, found.optimizer) == (1000, 40, 40, 80)
-    assert found.activations == found.vectors == found.reserve == 0 and found.total == 1160
+    assert found.activations == found.vectors == found.process == 0
+    assert found.reserve == CPU_RESERVE_BYTES and found.total == 1160 + CPU_RESERVE_BYTES
 
 
 def test_memory_follows_the_largest_chunk_not_the_batch() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli.options import AsJson, with_settings
+from abc_embed.cli.options import AsJson, PlanFile, judge_plan, with_settings
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 
@@ -87,6 +87,7 @@ class StageSettings:
     gpu: Annotated[
         str, typer.Option(help="For --dry-run: memory of the GPU, like 24GB, if not this one.")
     ] = ""
+    plan: PlanFile = None
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
@@ -146,11 +147,17 @@ def _train(settings: StageSettings, config: "TrainConfig") -> None:
     from abc_embed.train.run import read_run_config, train_from_config
 
     if not settings.dry_run:
+        judged = None
+        if settings.plan is not None:
+            judged = judge_plan(settings.plan, "train", config.model.base)
         folder = train_from_config(
             settings.config, settings.assignments, resume=settings.resume, moved=settings.moved
         )
         if PartialState().is_main_process:  # of several, one speaks
             print_result(f"the model is in {folder}")
+            if judged is not None:
+                device = "cpu" if config.model.device == "cpu" else "auto"
+                print_message(judged(device, config.train.steps))
         return
     read_run_config(settings.config, settings.assignments)
     plan = dry_run(config, settings.gpu)
@@ -188,15 +195,31 @@ def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
         ("activations of the largest chunk", memory.activations),
         ("vectors and scores of the step", memory.vectors),
         ("reserve for CUDA and its allocator (a guess)", memory.reserve),
-        ("all of it", memory.total),
     ]
+    if memory.process:
+        parts[-1] = ("kernels, and what the allocator loses (measured elsewhere)", memory.reserve)
+        parts.append(("the process itself, with its libraries", memory.process))
+    parts.append(("all of it", memory.total))
     print_table(("memory, estimated", "GiB"), [(name, f"{n / 2**30:.2f}") for name, n in parts])
     print_message(_verdict(plan, config))
 
 
+def _cpu_verdict(plan: "DryRunReport") -> str:
+    import torch
+
+    from abc_embed.runtime import free_memory_bytes
+
+    free = free_memory_bytes(torch.device("cpu"))
+    there = f"; {free / 2**30:.1f} GiB are free here" if free else ""
+    return (
+        f"On the CPU it takes {plan.memory.total / 2**30:.1f} GiB of main memory at its peak by "
+        f"this estimate{there}. For a GPU give --gpu 24GB."
+    )
+
+
 def _verdict(plan: "DryRunReport", config: "TrainConfig") -> str:
     if not plan.gpu_bytes:
-        return "No GPU here and none named: give --gpu 24GB to see whether it fits."
+        return _cpu_verdict(plan)
     if plan.fits:
         free = (plan.gpu_bytes - plan.memory.total) / 2**30
         return f"It fits a GPU of {plan.gpu}, with {free:.1f} GiB to spare by this estimate."

@@ -4,13 +4,8 @@ Builds the model without its weights, loads one batch, counts what trains, and e
 nothing is fetched or written. A folder with a model's `config.json` and its tokenizer is enough, so
 a run of a large model can be planned on a small machine.
 
-Memory is that of one process, in bytes. What stays through a step: the weights, their gradients,
-AdamW's two means. On top comes the largest chunk: what its forward pass keeps for the backward
-pass, and what one layer needs while it computes. docs/recipes.md has the formula in words, how far
-it is from what was counted, and what could not be counted.
-
-Shapes: `N` padded tokens of a chunk (rows x longest), `P` patches, `D` width, `F` width inside the
-MLP, `Q` width of all query heads, `C` values of a patch, `r` rank; b bytes of a number.
+Memory is that of one process, on a GPU its own, on a CPU the main memory that the process takes in
+all. What a dry run's process has itself, libraries and one batch, the training's will have too.
 """
 
 import math
@@ -23,15 +18,17 @@ import torch
 from huggingface_hub import snapshot_download
 
 from abc_embed import hub
-from abc_embed.backbone import EncoderShape, build_backbone, parse_config
+from abc_embed.backbone import build_backbone, parse_config
+from abc_embed.data import Rejected
 from abc_embed.errors import OfflineError, UsageError
 from abc_embed.head import HIDDEN_WIDTH
 from abc_embed.model import AbcModel
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Features, Processor
-from abc_embed.runtime import hardware
+from abc_embed.runtime import hardware, resident_bytes
 from abc_embed.storage.json_files import read_json
 from abc_embed.train.batches import (
+    Group,
     GroupSampler,
     TrainBatch,
     make_batch,
@@ -39,15 +36,9 @@ from abc_embed.train.batches import (
     split_texts,
 )
 from abc_embed.train.config import TrainConfig
+from abc_embed.train.memory import GIB, ChunkShape, MemoryEstimate, RunShape, estimate_memory
 from abc_embed.train.sampler import RecordSampler
 from abc_embed.train.stages import attach_adapter
-
-GIB = 1024**3
-RESERVE_BYTES = GIB
-"""A guess, not measured: CUDA's own memory and the workspace of its kernels."""
-RESERVE_SHARE = 0.1
-"""A guess, not measured: what an allocator loses of activations, whose sizes change."""
-_FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,65 +66,6 @@ class StepLoad:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunShape:
-    """What of a model and its configuration decides memory."""
-
-    language: EncoderShape
-    vision: EncoderShape
-    frozen_bytes: int
-    """Weights that do not train."""
-    trained: int
-    """Parameters that do; float32."""
-    vision_trains: bool
-    """Stage 1 sends gradients through the vision encoder, stage 2 does not."""
-    patch_values: int
-    """C."""
-    rank: int
-    dropout: bool
-    number_bytes: int
-    """b: 2 in bfloat16, 4 in float32."""
-    mask_bytes: int
-    """Of a dropout mask, per number: 1 on a GPU, 4 on a CPU, whose masks are float32."""
-    checkpointing: bool
-    chunked: bool
-    """Whether `train.chunk_size` or `train.chunk_tokens` is set: one chunk at a time (GradCache),
-    else all of a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkShape:
-    """What goes through the model in one pass."""
-
-    tokens: int
-    """N."""
-    patches: int = 0
-    """P; 0 for texts."""
-    gradient: bool = True
-    """False for the candidates of stage 2."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryEstimate:
-    """Bytes by purpose."""
-
-    frozen: int
-    trained: int
-    gradients: int
-    optimizer: int
-    activations: int
-    """Of the largest chunk; with `chunk_size` 0 of the whole step."""
-    vectors: int
-    """Embeddings of the step, scores, and in stage 2 the visual tokens of all its images."""
-    reserve: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        weights = self.frozen + self.trained + self.gradients + self.optimizer
-        return weights + self.activations + self.vectors + self.reserve
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DryRunReport:
     """What a dry run counted."""
 
@@ -157,6 +89,17 @@ class DryRunReport:
         return 0 < self.memory.total <= self.gpu_bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsal:
+    """A dry run with what it was counted from."""
+
+    report: DryRunReport
+    processor: Processor
+    groups: Sequence[Group | Rejected]
+    """Of the first step."""
+    batch: TrainBatch
+
+
 def dry_run(
     config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = None
 ) -> DryRunReport:
@@ -172,6 +115,11 @@ def dry_run(
         OfflineError: `model.base` is not on this machine.
         UsageError: `gpu` is no size.
     """
+    return rehearse(config, gpu, sampler).report
+
+
+def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = None) -> Rehearsal:
+    """As `dry_run`, for who goes on from its batch."""
     name, size = _gpu_memory(gpu) if gpu or config.model.device != "cpu" else ("", 0)
     model, processor = meta_model(config)
     on_gpu = size > 0
@@ -179,19 +127,23 @@ def dry_run(
     shape = _run_shape(config, model, processor, 2 if half else 4, on_gpu)
     if sampler is None:
         sampler = RecordSampler(config.data.records, config.stage, config.data)
-    groups = sampler.groups(0, config.train.batch_size, config.train.seed)
+    groups = list(sampler.groups(0, config.train.batch_size, config.train.seed))
     batch = make_batch(groups, processor, config.data.max_pixels)
-    return DryRunReport(
+    memory = _estimate(config, shape, batch, config.train.chunk_size, on_gpu)
+    if not on_gpu:
+        memory = replace(memory, process=resident_bytes())
+    report = DryRunReport(
         stage=config.stage,
         groups=_trained_parts(model),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         load=_step_load(config, batch),
-        memory=_estimate(config, shape, batch, config.train.chunk_size, on_gpu),
+        memory=memory,
         number_format="bfloat16" if half else "float32",
         gpu=name,
         gpu_bytes=size,
         fitting_chunk=_fitting_chunk(config, shape, batch, size) if on_gpu else 0,
     )
+    return Rehearsal(report=report, processor=processor, groups=groups, batch=batch)
 
 
 def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
@@ -200,9 +152,24 @@ def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
     Raises:
         OfflineError: `model.base` is a name whose files are not on this machine.
     """
-    base, head_width = config.model.base, config.model.head_width
-    low: int | None = config.model.pixels[0] or None
-    high: int | None = config.model.pixels[1] or None
+    model, processor = base_model(config.model.base, config.model.pixels, config.model.head_width)
+    with torch.device("meta"):
+        attach_adapter(model, config)
+    return model, processor
+
+
+def base_model(
+    base: str, pixels: tuple[int, int] = (0, 0), head_width: int = HIDDEN_WIDTH
+) -> tuple[AbcModel, Processor]:
+    """A model by name, without weights and without adapters (on the meta device).
+
+    `pixels` and `head_width` are for one that is no embedder yet.
+
+    Raises:
+        OfflineError: a name whose files are not on this machine.
+    """
+    low: int | None = pixels[0] or None
+    high: int | None = pixels[1] or None
     if hub.is_embedder(base):
         source = hub.resolve(base)
         folder = source if isinstance(source, Path) else _local_folder(source.base)
@@ -218,7 +185,6 @@ def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
         values = read_json(folder / "config.json")
         # Which attention computes it changes nothing that is counted here.
         model = AbcModel(build_backbone(parse_config(values)), head_width=head_width)
-        attach_adapter(model, config)
     return model, processor
 
 
@@ -232,8 +198,8 @@ def _local_folder(name: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
     except (OSError, ValueError) as problem:
         raise OfflineError(
-            f"model.base {name!r} is not on this machine, and a dry run fetches nothing; give a "
-            "folder with its config.json and tokenizer files (no weights are needed)"
+            f"the base model {name!r} is not on this machine, and a dry run fetches nothing; give "
+            "a folder with its config.json and tokenizer files (no weights are needed)"
         ) from problem
 
 
@@ -276,7 +242,7 @@ def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> li
 
     def shape(chunk: Sequence[Features], *, gradient: bool) -> ChunkShape:
         longest = max((features.tokens for features in chunk), default=0)
-        return ChunkShape(len(chunk) * longest, _patch_count(chunk), gradient)
+        return ChunkShape(len(chunk) * longest, patch_count(chunk), gradient)
 
     tokens = config.train.chunk_tokens
     queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size, tokens)]
@@ -304,7 +270,7 @@ def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_
     return max((size for size in sizes if size and fits(size)), default=0)
 
 
-def _patch_count(chunk: Sequence[Features]) -> int:
+def patch_count(chunk: Sequence[Features]) -> int:
     """Of the distinct pictures of a chunk: each is encoded once."""
     grids = {f.image_key: f.grid_thw for f in chunk if f.grid_thw is not None}
     return sum(map(math.prod, grids.values()))
@@ -318,7 +284,7 @@ def _step_load(config: TrainConfig, batch: TrainBatch) -> StepLoad:
         candidates=len(batch.candidates),
         tokens=sum(f.tokens for f in (*batch.queries, *batch.candidates)),
         padded=sum(chunk.tokens for chunk in chunks),
-        patches=_patch_count(batch.queries),
+        patches=patch_count(batch.queries),
         chunks=len(chunks),
     )
 
@@ -339,95 +305,3 @@ def _trained_parts(model: AbcModel) -> tuple[TrainedPart, ...]:
         TrainedPart(name=part, tensors=len(counts), parameters=sum(counts))
         for part, counts in sizes.items()
     )
-
-
-# -- memory, from shapes alone --------------------------------------------------------------------
-
-
-def estimate_memory(
-    shape: RunShape, chunks: Sequence[ChunkShape], *, queries: int, candidates: int, on_gpu: bool
-) -> MemoryEstimate:
-    """Peak memory of one process, in bytes, for the chunks of one step."""
-    passes = [_pass(shape, chunk) for chunk in chunks]
-    if shape.chunked:
-        largest = max((kept + working for kept, working, _ in passes), default=0)
-    else:
-        largest = sum(kept for kept, *_ in passes) + max((p[1] for p in passes), default=0)
-    largest = max([largest, *(opening for *_, opening in passes)])
-    vectors = (queries + candidates) * shape.language.width * _FLOAT32 * 3  # and two of gradients
-    vectors += queries * candidates * _FLOAT32 * 4  # cosines, scores, their softmax, its gradient
-    if not shape.vision_trains:
-        patches = sum(chunk.patches for chunk in chunks)
-        vectors += patches // 4 * shape.language.width * shape.number_bytes
-    return MemoryEstimate(
-        frozen=shape.frozen_bytes,
-        trained=shape.trained * _FLOAT32,
-        gradients=shape.trained * _FLOAT32,
-        optimizer=2 * shape.trained * _FLOAT32,
-        activations=largest,
-        vectors=vectors,
-        reserve=int(RESERVE_BYTES + RESERVE_SHARE * largest) if on_gpu else 0,
-    )
-
-
-def _pass(shape: RunShape, chunk: ChunkShape) -> tuple[int, int, int]:
-    """Bytes that one chunk keeps until its backward pass, that it needs besides while one layer
-    computes, and while its pixels go into the vision encoder, before anything else is kept."""
-    b, tokens, patches = shape.number_bytes, chunk.tokens, chunk.patches
-    language, vision = shape.language, shape.vision
-    pixels = patches * shape.patch_values
-    language_working = tokens * _working(shape, language)
-    vision_working = patches * _working(shape, vision)
-    # As they came, a byte each; cut and normalised, and in b.
-    opening = pixels + max(pixels * (_FLOAT32 + b), pixels * b + vision_working)
-    if not chunk.gradient:
-        return 0, language_working, opening
-    layer = tokens * _language_layer(shape)
-    block = patches * _vision_layer(shape) if shape.vision_trains else 0
-    # Around the layers: the states that go in, and the last norm, in float32.
-    kept = tokens * language.width * (b + 2 * _FLOAT32)
-    # In stage 2 the pixels are gone by now; the visual tokens count as vectors.
-    kept += pixels * _FLOAT32 if shape.vision_trains else 0
-    vision_working = vision_working if shape.vision_trains else 0
-    if shape.checkpointing:
-        kept += language.layers * tokens * language.width * b
-        kept += vision.layers * patches * vision.width * b if shape.vision_trains else 0
-        return kept, max(layer + language_working, block + vision_working), opening
-    kept += language.layers * layer + vision.layers * block
-    return kept, max(language_working, vision_working), opening
-
-
-def _language_layer(shape: RunShape) -> int:
-    """Bytes that one layer keeps per token."""
-    b, e = shape.number_bytes, shape.language
-    inputs = 5 * e.width + e.heads + e.inner  # of q k v gate up, of o, of down: each has LoRA
-    # Without dropout in float32 q k v share one input, gate and up another, and o has attention's.
-    shared = 2 * e.width + e.inner if b == _FLOAT32 and not shape.dropout else inputs
-    attention = 2 * e.heads + 2 * e.heads  # query, output; key and value repeated to as many
-    low_rank = 7 * shape.rank
-    masks = inputs * shape.mask_bytes if shape.dropout else 0
-    norms = 2 * e.width * _FLOAT32  # in float32 whatever the weights are
-    return b * (shared + attention + 3 * e.inner + low_rank) + norms + masks
-
-
-def _vision_layer(shape: RunShape) -> int:
-    """Bytes that one block keeps per patch."""
-    b, e = shape.number_bytes, shape.vision
-    inputs = 3 * e.width + e.inner  # of qkv, proj and fc1, of fc2: each has LoRA
-    masks = inputs * shape.mask_bytes if shape.dropout else 0
-    # 3: what qkv gave; 3: query, key, output; 3: inputs of LoRA; F: before, in, after the
-    # activation; and two norms in float32.
-    dropped = inputs if shape.dropout and b == _FLOAT32 else 0
-    kept = b * (9 * e.width + 3 * e.inner + 4 * shape.rank + dropped)
-    return kept + 2 * e.width * _FLOAT32 + masks
-
-
-def _working(shape: RunShape, encoder: EncoderShape) -> int:
-    """Bytes per token that come and go while one layer computes, at its widest place: attention,
-    whose rotation is in float32, or the end of the MLP, where LoRA holds its input, and with
-    dropout what is left of it too."""
-    b = shape.number_bytes
-    attention = 5 * b * encoder.heads + 6 * _FLOAT32 * encoder.heads
-    dropped = b if shape.dropout and b < _FLOAT32 else 0
-    mlp = (4 * b + dropped) * encoder.inner
-    return max(attention, mlp) + 2 * b * encoder.width
