@@ -14,6 +14,7 @@ weights of Qwen2-VL's shape and a stage-2 adapter, 256 visual tokens a picture.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -26,21 +27,15 @@ from typing import Any
 
 CASES = ("single texts", "64 pictures", "mixed list", "32 pictures x 4 instructions")
 GOALS = dict(zip(CASES, (1.5, 1.2, 1.15, 1.2), strict=True))
-WORDS = (
-    "a",
-    "small",
-    "red",
-    "dog",
-    "left",
-    "of",
-    "the",
-    "big",
-    "blue",
-    "house",
-    "and",
-    "one",
-    "cat",
-)
+WORKLOADS = Path(__file__).resolve().parents[1] / "src/abc_embed/speed/workloads.py"
+
+
+def read_workloads() -> Any:
+    """The workloads of this checkout, beside whatever package is measured."""
+    spec: Any = importlib.util.spec_from_file_location("workloads", WORKLOADS)
+    module = sys.modules["workloads"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def middle_model(bundled: Any) -> Any:
@@ -92,28 +87,18 @@ def middle_model(bundled: Any) -> Any:
     return Embedder(model.requires_grad_(False).eval(), processor)
 
 
-def items_of(case: str, photos: list[Path]) -> list[Any]:
+def items_of(case: str) -> list[Any]:
     """The items of a case, the same in every process."""
-    import random
-
-    from abc_embed import Item
-
-    rng = random.Random(case)
-
-    def text(most: int) -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(2, most)))
-
-    if case == "single texts":
-        return [text(10) for _ in range(40)]
-    if case == "64 pictures":
-        return [Item(image=photo) for photo in photos]
-    if case == "mixed list":
-        mixed = [text(40) for _ in range(64)]
-        mixed += [Item(image=photo) for photo in photos[:16]]
-        mixed += [Item(image=photo, instruction=text(8)) for photo in photos[8:24]]
-        rng.shuffle(mixed)
-        return mixed
-    return [Item(image=photo, instruction=text(8)) for photo in photos[:32] for _ in range(4)]
+    workloads = read_workloads()
+    photos = workloads.draw_photos(64)
+    found = {
+        "single texts": lambda: workloads.texts(40),
+        "64 pictures": lambda: workloads.images(photos),
+        "mixed list": lambda: workloads.mixed(photos),
+        "32 pictures x 4 instructions": lambda: workloads.instructed(photos[:32], 4),
+    }
+    items: list[Any] = found[case]().items
+    return items
 
 
 def work(folder: Path, compiled: bool) -> None:
@@ -126,14 +111,14 @@ def work(folder: Path, compiled: bool) -> None:
     torch.set_num_threads(1)
     bundled = Embedder.from_pretrained("bundled", device="cpu")
     models = {"bundled": bundled, "55m": middle_model(bundled)}
-    photos = sorted(folder.glob("*.jpg"))
+    cases = {case: items_of(case) for case in CASES}
     for model in models.values() if compiled else ():
         model.compile()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
         name, case = line.rstrip("\n").split("\t")
-        model, items = models[name], items_of(case, photos)
+        model, items = models[name], cases[case]
         cpu, wall = time.process_time(), time.perf_counter()
         if case == "single texts":
             vectors = np.stack([model.embed(item) for item in items])
@@ -143,18 +128,6 @@ def work(folder: Path, compiled: bool) -> None:
         np.save(folder / f"{os.getpid()}.npy", vectors)
         sys.stdout.write(json.dumps(took) + "\n")
         sys.stdout.flush()
-
-
-def draw_photos(folder: Path) -> None:
-    """64 JPEGs of 640 x 480 pixels with some structure."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for number in range(64):
-        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        picture = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{number:02d}.jpg", quality=90)
 
 
 class Worker:
@@ -248,7 +221,6 @@ def main() -> None:
     own = Path(__file__).resolve().parents[1] / "src"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        draw_photos(folder)
         now = Worker(own, folder, arguments.compile)
         before = Worker(arguments.against or own, folder)
         for worker in (now, before):
@@ -260,7 +232,7 @@ def main() -> None:
     record = {
         "what": "time before over time now, processor seconds of one thread, interleaved",
         "before": "layers not compiled" if arguments.compile else arguments.commit,
-        "hardware": runtime.hardware() | {"processor": processor_name()},
+        "hardware": runtime.hardware(),
         "versions": runtime.versions(),
         "results": results,
     }
@@ -269,14 +241,6 @@ def main() -> None:
             record["results"] = json.loads(arguments.out.read_text())["results"] | results
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def processor_name() -> str:
-    """The processor as the system calls it; empty where it does not say."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else ""
 
 
 if __name__ == "__main__":

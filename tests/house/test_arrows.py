@@ -38,6 +38,7 @@ ARROW = (
     ("scenes", "data"),
     ("vlm", "search", "mining", "train", "bench"),
     ("interop",),
+    ("speed",),
     ("serve", "cli"),
     ("__main__",),
 )

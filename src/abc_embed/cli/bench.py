@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abc_embed.cli import bench_replica, bench_sets, options
+from abc_embed.cli import bench_replica, bench_sets, bench_speed, options
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
@@ -58,6 +58,7 @@ for _command in (
 ):
     app.command(epilog=bench_sets.EXAMPLES)(_command)
 app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
+app.command(epilog=bench_speed.EXAMPLES)(bench_speed.speed)
 
 
 @app.command(epilog=EXAMPLES)

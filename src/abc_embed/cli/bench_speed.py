@@ -1,0 +1,140 @@
+"""`abc-embed bench speed`: what the engine reaches on this machine, with any model or shape."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from abc_embed.cli import options
+from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
+from abc_embed.errors import UsageError
+from abc_embed.progress import progress_bar
+
+if TYPE_CHECKING:
+    from abc_embed.bench.encoders.base import Encoder
+    from abc_embed.embedder import Embedder
+
+EXAMPLES = epilog("""
+  abc-embed bench speed --shape tiny --images 8 --rounds 1
+  abc-embed bench speed --model bundled --against sentence-transformers --out results/speed
+  abc-embed bench speed --shape 7b --device cuda --images 128 --out results/speed
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedSettings(options.ModelSettings):
+    """A model, or a shape with random weights."""
+
+    shape: Annotated[
+        Literal["tiny", "2b", "7b"] | None,
+        typer.Option(help="Random weights of that shape, made on the device, instead of a model."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.shape and (self.model != options.MODEL or self.weights):
+            other = "--weights" if self.weights else "--model"
+            raise UsageError(f"--shape has random weights of its own; leave out {other}")
+
+    def load(self) -> "Embedder":
+        if self.shape is None:
+            return super().load()
+        self.check()
+        with options.announced(f"making weights of shape {self.shape}"):
+            from abc_embed import runtime
+            from abc_embed.speed.shapes import random_embedder
+
+            device = runtime.resolve_device(self.device)
+            dtype = runtime.resolve_dtype(self.dtype, device)
+            embedder = random_embedder(self.shape, device, dtype)
+            if self.compile:
+                embedder.compile()
+            return embedder
+
+    def encoder(self, embedder: "Embedder") -> "Encoder":
+        """The embedder as records describe it."""
+        from abc_embed.bench.encoders.registry import NativeEncoder
+
+        if self.shape is None:
+            return NativeEncoder(embedder, self.model)
+        from abc_embed.speed.shapes import shape_fingerprint
+
+        encoder = NativeEncoder(embedder, self.shape)
+        # Gigabytes of random numbers are not hashed: their recipe is.
+        embedder._fingerprint = shape_fingerprint(self.shape)
+        return encoder
+
+
+@options.with_settings
+def speed(
+    images: Annotated[int, typer.Option(min=4, help="Pictures of the workload of images.")] = 32,
+    instructions: Annotated[int, typer.Option(min=1, help="Instructions a picture.")] = 4,
+    size: Annotated[str, typer.Option(help="Width x height of the pictures' files.")] = "784x512",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
+    against: Annotated[
+        Literal["sentence-transformers"] | None,
+        typer.Option(help="The same weights and items through that library's encode besides."),
+    ] = None,
+    max_pixels: options.MaxPixels = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the record and its figure.")
+    ] = None,
+    *,
+    settings: SpeedSettings,
+    as_json: options.AsJson = False,
+) -> None:
+    """Items a second, decoding included; share of the device's peak; where the time goes.
+
+    Texts, images, a mixed list, several instructions a picture with the stage-2 adapter on and
+    off; the forward pass alone beside `embed`. All ways take turns in each round. On a CPU shares
+    are of processor time, on a GPU of the clock.
+    """
+    area = None if max_pixels is None else options.area_in_pixels(max_pixels)
+    width, height = parse_sides(size)
+    settings.check()
+    from abc_embed.storage.files import make_folder
+
+    folder = None if out is None else make_folder(out)
+    embedder = settings.load()
+    from abc_embed.bench.records import make_record, write_record
+    from abc_embed.speed import measure as bench
+
+    with progress_bar("workloads") as on_progress:
+        findings = bench.measure(
+            embedder,
+            images=images,
+            instructions=instructions,
+            size=(width, height),
+            rounds=rounds,
+            max_pixels=area,
+            against=against is not None,
+            on_progress=on_progress,
+        )
+    record = make_record(settings.encoder(embedder), findings)
+    if as_json:
+        print_json(record)
+    else:
+        columns = ("items", "way", "a second", "a processor second", "of the peak", "peak MiB")
+        print_table(columns, bench.rows(record))
+        print_table(("ms an item", *bench.STAGES), bench.stage_rows(record))
+        print_result(
+            f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "
+            f"{record['settings']['hardware']} in {record['model']['dtype']}"
+        )
+    if folder is not None:
+        path = write_record(record, folder)
+        bench.draw(record, path.with_suffix(".png"))
+        print_message(f"the record is {path}, drawn beside it")
+
+
+def parse_sides(text: str) -> tuple[int, int]:
+    """`"784x512"` -> width and height.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    sides = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*([1-9]\d{0,4})\s*", text)
+    if not sides:
+        raise UsageError(f"--size is {text!r}; give width x height in pixels, like 784x512")
+    return int(sides[1]), int(sides[2])

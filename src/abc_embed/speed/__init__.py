@@ -1,0 +1,1 @@
+"""What work costs: measured (`bench speed`), and foreseen before it starts (`plan`)."""
