@@ -198,11 +198,14 @@ def _check_size(size: tuple[int, int], label: str, decode_limit: int) -> None:
         raise NotAnImageError(f"{label} has no pixels; give an image of at least 1 x 1")
 
 
+def unpack_bytes(pixels: int, mode: str = "RGB", kind: str = "") -> int:
+    """Memory that unpacking so many pixels takes: as they are, and turned or as RGB."""
+    return pixels * max(_SMALL_MODES.get(mode, 4) + 4, _DECODER_BYTES.get(kind, 0))
+
+
 def _take_memory(picture: Image.Image, label: str, decode_limit: int) -> None:
     """Count what unpacking takes, which the header says; wait for other threads if need be."""
-    pixels = picture.width * picture.height
-    mode = _SMALL_MODES.get(picture.mode, 4) + 4  # as it is, and turned or as RGB
-    needed = pixels * max(mode, _DECODER_BYTES.get(picture.format or "", 0))
+    needed = unpack_bytes(picture.width * picture.height, picture.mode, picture.format or "")
     most = max(DECODE_BYTES, _BYTES_PER_PIXEL * decode_limit)
     if needed > most:
         raise ImageTooLargeError(

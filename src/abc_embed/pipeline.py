@@ -201,10 +201,10 @@ class EmbeddingPipeline:
         by_tokens = CPU_BATCH_TOKENS if on_cpu else MAX_BATCH_TOKENS
         self._batch_tokens = batch_tokens or (by_tokens if batch_size is None else MAX_BATCH_TOKENS)
         self.window_items = WINDOW_ITEMS if batch_size is None else WINDOW_BATCHES * batch_size
-        budget = processor.image.limited(max_pixels)
-        self.window_images = max(1, WINDOW_VISUAL_TOKENS // budget.max_visual_tokens)
+        self.budget = processor.image.limited(max_pixels)
+        self.window_images = max(1, WINDOW_VISUAL_TOKENS // self.budget.max_visual_tokens)
         cores = os.cpu_count() or 1
-        self._threads = max(1, min(MAX_THREADS, cores // 4 if on_cpu else cores))
+        self.threads = max(1, min(MAX_THREADS, cores // 4 if on_cpu else cores))
         # A device beside the CPU has its next batch before the results of the last are fetched.
         self._in_flight = 0 if on_cpu else 1
         self._pictures: dict[Hashable, _Picture] = {}
@@ -215,6 +215,11 @@ class EmbeddingPipeline:
         self._stopped = threading.Event()
         self._was_halved = False
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch at most, padding included."""
+        return self._batch_tokens
+
     def run(self, values: Iterable[tuple[int, object]]) -> Results:
         """(index, item) pairs -> (index, result) pairs, in the same order.
 
@@ -222,7 +227,7 @@ class EmbeddingPipeline:
             InputError: a bad item, in `raise` mode; the results before it have been handed out.
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="abc-embed-prepare")
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="abc-embed-prepare")
         try:
             for window in self._computed(self._windows(iter(values), pool)):
                 results: dict[int, Vector | Skipped] = {**window.skipped, **window.vectors}

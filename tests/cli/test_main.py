@@ -20,7 +20,8 @@ from abc_embed.errors import OutOfMemoryError
 HEAVY = ("torch", "transformers", "numpy", "PIL", "rich", "abc_embed.inputs")
 GROUPS = {
     "train": ("pretrain", "instruct", "bundled"),
-    "bench": ("ctrlbench", "build", "diff", "report"),
+    "bench": ("ctrlbench", "build", "diff", "report", "speed"),
+    "plan": ("embed", "train"),
 }
 WHOLE = [(name,) for name in COMMANDS if name not in GROUPS]
 WHOLE += [(group, name) for group, names in GROUPS.items() for name in names]

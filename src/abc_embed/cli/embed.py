@@ -15,7 +15,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import epilog, print_outcome, print_skipped
+from abc_embed.cli.output import epilog, print_message, print_outcome, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.vectors import jsonl_line, open_writer
@@ -65,6 +65,7 @@ def embed(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the items; each loads the model.")
     ] = 1,
+    plan: options.PlanFile = None,
     *,
     settings: options.VectorSettings,
     as_json: options.AsJson = False,
@@ -77,6 +78,9 @@ def embed(
     named_items, total = read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
+    if plan is not None and (processes > 1 or out is None):
+        raise UsageError("--plan is for a job in one process that writes a file; give -o alone")
+    judged = None if plan is None else options.judge_plan(plan, "embed", settings.model)
     report = Report(on_error, of_many=total != 1)
     if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
         for named in named_items:
@@ -102,6 +106,8 @@ def embed(
     report.print_skipped()
     if writer is not None:
         _summarize(writer.files, report, dim, settings.model, as_json)
+    if judged is not None:
+        print_message(judged(settings.device, report.written))
 
 
 @dataclass

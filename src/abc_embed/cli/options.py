@@ -80,6 +80,12 @@ EncoderName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 
 
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", help="A plan of this job (abc-embed plan): says how far off it was."),
+]
+
+
 OTHER_LIBRARIES = ("st", "open_clip", "late", "random")
 """What an encoder's name may begin with; bench/encoders/registry.py has them."""
 
@@ -120,6 +126,21 @@ def announced(what: str) -> Iterator[None]:
     finally:
         if shown:
             sys.stderr.write("\r\x1b[2K")
+
+
+def judge_plan(path: Path, job: str, model: str) -> Callable[[str, int], str]:
+    """Read a plan before its job starts; what it gives, once the job is done, says how far off it
+    was, from the device's name and the number of items or steps.
+
+    Raises:
+        DataError: the file is no plan.
+        UsageError: it is of another job.
+    """
+    from abc_embed.speed.plan import Plan, check_job, comparison  # torch comes with it: seconds
+
+    plan = Plan.read(path)
+    check_job(plan, job, model)
+    return partial(comparison, plan)
 
 
 Command = TypeVar("Command", bound=Callable[..., None])

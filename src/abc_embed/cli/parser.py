@@ -25,6 +25,7 @@ COMMANDS = {
     "mine": "Find captions that nearly fit, and are wrong.",
     "train": "Train stage 1, stage 2, or the bundled model from nothing.",
     "bench": "Measure a model.",
+    "plan": "Memory and time of a job before it starts.",
     "serve": "Serve embeddings over HTTP, and a page to try them.",
     "calibrate": "Measure the ranges that int8 vectors need, and keep them with a model.",
     "export": "Write a model for sentence-transformers.",
