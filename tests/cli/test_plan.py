@@ -62,7 +62,7 @@ def test_what_cannot_be_planned(cli: Cli, here: Path, words: list[str], sentence
 def test_a_recipe_that_cannot_start_is_said(cli: Cli, here: Path) -> None:
     Path("recipe.toml").write_text('stage = "pretrain"\n')
     done = cli("plan", "train", "--config", "recipe.toml")
-    assert done.code != 0 and "out is missing" in done.err
+    assert done.code == 1 and "adapter is missing" in done.err
 
 
 def test_bench_speed_prints_keeps_and_draws(cli: Cli, here: Path) -> None:
