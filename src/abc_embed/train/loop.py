@@ -96,7 +96,7 @@ def run_stage(
         AbcError: `ConfigError`, `DataError`, `InputError`, `OutputError` or `TrainingError`.
     """
     out_dir = Path(out_dir)
-    process_group = ProcessGroup(_accelerator(config.model))
+    process_group = ProcessGroup(make_accelerator(config.model))
     with process_group.detect_lost_processes(), detect_killed_workers(), ExitStack() as stack:
         with process_group.propagate_errors():
             check_batch_size(config.train.batch_size, process_group.world_size)
@@ -110,8 +110,7 @@ def run_stage(
         )
         last = process_group.broadcast_from_main(lambda: _take_up(out_dir, resume, stack))
         seed_everything(config.train.seed)
-        stage_class = Pretrain if config.stage == "pretrain" else Instruct
-        stage = stage_class(config, model, processor, process_group)
+        stage = make_stage(config, model, processor, process_group)
         run = _Run(
             config=config,
             sampler=sampler,
@@ -286,7 +285,7 @@ def _reject_log(run: _Run, state: RunState) -> RejectLog:
 def _step(run: _Run, batch: TrainBatch, global_batch: GlobalBatch, step: int) -> StepRecord:
     """One step of the optimizer; `step` counts from 0."""
     stage, optim, train = run.stage, run.config.optim, run.config.train
-    seed_everything(_step_seed(train.seed, step, run.process_group.rank))
+    seed_everything(step_seed(train.seed, step, run.process_group.rank))
     learning_rate = optim.learning_rate * learning_rate_factor(step, run.config)
     run.optimizer.set_learning_rate(learning_rate)
     tau = stage.model.temperature.value
@@ -351,6 +350,14 @@ def _watch_temperature(run: _Run, record: StepRecord, state: RunState) -> RunSta
     return state
 
 
+def make_stage(
+    config: TrainConfig, model: AbcModel, processor: Processor, process_group: ProcessGroup
+) -> Stage:
+    """The stage that the configuration names, set up to train the model."""
+    stage = Pretrain if config.stage == "pretrain" else Instruct
+    return stage(config, model, processor, process_group)
+
+
 def _optimizer(stage: Stage, config: OptimConfig) -> Optimizer:
     zero = zero_settings()
     if zero and stage.process_group.world_size > 1:
@@ -366,7 +373,7 @@ def autocast_dtype(config: ModelConfig) -> torch.dtype | None:
     return None
 
 
-def _accelerator(config: ModelConfig) -> Accelerator:
+def make_accelerator(config: ModelConfig) -> Accelerator:
     """Where and in which numbers this process trains, and with which others."""
     fsdp_requested()  # both refuse what is not built before accelerate begins it
     zero_settings()
@@ -383,7 +390,7 @@ def _accelerator(config: ModelConfig) -> Accelerator:
         ) from error
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed for the dropout of one step, unlike that of any other step, process or run."""
     entropy = [seed, 2, step, rank] if rank else [seed, 2, step]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
