@@ -62,6 +62,27 @@ def test_train_log_and_draw(cli: Cli, here: Path, recipe: Path) -> None:
     assert drawn.code == 0 and (here / "runs.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_learning_rates_and_a_profile_leave_no_run(
+    cli: Cli, here: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from abc_embed.train import trials
+
+    monkeypatch.setattr(trials, "SWEEP_STEPS", 30)
+    words = ("train", "pretrain", "--config", recipe)
+    done = cli(*words, "--find-lr", "rates")
+    assert done.code == 0 and "learning rate" in done.out
+    assert "suggested: --set optim.learning_rate=" in done.out or "fell at no" in done.out
+    assert {path.name for path in (here / "rates").iterdir()} == {
+        "learning_rates.csv",
+        "learning_rates.png",
+    }
+    done = cli(*words, "--profile", "profile")
+    assert done.code == 0 and "backward passes" in done.out and "trace.json" in done.err
+    done = cli(*words, "--profile", "profile", "--json")
+    assert done.code == 0 and set(json.loads(done.out)) == {"parts", "operations"}
+    assert not (here / "run").exists()
+
+
 def test_overrides_and_a_run_that_is_there(cli: Cli, here: Path, recipe: Path) -> None:
     words = ("train", "pretrain", "--config", recipe, "--set", "out=elsewhere")
     done = cli(*words, "--set", "train.steps=3")
@@ -86,6 +107,7 @@ def test_of_two_processes_one_says_where_the_model_is(recipe: Path, here: Path) 
         (("pretrain", "--gpu", "24GB"), "--gpu goes with --dry-run"),
         (("pretrain", "--json"), "--json goes with --dry-run"),
         (("pretrain", "--dry-run", "--gpu", "big"), "give a size like 24GB"),
+        (("pretrain", "--profile", "a", "--find-lr", "b"), "--find-lr and --profile are two"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], sentence: str, cli: Cli, recipe: Path) -> None:

@@ -12,15 +12,19 @@ import typer
 from abc_embed.cli.options import AsJson, PlanFile, judge_plan, with_settings
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
+from abc_embed.progress import progress_bar
 
 if TYPE_CHECKING:
     from abc_embed.train.config import TrainConfig
     from abc_embed.train.dry_run import DryRunReport
+    from abc_embed.train.trials import LearningRates
 
 EXAMPLES = "Example:\n\n\b\n  abc-embed train pretrain --config configs/pretrain-tiny.toml\n"
 STAGES_EXAMPLES = epilog("""
   abc-embed scenes --count 400 --out data/scenes
   abc-embed train {stage} --config configs/{stage}-tiny.toml --set train.steps=20
+  abc-embed train {stage} --config configs/{stage}-tiny.toml --find-lr rates
+  abc-embed train {stage} --config configs/{stage}-tiny.toml --profile profile
   abc-embed train {stage} --config configs/{stage}-2b-24gb.toml --dry-run --gpu 24GB
 
 A run that was broken off goes on when the same command is given again.
@@ -84,6 +88,19 @@ class StageSettings:
             "--dry-run", help="Load one batch, count, estimate memory, and change nothing."
         ),
     ] = False
+    find_lr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Raise the learning rate over 100 steps instead, and draw the loss.",
+        ),
+    ] = None
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Say where the time of a step goes instead; a trace in a folder."
+        ),
+    ] = None
     gpu: Annotated[
         str, typer.Option(help="For --dry-run: memory of the GPU, like 24GB, if not this one.")
     ] = ""
@@ -91,9 +108,18 @@ class StageSettings:
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
-        if not self.dry_run and (self.gpu or self.as_json):
-            option = "--gpu" if self.gpu else "--json"
-            raise UsageError(f"{option} goes with --dry-run; add it")
+        instead = {
+            "--dry-run": self.dry_run,
+            "--find-lr": self.find_lr is not None,
+            "--profile": self.profile is not None,
+        }
+        chosen = [option for option, given in instead.items() if given]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} are two things; give one at a time")
+        if self.gpu and not self.dry_run:
+            raise UsageError("--gpu goes with --dry-run; add it")
+        if self.as_json and not chosen:
+            raise UsageError("--json goes with --dry-run, --find-lr or --profile; add one")
 
     @property
     def assignments(self) -> list[str]:
@@ -146,6 +172,9 @@ def _train(settings: StageSettings, config: "TrainConfig") -> None:
     from abc_embed.train.dry_run import dry_run
     from abc_embed.train.run import read_run_config, train_from_config
 
+    if settings.find_lr or settings.profile:
+        _try_out(settings)
+        return
     if not settings.dry_run:
         judged = None
         if settings.plan is not None:
@@ -165,6 +194,49 @@ def _train(settings: StageSettings, config: "TrainConfig") -> None:
         print_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
     else:
         _print_plan(plan, config)
+
+
+def _try_out(settings: StageSettings) -> None:
+    from abc_embed.train.run import read_run_config
+    from abc_embed.train.trials import find_learning_rate, profile_steps
+
+    config = read_run_config(settings.config, settings.assignments)
+    if settings.profile:
+        with progress_bar("steps") as on_progress:
+            found = profile_steps(config, settings.profile, on_progress)
+        if settings.as_json:
+            print_json(asdict(found))
+            return
+        total = sum(found.parts.values())
+        parts = [(name, f"{ms:.1f}", f"{ms / total:.1%}") for name, ms in found.parts.items()]
+        print_table(("one step", "ms", "share"), parts)
+        slowest = found.operations[:12]
+        rows = [(row["operation"], row["calls"], f"{row['ms']:.1f}") for row in slowest]
+        print_table(("operation", "calls", "ms, its own"), rows)
+        print_message(
+            f"{settings.profile} has trace.json (for chrome://tracing) and all operations"
+        )
+    elif settings.find_lr:
+        with progress_bar("learning rates") as on_progress:
+            rates = find_learning_rate(config, settings.find_lr, on_progress)
+        if settings.as_json:
+            print_json(asdict(rates))
+            return
+        columns = ("learning_rate", "loss", "smoothed")
+        lines = [[f"{row[name]:.3g}" for name in columns] for row in rates.rows[::10]]
+        print_table(("learning rate", "loss", "running mean"), lines)
+        print_result(_advice(rates, config))
+        print_message(f"all of it is in {settings.find_lr}, drawn")
+
+
+def _advice(rates: "LearningRates", config: "TrainConfig") -> str:
+    if rates.suggestion is None:
+        return "the loss fell at no learning rate: look at the data, or at the rank of the adapter"
+    end = "" if rates.diverged else "; it had not diverged at the highest one tried"
+    return (
+        f"suggested: --set optim.learning_rate={rates.suggestion:.1e} (a tenth of where the loss "
+        f"was lowest{end}); the recipe has {config.optim.learning_rate:.1e}"
+    )
 
 
 def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
