@@ -100,6 +100,8 @@ def _fields(
     elif isinstance(fields.get("captions"), list) and fields.get("caption") is not None:
         others = [text for text in fields["captions"] if text != fields["caption"]]
         fields["captions"] = [fields["caption"], *others]
+    if "instructions" not in fields and (asked := _asked(values, columns, taken)):
+        fields["instructions"] = [asked]
     for name in ("width", "height"):
         if name in fields:
             fields[name] = _whole(fields[name])
@@ -109,6 +111,19 @@ def _fields(
             "open its folder as abc-pretrain:FOLDER"
         )
     return fields, taken
+
+
+def _asked(
+    values: Mapping[str, Any], columns: Mapping[str, str], taken: set[str]
+) -> dict[str, Any] | None:
+    """The one instruction of a row that has it in columns of its own, like most sets of others."""
+    names = {part: columns.get(part, part) for part in ("instruction", "answer", "kind")}
+    if any(values.get(names[part]) is None for part in ("instruction", "answer")):
+        return None
+    taken.update(names.values())
+    kind = values.get(names["kind"])
+    asked = {part: values[names[part]] for part in ("instruction", "answer")}
+    return asked | {"kind": "question" if kind is None else str(kind)}
 
 
 def _as_list(value: Any) -> Sequence[Any]:

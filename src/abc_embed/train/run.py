@@ -5,14 +5,16 @@ What can be wrong is found before a model is loaded; the training itself is in `
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from abc_embed import checkpoint, hub
 from abc_embed.adapters import detach
+from abc_embed.data import Dataset, open_dataset
 from abc_embed.errors import ConfigError, OutputError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
@@ -57,6 +59,50 @@ def train_from_config(
         AbcError: as `run_stage`.
     """
     config = read_run_config(path, overrides, needs_records=sampler is None)
+    return _train(config, sampler, resume, moved)
+
+
+def train(
+    config: TrainConfig,
+    dataset: Any = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    resume: bool = True,
+    moved: bool = False,
+) -> Path:
+    """Run a configuration on data that are in memory; called again, a broken run goes on.
+
+    Args:
+        config: As `load_config` reads it, or made in Python.
+        dataset: What `data.open_dataset` takes: a `datasets.Dataset`, an iterable of `Record`s or
+            of dicts with image, caption, or instruction and answer. None: `config.data.records`.
+        columns: How our fields are called there, as `{"answer": "label"}`.
+        resume: False refuses a folder that holds a run.
+        moved: The base, the records or the negatives of a broken run lie somewhere else now.
+
+    Returns:
+        The folder of the trained model, ready for `Embedder.from_pretrained`.
+
+    Raises:
+        ConfigError: before anything is loaded.
+        AbcError: as `run_stage`.
+    """
+    if dataset is not None and config.data.records:
+        raise ConfigError(
+            f"data.records is {config.data.records!r} and a data set is given besides; give one"
+        )
+    _check_complete(config, "the configuration", needs_records=dataset is None)
+    rows = None if dataset is None else open_dataset(dataset, columns)
+    return _train(config, None, resume, moved, rows)
+
+
+def _train(
+    config: TrainConfig,
+    sampler: GroupSampler | None,
+    resume: bool,
+    moved: bool,
+    dataset: Dataset | None = None,
+) -> Path:
     check_tracker(config)
     with ExitStack() as stack:
         last = check_folder(config, resume, moved)
@@ -66,7 +112,7 @@ def train_from_config(
         if config.validation.records:
             validation = read_validation(config.validation, config.stage)
         if sampler is None:
-            sampler = _record_sampler(config, validation)
+            sampler = _record_sampler(config, validation, dataset)
         fingerprint = fingerprint_of(config, sampler)
         if last:
             read_state(last, config, fingerprint, moved=moved)
@@ -81,12 +127,15 @@ def train_from_config(
     return Path(config.out) / "model"
 
 
-def _record_sampler(config: TrainConfig, validation: ValidationSet | None) -> RecordSampler:
+def _record_sampler(
+    config: TrainConfig, validation: ValidationSet | None, dataset: Dataset | None
+) -> RecordSampler:
     """The records of a run, which must not show what it is validated with."""
+    records = config.data.records if dataset is None else dataset
     if validation is None or config.validation.allow_overlap:
-        return RecordSampler(config.data.records, config.stage, config.data)
+        return RecordSampler(records, config.stage, config.data)
     overlap = overlap_with(validation)
-    sampler = RecordSampler(config.data.records, config.stage, config.data, overlap.look)
+    sampler = RecordSampler(records, config.stage, config.data, overlap.look)
     check_overlap(overlap)
     return sampler
 
@@ -100,17 +149,22 @@ def read_run_config(
         ConfigError: as `load_config`, and where the run would not know what, on what or where.
     """
     config = load_config(path, overrides)
+    _check_complete(config, str(path), needs_records)
+    return config
+
+
+def _check_complete(config: TrainConfig, where: str, needs_records: bool) -> None:
+    """Raise `ConfigError` where a run would not know what, on what or where."""
     needed = [("out", config.out), ("model.base", config.model.base)]
     needed += [("data.records", config.data.records)] if needs_records else []
     for name, value in needed:
         if not value:
-            raise ConfigError(f"{name} is missing; give it a value ({path})")
+            raise ConfigError(f"{name} is missing; give it a value ({where})")
     if config.stage == "instruct" and not hub.is_embedder(config.model.base):
         raise ConfigError(
             f"model.base is {config.model.base!r}; stage 2 needs a model that has passed stage 1, "
-            f"like the folder that stage 1 saved ({path})"
+            f"like the folder that stage 1 saved ({where})"
         )
-    return config
 
 
 def check_folder(config: TrainConfig, resume: bool, moved: bool = False) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data import Rejected, Row, open_dataset
+from abc_embed.data import Dataset, Rejected, Row, open_dataset
 from abc_embed.data.records import Instruction
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.mining.output import read_mined
@@ -29,7 +29,7 @@ class RecordSampler:
 
     def __init__(
         self,
-        name: str | Path,
+        name: str | Path | Dataset,
         stage: StageName,
         data: DataConfig,
         on_row: Callable[[Row], None] = lambda row: None,
@@ -43,8 +43,8 @@ class RecordSampler:
         """
         self._stage = stage
         self._data = data
-        self._name = name
         self._dataset = open_dataset(name)
+        self._name = "the data set" if isinstance(name, Dataset) else name
         field: Literal["caption", "instructions"] = (
             "caption" if stage == "pretrain" else "instructions"
         )
@@ -68,7 +68,9 @@ class RecordSampler:
         """Of what the records say, in their order."""
         self._check_unreadable()
         if not len(self._usable):
-            raise DataError(f"{name} has no record with {field}; give records made for this stage")
+            raise DataError(
+                f"{self._name} has no record with {field}; give records made for this stage"
+            )
         path = data.negatives_file
         self._mined = read_mined(Path(path), len(self._dataset), scan.captions) if path else None
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None

@@ -4,10 +4,12 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from abc_embed.data.dataset import Dataset
 from abc_embed.data.formats.folder import FolderDataset, is_folder_of_images
 from abc_embed.data.formats.jsonl import JsonlDataset
+from abc_embed.data.formats.memory import MemoryDataset
 from abc_embed.data.formats.parquet import ParquetDataset
 from abc_embed.data.formats.splits import SPLITS, files_of_split
 from abc_embed.data.formats.webdataset import TarDataset
@@ -28,12 +30,12 @@ _KINDS = {
 
 
 def open_dataset(
-    name: str | os.PathLike[str],
+    name: Any,
     columns: Mapping[str, str] | None = None,
     *,
     log_notes: bool = True,
 ) -> Dataset:
-    """The data set of a name, whichever form it has.
+    """The data set of a name, whichever form it has, or of rows that are in memory.
 
     A `.jsonl` file or a folder with `records.jsonl`; a `.parquet` file or a folder of them; a
     `.tar` file or a folder of them (webdataset); a folder of images with captions next to them;
@@ -42,9 +44,16 @@ def open_dataset(
     `FOLDER/train` is one. `columns` says how our fields are called there (`{"caption": "text"}`),
     in all but the first and the last. With `log_notes`, what is not read is logged.
 
+    Besides names: a `datasets.Dataset` of Hugging Face, an iterable of `Record`s or of dicts whose
+    columns are read like those of Parquet, and a `Dataset`, which is given back as it is.
+
     Raises:
         DataError: there is nothing of the kind, it cannot be read, or it is not indexed.
     """
+    if isinstance(name, Dataset):
+        return name
+    if not isinstance(name, str | os.PathLike):
+        return MemoryDataset(name, columns or {})
     text = os.fspath(name)
     layout, colon, folder = text.partition(":")
     if text in LAYOUTS:
