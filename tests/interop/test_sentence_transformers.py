@@ -13,9 +13,19 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from abc_embed import Embedder, Item
-from abc_embed.errors import ImageNotFoundError, InputError, OutputError, RemoteImageError
+from abc_embed.errors import (
+    ImageNotFoundError,
+    InputError,
+    OutputError,
+    RemoteImageError,
+    UsageError,
+)
 from abc_embed.interop.export import MODULE, save_sentence_transformer
-from abc_embed.interop.sentence_transformers import AbcModule, as_sentence_transformer, to_item
+from abc_embed.interop.sentence_transformers import (
+    AbcModule,
+    as_sentence_transformer,
+    to_item,
+)
 
 CLOSE = 1e-5
 
@@ -218,3 +228,83 @@ def test_a_stranger_s_folder_is_left_alone(embedder: Embedder, tmp_path: Path) -
     with pytest.raises(OutputError, match="no model of ours"):
         save_sentence_transformer(embedder, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "four years of work"
+
+
+def test_a_folder_loads_without_trust_where_the_module_is_handed_over(
+    folder: Path, embedder: Embedder
+) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(modules=[AbcModule.load(str(folder))], device="cpu")
+    assert np.abs(model.encode("a dog") - embedder.embed("a dog")).max() <= CLOSE
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_other_backends_are_refused_in_a_sentence(folder: Path, backend: Any) -> None:
+    with pytest.raises(UsageError, match=f"backend is '{backend}', and this model runs on torch"):
+        load(folder, backend=backend)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_their_trainer_trains_it(cached: bool, folder: Path, tmp_path: Path) -> None:
+    """Images with an instruction as anchors, texts as positives; their trainer and their loss."""
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
+    )
+
+    shades = {"black": 0, "grey": 120, "white": 255, "dark": 60}
+    pictures = {}
+    for name, shade in shades.items():
+        pictures[name] = tmp_path / f"{name}.png"
+        Image.new("RGB", (56, 56), (shade,) * 3).save(pictures[name])
+    anchors = [{"image": str(path), "text": "what shade is it?"} for path in pictures.values()]
+    data = Dataset.from_dict({"anchor": anchors * 8, "positive": list(shades) * 8})
+    model = load(folder).requires_grad_(True)
+    before = model.encode(["grey", *anchors])
+    loss = (
+        CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)
+        if cached
+        else MultipleNegativesRankingLoss(model)
+    )
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path / "trainer"),
+        per_device_train_batch_size=4,
+        max_steps=8,
+        learning_rate=3e-3,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        batch_sampler="no_duplicates",
+        disable_tqdm=True,
+    )
+    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 8 and max(losses[-2:]) < 0.8 * min(losses[:2])
+    model.save_pretrained(str(tmp_path / "trained"))
+    after = model.encode(["grey", *anchors])
+    assert np.abs(after - before).max() > 0.01
+    found = load(tmp_path / "trained").encode(["grey", *anchors])
+    assert np.abs(found - after).max() <= CLOSE
+    ours = Embedder.from_pretrained(tmp_path / "trained", device="cpu")
+    assert np.abs(ours.embed("grey") - after[0]).max() <= CLOSE
+
+
+def test_gradients_are_those_of_the_model(folder: Path, photos: list[Path]) -> None:
+    """The same vectors as in use, with and without the stage-2 adapter in one batch."""
+    model = load(folder).requires_grad_(True)
+    theirs, _ = both(photos)
+    inputs = model.preprocess(theirs)
+    expected = model.encode(theirs)
+    model.train()
+    found = model(inputs)["sentence_embedding"]
+    assert np.abs(found.detach().numpy() - expected).max() <= CLOSE
+    found[:3].sum().backward()
+    assert all(p.grad is not None for p in model[0].model.head.parameters())

@@ -1,7 +1,8 @@
-"""Our model as the one module of a `SentenceTransformer`, for inference.
+"""Our model as the one module of a `SentenceTransformer`, for inference and for its trainer.
 
 What that library takes is turned into items and embedded with `Embedder`, so that vectors are the
-same and a batch may mix all kinds; no gradient comes back through `encode`.
+same and a batch may mix all kinds. In training, with gradients on, the same items go through the
+model without the engine, so that gradients come back.
 
 What a `SentenceTransformer` hands over, and what becomes of it:
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from abc_embed import checkpoint, runtime
 from abc_embed.card import model_card
 from abc_embed.embedder import Embedder
-from abc_embed.errors import InputError, MissingExtraError
+from abc_embed.errors import InputError, MissingExtraError, UsageError
 from abc_embed.inputs import ImageInput, Item
 
 try:
@@ -63,18 +64,27 @@ class AbcModule(InputModule):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs as the library takes them -> `{"items": [Item, ...]}`.
+        """Inputs as the library takes them -> `{"items": [Item, ...], "input_ids": (B, 1)}`.
+
+        The trainer finds an input by the name `input_ids`, and its cached losses cut tensors into
+        parts and leave lists whole: so these are the numbers of the items.
 
         Raises:
             InputError: one is nothing that can be embedded.
         """
-        return {"items": [to_item(value, prompt or "") for value in inputs]}
+        items = [to_item(value, prompt or "") for value in inputs]
+        return {"items": items, "input_ids": torch.arange(len(items))[:, None]}
 
     def forward(
         self, features: dict[str, Any], max_pixels: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Adds `sentence_embedding`, `(B, D)`, on the model's device."""
-        items: list[Item] = features["items"]
+        items: list[Item] = [features["items"][n] for n in features["input_ids"][:, 0].tolist()]
+        if self.training and torch.is_grad_enabled():
+            processor = self.embedder.processor
+            found = [processor.features(item, max_pixels=max_pixels) for item in items]
+            vectors = self.model(processor.collate(found).to(self.model.device))
+            return {**features, "sentence_embedding": vectors}
         vectors = self.embedder.embed(items, max_pixels=max_pixels, batch_size=max(1, len(items)))
         on_device = torch.from_numpy(vectors).to(self.model.device)
         return {**features, "sentence_embedding": on_device}
@@ -100,6 +110,11 @@ class AbcModule(InputModule):
         In float32 unless `model_kwargs={"dtype": ...}` says otherwise; the library then moves it
         to its device.
         """
+        if kwargs.get("backend", "torch") != "torch":
+            raise UsageError(
+                f"backend is {kwargs['backend']!r}, and this model runs on torch alone; leave "
+                "backend out"
+            )
         options = kwargs.get("model_kwargs") or {}
         dtype = options.get("dtype") or options.get("torch_dtype") or "float32"
         folder = load_dir_path(
