@@ -13,8 +13,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +24,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from abc_embed import __version__
 from abc_embed.embedder import Embedder
@@ -35,6 +34,7 @@ from abc_embed.serve.fetch import Fetcher, check_hosts
 from abc_embed.serve.fields import Fields, ReadImage, parse_json
 from abc_embed.serve.images import ImageReader
 from abc_embed.serve.openapi import SUMMARIES, request_body
+from abc_embed.serve.pages import EXAMPLES, PAGES, STATIC, shipped
 from abc_embed.serve.queue import RETRY_AFTER_S, Embedded
 from abc_embed.serve.ranking import Ranking
 from abc_embed.serve.retrieval import Retrieval
@@ -51,12 +51,6 @@ from abc_embed.serve.shapes import (
 from abc_embed.vectors import quantize, truncate
 
 LOG = logging.getLogger("abc_embed.serve")
-PAGES = {
-    "/": "index.html",
-    "/search": "search.html",
-    "/map": "map.html",
-    "/docs": "docs.html",
-}
 OPEN_PATHS = re.compile(r"/|/search|/map|/docs|/health|/examples(/.*)?|/static/.*")
 """What needs no key: the pages themselves, and whether the server lives."""
 Handler = Callable[[Fields, Request, ReadImage], Awaitable[Any]]
@@ -70,18 +64,16 @@ FEW_VECTORS = 8
 MAX_SENTENCE = 600
 """Characters of a refusal: what it repeats of the request may be of any length."""
 
-EXAMPLES = files("abc_embed") / "bundled" / "images"
-STATIC = files("abc_embed") / "serve" / "static"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
-
-_SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-        "frame-ancestors 'none'"
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+        b"frame-ancestors 'none'",
     ),
-}
+]
+"""Headers of every answer."""
 
 
 class Server:
@@ -149,7 +141,7 @@ class Server:
         app = FastAPI(
             title="abc-embed", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
         )
-        app.middleware("http")(self._around)
+        app.add_middleware(Around, server=self)
         if self.settings.cors:
             app.add_middleware(
                 CORSMiddleware,
@@ -174,8 +166,8 @@ class Server:
         return app
 
     def _add_pages(self, app: FastAPI) -> None:
-        for path, name in PAGES.items():
-            app.get(path, include_in_schema=False)(_file_route(name))
+        for page in PAGES:
+            app.get(f"/{page.address.strip('./')}", include_in_schema=False)(page.__call__)
         app.get("/static/{name}", include_in_schema=False)(lambda name: shipped(STATIC, name))
         app.get("/examples/{name}", include_in_schema=False)(lambda name: shipped(EXAMPLES, name))
         app.get("/examples", include_in_schema=False)(
@@ -220,46 +212,30 @@ class Server:
         headers = {"Cache-Control": "private, max-age=3600"}
         return Response(data, media_type="image/jpeg", headers=headers)
 
-    async def _around(
-        self, request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """Keys, metrics, the log line, and headers of every answer."""
-        started = time.perf_counter()
+    def refused(self, request: Request) -> Response | None:
+        """The answer to a request that is not let in."""
         path = request.url.path
-        response: Response
         if self._is_foreign(request):
-            response = refusal(
-                RequestError(
-                    "this server is for its own machine; see --host and --cors", None, 403
-                ),
-                None,
-            )
-        elif self.settings.keys and not OPEN_PATHS.fullmatch(path) and not self._has_key(request):
-            response = refusal(
-                RequestError("give a key of this server as 'Authorization: Bearer KEY'", None, 401),
-                next((shape for shape in SHAPES if shape.path == path), None),
-            )
-        else:
-            try:
-                response = await call_next(request)
-            except Exception:  # a mistake of ours: its traceback is for the log alone
-                LOG.exception("a request to %s failed", path)
-                response = JSONResponse(
-                    openai_error("the server made a mistake; its log says which", None, 500), 500
-                )
-        known = _metrics_path(request)
-        seconds = time.perf_counter() - started
-        self._requests.labels(known, response.status_code).inc()
-        self._seconds.labels(known).observe(seconds)
+            sentence = "this server is for its own machine; see --host and --cors"
+            return refusal(RequestError(sentence, None, 403), None)
+        if self.settings.keys and not OPEN_PATHS.fullmatch(path) and not self._has_key(request):
+            sentence = "give a key of this server as 'Authorization: Bearer KEY'"
+            shape = next((shape for shape in SHAPES if shape.path == path), None)
+            return refusal(RequestError(sentence, None, 401), shape)
+        return None
+
+    def record(self, request: Request, status: int, seconds: float) -> None:
+        """Metrics, and one line in the log."""
+        path = _metrics_path(request)
+        self._requests.labels(path, status).inc()
+        self._seconds.labels(path).observe(seconds)
         line = {
             "method": request.method,
-            "path": known,
-            "status": response.status_code,
+            "path": path,
+            "status": status,
             "seconds": round(seconds, 4),
         }
         LOG.info(json.dumps(line))
-        response.headers.update(_SECURITY)
-        return response
 
     def _has_key(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
@@ -426,6 +402,45 @@ class Server:
         return JSONResponse(openai_error(message, None, status), status)
 
 
+class Around:
+    """Middleware around every request: keys, headers, metrics, the log, and mistakes of ours.
+
+    Plain ASGI, as Starlette's wrapper of functions puts a task and a stream around each request.
+    """
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app = app
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request = Request(scope)
+        status: int | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_SECURITY]
+            await send(message)
+
+        try:
+            await (self._server.refused(request) or self._app)(scope, receive, send_with_headers)
+        except Exception:  # a mistake of ours: its traceback is for the log alone
+            LOG.exception("a request to %s failed", request.url.path)
+            if status is not None:  # half of the answer is sent: the connection breaks off
+                raise
+            sentence = "the server made a mistake; its log says which"
+            answer = JSONResponse(openai_error(sentence, None, 500), 500)
+            await answer(scope, receive, send_with_headers)
+        finally:
+            self._server.record(request, status or 500, time.perf_counter() - started)
+
+
 def refusal(error: AbcError, shape: Shape | None) -> JSONResponse:
     """An error as the answer that the client of that shape understands."""
     status, place, sentence = 400, None, str(error)
@@ -449,16 +464,3 @@ def _metrics_path(request: Request) -> str:
     """The path as it was declared: what clients put into it makes no series of its own."""
     route = request.scope.get("route")
     return str(getattr(route, "path", "unknown"))
-
-
-def _file_route(name: str) -> Callable[[], Response]:
-    return lambda: shipped(STATIC, name)
-
-
-def shipped(folder: Traversable, name: str) -> Response:
-    """A file that comes with the package, by its bare name."""
-    names = {file.name for file in folder.iterdir() if file.is_file()}
-    kind = _TYPES.get("." + name.rpartition(".")[2])
-    if name not in names or kind is None:
-        raise HTTPException(404)
-    return Response((folder / name).read_bytes(), media_type=kind)
