@@ -2,20 +2,26 @@
 
     python tools/stress_serve.py --out results/serving/stress.json
 
-Three rounds against `abc-embed serve` in a process of its own: mutated requests of every shape,
-1,000 clients at the same moment, and requests made from its own OpenAPI. Each has to be answered,
-none with 5xx, and the memory has to stay where it was.
+Rounds against `abc-embed serve` in a process of its own: mutated requests of every shape, 1,000
+clients at the same moment, several times, and requests made from its own OpenAPI. Each has to be
+answered, none with 5xx, and the memory has to stay where it was once its caches are full. The
+record is written after every round, so that one that is broken off is there as far as it came.
 """
 
 import argparse
 import asyncio
+import copy
 import http.client
 import json
 import random
+import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,10 +32,15 @@ from serve_parts import data_url, png
 from serve_process import resident_mb, serving
 from serve_schema import ask_by_schema
 
-from abc_embed import Embedder
+from abc_embed import Embedder, runtime
 from abc_embed.search import Index
 
 THREADS = 8
+SAMPLE_S = 2.0
+POINTS = 60
+"""Of a curve of memory, in the record."""
+FLAT_MB = 16.0
+"""More than this between the third and the last quarter of a round is no flat memory."""
 PICTURE = data_url(png(3))
 PART: dict[str, Any] = {"type": "image_url", "image_url": {"url": PICTURE}}
 BODIES: list[tuple[str, dict[str, Any]]] = [
@@ -52,9 +63,13 @@ ODD: list[Any] = [
 
 
 def mutated(rng: random.Random) -> tuple[str, bytes]:
-    """A request that was right, with one to three things changed."""
+    """A request with a picture of its own, one to three things changed; one in five is right."""
     path, body = rng.choice(BODIES)
-    value = json.loads(json.dumps(body))
+    size = (28 * rng.randint(2, 5), 28 * rng.randint(2, 5))
+    own = data_url(png(rng.randrange(251), size))
+    value = json.loads(json.dumps(body).replace(PICTURE, own))
+    if rng.random() < 0.2:
+        return path, json.dumps(value).encode()
     for _ in range(rng.randint(1, 3)):
         change(rng, value)
     content = bytearray(json.dumps(value).encode())
@@ -78,29 +93,72 @@ def change(rng: random.Random, value: Any) -> None:
             continue
         what = rng.random()
         if what < 0.7:
-            value[key] = rng.choice(ODD)
+            value[key] = copy.deepcopy(rng.choice(ODD))
         elif what < 0.85:
             del value[key]
         elif isinstance(value, dict):
-            value[rng.choice(["x", "model", "text", "image", "input", ""])] = rng.choice(ODD)
+            value[rng.choice(["x", "model", "text", "image", "input", ""])] = copy.deepcopy(
+                rng.choice(ODD)
+            )
         return
+
+
+class Memory:
+    """The memory of a process over time; a thread looks at it while the context lasts."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._started = time.monotonic()
+        self.points: list[tuple[float, float]] = []
+        """Seconds and megabytes."""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        done = threading.Event()
+
+        def look() -> None:
+            while True:
+                seconds = time.monotonic() - self._started
+                self.points.append((round(seconds, 1), round(resident_mb(self._pid), 1)))
+                if done.wait(SAMPLE_S):
+                    return
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def summary(self) -> dict[str, Any]:
+        """The curve, and what the last quarter has more than the third: medians of both."""
+        size = [mb for _, mb in self.points]
+        quarter = max(1, len(size) // 4)
+        last, third = size[-quarter:], size[-2 * quarter : -quarter] or size[-quarter:]
+        growth = statistics.median(last) - statistics.median(third)
+        step = -(-len(size) // POINTS)
+        return {
+            "seconds": [seconds for seconds, _ in self.points[::step]],
+            "mb": size[::step],
+            "last_quarter_over_third_mb": round(growth, 1),
+            "flat": growth <= FLAT_MB,
+        }
 
 
 def ask_mutated(url: str, pid: int, count: int) -> dict[str, Any]:
     """`count` mutated requests over a few connections."""
     statuses: Counter[int] = Counter()
     faults: list[str] = []
-    memory: list[float] = []
     numbers = iter(range(count))
     lock = threading.Lock()
+    memory = Memory(pid)
 
     def work() -> None:
         client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
         while True:
             with lock:
                 number = next(numbers, None)
-                if number is not None and number % max(1, count // 10) == 0:
-                    memory.append(round(resident_mb(pid), 1))
             if number is None:
                 client.close()
                 return
@@ -113,23 +171,24 @@ def ask_mutated(url: str, pid: int, count: int) -> dict[str, Any]:
                 faults.append(f"{number} {path}: {error!r}")
                 client.close()
                 continue
-            statuses[answer.status] += 1
+            with lock:
+                statuses[answer.status] += 1
             if answer.status >= 500 or b"Traceback" in text:
                 faults.append(f"{number} {path} {answer.status}: {text[:200]!r}")
 
     threads = [threading.Thread(target=work) for _ in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    memory.append(round(resident_mb(pid), 1))
+    with memory.watched():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     answered = sum(statuses.values())
     return {
         "requests": count,
         "unanswered": count - answered,
         "server_errors": sum(n for status, n in statuses.items() if status >= 500),
         "statuses": {str(status): n for status, n in sorted(statuses.items())},
-        "memory_mb": memory,
+        "memory": memory.summary(),
         "faults": faults[:20],
     }
 
@@ -169,36 +228,48 @@ def make_index(folder: Path) -> Path:
     return made.folder
 
 
+def crowds(url: str, pid: int, clients: int, times: int) -> dict[str, Any]:
+    """The crowd again and again, and the memory after each."""
+    rounds, memory = [], []
+    for _ in range(times):
+        rounds.append(ask_at_once(url, clients)["statuses"])
+        memory.append(round(resident_mb(pid), 1))
+    return {"clients": clients, "statuses": rounds, "memory_mb": memory}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=1_000)
+    parser.add_argument("--times", type=int, default=5, help="that the clients come")
     parser.add_argument("--examples", type=int, default=200, help="of each path and kind")
     options = parser.parse_args()
-    record: dict[str, Any] = {}
+    record: dict[str, Any] = {"versions": runtime.versions(), "hardware": runtime.hardware()}
+
+    def keep(name: str, value: Any) -> None:
+        record[name] = value
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        print(name, json.dumps(value), file=sys.stderr)
+
     with tempfile.TemporaryDirectory() as place:
         words = ["--index", str(make_index(Path(place)))]
         with serving(words, Path(place) / "log") as (url, pid):
-            ask_mutated(url, pid, options.requests // 20)  # until its caches are full
-            record["mutated"] = ask_mutated(url, pid, options.requests)
-            print(json.dumps(record["mutated"]), file=sys.stderr)
-            record["at_once"] = ask_at_once(url, options.clients)
-            print(json.dumps(record["at_once"]), file=sys.stderr)
+            keep("warm_up", ask_mutated(url, pid, options.requests // 20))
+            keep("mutated", ask_mutated(url, pid, options.requests))
+            keep("at_once", crowds(url, pid, options.clients, options.times))
             asked, faults = ask_by_schema(url, options.examples)
-            record["by_schema"] = {"requests": asked, "faults": faults[:20]}
-            record["memory_mb_at_the_end"] = round(resident_mb(pid), 1)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
-    at_once = record["at_once"]["statuses"]
+            keep("by_schema", {"requests": asked, "faults": faults[:20]})
+            keep("memory_mb_at_the_end", round(resident_mb(pid), 1))
+    mutated_round, statuses = record["mutated"], record["at_once"]["statuses"]
     survived = not (
-        record["mutated"]["unanswered"]
-        or record["mutated"]["faults"]
+        mutated_round["unanswered"]
+        or mutated_round["faults"]
         or faults
-        or set(at_once) - {"200", "429"}
+        or any(set(one) - {"200", "429"} for one in statuses)
     )
-    return 0 if survived else 1
+    return 0 if survived and mutated_round["memory"]["flat"] else 1
 
 
 if __name__ == "__main__":
