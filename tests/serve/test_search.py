@@ -285,6 +285,20 @@ def test_a_map(url: str, embedder: Embedder, folder: Path) -> None:
     assert refused.status_code == 200 or "abc-embed[umap]" in refused.text
 
 
+def test_umap_keeps_groups_apart() -> None:
+    pytest.importorskip("umap", reason="needs the extra umap")
+    rng = np.random.default_rng(0)
+    centres = np.linalg.qr(rng.normal(size=(12, 3)))[0].T
+    group = np.arange(60) % 3
+    alone = (centres[group] + 0.05 * rng.normal(size=(60, 12))).astype(np.float32)
+    layout = lay_out(alone, alone, centres.astype(np.float32), "umap")
+    assert layout.variance is None and np.abs(layout.places).max() == 1
+    assert (layout.nearest == group).all()
+    apart = np.linalg.norm(layout.places[:, None] - layout.places, axis=-1)
+    np.fill_diagonal(apart, np.inf)
+    assert (group[apart.argmin(axis=1)] == group).all()
+
+
 def test_the_plane_is_turned_towards_the_pictures_alone() -> None:
     """The same vectors, turned and mirrored in their space, lie where they lay."""
     rng = np.random.default_rng(0)

@@ -242,13 +242,58 @@ def test_requests_share_batches_and_equal_the_embedder(embedder: Embedder) -> No
             answers = pool.submit(asyncio.run, ask()).result()
         got = np.asarray([a["data"][0]["embedding"] for a in answers], dtype=np.float32)
         assert np.abs(got - expected).max() <= 1e-5
-        metrics = httpx.get(f"{url}/metrics").text
-    batches = next(
-        float(line.split()[-1])
-        for line in metrics.splitlines()
-        if line.startswith("abc_embed_batch_items_count")
-    )
-    assert batches < len(texts)
+        assert _metric(url, "abc_embed_batch_items_count") < len(texts)
+
+
+@pytest.mark.parametrize("items_a_batch", [None, 3])
+def test_the_token_budget_cuts_batches(embedder: Embedder, items_a_batch: int | None) -> None:
+    """Requests that meet in the queue: in one batch, or in as many as the budget says."""
+    texts = [f"photo number {n}" for n in range(10, 34)]
+    lengths = [embedder.pipeline().prepare(Item(text=text)).tokens for text in texts]
+    assert len(set(lengths)) == 1
+    budget = None if items_a_batch is None else items_a_batch * lengths[0]
+    with running(embedder, token_budget=budget) as (url, server):
+        with ThreadPoolExecutor(len(texts)) as pool:
+            with embedder._lock:  # the model has the first one, and the others meet meanwhile
+                bodies = [{"input": text} for text in texts]
+                answers = [pool.submit(post, url, "/v1/embeddings", body) for body in bodies]
+                while len(server.queue._ready) < len(texts) - 1:
+                    time.sleep(0.01)
+            assert {answer.result().status_code for answer in answers} == {200}
+        batches = _metric(url, "abc_embed_batch_items_count")
+        assert _metric(url, "abc_embed_batch_tokens_total") == sum(lengths)
+        most = next(n for n in (4, 256) if n >= (items_a_batch or len(texts)))
+        assert _metric(url, f'abc_embed_batch_items_bucket{{le="{most}.0"}}') == batches
+    expected = 2 if items_a_batch is None else 1 + -(-(len(texts) - 1) // items_a_batch)
+    assert batches == expected
+
+
+def _metric(url: str, name: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_answers_are_not_held_back() -> None:
+    """Connections to the server's socket send at once (TCP_NODELAY).
+
+    Without it the second answer of a connection waits 40 ms for an acknowledgement.
+    """
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken = writer.get_extra_info("socket")
+            found.set_result(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = run.listen(ServerSettings(port=0))
+        async with await asyncio.start_server(look, sock=bound):
+            with socket.create_connection(bound.getsockname()):
+                return await asyncio.wait_for(found, 10)
+
+    with ThreadPoolExecutor(1) as pool:  # a browser of other tests may have its loop in this one
+        assert pool.submit(asyncio.run, accepted()).result()
 
 
 def test_closing_finishes_what_was_submitted(embedder: Embedder) -> None:
