@@ -6,7 +6,8 @@ torch is imported where it is needed, so that a light command does not pay for i
 import os
 import platform
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -192,6 +193,43 @@ def hardware() -> dict[str, Any]:
         "cuda": gpus,
         "mps": torch.backends.mps.is_available(),
     }
+
+
+PRODUCT = (128, 1536, 8960)
+"""Rows, width and inner width of the product that `product_times_s` measures: half a feed-forward
+layer of the 2B shape."""
+
+
+def product_times_s(
+    threads: Sequence[int], *, budget_s: float = 1.0
+) -> dict[tuple[str, int], float]:
+    """Seconds of one matrix product on the CPU, by number format and threads: the least of several.
+
+    They take turns until `budget_s` is spent, twice at least; torch keeps its threads afterwards.
+    """
+    import torch
+
+    rows, width, inner = PRODUCT
+    pairs = {}
+    for name in ("float32", "bfloat16"):
+        dtype = getattr(torch, name)
+        pairs[name] = (torch.ones(rows, width, dtype=dtype), torch.ones(inner, width, dtype=dtype))
+    times: dict[tuple[str, int], float] = {}
+    before = torch.get_num_threads()
+    started, rounds = time.perf_counter(), 0
+    try:
+        while rounds < 2 or time.perf_counter() - started < budget_s:
+            for count in threads:
+                torch.set_num_threads(count)
+                for name, (inputs, weights) in pairs.items():
+                    begun = time.perf_counter()
+                    torch.nn.functional.linear(inputs, weights)
+                    seconds = time.perf_counter() - begun
+                    times[name, count] = min(seconds, times.get((name, count), seconds))
+            rounds += 1
+    finally:
+        torch.set_num_threads(before)
+    return times
 
 
 def _memory_bytes() -> int | None:

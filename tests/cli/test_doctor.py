@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sources
+import torch
 from cli_parts import Cli
 
 from abc_embed import runtime
@@ -17,7 +18,13 @@ def test_doctor_tries_the_model(cli: Cli, tiny: Path) -> None:
     done = cli("doctor", "--model", tiny)
     assert done.code == 0
     assert done.out.splitlines()[-1] == "All that is needed is here."
-    for word in ("torch", "memory", "64 numbers, float32", "TIGER-Lab/ABC-Qwen2VL-Instruct"):
+    for word in (
+        "torch",
+        "memory",
+        "bfloat16 takes",
+        "64 numbers, float32",
+        "TIGER-Lab/ABC-Qwen2VL-Instruct",
+    ):
         assert word in done.out
 
 
@@ -29,6 +36,33 @@ def test_doctor_for_programs(cli: Cli, tiny: Path) -> None:
     assert checks["packages"]["good"]
     assert not checks["Qwen/Qwen2-VL-7B-Instruct"]["good"]  # the tests have an empty cache
     assert "with a network" in checks["Qwen/Qwen2-VL-7B-Instruct"]["mend"]
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "one_thread", "found"),
+    [
+        (0.5, 1.6, "bfloat16 takes 0.50 of the time of float32; faster with --dtype bfloat16"),
+        (3.0, 1.6, "bfloat16 takes 3.00 of the time of float32; as it is, it is fastest"),
+        (3.0, 0.6, "1 of 2 threads 0.60; faster with OMP_NUM_THREADS=1"),
+        (0.5, 0.6, "faster with --dtype bfloat16 and OMP_NUM_THREADS=1"),
+    ],
+)
+def test_doctor_says_what_would_be_faster(bfloat16: float, one_thread: float, found: str) -> None:
+    times_s = {
+        ("float32", 1): one_thread,
+        ("float32", 2): 1.0,
+        ("bfloat16", 1): 9.0,
+        ("bfloat16", 2): bfloat16,
+    }
+    assert doctor._speed(times_s, 2).found.endswith(found)
+
+
+def test_the_speed_of_a_product_is_measured() -> None:
+    threads = torch.get_num_threads()
+    times_s = runtime.product_times_s([1, threads], budget_s=0)
+    assert set(times_s) == {(n, t) for n in ("float32", "bfloat16") for t in (1, threads)}
+    assert all(seconds > 0 for seconds in times_s.values())
+    assert torch.get_num_threads() == threads
 
 
 def test_doctor_names_what_is_broken(cli: Cli, broken_model: Path) -> None:

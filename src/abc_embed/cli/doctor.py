@@ -61,6 +61,10 @@ def doctor(
     checks = [packages, _trial(settings)]
     if packages.good:
         checks += [*_published(), _memory(hardware)]
+        if not hardware["cuda"] and not hardware["mps"]:
+            threads = int(hardware["torch_threads"])
+            counts = sorted({1, max(1, threads // 2), threads})
+            checks.append(_speed(runtime.product_times_s(counts), threads))
     for extra, names in extras().items():
         missing = [name for name in names if not _is_installed(name)]
         mend = f"pip install 'abc-embed[{extra}]'"
@@ -159,6 +163,26 @@ def _memory(hardware: dict[str, Any]) -> Check:
     mend = f"it takes {needed} GB"
     mend += "" if gpus else f"; {PUBLISHED_GB} GB with --dtype bfloat16, which is slow on a CPU"
     return Check(name, False, found, mend)
+
+
+HELPS = 0.9
+"""A share of the time, or less, is worth another option."""
+
+
+def _speed(times_s: dict[tuple[str, int], float], threads: int) -> Check:
+    """Whether bfloat16, or fewer threads than torch takes, would make a CPU faster."""
+    plain = times_s["float32", threads]
+    bfloat16 = times_s["bfloat16", threads] / plain
+    fewer, count = min(
+        (seconds / plain, count) for (name, count), seconds in times_s.items() if name == "float32"
+    )
+    found = f"bfloat16 takes {bfloat16:.2f} of the time of float32"
+    advice = ["--dtype bfloat16"] if bfloat16 <= HELPS else []
+    if fewer <= HELPS:
+        found += f", {count} of {threads} threads {fewer:.2f}"
+        advice.append(f"OMP_NUM_THREADS={count}")
+    found += f"; faster with {' and '.join(advice)}" if advice else "; as it is, it is fastest"
+    return Check("speed of a large product", True, found)
 
 
 def extras() -> dict[str, list[str]]:
