@@ -5,7 +5,8 @@
 #   make quickstart ARGS="--model TIGER-Lab/ABC-Qwen2VL-Instruct"    any options of `abc-embed quickstart`
 #   make test                                        what CI runs: scripts/check, then scripts/test
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
-#   make serve-stress                               10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
+#   make serve-stress                                10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
+#   make serve-load                                  latency and rate of the server, on an idle machine; under 5 minutes
 #   make fuzz                                        damaged pictures, records and models, kills, full disks; about half an hour
 #   make docs                                        the documentation as a site, in build/site
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
@@ -28,6 +29,7 @@ unexport MODEL ARGS PYTHON
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart test check docs miniature bundled measure serve-stress fuzz clean
+.PHONY: help quickstart test check docs miniature bundled serve-stress serve-load fuzz clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,6 +61,9 @@ measure: $(VENV)/.installed-dev
 
 serve-stress: $(VENV)/.installed-dev
 	@$(BIN)/python tools/stress_serve.py --out results/serving/stress.json $(ARGS)
+
+serve-load: $(VENV)/.installed-dev
+	@$(BIN)/python tools/bench_serve.py --out results/serving/load.json $(ARGS)
 
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
