@@ -16,7 +16,8 @@ import torch
 
 from abc_embed import runtime
 from abc_embed.errors import InputError, UsageError
-from abc_embed.pipeline import OnError, Results, Skipped, Vector
+from abc_embed.inputs import Skipped
+from abc_embed.pipeline import OnError, Results, Vector
 from abc_embed.workers import map_in_processes
 
 TASK_ITEMS = 256

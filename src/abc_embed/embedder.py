@@ -37,13 +37,12 @@ from abc_embed.card import CardFacts, model_card, sentence_transformers_files
 from abc_embed.devices import Stream, resolve_devices, stream_in_processes
 from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, Method, explain
-from abc_embed.inputs import Item, as_item, is_single, warn_of_paths
+from abc_embed.inputs import Item, Skipped, as_item, is_single, warn_of_paths
 from abc_embed.model import AbcModel
 from abc_embed.pipeline import (
     EmbeddingPipeline,
     OnError,
     Results,
-    Skipped,
     Vector,
 )
 from abc_embed.processor import Processor

@@ -25,7 +25,7 @@ stays a plain Python exception, so that its traceback is seen and mended.
     │   ├── UnknownModelError     a name that is neither known nor a folder
     │   └── OfflineError          files must be fetched and there is no network
     ├── DataError                 a data set or a record of it
-    ├── EndpointError             a VLM endpoint that cannot be used: wrong key or model, or silent
+    ├── EndpointError             an endpoint that cannot be used: wrong key or model, or silent
     │   ├── AskError              one request of many failed; the others go on
     │   └── CostLimitError        asking on could cost more than was allowed
     ├── TrainingError             a run that cannot start, go on or resume
@@ -126,7 +126,7 @@ class DataError(AbcError):
 
 
 class EndpointError(AbcError):
-    """A VLM endpoint cannot be used: it refuses the key or the model, or does not answer."""
+    """A VLM endpoint, or a server of ours, refuses the key or the model, or does not answer."""
 
 
 class AskError(EndpointError):

@@ -132,6 +132,25 @@ def _check_text(text: str, what: str, mend: str) -> None:
         ) from None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Skipped:
+    """An item that could not be embedded, and why."""
+
+    index: int
+    """Its place among the items, from 0."""
+    item: object
+    """The item as it was given."""
+    error: InputError
+    """What is wrong with it; `str(error)` is one plain sentence."""
+
+    def __post_init__(self) -> None:
+        # Its frames would hold what was being read, for as long as this is held.
+        self.error.__traceback__ = self.error.__context__ = self.error.__cause__ = None
+
+    def __str__(self) -> str:
+        return f"item {self.index}: {self.error}"
+
+
 def as_item(value: object) -> Item:
     """An `Item` as it is; a text, or a picture that cannot be anything else, as one.
 

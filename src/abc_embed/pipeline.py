@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from abc_embed.errors import InputError, NotFiniteError, OutOfMemoryError, UsageError
-from abc_embed.inputs import Item, Kind, as_item
+from abc_embed.inputs import Item, Kind, Skipped, as_item
 from abc_embed.model import AbcModel
 from abc_embed.pixels import Pixels
 from abc_embed.processor import Features, Processor
@@ -54,25 +54,6 @@ logger = logging.getLogger(__name__)
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Skipped:
-    """An item that could not be embedded, and why."""
-
-    index: int
-    """Its place among the items, from 0."""
-    item: object
-    """The item as it was given."""
-    error: InputError
-    """What is wrong with it; `str(error)` is one plain sentence."""
-
-    def __post_init__(self) -> None:
-        # Its frames would hold what was being read, for as long as this is held.
-        self.error.__traceback__ = self.error.__context__ = self.error.__cause__ = None
-
-    def __str__(self) -> str:
-        return f"item {self.index}: {self.error}"
 
 
 Fetch: TypeAlias = Callable[[], Tensor]

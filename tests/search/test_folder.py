@@ -38,7 +38,7 @@ class Length:
         self.seen: list[bytes] = []
 
     def stream(self, items: Iterable[Item], **_: Any) -> Iterator[Any]:
-        from abc_embed.pipeline import Skipped
+        from abc_embed.inputs import Skipped
 
         for number, item in enumerate(items):
             assert isinstance(item.image, bytes)

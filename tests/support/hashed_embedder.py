@@ -33,15 +33,13 @@ class HashedEmbedder:
         self._seconds = seconds
 
     def stream(self, items: Iterable[Item], **_: Any) -> Iterator[Any]:
-        from abc_embed.inputs import open_image
+        from abc_embed.inputs import Skipped, open_image
 
         for number, item in enumerate(items):
             time.sleep(self._seconds)
             try:
                 open_image(item.image)
             except InputError as error:
-                from abc_embed.pipeline import Skipped  # torch comes with it: seconds
-
                 yield Skipped(number, item, error)
             else:
                 data = (

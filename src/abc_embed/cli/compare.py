@@ -15,17 +15,26 @@ from abc_embed.cli.rankings import Ranking
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from abc_embed.cli.remote import RemoteModel
     from abc_embed.embedder import Embedder
     from abc_embed.inputs import Item
 
 EXAMPLES = epilog("""
   abc-embed compare photo.jpg "a dog" "a cat" --instruction "what is on the left?"
   abc-embed compare photo.jpg "a dog" "a cat" --plot ranking.png --explain
+  abc-embed compare photo.jpg "a dog" "a cat" --server http://127.0.0.1:8765
 """)
+
+
+HEEDED = ("image", "texts", "instruction", "plot")
+"""What a server can heed."""
 
 
 @options.with_settings
 def compare(
+    context: typer.Context,
     image: Annotated[str, typer.Argument(help="An image file.")],
     texts: Annotated[list[str], typer.Argument(help="The texts to rank.")],
     instruction: Annotated[
@@ -43,21 +52,31 @@ def compare(
     ] = False,
     *,
     settings: options.ImageModelSettings,
+    remote: options.RemoteSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Rank texts by how well they fit an image, the best first.
 
     The score is the cosine of the two vectors: 1 is the most there can be.
     """
-    from abc_embed.cli import plot as plots
-    from abc_embed.decoding import DECODE_LIMIT
-    from abc_embed.inputs import Item, open_image
-
     if explain and plot is None:
         raise UsageError("--explain is drawn; say where with --plot, like --plot ranking.png")
     if plot is not None:
+        from abc_embed.cli import plot as plots
+
         plots.check_plot(plot)
     asked: Sequence[str | None] = instruction or [None]
+    if served := remote.connect(context, settings.model, HEEDED):
+        rankings = rank_remote(served, image, asked, texts)
+        print_rankings(rankings, {"image": image, "model": served.model}, as_json)
+        if plot is not None:
+            from abc_embed.inputs import open_image
+
+            _write_plot(plot, open_image(image), rankings, [])
+        return
+    from abc_embed.decoding import DECODE_LIMIT
+    from abc_embed.inputs import Item, open_image
+
     questions = [Item(image=image, instruction=words) for words in asked]
     candidates = [Item(text=text) for text in texts]
     # A bad image is found before the model is loaded.
@@ -71,8 +90,39 @@ def compare(
             for question, ranking in zip(questions, rankings, strict=True)
             if explain
         ]
-        plots.write_plot(plot, photo, rankings, overlays)
-        print_message(f"drawn in {plot}")
+        _write_plot(plot, photo, rankings, overlays)
+
+
+def _write_plot(
+    out: Path, photo: "Image.Image", rankings: list[Ranking], overlays: "list[Image.Image]"
+) -> None:
+    from abc_embed.cli import plot as plots
+
+    plots.write_plot(out, photo, rankings, overlays)
+    print_message(f"drawn in {out}")
+
+
+def rank_remote(
+    served: "RemoteModel", image: str, asked: Sequence[str | None], texts: list[str]
+) -> list[Ranking]:
+    """The same by a running server; the image alone has no place among instructions there.
+
+    Raises:
+        AbcError: as `RemoteModel.ask`.
+    """
+    from abc_embed.cli.remote import image_data
+
+    body: dict[str, Any] = {"image": image_data(image), "texts": texts}
+    if asked != [None]:
+        body["instructions"] = list(asked)
+    return [
+        Ranking(
+            row["instruction"],
+            [hit["text"] for hit in row["ranking"]],
+            [hit["score"] for hit in row["ranking"]],
+        )
+        for row in served.ask("/v1/rank", body)["data"]
+    ]
 
 
 def rank(

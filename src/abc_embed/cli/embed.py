@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +23,10 @@ from abc_embed.vectors import jsonl_line, open_writer
 
 if TYPE_CHECKING:
     from abc_embed.cli.items import NamedItem
+    from abc_embed.cli.remote import RemoteModel
     from abc_embed.devices import Stream
-    from abc_embed.inputs import Item
-    from abc_embed.pipeline import Skipped, Vector
+    from abc_embed.inputs import Item, Skipped
+    from abc_embed.pipeline import Vector
 
 EXAMPLES = epilog("""
   abc-embed embed photo.jpg -o out.npy
@@ -33,15 +35,19 @@ EXAMPLES = epilog("""
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
   abc-embed embed photos -o out.npy --processes 2
   abc-embed embed photos -o out.npy --dim 64 --output ubinary
+  abc-embed embed photo.jpg -o out.npy --server http://127.0.0.1:8765
 
 A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, with what it has.
 """)
 
 STDIN = "-"
+HEEDED = ("inputs", "text", "instruction", "out", "on_error", "dim", "output")
+"""What a server can heed."""
 
 
 @options.with_settings
 def embed(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(help="Image files, folders of images, or - for JSONL on stdin."),
@@ -68,6 +74,7 @@ def embed(
     plan: options.PlanFile = None,
     *,
     settings: options.VectorSettings,
+    remote: options.RemoteSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Write one vector per image or text, in the order given.
@@ -75,6 +82,7 @@ def embed(
     Vectors have unit length: their dot product is their cosine. An image with an instruction has
     another vector than the image alone.
     """
+    served = remote.connect(context, settings.model, HEEDED)
     named_items, total = read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
@@ -87,7 +95,7 @@ def embed(
             if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
     with nullcontext() if out is None else open_writer(out) as writer:
-        stream = _stream(settings, processes, total)
+        stream = _stream(served, settings, processes, total)
         dim = 0
         with progress_bar("embedding", total) as on_progress:
             for name, vector in _embed(named_items, report, stream):
@@ -105,7 +113,7 @@ def embed(
             writer.finish()
     report.print_skipped()
     if writer is not None:
-        _summarize(writer.files, report, dim, settings.model, as_json)
+        _summarize(writer.files, report, dim, (served or settings).model, as_json)
     if judged is not None:
         print_message(judged(settings.device, report.written))
 
@@ -138,8 +146,15 @@ class Report:
         print_skipped(lines, self.written + len(lines))
 
 
-def _stream(settings: options.VectorSettings, processes: int, total: int | None) -> "Stream":
-    """What embeds items: a model in this process, or one in each of several."""
+def _stream(
+    served: "RemoteModel | None",
+    settings: options.VectorSettings,
+    processes: int,
+    total: int | None,
+) -> "Stream":
+    """What embeds items: a running server, a model in this process, or one in each of several."""
+    if served is not None:
+        return partial(served.stream, dim=settings.dim, output=settings.output)
     if processes == 1:
         return settings.load_stream(0)
     from abc_embed.devices import stream_in_processes
@@ -159,7 +174,7 @@ def _embed(
     stream: "Stream",
 ) -> "Iterator[tuple[str, Vector]]":
     """Name and vector `(D,)` of every item that can be embedded, in order."""
-    from abc_embed.embedder import Skipped
+    from abc_embed.inputs import Skipped
 
     in_flight: deque[NamedItem] = deque()  # the model has them, and their vectors are not back
 

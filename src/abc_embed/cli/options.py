@@ -7,7 +7,7 @@ model is loaded.
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
@@ -22,6 +22,7 @@ from abc_embed.runtime import DTYPES
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
+    from abc_embed.cli.remote import RemoteModel
     from abc_embed.devices import Stream
     from abc_embed.embedder import Embedder
     from abc_embed.processor import Processor
@@ -228,6 +229,51 @@ class ModelSettings:
         """
         check_machine(self.device, self.dtype)
         check_model(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteSettings:
+    """A running server that answers, so that no model has to be loaded."""
+
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="ABC_EMBED_SERVER",
+            help="Let a running `abc-embed serve` answer.",
+            show_default="none: a model is loaded",
+        ),
+    ] = None
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="ABC_EMBED_API_KEY_FILE", help="File whose first line is a key of --server."
+        ),
+    ] = None
+
+    def connect(
+        self, context: typer.Context, model: str, heeded: Iterable[str]
+    ) -> "RemoteModel | None":
+        """The model of the server; None where none was named.
+
+        Args:
+            context: of the command; it knows what stands on the command line.
+            model: what `--model` says; only one that was really given is insisted on.
+            heeded: options of the command that the server can heed.
+
+        Raises:
+            UsageError: another option was given, or the key cannot be read.
+        """
+        if not self.server:
+            return None
+        from abc_embed.cli.remote import RemoteModel, check_heeded
+        from abc_embed.serve.settings import read_keys
+
+        check_heeded(context, heeded)
+        source = context.get_parameter_source("model")
+        insisted = source is not None and source.name == "COMMANDLINE"
+        key = None if self.api_key_file is None else read_keys(self.api_key_file)[0]
+        return RemoteModel(self.server, key, Path(model).name if insisted else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from abc_embed.storage.files import check_writable
 if TYPE_CHECKING:
     from PIL import Image
 
+    from abc_embed.cli.remote import RemoteModel
     from abc_embed.embedder import Embedder
     from abc_embed.search.folder import Bad, FolderIndex, Hit
     from abc_embed.search.queries import Query
@@ -34,8 +35,14 @@ EXAMPLES = epilog("""
   abc-embed search photos --image photo.jpg --instruction "what is on the left?"
   abc-embed search photos "a dog" "a cat" --plot hits.png
   abc-embed search photos "a dog" --plot evidence.png --explain
+  abc-embed search photos.index "a dog" --server http://127.0.0.1:8765
 """)
 
+HEEDED = (
+    *("folder", "texts", "images", "instruction", "count", "show_all"),
+    *("where", "ask", "budget"),
+)
+"""What a server can heed."""
 NOTHING = "nothing more matches"
 """What a table says below the line."""
 
@@ -122,6 +129,7 @@ class FolderSettings:
 
 @options.with_settings
 def search(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(help="A folder of images, with its subfolders; or an index.")
     ],
@@ -139,6 +147,7 @@ def search(
     output: OutputSettings,
     reading: FolderSettings,
     settings: options.IndexSettings,
+    remote: options.RemoteSettings,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the images of a folder or an index that fit best.
@@ -150,6 +159,14 @@ def search(
 
     queries = _queries(texts or [], images or [], instruction)
     output.check()
+    if served := remote.connect(context, settings.model, HEEDED):
+        words: list[str | None] = [*texts] if texts else [None] * len(queries)
+        results = [
+            _search_remote(served, folder, query, text, output.count, asked)
+            for query, text in zip(queries, words, strict=True)
+        ]
+        _show(queries, results, output, served.model, as_json, None)
+        return
     if is_index(folder):
         settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
         found = _search_index(folder, queries, output.count, asked, settings)
@@ -159,13 +176,7 @@ def search(
     else:
         settings = settings.with_default(options.MODEL)
         found = _search_folder(folder, queries, output.count, settings, reading)
-    results = found.results
-    if not output.show_all:
-        results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
-    if as_json:
-        _print_json(queries, results, settings.model, found.bad)
-    else:
-        _print(queries, results, output.count)
+    results = _show(queries, found.results, output, settings.model, as_json, found.bad)
     if output.plot is not None:
         panels = _evidence(found, queries, asked.ask) if output.explain else _photo
         _draw(output.plot, queries, results, panels)
@@ -173,6 +184,24 @@ def search(
         shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
         for path in shown[:1]:
             typer.launch(str(path))
+
+
+def _show(
+    queries: "Sequence[Query]",
+    results: "list[list[Hit]]",
+    output: OutputSettings,
+    model: str,
+    as_json: bool,
+    bad: "Sequence[Bad] | None",
+) -> "list[list[Hit]]":
+    """Print the hits of each query; those that were shown."""
+    if not output.show_all:
+        results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
+    if as_json:
+        _print_json(queries, results, model, bad)
+    else:
+        _print(queries, results, output.count)
+    return results
 
 
 def _queries(texts: Sequence[str], images: Sequence[str], instruction: str | None) -> "list[Query]":
@@ -197,12 +226,7 @@ def _search_index(
     from abc_embed.search import Index
     from abc_embed.search.ask import ask
 
-    if not 0 < asked.budget <= 1:
-        raise UsageError(f"--budget is {asked.budget:g}; give a share above 0 and at most 1")
-    if asked.ask is not None and any(query.kind in ("image", "joint") for query in queries):
-        raise UsageError("--ask says where to look for a text; give texts, and no --image")
-    if asked.keep_tokens and asked.ask is None:
-        raise UsageError("--keep-tokens keeps what --ask looks at; give an instruction with --ask")
+    _check_asked(queries, asked)
     embedder, max_pixels = settings.load_with_pixels()
     index = Index.open(folder, embedder, max_pixels=max_pixels)
     if asked.ask is None:
@@ -221,16 +245,68 @@ def _search_index(
                 keep_tokens=asked.keep_tokens,
                 on_progress=on_progress,
             )
-        share = (
-            "too few to estimate the share" if found.share is None else (f"about {found.share:.0%}")
-        )
-        print_message(
-            f"looked at {found.passes} of {found.images} images again: {share} of the direct answer"
-        )
-        if found.unreadable:
-            print_message(f"{found.unreadable} of them are gone or damaged, and left out")
+        _print_passes(found.passes, found.images, found.share, found.unreadable)
         results.append(found.hits)
     return Found(results=results, embedder=embedder, max_pixels=max_pixels)
+
+
+def _check_asked(queries: "Sequence[Query]", asked: IndexQuery) -> None:
+    if not 0 < asked.budget <= 1:
+        raise UsageError(f"--budget is {asked.budget:g}; give a share above 0 and at most 1")
+    if asked.ask is not None and any(query.kind in ("image", "joint") for query in queries):
+        raise UsageError("--ask says where to look for a text; give texts, and no --image")
+    if asked.keep_tokens and asked.ask is None:
+        raise UsageError("--keep-tokens keeps what --ask looks at; give an instruction with --ask")
+
+
+def _print_passes(passes: int, images: int, share: float | None, unreadable: int) -> None:
+    """What an `ask` looked at."""
+    part = "too few to estimate the share" if share is None else f"about {share:.0%}"
+    print_message(f"looked at {passes} of {images} images again: {part} of the direct answer")
+    if unreadable:
+        print_message(f"{unreadable} of them are gone or damaged, and left out")
+
+
+def _search_remote(
+    served: "RemoteModel",
+    folder: Path,
+    query: "Query",
+    text: str | None,
+    count: int,
+    asked: IndexQuery,
+) -> "list[Hit]":
+    """The hits of a server's index of that name, for the words of a query, or its image."""
+    from abc_embed.cli.remote import image_data
+    from abc_embed.search.folder import Hit
+
+    _check_asked([query], asked)
+    body: dict[str, Any] = {"index": folder.absolute().name, "k": count, "all": True}
+    item = query.parts[0][1]
+    if text is None:
+        body |= {"image": image_data(str(item.image)), "instruction": item.instruction}
+    body |= {"text": text, "filter": asked.where}
+    if asked.ask is not None:
+        body |= {"ask": asked.ask, "budget": asked.budget}
+    answer = served.ask("/v1/search", body)
+    if asked.ask is not None:
+        _print_passes(*(answer[name] for name in ("passes", "images", "share", "unreadable")))
+    path_of = _paths_here(folder)
+    return [Hit(path_of(hit), hit["score"], hit["is_answer"]) for hit in answer["data"]]
+
+
+def _paths_here(folder: Path) -> "Callable[[dict[str, Any]], Path]":
+    """From a server's hit to the path of its image: the one here whose id it is, or its name."""
+    from abc_embed.search.settings import is_index, read_settings
+    from abc_embed.storage.hashing import short_id
+
+    folders = [Path(one) for one in read_settings(folder)["folders"]] if is_index(folder) else []
+
+    def path_of(hit: dict[str, Any]) -> Path:
+        name = Path(hit["name"])
+        here = (one / name for one in folders)
+        return next((path for path in here if f"{short_id(str(path)):016x}" == hit["id"]), name)
+
+    return path_of
 
 
 def _search_folder(

@@ -4,19 +4,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data import Dataset
 from abc_embed.errors import UsageError
-from abc_embed.inputs import Item
+from abc_embed.inputs import Item, Skipped
 from abc_embed.mining.shards import Shards, write_shard
 from abc_embed.workers import map_in_processes
-
-if TYPE_CHECKING:
-    from abc_embed.pipeline import Skipped  # torch comes with it
 
 
 class StreamingEmbedder(Protocol):

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from abc_embed.errors import CheckpointError, DataError, UsageError
-from abc_embed.inputs import Item
+from abc_embed.inputs import Item, Skipped
 from abc_embed.search.folder import Hit
 from abc_embed.search.queries import Query, as_query, embed_queries
 
 if TYPE_CHECKING:
-    from abc_embed.pipeline import Skipped, Vector
+    from abc_embed.pipeline import Vector
     from abc_embed.search.index import Index
     from abc_embed.search.tokens import TokenStore
 

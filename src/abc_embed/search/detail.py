@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from abc_embed.head import l2_normalize
-from abc_embed.inputs import Item
-from abc_embed.pipeline import EmbeddingPipeline, Fetch, Skipped, Vector, evaluating
+from abc_embed.inputs import Item, Skipped
+from abc_embed.pipeline import EmbeddingPipeline, Fetch, Vector, evaluating
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Features
 from abc_embed.runtime import from_device

@@ -42,8 +42,11 @@ class Query:
         """What it is called in a table."""
         if len(self.parts) == 1:
             return _name(self.parts[0][1])
-        terms = [f'{"+-"[weight < 0]} {abs(weight):g}*"{_name(i)}"' for weight, i in self.parts]
-        return " ".join(terms).removeprefix("+ ").replace("1*", "")
+        terms = []
+        for weight, item in self.parts:
+            factor = "" if abs(weight) == 1 else f"{abs(weight):g}*"
+            terms.append(f'{"+-"[weight < 0]} {factor}"{_name(item)}"')
+        return " ".join(terms).removeprefix("+ ")
 
 
 def parse(text: str) -> Query:

@@ -16,14 +16,13 @@ import numpy as np
 
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import ImageError, InputError
-from abc_embed.inputs import Item
+from abc_embed.inputs import Item, Skipped
 from abc_embed.search.folder import SETTLED_NS, Bad, ImageFile, error_of_file, read_files
 from abc_embed.search.metadata import Captions, describe
 from abc_embed.search.settings import IndexParts
 from abc_embed.storage.vector_cache import FileStamp
 
 if TYPE_CHECKING:
-    from abc_embed.pipeline import Skipped
     from abc_embed.search.table import Row
 
 SAVE_EVERY_S = 20.0

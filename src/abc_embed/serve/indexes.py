@@ -6,7 +6,6 @@ the images that the index has; what it names is what may be shown.
 Shapes: `N` images.
 """
 
-import hashlib
 import io
 import re
 import threading
@@ -24,6 +23,7 @@ from abc_embed.inputs import open_image
 from abc_embed.pipeline import LRUCache
 from abc_embed.search import Index
 from abc_embed.storage.files import open_file
+from abc_embed.storage.hashing import short_id
 
 MAX_FILE_BYTES = 256 * 2**20
 """A larger file is not read for a client."""
@@ -109,7 +109,7 @@ class ServedIndex:
                 ids: list[int] = []
                 rows: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
                 for batch in self.index.table.scan(["path"], "NOT vanished", row_ids=True):
-                    ids += [_hash(path) for path in batch["path"].to_pylist()]
+                    ids += [short_id(path) for path in batch["path"].to_pylist()]
                     rows.append(batch["_rowid"].to_numpy().astype(np.int64))
                 array = np.array(ids, np.uint64)
                 order = np.argsort(array, kind="stable")
@@ -161,12 +161,7 @@ class ServedIndex:
 
 def identity_of(path: str) -> str:
     """The id of an image: 16 hexadecimal digits that tell nothing of its path."""
-    return f"{_hash(path):016x}"
-
-
-def _hash(path: str) -> int:
-    digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big")
+    return f"{short_id(path):016x}"
 
 
 def read_listed(path: str, place: str) -> bytes:

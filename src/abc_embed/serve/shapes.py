@@ -87,7 +87,7 @@ class OpenAI(Shape):
     def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         output = body.choice("encoding_format", ("float", "base64"), "float")
-        kinds = ("float", "base64", "binary", "ubinary")
+        kinds = ("float", "base64", "int8", "uint8", "binary", "ubinary")
         output = body.choice("embedding_type", kinds, output)
         dimensions = body.integer("dimensions")
         modality = body.choice("modality", ("text", "image"), "text")

@@ -35,6 +35,12 @@ def short_hash(data: bytes, size: int = 16) -> bytes:
     return hashlib.blake2b(data, digest_size=size).digest()
 
 
+def short_id(text: str) -> int:
+    """64 bits that stand for a text, like a path, and tell nothing of it."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
 def sample_hash(path: Path) -> str:
     """A hash of a file's size and of pieces spread over it: quick, whatever the size.
 
