@@ -63,7 +63,9 @@ def build(
     index: Place,
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER", help="Folders, images, or .npy files of `embed`."),
+        typer.Argument(
+            metavar="FOLDER", help="Folders, images, .npy files of `embed`, folders of `batch`."
+        ),
     ],
     vectors: Annotated[
         Literal["float32", "float16", "int8"],
@@ -215,16 +217,17 @@ def _fill(
     batch_size: int | None,
     as_json: bool,
 ) -> None:
-    """Add vectors of .npy files, then images, and say what was done."""
+    """Add vectors that are ready, then images, and say what was done."""
     from abc_embed.search.metadata import read_captions
+    from abc_embed.storage.vector_folder import is_vector_folder
 
     captions = None if intake.caption_file is None else read_captions(intake.caption_file)
-    ready = [source for source in sources if source.suffix == ".npy"]
+    ready = [s for s in sources if s.suffix == ".npy" or is_vector_folder(s)]
     if ready and intake.where is not None:
         raise UsageError(f"--where is for images; {str(ready[0])!r} holds vectors alone")
     for file in ready:
-        _add_npy(index, file)
-    images = [source for source in sources if source.suffix != ".npy"]
+        (_add_npy if file.suffix == ".npy" else _add_folder)(index, file)
+    images = [source for source in sources if source not in ready]
     facts: dict[str, Any] = {"images": len(index)}
     if images or not ready:
         with progress_bar("embedding") as on_progress:
@@ -273,6 +276,16 @@ def _add_npy(index: "Index", file: Path) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"{file} or {names} cannot be read: {error}") from error
     index.add_vectors(paths, vectors)
+
+
+def _add_folder(index: "Index", folder: Path) -> None:
+    """Vectors that `abc-embed batch` wrote, under their ids."""
+    from abc_embed.storage.vector_folder import VectorFolder
+
+    made = VectorFolder(folder)
+    made.check(index.settings["fingerprint"], index.max_pixels)
+    for ids, vectors, _ in made.vectors():
+        index.add_vectors(ids, vectors)
 
 
 def _cell(value: object) -> str:

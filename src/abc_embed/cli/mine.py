@@ -82,6 +82,10 @@ class MiningOptions:
             help="Folder for vectors and pools, which stay.", show_default=f"{WORK} next to --out"
         ),
     ] = None
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="A folder of `batch`: images that it holds are not embedded again."),
+    ] = None
     store: Annotated[
         str, typer.Option(help="Vectors on disk: float32, or float16 for half of it.")
     ] = "float32"
@@ -136,6 +140,8 @@ def mine(
     """
     from abc_embed.mining.corpus import read_corpus
     from abc_embed.mining.mine import mine as run
+    from abc_embed.mining.mine import take_vectors
+    from abc_embed.storage.vector_folder import VectorFolder
 
     settings = mining.settings(model_settings.device)
     _check_out(records, out, settings)
@@ -143,6 +149,8 @@ def mine(
     setup = _setup(model_settings)
     with progress_bar("reading") as on_progress:
         corpus = read_corpus(records, on_progress)
+    if mining.vectors is not None:
+        take_vectors(corpus, setup, settings, work, VectorFolder(mining.vectors))
     plan = _plan(corpus, setup, settings, work, mining.processes)
     free_bytes = print_plan(plan, work, settings)
     if plan_only:

@@ -3,6 +3,7 @@
 Shapes: `N` rows that are mined, `M` distinct captions.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from abc_embed.mining.report import MiningReport
 from abc_embed.mining.sample import SampledNegatives, sample_ranks
 from abc_embed.mining.search import SAMPLED, search
 from abc_embed.mining.settings import Ints, Method, MiningSettings
-from abc_embed.mining.shards import ShardRows, Shards, VectorSpace
+from abc_embed.mining.shards import ShardRows, Shards, VectorSpace, write_shard
+from abc_embed.storage.vector_folder import VectorFolder
 
 StageCallback = Callable[[str, int, int], None]
 """Called with which part of the work goes on, how much of it is done, and of how much."""
@@ -77,6 +79,42 @@ def open_shards(
     text_space = replace(space, max_pixels=None)  # no text depends on it
     captions = Shards(text_space, text_keys(corpus.captions))
     return captions, Shards(space, image_keys(corpus, corpus.minable))
+
+
+def take_vectors(
+    corpus: Corpus, setup: EmbedderSetup, settings: MiningSettings, work: Path, made: VectorFolder
+) -> int:
+    """Make shards of images whose vectors `abc-embed batch` wrote; how many shards.
+
+    A vector belongs to the content of an image file, whatever its row is called. A shard is made
+    where all its images have one; the others are embedded as if nothing were there.
+
+    Raises:
+        DataError: the vectors are of another model, resolution or width, or are damaged.
+        OutputError: a shard cannot be written.
+    """
+    made.check(setup.embedder.fingerprint, setup.max_pixels)
+    if made.facts["dim"] != setup.embedder.dim:
+        raise DataError(f"the vectors in {str(made.path)!r} are cut; mining needs all their width")
+    shards = open_shards(corpus, setup, settings, work)[1]
+    digests = np.ascontiguousarray(corpus.digests[corpus.minable]).view("V32")[:, 0]
+    names, inverse = np.unique(digests, return_inverse=True)
+    place_of = {name.tobytes(): place for place, name in enumerate(names)}
+    has = np.zeros(len(names), dtype=np.bool_)
+    with tempfile.TemporaryFile(dir=work) as file:
+        shape = (max(len(names), 1), setup.embedder.dim)
+        taken = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        for _, vectors, contents in made.vectors():
+            for content, vector in zip(contents, vectors, strict=True):
+                if (place := place_of.get(content)) is not None:
+                    taken[place], has[place] = vector, True
+        written = 0
+        for number in shards.missing():
+            wanted = inverse[shards.span(number)]
+            if has[wanted].all():
+                write_shard(shards.paths[number], taken[wanted].astype(settings.store), {})
+                written += 1
+    return written
 
 
 def mine(
