@@ -38,7 +38,7 @@ ARROW = (
     ("scenes", "data"),
     ("vlm", "search", "mining", "train", "bench"),
     ("interop",),
-    ("speed",),
+    ("scale", "speed"),
     ("serve", "cli"),
     ("__main__",),
 )

@@ -42,6 +42,7 @@ PROMISED_EXTRAS = {
         "quant",
         "open-clip",
         "deepspeed",
+        "scale",
         "serve",
         "umap",
         "langchain",

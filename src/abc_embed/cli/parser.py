@@ -19,6 +19,7 @@ COMMANDS = {
     "embed": "Images and texts -> vectors in a file.",
     "compare": "Rank texts for an image, alone or with instructions.",
     "search": "Find images in a folder or an index by a text or an image.",
+    "batch": "A whole data set -> a folder of vectors, on a Ray cluster too.",
     "index": "Keep an index of images that any search uses.",
     "scenes": "Draw a data set: images, captions, boxes, instructions.",
     "data": "Fetch, index, check and describe data sets.",
