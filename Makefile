@@ -8,6 +8,7 @@
 #   make serve-stress                                10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
 #   make serve-load                                  latency and rate of the server, on an idle machine; under 5 minutes
 #   make fuzz                                        damaged pictures, records and models, kills, full disks; about half an hour
+#   make batch-kills                                 20,000 pictures through `batch`, 20 workers and 5 drivers killed
 #   make docs                                        the documentation as a site, in build/site
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
 #   make measure                                     every record and figure of the small model, anew; about an hour
@@ -30,6 +31,7 @@ unexport MODEL ARGS PYTHON
 .DELETE_ON_ERROR:
 .PHONY: help quickstart test check docs miniature bundled measure serve-stress fuzz clean
 .PHONY: help quickstart test check docs miniature bundled serve-stress serve-load fuzz clean
+.PHONY: help quickstart test check docs miniature bundled serve-stress fuzz batch-kills clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,6 +69,9 @@ serve-load: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+batch-kills: $(VENV)/.installed-dev
+	@$(BIN)/python tools/bench_batch.py --out results/scale/batch.json $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" build dist
