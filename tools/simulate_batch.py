@@ -115,12 +115,15 @@ def simulate(cluster: Cluster, chunks: int, seed: int = 0) -> dict[str, float]:
         settle()
         most_waiting = max(most_waiting, steps[2].waiting)
     rate = CHUNK * (len(recent) - 1) / max(recent[-1] - recent[0], 1e-9)
+    return {**_at_rate(cluster, rate), "most_waiting_chunks": float(most_waiting)}
+
+
+def _at_rate(cluster: Cluster, rate: float) -> dict[str, float]:
     return {
         "images_per_s": rate,
         "gpu_busy": rate / (cluster.gpus * RATES["gpu_images_per_s"]),
         "cpu_busy": rate / (cluster.cores * RATES["cpu_images_per_s"]),
         "read_bytes_per_s": rate * RATES["picture_bytes"],
-        "most_waiting_chunks": float(most_waiting),
         "hours_for_a_billion": 1e9 / rate / 3600,
     }
 
