@@ -9,9 +9,11 @@ import numpy as np
 from fuzzing import Report, mutate
 from PIL import Image
 
+from abc_embed import Embedder, Item
 from abc_embed.inputs import open_image
 
-DECODE_LIMIT = 1_000_000
+TOGETHER = 50
+"""Pictures in one call of `embed`."""
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F")
 OPTIONS: dict[str, list[dict[str, object]]] = {
     "TIFF": [{"compression": name} for name in ("raw", "tiff_lzw", "tiff_deflate", "packbits")],
@@ -42,16 +44,28 @@ def pictures() -> list[tuple[str, bytes]]:
 
 
 def fuzz_pictures(count: int, seed: int) -> Report:
-    """`count` damaged pictures, all formats and modes in turn."""
+    """`count` damaged pictures, all formats and modes in turn; opened, then embedded together."""
     rng, made = random.Random(seed), pictures()
     report = Report(f"pictures, {len(made)} formats and modes")
+    embedder = Embedder.from_pretrained("bundled", device="cpu")
+    embedder.embed([Item(image=made[0][1])] * TOGETHER)  # what a batch takes is the model's
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none may come through
-        for number in range(count):
-            name, data = made[number % len(made)]
-            damaged = mutate(data, rng)
-            report.run(
-                f"{number} {name}",
-                lambda data=damaged: open_image(data, decode_limit=DECODE_LIMIT),
-            )
+        for first in range(0, count, TOGETHER):
+            damaged, read_before = [], report.read
+            for number in range(first, min(first + TOGETHER, count)):
+                name, data = made[number % len(made)]
+                damaged.append(mutate(data, rng))
+                report.run(f"{number} {name}", lambda data=damaged[-1]: open_image(data))
+            readable = report.read - read_before
+            report.run(f"{first} embed", lambda d=damaged, r=readable: _embed(embedder, d, r))
     return report
+
+
+def _embed(embedder: Embedder, pictures: list[bytes], readable: int) -> None:
+    """Every picture gets a vector or is among the skipped; those that open get a vector."""
+    vectors, skipped = embedder.embed([Item(image=data) for data in pictures], on_error="skip")
+    if len(vectors) != len(pictures) - len(skipped):
+        raise RuntimeError(f"{len(pictures)} in, {len(vectors)} vectors, {len(skipped)} skipped")
+    if len(vectors) > readable:
+        raise RuntimeError(f"{readable} can be opened, {len(vectors)} were embedded")

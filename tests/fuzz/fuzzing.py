@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +15,11 @@ from typing import Any
 from abc_embed.errors import AbcError
 
 LIMIT_S = 30
-"""A case that needs longer hangs."""
+"""A case that computes for longer, in processor time, is a fault."""
+HANG_S = 300
+"""A case that takes longer, however busy the machine is, hangs."""
+MEMORY_LIMIT_MB = 1024
+"""A case may not raise the memory of the process by more, above what was there before the first."""
 JUNK: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 7, 10**7, 10**18, 10**400, 0.5, 1e30, float("nan"), float("inf")),
     *(
@@ -34,7 +39,7 @@ JUNK: tuple[Any, ...] = (
 
 
 class Hang(BaseException):
-    """A case took longer than `LIMIT_S`."""
+    """A case took longer than `HANG_S`."""
 
 
 @dataclass
@@ -46,6 +51,9 @@ class Report:
     refused: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
+    """Processor time."""
+    start_mb: float = 0.0
+    """Peak memory of the process before the first case: its libraries, and the model."""
     peak_mb: float = 0.0
 
     @property
@@ -53,8 +61,9 @@ class Report:
         return self.read + sum(self.refused.values()) + len(self.faults)
 
     def run(self, name: str, case: Callable[[], object]) -> None:
-        """One case: an error of ours is a refusal, any other exception a fault."""
-        start = time.monotonic()
+        """One case: an error of ours is a refusal; another exception, or much memory, a fault."""
+        self.start_mb = self.start_mb or peak_mb()
+        before_mb, start = peak_mb(), time.process_time()
         try:
             with time_limit():
                 case()
@@ -67,8 +76,14 @@ class Report:
             if isinstance(error, KeyboardInterrupt):
                 raise
             self.faults.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
-        self.slowest_s = max(self.slowest_s, time.monotonic() - start)
-        self.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        taken_s = time.process_time() - start
+        self.slowest_s = max(self.slowest_s, taken_s)
+        if taken_s > LIMIT_S:
+            self.faults.append(f"{name}: computed for {taken_s:.0f} s")
+        self.peak_mb = peak_mb()
+        above_mb = self.peak_mb - self.start_mb
+        if self.peak_mb > before_mb and above_mb > MEMORY_LIMIT_MB:
+            self.faults.append(f"{name}: memory rose by {above_mb:.0f} MB")
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -78,17 +93,24 @@ class Report:
             "refused": dict(sorted(self.refused.items())),
             "faults": self.faults,
             "slowest_s": round(self.slowest_s, 2),
+            "start_mb": round(self.start_mb),
             "peak_mb": round(self.peak_mb),
         }
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @contextmanager
 def time_limit() -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise Hang(f"more than {LIMIT_S} s")
+        raise Hang(f"more than {HANG_S} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT_S)
+    signal.alarm(HANG_S)
     try:
         yield
     finally:
