@@ -208,6 +208,10 @@ def _fetch(repository: str, revision: str | None, files: tuple[str, ...]) -> Pat
             # A part of it may be there: it is completed as it was, not moved on.
             at = revision if folder is None else folder.name
             folder = Path(snapshot_download(repository, revision=at, allow_patterns=patterns))
+            # Without an answer of the hub, what is there was given out without a word.
+            asks_for_weights = "*.safetensors" in patterns
+            if asks_for_weights and not (_has_weights(folder) or _is_listed(repository, folder)):
+                raise LocalEntryNotFoundError("the weights are not there")
     except Exception as problem:
         raise _fetch_error(repository, revision, problem) from problem
     return folder
@@ -227,13 +231,19 @@ def _in_cache(
                 repository, revision=revision, allow_patterns=patterns, local_files_only=True
             )
         )
-        return folder, bool(get_cached_repo_tree(repository, revision=folder.name))
+        return folder, _is_listed(repository, folder)
     except IncompleteSnapshotError as problem:
         return Path(problem.snapshot_path), False
-    except CachedRepoTreeNotFoundError:
-        return folder, False
     except LocalEntryNotFoundError:
         return None, False
+
+
+def _is_listed(repository: str, snapshot: Path) -> bool:
+    """Whether the cache knows which files the repository has at that commit."""
+    try:
+        return bool(get_cached_repo_tree(repository, revision=snapshot.name))
+    except CachedRepoTreeNotFoundError:
+        return False
 
 
 def _fetch_error(repository: str, revision: str | None, problem: Exception) -> AbcError:
@@ -329,6 +339,10 @@ def is_cached(repository: str, patterns: tuple[str, ...]) -> bool:
         )
     except LocalEntryNotFoundError:
         return False
+    return _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return any(folder.glob("*.safetensors"))

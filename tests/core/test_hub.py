@@ -92,6 +92,20 @@ def test_what_was_fetched_is_recorded_by_its_commit(
     }
 
 
+def test_what_another_program_left_of_a_model_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config alone is in the cache, and the hub does not answer."""
+    folder = tmp_path / ("0" * 40)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(OfflineError, match="cannot be reached to fetch it whole"):
+        hub.locate("o/base", hub.BASE_FILES)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert hub.locate("o/base", hub.BASE_FILES)[0] == folder  # an old cache has no list of files
+
+
 def test_local_folders_leave_no_path_of_this_machine_in_the_record() -> None:
     model, _ = golden_parts.base()
     assert model.source == {"base": "base"}
