@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from abc_embed.data.image_files import visible_files
 from abc_embed.data.tar_headers import BLOCK
 from abc_embed.errors import DataError
-from abc_embed.storage.files import open_file
+from abc_embed.storage.plain import PlainFile
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -31,7 +31,6 @@ _NAME = re.compile(
     r"(?P<stem>.+\.(?:tar\.gz|tgz|tar))(?:(?P<tie>[._-]?part[._-]?|[._-]?)(?P<number>[a-z]{2}|\d{1,5}))?"
 )
 _WITHOUT_INDEX = re.compile(r".+\.(tar\.(bz2|xz|zst|lz4|lzma|br)|tbz2?|txz|tzst)", re.IGNORECASE)
-_GZIP = b"\x1f\x8b\x08"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +99,15 @@ def _join_parts(numbered: Sequence[tuple[int, Path]]) -> list[Archive]:
 
 def _read_head(path: Path) -> tuple[bool, bytes]:
     """Whether a file begins like gzip, and the first block of its content, as far as it goes."""
+    head = b""
     try:
-        with open_file(path) as file:
-            head = file.read(BLOCK)
-        if not head.startswith(_GZIP):
-            return False, head
-        head = b""
-        with suppress(gzip.BadGzipFile, EOFError, zlib.error), gzip.open(path) as content:
+        file = PlainFile(path)
+        with suppress(gzip.BadGzipFile, EOFError, zlib.error), file.stream() as content:
             while len(head) < BLOCK and (piece := content.read(BLOCK - len(head))):
                 head += piece
     except OSError as problem:
         raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
-    return True, head
+    return file.gzipped, head
 
 
 def _is_header(block: bytes) -> bool:
