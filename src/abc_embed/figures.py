@@ -1,18 +1,19 @@
 """Figures for people, drawn by matplotlib without a window: panels, bars with intervals, one file.
 
-What is drawn in them, each room says itself. For those drawn by Pillow alone, there are texts in
-any script here: in Pillow's own typeface, else in one of matplotlib's or of the system that has the
-letters.
+What is drawn in them, each room says itself. Texts may be in any script: in the own typeface of
+what draws them, else in one of matplotlib's or of the system that has the letters.
 """
 
 import importlib.util
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from PIL import ImageDraw, ImageFont
@@ -36,6 +37,8 @@ _FONT_FOLDERS = {
 }.get(
     sys.platform, ("~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts")
 )
+LABEL_WIDTH = 40
+"""Letters of a row's name in a line; a longer one is broken."""
 _NO_LETTER = "\U0010ffff"
 _PLAIN = ("regular", "sans", "book", "medium")  # in the names of faces that are good to read
 
@@ -63,13 +66,32 @@ def save_figure(figure: "Figure", path: Path, *, dpi: int, kind: str = "png") ->
         OutputError: the file cannot be written.
     """
     metadata = {"Software": None} if kind == "png" else None  # equal figures make equal bytes
-    with atomic_write(path) as file:
+    _choose_faces(figure)
+    with atomic_write(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # `_warn_of` has said it, in a sentence
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
+
+
+def _choose_faces(figure: "Figure") -> None:
+    """Let the texts that need it fall back to typefaces of the system that have their letters."""
+    from matplotlib.font_manager import FontProperties, fontManager
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    letters = frozenset(c for text in texts for c in text.get_text() if not c.isspace())
+    faces = _faces_for(letters)
+    _warn_of(frozenset(c for c in letters if not any(_has(face, c) for face in faces)))
+    files = [_font_files()[face - 1] for face in faces if face]
+    for file in files:
+        fontManager.addfont(file)
+    names = [FontProperties(fname=file).get_name() for file in files]
+    for text in texts:
+        text.set_fontfamily([*text.get_fontfamily(), *names])
 
 
 def score_axes(axes: "Axes", names: Sequence[str]) -> None:
     """Scores from 0 to 1 to the right, one row for each name, the first on top."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [fill(name, LABEL_WIDTH) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)

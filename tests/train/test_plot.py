@@ -51,6 +51,15 @@ def test_every_panel_holds_every_run(tmp_path: Path) -> None:
     assert figure.axes[3].get_yscale() == "log"
 
 
+def test_no_axis_has_room_for_what_cannot_be(tmp_path: Path) -> None:
+    steps = np.array([1.0, 2.0])
+    checks = {"a": {"loss": (steps, np.array([0.0, 3.0])), "r1": (steps, np.array([0.0, 1.0]))}}
+    figure = _figure({"a": _rows(run(tmp_path / "a") / "metrics.jsonl")}, checks)
+    assert len(figure.axes) == 6
+    assert all(axes.get_ylim()[0] >= 0 for axes in figure.axes)
+    assert all(figure.axes[place].get_ylim()[1] <= 1 for place in (1, 5))
+
+
 def test_runs_are_called_by_what_differs(tmp_path: Path) -> None:
     files = [tmp_path / "x/seed" / "metrics.jsonl", tmp_path / "y/seed" / "metrics.jsonl"]
     assert list(_names(files)) == ["x/seed", "y/seed"]

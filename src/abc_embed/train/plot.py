@@ -98,7 +98,14 @@ def _draw_validation(figure: Any, checks: Mapping[str, Any], colours: Mapping[st
             for column, style in ((key, "o-"), (f"image_{key}", "o--")):
                 if column in columns:
                     axes.plot(*columns[column], style, color=colours[name], markersize=3)
+        _keep_in_range(axes, is_share=key == "r1")
         _style(axes, title, last=True)
+
+
+def _keep_in_range(axes: Any, *, is_share: bool) -> None:
+    """No value can be below 0, nor a share above 1: no room for them."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0.0), min(high, 1.0) if is_share else high)
 
 
 def _style(axes: Any, title: str, *, last: bool) -> None:
@@ -126,9 +133,8 @@ def _figure(curves: dict[str, dict[str, NDArray[np.float64]]], checks: Mapping[s
             axes.plot(steps, mean, style, color=colour, linewidth=1.6, label=name, marker=marker)
         if logarithmic:
             axes.set_yscale("log")
-        else:  # none of them can be below 0, nor an accuracy above 1
-            low, high = axes.get_ylim()
-            axes.set_ylim(max(low, 0.0), min(high, 1.0) if key == "accuracy" else high)
+        else:
+            _keep_in_range(axes, is_share=key == "accuracy")
         _style(axes, title, last=place > 2 and not checks)
     if checks:
         _draw_validation(figure, checks, colours)
