@@ -97,6 +97,16 @@ def check_dim(dim: int | None, width: int) -> None:
         raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
 
 
+def check_output(output: str) -> None:
+    """Whether it is one of `OUTPUTS`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if output not in OUTPUTS:
+        raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+
+
 def quantize(
     vectors: "ArrayLike", output: str, ranges: "NDArray[np.float32] | None" = None
 ) -> "NDArray[Any]":
@@ -122,8 +132,7 @@ def quantize(
             bits = (bits.astype(np.int16) - 128).astype(np.int8)
         packed: NDArray[Any] = bits
         return packed
-    if output not in OUTPUTS:
-        raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+    check_output(output)
     ranges = _check_ranges(ranges, array.shape[-1], output)
     steps = (ranges[1] - ranges[0]) / np.float32(255)
     steps = np.where(steps == 0, np.float32(1), steps)
@@ -146,8 +155,7 @@ def dequantize(
     if output in ("binary", "ubinary"):
         octets = vectors if output == "ubinary" else (vectors.astype(np.int16) + 128)
         return np.unpackbits(octets.astype(np.uint8), axis=-1) * np.float32(2) - np.float32(1)
-    if output not in OUTPUTS:
-        raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+    check_output(output)
     ranges = _check_ranges(ranges, vectors.shape[-1], output)
     levels = vectors.astype(np.float32) + np.float32(128.5 if output == "int8" else 0.5)
     restored: NDArray[np.float32] = ranges[0] + (ranges[1] - ranges[0]) / 255 * levels
@@ -177,8 +185,7 @@ class VectorFormat:
         self.dim = width if dim is None else dim
         self.output = output
         self.ranges = facts.ranges.get(self.dim)
-        if output not in OUTPUTS:
-            raise UsageError(f"output is {output!r}; use one of: {', '.join(OUTPUTS)}")
+        check_output(output)
         if output in ("int8", "uint8"):
             _check_ranges(self.ranges, self.dim, output)
         if facts.matryoshka and self.dim not in (width, *facts.matryoshka):

@@ -5,18 +5,20 @@ The sets of others are in bench_sets.py, and CtrlBench from one's own images in 
 
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from abc_embed.cli import bench_replica, bench_sets, bench_speed, options
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
-from abc_embed.progress import progress_bar
+from abc_embed.progress import ProgressCallback, progress_bar
+from abc_embed.vectors import check_output
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
     from abc_embed.bench.encoders.base import Encoder
+    from abc_embed.embedder import Embedder
 
 EXAMPLES = epilog("""
   abc-embed bench build --tier B --out ctrlbench-b
@@ -101,22 +103,26 @@ def ctrlbench(
     answered from its record.
     """
     areas = options.parse_areas(max_pixels)
+    settings.check(model)
     widths: list[int | None] = [*options.parse_widths("--dims", dims)] or [None]
     formats = ["float32"] if outputs is None else [name.strip() for name in outputs.split(",")]
+    for name in formats:
+        check_output(name)
     choices = [] if dims is outputs is None else list(product(widths, formats))
+    benchmarks = _benchmarks(tier, data)
     from abc_embed.bench.encoders.registry import CachedEncoder
     from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
 
     folder = make_folder(default_folder() / "results" if out is None else out)
-    benchmarks = _benchmarks(tier, data)
     encoder = settings.load_encoder(model)
     with CachedEncoder(encoder, settings.cache) as cached:
         encoders = _formatted(encoder, cached, choices) if choices else [cached]
-        how = {"limit": limit, "again": again, "progress": not as_json}
+        measure_options = {"limit": limit, "again": again, "progress": not as_json}
         records = []
         for (benchmark, name), area, measured in product(benchmarks, areas, encoders):
-            record = _measure(measured, benchmark, name, folder, {"max_pixels": area} | how)
+            of_area = measure_options | {"max_pixels": area}
+            record = _measure(measured, benchmark, name, folder, of_area)
             records.append(record)
             if not (as_json or choices):
                 _print_record(record)
@@ -131,14 +137,16 @@ def _measure(
     benchmark: "Benchmark",
     tier: str,
     folder: Path,
-    how: dict[str, Any],
+    measure_options: dict[str, Any],
 ) -> dict[str, Any]:
     from abc_embed.bench.ctrlbench import tiers
     from abc_embed.bench.ctrlbench.measure import measure_once
     from abc_embed.bench.tables import chance_warnings
 
-    how = how | {"unanswerable": tiers.unanswerable(benchmark, tier)}
-    record, path = measure_once(encoder, benchmark, tier, folder, **how)
+    unanswerable = tiers.unanswerable(benchmark, tier)
+    record, path = measure_once(
+        encoder, benchmark, tier, folder, unanswerable=unanswerable, **measure_options
+    )
     date = record["time"][:10]
     print_message(
         f"measured on {date}, answered from the record; --again measures anew"
@@ -343,6 +351,9 @@ def audit(
     What is left over needs a model that reads the picture and the words together.
     """
     area = None if max_pixels is None else options.area_in_pixels(max_pixels)
+    settings.check(*model)
+    if settings.name is not None and len(set(model)) > 1:
+        raise UsageError("--name is for one model, and several are given; leave it out")
     from abc_embed.bench.audit import tables as audit_tables
     from abc_embed.bench.audit.measure import audit as run_audit
     from abc_embed.bench.audit.questions import read_audit_set
@@ -351,8 +362,6 @@ def audit(
 
     if out is not None:
         make_folder(out)
-    if settings.name is not None and len(set(model)) > 1:
-        raise UsageError("--name is for one model, and several are given; leave it out")
     questions = read_audit_set(source, limit=limit)
     panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
     findings = run_audit(
@@ -390,19 +399,11 @@ def evidence(
     Every method of `Embedder.explain`, with controls: random maps, a model with random layers, the
     instruction of another scene.
     """
+    settings.check()
     from abc_embed.bench import evidence as bench
-    from abc_embed.bench.encoders.registry import NativeEncoder
-    from abc_embed.bench.records import make_record, write_record
-    from abc_embed.storage.files import make_folder
 
-    folder = None if out is None else make_folder(out)
-    embedder = settings.load()
-    with progress_bar("methods and controls") as on_progress:
-        findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
-    record = make_record(NativeEncoder(embedder, settings.model), findings)
-    if as_json:
-        print_json(record)
-    else:
+    record = _measure_scenes(bench, settings, scenes, out, "methods and controls")
+    if not as_json:
         columns = ("", *bench.LABELS.values(), "deletion", "insertion", "passes")
         rows = [
             (
@@ -415,10 +416,7 @@ def evidence(
             for name, row in record["scores"].items()
         ]
         print_table(columns, rows)
-    if folder is not None:
-        path = write_record(record, folder)
-        bench.draw(record, path.with_suffix(".png"))
-        print_message(f"the record is {path}, drawn beside it")
+    _keep(bench, record, out, as_json)
 
 
 @app.command(epilog=ROBUST_EXAMPLES)
@@ -439,26 +437,55 @@ def robust(
 
     Also with vectors cut to fewer numbers or rounded to int8, and about things that are not there.
     """
+    settings.check()
     from abc_embed.bench import robust as bench
-    from abc_embed.bench.encoders.registry import NativeEncoder
-    from abc_embed.bench.records import make_record, write_record
-    from abc_embed.storage.files import make_folder
 
-    folder = None if out is None else make_folder(out)
-    embedder = settings.load()
-    with progress_bar("conditions") as on_progress:
-        findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
-    record = make_record(NativeEncoder(embedder, settings.model), findings)
-    if as_json:
-        print_json(record)
-    else:
+    record = _measure_scenes(bench, settings, scenes, out, "conditions")
+    if not as_json:
         print_table(("", *bench.LABELS.values()), bench.rows(record))
         print_message(
             "answerable questions score above unanswerable ones in "
             f"{record['nothing_fits']['auc']:.3f} of pairs"
         )
-    if folder is not None:
-        path = write_record(record, folder)
+    _keep(bench, record, out, as_json)
+
+
+class _SceneBench(Protocol):
+    """A module that measures a model on scenes that it draws."""
+
+    def measure(
+        self, embedder: "Embedder", *, scenes: int, on_progress: ProgressCallback
+    ) -> dict[str, Any]:
+        """What goes into the record."""
+
+    def draw(self, record: dict[str, Any], path: Path) -> None:
+        """The record's figure."""
+
+
+def _measure_scenes(
+    bench: _SceneBench, settings: options.ModelSettings, scenes: int, out: Path | None, what: str
+) -> dict[str, Any]:
+    """The record of a model, once its folder is there; the progress bar counts `what`."""
+    from abc_embed.bench.encoders.registry import NativeEncoder
+    from abc_embed.bench.records import make_record
+    from abc_embed.storage.files import make_folder
+
+    if out is not None:
+        make_folder(out)
+    embedder = settings.load()
+    with progress_bar(what) as on_progress:
+        findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
+    return make_record(NativeEncoder(embedder, settings.model), findings)
+
+
+def _keep(bench: _SceneBench, record: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Print the record for programs, and put it with its figure into a folder if there is one."""
+    from abc_embed.bench.records import write_record
+
+    if as_json:
+        print_json(record)
+    if out is not None:
+        path = write_record(record, out)
         bench.draw(record, path.with_suffix(".png"))
         print_message(f"the record is {path}, drawn beside it")
 

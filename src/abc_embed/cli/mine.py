@@ -138,13 +138,14 @@ def mine(
     What is embedded and searched stays in --work: a run that was stopped goes on when the same
     command is given again, and one with another draw needs seconds.
     """
+    model_settings.check()
+    settings = mining.settings(model_settings.device)
+    _check_out(records, out, settings)
     from abc_embed.mining.corpus import read_corpus
     from abc_embed.mining.mine import mine as run
     from abc_embed.mining.mine import take_vectors
     from abc_embed.storage.vector_folder import VectorFolder
 
-    settings = mining.settings(model_settings.device)
-    _check_out(records, out, settings)
     work = mining.work or out.parent / WORK
     setup = _setup(model_settings)
     with progress_bar("reading") as on_progress:
@@ -198,15 +199,16 @@ def _check_out(records: str, out: Path, settings: MiningSettings) -> None:
     """Before the work: method and memory will do, the place can be written, and images will be
     found from there."""
     from abc_embed.data import open_dataset
+
+    share_memory(settings.search.memory_bytes, 1, settings.pool)
+    check_writable(out)
+    dataset = open_dataset(records)
     from abc_embed.mining.corpus import check_can_hold_texts
     from abc_embed.mining.ivf import require_faiss
     from abc_embed.mining.output import PARQUET, check_can_write
 
-    share_memory(settings.search.memory_bytes, 1, settings.pool)
     if settings.search.method is Method.IVF:
         require_faiss()
-    check_writable(out)
-    dataset = open_dataset(records)
     if out.suffix == PARQUET:
         check_can_write(out, dataset.path)
     else:

@@ -19,6 +19,7 @@ import typer
 
 from abc_embed.errors import UsageError
 from abc_embed.runtime import DTYPES
+from abc_embed.vectors import check_output
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
@@ -334,6 +335,11 @@ class VectorSettings(BatchSettings):
     output: Annotated[
         str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary.")
     ] = "float32"
+
+    def check(self) -> None:
+        """As `ModelSettings.check`; the number format of vectors too."""
+        super().check()
+        check_output(self.output)
 
     def stream_options(self) -> dict[str, Any]:
         """What `Embedder.stream` is told besides the area of pictures."""

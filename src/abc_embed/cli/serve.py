@@ -106,6 +106,7 @@ def serve(
     if not model and chosen.indexes:
         model = str(read_settings(chosen.indexes[0])["model"])
     settings = options.ModelSettings(model=model or options.MODEL, device=device, dtype=dtype)
+    settings.check()
     try:
         from abc_embed.serve.run import run_server
     except ImportError:
