@@ -4,15 +4,18 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_parts import Cli, leftovers
+from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.cli import STOPPED, items
+from abc_embed.cli import embed as embed_command
 
 # A vector does not depend on its company, but for the last bit of a sum.
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -108,6 +111,37 @@ def test_jsonl_on_stdin(cli: Cli, tiny: Path, embedder: Embedder, here: Path) ->
     asked = Item(image="photo.jpg", instruction="what is on the left?")
     expected = embedder.embed([Item(image="photo.jpg"), "a dog", asked, "ä cat"])
     np.testing.assert_allclose(np.load("o.npy"), expected, **CLOSE)
+
+
+def test_a_window_is_answered_before_more_is_read(
+    cli: Cli, tiny: Path, embedder: Embedder, here: Path
+) -> None:
+    read: list[int] = []
+
+    def coming() -> Iterator[items.NamedItem]:
+        for number in range(5):
+            read.append(number)
+            yield items.NamedItem(str(number), Item(str(number)))
+
+    report = embed_command.Report("raise")
+    answers = embed_command._embed(coming(), report, embedder.stream, 2)
+    seen = [(name, len(read)) for name, _ in answers]
+    assert seen == [("0", 2), ("1", 2), ("2", 4), ("3", 4), ("4", 5)]
+    whole = cli("embed", "-", "--model", tiny, stdin=LINES).out
+    names, vectors = lines(cli("embed", "-", "--window", "1", "--model", tiny, stdin=LINES).out)
+    assert names == lines(whole)[0]
+    np.testing.assert_allclose(vectors, lines(whole)[1], **CLOSE)
+
+
+def test_a_picture_above_pillows_own_limit_shows_no_raw_warning(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [Image.new("P", (60, 50), colour) for colour in (1, 2)]
+    frames[0].save("film.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with warnings.catch_warnings(record=True) as shown:
+        done = cli("embed", "film.gif", "--model", tiny)
+    assert (done.code, shown) == (0, [])
 
 
 def test_a_summary_for_programs(cli: Cli, tiny: Path, here: Path) -> None:
@@ -240,6 +274,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
         (("--text", "a dog", "--instruction", "left?"), "an instruction goes with images"),
         (("-", "photo.jpg"), "with - all items come from stdin"),
         (("photo.jpg", "--json"), "--json describes the file that is written"),
+        (("photo.jpg", "--window", "1"), "--window is for lines on stdin"),
         (("photo.jpg", "-o", "out.txt"), "'out.txt' does not end in .npy, .jsonl, .parquet"),
         (("photo.jpg", "--max-pixels", "a lot"), "--max-pixels is 'a lot'"),
         (("photo.jpg", "--max-pixels", "10"), "max_pixels is 10, less than one visual token"),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ EXAMPLES = epilog("""
   abc-embed embed photos --instruction "what is on the left?" -o out.parquet
   abc-embed embed --text "a dog" --text "a cat" -o texts.jsonl
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
+  abc-embed embed - --window 1 < items.jsonl
   abc-embed embed photos -o out.npy --processes 2
   abc-embed embed photos -o out.npy --dim 64 --output ubinary
   abc-embed embed photo.jpg -o out.npy --server http://127.0.0.1:8765
@@ -68,6 +70,14 @@ def embed(
     on_error: Annotated[
         OnError, typer.Option(help="A bad item ends the work, or is left out and listed.")
     ] = "raise",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Answer after so many lines of stdin each time; 1 for line by line.",
+            show_default="2,048",
+        ),
+    ] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the items; each loads the model.")
     ] = 1,
@@ -83,12 +93,16 @@ def embed(
     another vector than the image alone.
     """
     served = remote.connect(context, settings.model, HEEDED)
+    if served is None:
+        settings.check()
     named_items, total = read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
     if plan is not None and (processes > 1 or out is None):
         raise UsageError("--plan is for a job in one process that writes a file; give -o alone")
     judged = None if plan is None else options.judge_plan(plan, "embed", settings.model)
+    if window is not None and (inputs != [STDIN] or processes > 1):
+        raise UsageError("--window is for lines on stdin (-), and one process")
     report = Report(on_error, of_many=total != 1)
     if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
         for named in named_items:
@@ -98,10 +112,12 @@ def embed(
         stream = _stream(served, settings, processes, total)
         dim = 0
         with progress_bar("embedding", total) as on_progress:
-            for name, vector in _embed(named_items, report, stream):
+            for name, vector in _embed(named_items, report, stream, window):
                 dim = len(vector)
                 if writer is None:
                     sys.stdout.write(jsonl_line(name, vector))
+                    if window is not None:  # whoever asked waits for it
+                        sys.stdout.flush()
                 else:
                     writer.add(name, vector)
                 report.written += 1
@@ -172,8 +188,12 @@ def _embed(
     named_items: "Iterable[NamedItem]",
     report: Report,
     stream: "Stream",
+    window: int | None,
 ) -> "Iterator[tuple[str, Vector]]":
-    """Name and vector `(D,)` of every item that can be embedded, in order."""
+    """Name and vector `(D,)` of every item that can be embedded, in order.
+
+    Of a `window` of items all vectors are given before the next item is read.
+    """
     from abc_embed.inputs import Skipped
 
     in_flight: deque[NamedItem] = deque()  # the model has them, and their vectors are not back
@@ -186,12 +206,15 @@ def _embed(
                 in_flight.append(named)
                 yield named.item
 
-    for result in stream(items()):
-        named = in_flight.popleft()
-        if isinstance(result, Skipped):
-            report.skip(named, result.error)
-        else:
-            yield named.name, result
+    coming = items()
+    windows = [coming] if window is None else iter(lambda: list(islice(coming, window)), [])
+    for some in windows:
+        for result in stream(some):
+            named = in_flight.popleft()
+            if isinstance(result, Skipped):
+                report.skip(named, result.error)
+            else:
+                yield named.name, result
 
 
 def read_items(
