@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,40 @@ def test_an_output_that_lacks_letters_is_no_end(monkeypatch: pytest.MonkeyPatch)
     out.flush()
     shown = out.buffer.getvalue().decode("cp1252")  # type: ignore[attr-defined]
     assert "\\u72ac.png" in shown
+
+
+CLOSED = [  # by the shell, words, exit code, on stderr
+    (">&-", ("scenes", "--count", "2", "--out", "drawn"), 1, "Error: the output: stdout is closed"),
+    ("<&-", ("scenes", "--count", "2", "--out", "drawn"), 0, ""),
+    ("<&- >&-", ("embed", "--bogus"), 2, "Error: No such option"),
+    ("<&- >&- 2>&-", ("--help",), 1, ""),
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes them")
+@pytest.mark.parametrize(("closed", "words", "code", "sentence"), CLOSED)
+def test_closed_streams_are_no_traceback(
+    here: Path, closed: str, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    """The work is done all the same; files do not get the numbers of the streams."""
+    command = f'"$0" -m abc_embed "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, *words], capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and sentence in done.stderr
+    if words[0] == "scenes":
+        assert len(list(Path("drawn/images").iterdir())) == 2
+        assert b"closed" not in Path("drawn/records.jsonl").read_bytes()
+
+
+def test_a_closed_stdin_is_an_empty_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from abc_embed.cli import _open_standard_streams
+
+    monkeypatch.setattr(sys, "stdin", None)
+    _open_standard_streams()
+    assert sys.stdin.buffer.read() == b""
+    sys.stdin.close()
 
 
 def test_numbers_are_not_broken_at_80_columns(
@@ -87,6 +122,18 @@ EARLY = [
     (["compare", "photo.jpg", "a dog", "--dtype", "int3"], 2),
     (["search", "photos", "a dog", "--device", "tpu"], 2),
     (["embed", "photo.jpg", "-o", "out.xyz"], 2),
+    (["embed", "photo.jpg", "--model", "no-such"], 1),
+    (["embed", "photo.jpg", "--output", "int3", "-o", "out.npy"], 2),
+    (["mine", "no-such", "--out", "mined.parquet"], 1),
+    (["mine", "photos", "--model", "no-such", "--out", "mined.parquet"], 1),
+    (["bench", "ctrlbench", "--tier", "Z"], 2),
+    (["bench", "ctrlbench", "--data", "no-such"], 1),
+    (["bench", "ctrlbench", "--outputs", "int3"], 2),
+    (["bench", "ctrlbench", "--dtype", "int3"], 2),
+    (["bench", "audit", "scenes", "--model", "no-such"], 1),
+    (["bench", "evidence", "--model", "no-such"], 1),
+    (["bench", "robust", "--device", "tpu"], 2),
+    (["serve", "--model", "no-such"], 1),
 ]
 
 
@@ -142,3 +189,19 @@ def test_further_letters_are_drawn(text: str) -> None:
         assert np.asarray(page).any()
         drawn.add(page.tobytes())
     assert len(drawn) == len(letters)
+
+
+def test_a_chart_falls_back_to_faces_that_have_its_letters(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says once, not in a warning of matplotlib's, what no face has."""
+    pytest.importorskip("matplotlib")
+    chart = figures.new_figure(3, 2)
+    title = chart.add_subplot().set_title("собака \U0010fffd")
+    for _ in range(2):
+        figures.save_figure(chart, Path("chart.png"), dpi=50)
+    assert title.get_fontfamily()[0] == "sans-serif" and "DejaVu Sans" in title.get_fontfamily()
+    assert [m for m in caplog.messages if m.startswith("no font on this machine has")] == [
+        "no font on this machine has \U0010fffd, so they are boxes in the picture; "
+        "install one that has them, such as Noto Sans"
+    ]

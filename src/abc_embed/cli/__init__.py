@@ -4,10 +4,12 @@ What ends a command becomes an exit code and one plain sentence: 0 done, 1 faile
 130 stopped with Ctrl-C.
 """
 
+import errno
 import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -25,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code. What went wrong is on stderr, in one sentence."""
+    _open_standard_streams()
     _print_anything()
+    # Pillow's own limit, which --decode-limit may have been raised above.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         from abc_embed.cli.parser import command_line  # here, so that Ctrl-C is heeded from now on
 
@@ -43,6 +48,21 @@ def run(arguments: Sequence[str]) -> int:
     if code == STOPPED:  # the parser turns Ctrl-C into this code without a word
         sys.stderr.write("Stopped.\n")
     return _flushed(code)
+
+
+def _open_standard_streams() -> None:
+    """Put something in the place of streams that are closed, or the next files take their numbers.
+
+    Nothing comes from such a stdin; what is written to such a stdout fails when it is flushed.
+    """
+    for name, flags, mode in (
+        ("stdin", os.O_RDONLY, "r"),
+        ("stdout", os.O_RDONLY, "w"),
+        ("stderr", os.O_WRONLY, "w"),
+    ):
+        if getattr(sys, name) is None:
+            stream = open(os.open(os.devnull, flags), mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _print_anything() -> None:
@@ -66,7 +86,8 @@ def _flushed(code: int) -> int:
     except OSError as error:
         _drop_stdout()
         if code == 0:  # else it is known already that the command failed, and why
-            return _failed(f"the output: {error.strerror}", 1)
+            why = "stdout is closed" if error.errno == errno.EBADF else error.strerror
+            return _failed(f"the output: {why}", 1)
     return code
 
 
