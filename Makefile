@@ -31,9 +31,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check docs miniature bundled measure serve-stress fuzz clean
-.PHONY: help quickstart test check docs miniature bundled serve-stress serve-load fuzz clean
-.PHONY: help quickstart test check docs miniature bundled serve-stress fuzz batch-kills clean
+.PHONY: help quickstart test check docs miniature bundled measure serve-stress serve-load fuzz batch-kills clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
