@@ -69,6 +69,11 @@ def ask_joint(embedder: Embedder, scenes: Sequence[Any], shown: set[str]) -> tup
     return embedder.embed(items), present
 
 
+def nearest(vectors: Any, bank: Any) -> Any:
+    """Of each vector the text that it says."""
+    return bank[(vectors @ bank.T).argmax(axis=1)]
+
+
 def world(embedder: Embedder, seed: int, folder: Path) -> dict[str, Any]:
     """One index and all that is asked of it."""
     rng = np.random.default_rng(seed)
@@ -120,6 +125,12 @@ def world(embedder: Embedder, seed: int, folder: Path) -> dict[str, Any]:
         ),
         "image": row(index, pictures, answered, "image", None, lines["image"]),
         "image + instruction": row(index, joint, joint_present, "joint", None, joint_line),
+        "image + instruction, as the nearest text": row(
+            index, nearest(joint, texts), joint_present, "text", texts, lines["text"]
+        ),
+        "the same with half of the everyday things": row(
+            index, nearest(joint, texts[known]), joint_present, "text", texts[known], other_line
+        ),
     }
 
 
