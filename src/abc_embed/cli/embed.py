@@ -20,7 +20,7 @@ from abc_embed.cli.options import OnError
 from abc_embed.cli.output import epilog, print_message, print_outcome, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
-from abc_embed.vectors import jsonl_line, open_writer
+from abc_embed.vectors import Writer, jsonl_line, open_writer
 
 if TYPE_CHECKING:
     from abc_embed.cli.items import NamedItem
@@ -43,8 +43,37 @@ A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, w
 """)
 
 STDIN = "-"
-HEEDED = ("inputs", "text", "instruction", "out", "on_error", "dim", "output")
+HEEDED = ("inputs", "text", "instruction", "out", "on_error", "window", "dim", "output")
 """What a server can heed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How the work is divided, and what was planned of it."""
+
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Answer after so many lines of stdin each time; 1 for line by line.",
+            show_default="2,048",
+        ),
+    ] = None
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the items; each loads the model.")
+    ] = 1
+    plan: options.PlanFile = None
+
+    def check(self, inputs: list[str] | None, out: Path | None) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if self.plan is not None and (self.processes > 1 or out is None):
+            raise UsageError("--plan is for a job in one process that writes a file; give -o alone")
+        if self.window is not None and (inputs != [STDIN] or self.processes > 1):
+            raise UsageError("--window is for lines on stdin (-), and one process")
 
 
 @options.with_settings
@@ -70,19 +99,8 @@ def embed(
     on_error: Annotated[
         OnError, typer.Option(help="A bad item ends the work, or is left out and listed.")
     ] = "raise",
-    window: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Answer after so many lines of stdin each time; 1 for line by line.",
-            show_default="2,048",
-        ),
-    ] = None,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Processes that share the items; each loads the model.")
-    ] = 1,
-    plan: options.PlanFile = None,
     *,
+    job: JobSettings,
     settings: options.VectorSettings,
     remote: options.RemoteSettings,
     as_json: options.AsJson = False,
@@ -98,30 +116,17 @@ def embed(
     named_items, total = read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
-    if plan is not None and (processes > 1 or out is None):
-        raise UsageError("--plan is for a job in one process that writes a file; give -o alone")
-    judged = None if plan is None else options.judge_plan(plan, "embed", settings.model)
-    if window is not None and (inputs != [STDIN] or processes > 1):
-        raise UsageError("--window is for lines on stdin (-), and one process")
+    job.check(inputs, out)
+    judged = None if job.plan is None else options.judge_plan(job.plan, "embed", settings.model)
     report = Report(on_error, of_many=total != 1)
     if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
         for named in named_items:
             if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
     with nullcontext() if out is None else open_writer(out) as writer:
-        stream = _stream(served, settings, processes, total)
-        dim = 0
-        with progress_bar("embedding", total) as on_progress:
-            for name, vector in _embed(named_items, report, stream, window):
-                dim = len(vector)
-                if writer is None:
-                    sys.stdout.write(jsonl_line(name, vector))
-                    if window is not None:  # whoever asked waits for it
-                        sys.stdout.flush()
-                else:
-                    writer.add(name, vector)
-                report.written += 1
-                on_progress(report.written + len(report.skipped))
+        stream = _stream(served, settings, job.processes, total)
+        vectors = _embed(named_items, report, stream, job.window)
+        dim = _write(vectors, writer, report, total, at_once=job.window is not None)
         if not report.written:
             report.print_skipped()
             raise InputError("nothing could be embedded, and nothing is written")
@@ -160,6 +165,30 @@ class Report:
         """The list of what was left out."""
         lines = [f"{name}: {why}" for name, why in self.skipped]
         print_skipped(lines, self.written + len(lines))
+
+
+def _write(
+    vectors: "Iterable[tuple[str, Vector]]",
+    writer: Writer | None,
+    report: Report,
+    total: int | None,
+    *,
+    at_once: bool,
+) -> int:
+    """Every vector to the file or to stdout, `at_once` where somebody waits; how wide they are."""
+    dim = 0
+    with progress_bar("embedding", total) as on_progress:
+        for name, vector in vectors:
+            dim = len(vector)
+            if writer is None:
+                sys.stdout.write(jsonl_line(name, vector))
+                if at_once:
+                    sys.stdout.flush()
+            else:
+                writer.add(name, vector)
+            report.written += 1
+            on_progress(report.written + len(report.skipped))
+    return dim
 
 
 def _stream(
