@@ -111,8 +111,6 @@ def embed(
     another vector than the image alone.
     """
     served = remote.connect(context, settings.model, HEEDED)
-    if served is None:
-        settings.check()
     named_items, total = read_items(inputs or [], text or [], instruction)
     if as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
@@ -123,6 +121,8 @@ def embed(
         for named in named_items:
             if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
+    if served is None:
+        settings.check()
     with nullcontext() if out is None else open_writer(out) as writer:
         stream = _stream(served, settings, job.processes, total)
         vectors = _embed(named_items, report, stream, job.window)
