@@ -109,13 +109,16 @@ def ctrlbench(
     for name in formats:
         check_output(name)
     choices = [] if dims is outputs is None else list(product(widths, formats))
-    benchmarks = _benchmarks(tier, data)
-    from abc_embed.bench.encoders.registry import CachedEncoder
     from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
 
     folder = make_folder(default_folder() / "results" if out is None else out)
+    if data is None and set(tier or ()) <= set(DRAWN):  # before anything is drawn for it
+        settings.check(model)
+    benchmarks = _benchmarks(tier, data)
     encoder = settings.load_encoder(model)
+    from abc_embed.bench.encoders.registry import CachedEncoder
+
     with CachedEncoder(encoder, settings.cache) as cached:
         encoders = _formatted(encoder, cached, choices) if choices else [cached]
         measure_options = {"limit": limit, "again": again, "progress": not as_json}
