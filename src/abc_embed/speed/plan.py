@@ -36,7 +36,7 @@ from abc_embed.storage.json_files import read_json
 from abc_embed.train.batches import GroupSampler, TrainBatch, make_batch
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.dry_run import Rehearsal, base_model, patch_count, rehearse
-from abc_embed.train.loop import _accelerator, _optimizer, autocast_dtype
+from abc_embed.train.loop import _optimizer, autocast_dtype, make_accelerator
 from abc_embed.train.memory import ChunkShape, RunShape, pass_bytes, reserve_bytes
 from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain
@@ -499,7 +499,7 @@ def _steps(
     if train.chunk_size:  # chunked still, where only a part of a step is tried
         rows = len(batch.queries) + len(batch.candidates)
         train = replace(train, chunk_size=max(1, min(train.chunk_size, rows // 2)))
-    process_group = ProcessGroup(_accelerator(config.model))
+    process_group = ProcessGroup(make_accelerator(config.model))
     stage = stage_class(replace(config, train=train), model, processor, process_group)
     optimizer = _optimizer(stage, config.optim)
 
