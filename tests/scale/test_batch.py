@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from batch_parts import (
     Killer,
     batch_without_ray,
@@ -19,6 +20,7 @@ from batch_parts import (
 from abc_embed.storage.vector_folder import VectorFolder
 
 
+@pytest.mark.expects_no_network  # Ray asks the metadata address of clouds which one it is on
 def test_a_job_that_died_goes_on_though_a_worker_is_killed(boxes: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "boxes", tmp_path / "vectors"
     source.symlink_to(boxes)

@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from abc_embed.errors import DeviceError, MissingExtraError, UsageError
@@ -49,7 +49,12 @@ def connected(address: str | None, cpus: int) -> Iterator[Any]:
     """
     if address is not None:
         _check_address(address)
-    with _environment(_QUIET | (_ALONE if address is None else {})):
+    # Ray tells of workers that died on stdout, which is for results.
+    with (
+        _environment(_QUIET | (_ALONE if address is None else {})),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):
         yield from _connected(address, cpus)
 
 
