@@ -1,5 +1,6 @@
 """Planning a run: its dry run's memory, and steps that are really computed."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,22 @@ def test_a_run_is_planned(
     config: Any,
     golden: Path,
     pictures: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(costs.PEAK_SIDE, "cpu", 128)
     if not whole:
         monkeypatch.setattr(plan, "WHOLE_S", 0.0)
     recipe = config(stage, steps=10, chunk_size=2)
-    base = replace(recipe.model, base=str(golden / "base"), pixels=(784, 3136), head_width=96)
-    recipe = replace(recipe, model=replace(base, device="cpu"))
+    changes: dict[str, Any] = {"base": str(golden / "base"), "device": "cpu"}
+    if stage == "pretrain":
+        changes |= {"pixels": (784, 3136), "head_width": 96}
+    else:
+        base = tmp_path / "base"
+        shutil.copytree(golden / "base", base)
+        (base / "abc.json").write_text('{"head_width": 96}')
+        changes["base"] = str(base)
+    recipe = replace(recipe, model=replace(recipe.model, **changes))
     found = plan_training(recipe, sampler=pictures(stage))
     longer = plan_training(
         replace(recipe, train=replace(recipe.train, steps=1000)), sampler=pictures(stage)
