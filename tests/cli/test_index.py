@@ -36,7 +36,7 @@ def search(cli: Cli, *words: object) -> list[dict[str, Any]]:
 
 def test_the_examples_work_one_after_the_other(cli: Cli, tiny: Path, here: Path) -> None:
     lines = [line.strip() for line in command.EXAMPLES.splitlines() if "abc-embed" in line]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         words = shlex.split(line)[1:]
         words += ["--model", str(tiny)] if words[1] == "build" else []

@@ -121,13 +121,7 @@ def measure(
     joint_items = {key for part in keys.get("joint", ()) for key in part}
     return {
         **_identity(encoder, benchmark, tier, conditions, **settings),
-        "sizes": {
-            "queries": len(queries.scored),
-            "queries_left_out": queries.left_out,
-            "images": len(asked),
-            "candidates": len(benchmark.corpus),
-            "mirrored_pairs": len(queries.mirrored_pairs()),
-        },
+        "sizes": _sizes(queries),
         "missing": list(benchmark.missing),
         **scores,
         "bounds": bounds,
@@ -223,6 +217,17 @@ def _identity(
             "generic": GENERIC,
             "ways": list(supported_conditions(encoder, conditions)),
         },
+    }
+
+
+def _sizes(queries: TierQueries) -> dict[str, int]:
+    """On how much the scores stand."""
+    return {
+        "queries": len(queries.scored),
+        "queries_left_out": queries.left_out,
+        "images": len({query.image_id for query in queries.scored}),
+        "candidates": len(queries.benchmark.corpus),
+        "mirrored_pairs": len(queries.mirrored_pairs()),
     }
 
 
