@@ -354,7 +354,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
         starts += widths
     clock = " of processor time" if on_cpu else ""
     right.set_xlabel(f"milliseconds{clock} an item, stage after stage")
-    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": len(STAGES) // 2}
+    above: dict[str, Any] = {
+        "loc": "lower center",
+        "bbox_to_anchor": (0.5, 1.0),
+        "ncols": len(STAGES) // 2,
+    }
     right.legend(fontsize=7, frameon=False, **above)
     model, settings = record["model"], record["settings"]
     figure.suptitle(f"{model['name']}, {model['dtype']} on {settings['hardware']}", fontsize=10)
