@@ -29,7 +29,7 @@ SHOWN = 10
 EXAMPLES = epilog("""
   abc-embed index build photos.index photos
   abc-embed index build large.index photos --where "width > 1000 or height > 1000"
-  abc-embed index build small.index photos --dim 128 --output int8
+  abc-embed index build small.index photos --dim 64 --output int8
   abc-embed index add photos.index
   abc-embed index info photos.index
   abc-embed search photos.index "a dog"
