@@ -31,10 +31,12 @@ LOWEST, HIGHEST = 1e-6, 1e-1
 SWEEP_STEPS = 100
 SMOOTHING = 0.9
 """Share of the running mean of the loss that stays from step to step."""
+SETTLED = 10
+"""Steps from which on the running mean counts."""
 DIVERGED = 3.0
 """The sweep ends where the smoothed loss is so many times its lowest."""
 FALLEN = 0.98
-"""Share of its first value that the loss must fall below, or nothing is suggested."""
+"""Share of its value at step `SETTLED` that the loss must fall below, or nothing is suggested."""
 
 
 class Trial:
@@ -129,10 +131,11 @@ def find_learning_rate(
 
 
 def _suggestion(rows: list[dict[str, float]]) -> float | None:
-    if not rows:
+    settled = rows[SETTLED - 1 :]  # before that the mean is of a few losses, and any may be low
+    if not settled:
         return None
-    best = min(rows, key=lambda row: row["smoothed"])
-    fell = best["smoothed"] < FALLEN * rows[0]["smoothed"]
+    best = min(settled, key=lambda row: row["smoothed"])
+    fell = best["smoothed"] < FALLEN * settled[0]["smoothed"]
     return best["learning_rate"] / 10 if fell else None
 
 
