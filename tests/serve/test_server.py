@@ -246,19 +246,34 @@ def test_requests_share_batches_and_equal_the_embedder(embedder: Embedder) -> No
 
 
 @pytest.mark.parametrize("items_a_batch", [None, 3])
-def test_the_token_budget_cuts_batches(embedder: Embedder, items_a_batch: int | None) -> None:
+def test_the_token_budget_cuts_batches(
+    embedder: Embedder, items_a_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests that meet in the queue: in one batch, or in as many as the budget says."""
     texts = [f"photo number {n}" for n in range(10, 34)]
     lengths = [embedder.pipeline().prepare(Item(text=text)).tokens for text in texts]
     assert len(set(lengths)) == 1
     budget = None if items_a_batch is None else items_a_batch * lengths[0]
+    begun, go_on = threading.Event(), threading.Event()
     with running(embedder, token_budget=budget) as (url, server):
+        compute = server.queue._run
+
+        def held(*batch: Any) -> None:
+            begun.set()
+            go_on.wait(120)
+            compute(*batch)
+
+        monkeypatch.setattr(server.queue, "_run", held)
         with ThreadPoolExecutor(len(texts)) as pool:
-            with embedder._lock:  # the model has the first one, and the others meet meanwhile
-                bodies = [{"input": text} for text in texts]
-                answers = [pool.submit(post, url, "/v1/embeddings", body) for body in bodies]
-                while len(server.queue._ready) < len(texts) - 1:
-                    time.sleep(0.01)
+            # The model has the first one, and the others meet meanwhile.
+            answers = [pool.submit(post, url, "/v1/embeddings", {"input": texts[0]})]
+            assert begun.wait(60)
+            bodies = [{"input": text} for text in texts[1:]]
+            answers += [pool.submit(post, url, "/v1/embeddings", body) for body in bodies]
+            deadline = time.monotonic() + 60
+            while len(server.queue._ready) < len(bodies) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            go_on.set()
             assert {answer.result().status_code for answer in answers} == {200}
         batches = _metric(url, "abc_embed_batch_items_count")
         assert _metric(url, "abc_embed_batch_tokens_total") == sum(lengths)
