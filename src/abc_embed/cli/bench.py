@@ -103,7 +103,6 @@ def ctrlbench(
     answered from its record.
     """
     areas = options.parse_areas(max_pixels)
-    settings.check(model)
     widths: list[int | None] = [*options.parse_widths("--dims", dims)] or [None]
     formats = ["float32"] if outputs is None else [name.strip() for name in outputs.split(",")]
     for name in formats:
