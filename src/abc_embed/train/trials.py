@@ -122,7 +122,8 @@ def find_learning_rate(
         on_progress(step + 1, SWEEP_STEPS)
         if diverged:
             break
-        lowest = min(lowest, smoothed)
+        if step + 1 >= SETTLED:
+            lowest = min(lowest, smoothed)
     found = LearningRates(rows, _suggestion(rows), diverged)
     _write_csv(out / "learning_rates.csv", rows)
     _draw(figure, found)
