@@ -7,9 +7,7 @@
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
 #   make serve-stress                                10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
 #   make serve-load                                  latency and rate of the server, on an idle machine; under 5 minutes
-#   make fuzz                                        damaged pictures, records and models, kills, full disks; about half an hour
 #   make batch-kills                                 20,000 pictures through `batch`, 20 workers and 5 drivers killed
-#   make serve-stress                               10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
 #   make fuzz                                        damaged pictures, records and models, kills, full disks, in parts that go on after a stop
 #   make docs                                        the documentation as a site, in build/site
 #   make bundled                                     the small model of the package from nothing, in runs/bundled
