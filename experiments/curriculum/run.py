@@ -113,7 +113,7 @@ def run(
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
     where: dict[str, Any] = {"device": device, "workers": workers}
-    fast = {"compile": compile}
+    fast: dict[str, Any] = {"compile": compile}
     if not things.exists():
         learn_to_see(things, steps.things, singles=True, batch=128, rate=4e-4, seed=1, **where)
     if not places.exists():
