@@ -104,9 +104,7 @@ def ctrlbench(
     """
     areas = options.parse_areas(max_pixels)
     widths: list[int | None] = [*options.parse_widths("--dims", dims)] or [None]
-    formats = ["float32"] if outputs is None else [name.strip() for name in outputs.split(",")]
-    for name in formats:
-        check_output(name)
+    formats = _formats(outputs or "float32")
     choices = [] if dims is outputs is None else list(product(widths, formats))
     from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
@@ -132,6 +130,13 @@ def ctrlbench(
         print_json(records if len(records) > 1 else records[0])
     if choices:
         _report_formats(records, None if out is None else folder / "formats.png", as_json)
+
+
+def _formats(outputs: str) -> list[str]:
+    names = [name.strip() for name in outputs.split(",")]
+    for name in names:
+        check_output(name)
+    return names
 
 
 def _measure(

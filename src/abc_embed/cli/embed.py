@@ -34,7 +34,7 @@ EXAMPLES = epilog("""
   abc-embed embed photos --instruction "what is on the left?" -o out.parquet
   abc-embed embed --text "a dog" --text "a cat" -o texts.jsonl
   abc-embed embed - -o out.npy --on-error skip < items.jsonl
-  abc-embed embed - --window 1 < items.jsonl
+  abc-embed embed - --window 1 --on-error skip < items.jsonl
   abc-embed embed photos -o out.npy --processes 2
   abc-embed embed photos -o out.npy --dim 64 --output ubinary
   abc-embed embed photo.jpg -o out.npy --server http://127.0.0.1:8765
@@ -121,9 +121,9 @@ def embed(
         for named in named_items:
             if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
-    if served is None:
-        settings.check()
     with nullcontext() if out is None else open_writer(out) as writer:
+        if served is None:  # after the place to write to, before anything heavy
+            settings.check()
         stream = _stream(served, settings, job.processes, total)
         vectors = _embed(named_items, report, stream, job.window)
         dim = _write(vectors, writer, report, total, at_once=job.window is not None)

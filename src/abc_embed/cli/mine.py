@@ -158,9 +158,7 @@ def mine(
         if as_json:
             print_json(dataclasses.asdict(plan))
         return
-    earlier_bytes = sum(path.stat().st_size for path in work.rglob("*.np[yz]"))
-    if plan.disk_bytes > free_bytes + earlier_bytes:
-        raise OutputError(f"{work} has too little room; make room, or give another --work")
+    _check_room(plan, work, free_bytes)
     with progress_bar("mining") as on_progress:
         mined = run(
             corpus,
@@ -177,6 +175,12 @@ def mine(
         print_json(summary)
     else:
         print_report(mined.report, settings, out, pictures)
+
+
+def _check_room(plan: "MiningPlan", work: Path, free_bytes: int) -> None:
+    earlier_bytes = sum(path.stat().st_size for path in work.rglob("*.np[yz]"))
+    if plan.disk_bytes > free_bytes + earlier_bytes:
+        raise OutputError(f"{work} has too little room; make room, or give another --work")
 
 
 def _setup(settings: options.BatchSettings) -> "EmbedderSetup":
