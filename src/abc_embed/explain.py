@@ -206,7 +206,7 @@ class TokenProbe:
         if self._batch.image_grid_thw is None:
             raise UsageError("evidence is for an item with a picture; a text has none")
         views = int(self._batch.image_grid_thw[0, 0])
-        return on_grid(values.float().cpu().numpy(), views, self._size, self._factor)
+        return on_grid(values.detach().float().cpu().numpy(), views, self._size, self._factor)
 
 
 def on_grid(
