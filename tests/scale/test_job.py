@@ -134,6 +134,12 @@ def test_nothing_is_left_to_do(boxes: Path, made: Path) -> None:
     assert (report.rows, report.done_before, report.written) == (60, 60, 0)
 
 
+def answer_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(b"HTTP/1.1 400 ")
+
+
 def test_no_ray_answers(boxes: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -142,9 +148,11 @@ def test_no_ray_answers(boxes: Path, tmp_path: Path) -> None:
         run_batch(job(boxes, tmp_path / "vectors", ray=address), no_progress)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        threading.Thread(target=lambda: server.accept()[0].sendall(b"HTTP/1.1 400 ")).start()
+        answering = threading.Thread(target=answer_once, args=(server,))
+        answering.start()
         with pytest.raises(DeviceError, match=f"what answers at {address} is no Ray"):
             run_batch(job(boxes, tmp_path / "vectors", ray=address), no_progress)
+        answering.join()
     with pytest.raises(UsageError, match="HOST:PORT"):
         run_batch(job(boxes, tmp_path / "vectors", ray="nonsense"), no_progress)
     assert not (tmp_path / "vectors").exists()
