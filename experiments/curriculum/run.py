@@ -75,8 +75,8 @@ class Lengths:
     looking: int = 450
     together: int = 3600
     again: int = 2500
-    stage1: int = 50
-    stage2: int = 200
+    stage1: int = 20
+    stage2: int = 60
 
     def scaled(self, factor: float) -> "Lengths":
         return Lengths(
@@ -228,5 +228,5 @@ def stage_config(
         ),
         data=DataConfig(workers=workers),
         temperature=temperature if pretrain else TemperatureConfig(),
-        optim=OptimConfig(learning_rate=1e-4 if pretrain else 4e-4),
+        optim=OptimConfig(learning_rate=5e-5 if pretrain else 2e-4),
     )
