@@ -25,10 +25,10 @@ TIERS = {"bundled": "GBS", "late:bundled": "GB"}
 WIDTHS, FORMATS = "256,128,64", "float32,int8,binary"
 
 
-def command(*arguments: object) -> None:
-    """`abc-embed` with these arguments; ends everything when it fails."""
+def command(*arguments: object, cwd: str | Path = ROOT) -> None:
+    """`abc-embed` with these arguments, in a folder; ends everything when it fails."""
     print("abc-embed", *arguments, file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "abc_embed", *map(str, arguments)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "abc_embed", *map(str, arguments)], cwd=cwd, check=True)
 
 
 def tool(*arguments: object) -> None:
@@ -113,9 +113,9 @@ def pictures() -> None:
     command("quickstart", "--plot", IMAGES / "quickstart.png")
     command("compare", PICTURE, "a dog", "a cat", *asked, *why)
     with tempfile.TemporaryDirectory() as folder:
-        command("scenes", "--count", 30, "--out", folder)
+        command("scenes", "--count", 30, "--out", "scenes", cwd=folder)
         hits = ("-k", 2, "--plot", IMAGES / "tour-hits.png")
-        command("search", f"{folder}/images", "a kangaroo", "a hedgehog", *hits)
+        command("search", "scenes/images", "a kangaroo", "a hedgehog", *hits, cwd=folder)
         audited = ("--model", "bundled", "--model", "random", "--out", folder)
         command("bench", "audit", "scenes", *audited)
         shutil.copy(Path(folder) / "audit.png", IMAGES / "audit.png")
