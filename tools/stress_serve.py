@@ -39,7 +39,7 @@ THREADS = 8
 SAMPLE_S = 2.0
 POINTS = 60
 """Of a curve of memory, in the record."""
-FLAT_MB = 16.0
+FLAT_MB = 5.0
 """More than this between the third and the last quarter of a round is no flat memory."""
 PICTURE = data_url(png(3))
 PART: dict[str, Any] = {"type": "image_url", "image_url": {"url": PICTURE}}
