@@ -124,7 +124,8 @@ def pictures() -> None:
 
 def composed() -> None:
     """Pictures composed outside the scene generator; printed only."""
-    tool("tools/bench_composed.py")
+    for grounds in ("soft", "any"):
+        tool("tools/bench_composed.py", "--grounds", grounds)
 
 
 def readme() -> None:
