@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from abc_embed.cli import bench_replica, bench_sets, bench_speed, options
-from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
+from abc_embed.cli.output import (
+    epilog,
+    keep_record,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+)
 from abc_embed.errors import UsageError
 from abc_embed.progress import ProgressCallback, progress_bar
 from abc_embed.vectors import check_output
@@ -423,7 +430,7 @@ def evidence(
             for name, row in record["scores"].items()
         ]
         print_table(columns, rows)
-    _keep(bench, record, out, as_json)
+    keep_record(record, out, bench.draw, as_json)
 
 
 @app.command(epilog=ROBUST_EXAMPLES)
@@ -454,7 +461,7 @@ def robust(
             "answerable questions score above unanswerable ones in "
             f"{record['nothing_fits']['auc']:.3f} of pairs"
         )
-    _keep(bench, record, out, as_json)
+    keep_record(record, out, bench.draw, as_json)
 
 
 class _SceneBench(Protocol):
@@ -464,9 +471,6 @@ class _SceneBench(Protocol):
         self, embedder: "Embedder", *, scenes: int, on_progress: ProgressCallback
     ) -> dict[str, Any]:
         """What goes into the record."""
-
-    def draw(self, record: dict[str, Any], path: Path) -> None:
-        """The record's figure."""
 
 
 def _measure_scenes(
@@ -483,18 +487,6 @@ def _measure_scenes(
     with progress_bar(what) as on_progress:
         findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
     return make_record(NativeEncoder(embedder, settings.model), findings)
-
-
-def _keep(bench: _SceneBench, record: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    """Print the record for programs, and put it with its figure into a folder if there is one."""
-    from abc_embed.bench.records import write_record
-
-    if as_json:
-        print_json(record)
-    if out is not None:
-        path = write_record(record, out)
-        bench.draw(record, path.with_suffix(".png"))
-        print_message(f"the record is {path}, drawn beside it")
 
 
 def _with_interval(share: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
+from abc_embed.cli.output import epilog, keep_record, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
 
@@ -95,9 +95,10 @@ def speed(
     settings.check()
     from abc_embed.storage.files import make_folder
 
-    folder = None if out is None else make_folder(out)
+    if out is not None:
+        make_folder(out)
     embedder = settings.load()
-    from abc_embed.bench.records import make_record, write_record
+    from abc_embed.bench.records import make_record
     from abc_embed.speed import measure as bench
 
     with progress_bar("workloads") as on_progress:
@@ -112,9 +113,7 @@ def speed(
             on_progress=on_progress,
         )
     record = make_record(settings.encoder(embedder), findings)
-    if as_json:
-        print_json(record)
-    else:
+    if not as_json:
         columns = ("items", "way", "a second", "a processor second", "of the peak", "peak MiB")
         print_table(columns, bench.rows(record))
         print_table(("ms an item", *bench.STAGES), bench.stage_rows(record))
@@ -122,10 +121,7 @@ def speed(
             f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "
             f"{record['settings']['hardware']} in {record['model']['dtype']}"
         )
-    if folder is not None:
-        path = write_record(record, folder)
-        bench.draw(record, path.with_suffix(".png"))
-        print_message(f"the record is {path}, drawn beside it")
+    keep_record(record, out, bench.draw, as_json)
 
 
 def parse_sides(text: str) -> tuple[int, int]:

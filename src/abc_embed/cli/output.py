@@ -6,8 +6,9 @@ rich is imported where it is used, so that `--help` does not pay for it.
 import json
 import re
 import sys
-from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,23 @@ def print_outcome(facts: object, sentence: str, as_json: bool) -> None:
         print_json(facts)
     else:
         print_result(sentence)
+
+
+def keep_record(
+    record: dict[str, Any],
+    folder: Path | None,
+    draw: Callable[[dict[str, Any], Path], None],
+    as_json: bool,
+) -> None:
+    """Print a record for programs, and put it with its figure into a folder if there is one."""
+    from abc_embed.bench.records import write_record
+
+    if as_json:
+        print_json(record)
+    if folder is not None:
+        path = write_record(record, folder)
+        draw(record, path.with_suffix(".png"))
+        print_message(f"the record is {path}, drawn beside it")
 
 
 def print_skipped(lines: Sequence[str], total: int) -> None:
