@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli, leftovers
 
-from abc_embed.cli.mine import size, span
+from abc_embed.cli.mine import size
 from abc_embed.data.records import read_records
 from abc_embed.mining.output import read_mined
 
@@ -90,9 +90,8 @@ def test_bad_rows_are_named_and_kept(cli: Cli, tiny: Path, drawn: Path) -> None:
     assert json.loads(Path(kept).read_text())["row"] == 3
 
 
-def test_sizes_and_times() -> None:
+def test_sizes() -> None:
     assert [size(n) for n in (1_500_000, 32 * 10**9)] == ["1.5 MB", "32.0 GB"]
-    assert [span(s) for s in (2.4, 600, 7200)] == ["2 s", "10 min", "2.0 h"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cli_parts import Cli
 
-from abc_embed.cli.plan import duration
+from abc_embed.cli.output import duration
 from abc_embed.speed import costs, plan
 
 

@@ -10,6 +10,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.output import (
+    duration,
     epilog,
     print_first,
     print_json,
@@ -288,8 +289,8 @@ def print_plan(plan: "MiningPlan", work: Path, settings: MiningSettings) -> int:
         f" {size(plan.memory_bytes)} of memory for the search"
     )
     print_message(
-        f"plan: about {span(plan.embed_s)} to embed what is missing and"
-        f" {span(plan.search_s)} to search, as a probe of some seconds has it"
+        f"plan: about {duration(plan.embed_s)} to embed what is missing and"
+        f" {duration(plan.search_s)} to search, as a probe of some seconds has it"
     )
     return free
 
@@ -336,9 +337,3 @@ def print_report(
 
 def size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 10**9 else f"{count / 1e6:,.1f} MB"
-
-
-def span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -145,3 +145,12 @@ def _console(file: IO[str]) -> "Console":
     from rich.console import Console
 
     return Console(file=file, width=None if file.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """In words that suit it."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:,.1f} hours"

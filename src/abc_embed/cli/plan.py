@@ -9,7 +9,14 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.bench_speed import parse_sides
-from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
+from abc_embed.cli.output import (
+    duration,
+    epilog,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+)
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -189,12 +196,3 @@ def _report(plan: "Plan", out: Path | None, as_json: bool) -> None:
         print_message("The model was tried with a layer or two of each encoder; the rest is added.")
     if out is not None:
         print_message(f"the plan is {out}")
-
-
-def duration(seconds: float) -> str:
-    """In words that suit it."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:,.1f} hours"
