@@ -1,4 +1,4 @@
-"""The bundled model from nothing: five lessons, the last one twice, then the paper's two stages.
+"""The bundled model from nothing: five lessons, the last one three times, then the paper's two stages.
 
 Every part resumes. Ends with `out/model`, a model folder in float16; docs/bundled.md says how long
 it took.
@@ -75,6 +75,7 @@ class Lengths:
     looking: int = 450
     together: int = 3600
     again: int = 2500
+    further: int = 3000
     stage1: int = 20
     stage2: int = 60
 
@@ -108,7 +109,7 @@ def run(
     make_folder(out)
     words, things, places = out / "tokenizer.json", out / "things.pt", out / "places.pt"
     asking, looking = out / "asking.pt", out / "looking.pt"
-    both, again = out / "together.pt", out / "again.pt"
+    both, again, further = out / "together.pt", out / "again.pt", out / "further.pt"
     if not words.exists():
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
@@ -130,8 +131,12 @@ def run(
         learn_together(
             again, tokenizer, (both,), steps.again, rate=2.5e-4, seed=11, **where, **fast
         )
+    if not further.exists():
+        learn_together(
+            further, tokenizer, (again,), steps.further, rate=1.2e-4, seed=13, **where, **fast
+        )
     if not (out / "base").exists():
-        assemble(out / "base", words, again)
+        assemble(out / "base", words, further)
     return stages(out, steps, **where)
 
 

@@ -20,7 +20,8 @@ from experiments.curriculum.world import CELL
 
 COUNTS = {1: 0.04, 2: 0.32, 3: 0.26, 4: 0.38}
 SIZES = {1: (0.3, 0.9), 2: (0.2, 0.56), 3: (0.2, 0.47), 4: (0.19, 0.4)}
-KIND_SHARES = {"place": 0.23, "relation": 0.2, "kind": 0.24, "size": 0.25, "background": 0.08}
+ALIKE = 0.5  # share of scenes whose things are nearly of one size, so that comparing is hard
+KIND_SHARES = {"place": 0.18, "relation": 0.14, "kind": 0.2, "size": 0.42, "background": 0.06}
 ANY_COLOUR = 0.4  # share of scenes on a ground of any RGB colour
 CHANGED = 0.6  # share of pictures that are not left as they are drawn
 REWORDED = 0.5  # share of instructions in other words than the scenes have
@@ -91,7 +92,11 @@ def wide_scene(seed: int, index: int, smallest: int = 1) -> Scene:
     rng = np.random.default_rng((seed, index, 31))
     count = max(smallest, int(rng.choice(list(COUNTS), p=list(COUNTS.values()))))
     things = choose_things(rng, max(count, 2))[:count]
-    scene = replace(make_scene(seed, index), placed=place(rng, things, SIZES[count]))
+    low, high = SIZES[count]
+    if rng.random() < ALIKE:
+        low = rng.uniform(low, high / 1.4)
+        high = min(high, low * rng.uniform(1.3, 1.9))
+    scene = replace(make_scene(seed, index), placed=place(rng, things, (low, high)))
     if rng.random() >= ANY_COLOUR:
         return scene
     red, green, blue = (int(c) for c in rng.integers(0, 256, 3))
