@@ -1,4 +1,4 @@
-"""The bundled model from nothing: five lessons, the last one three times, then the paper's two stages.
+"""The bundled model from nothing: five lessons, the last thrice, then the paper's two stages.
 
 Every part resumes. Ends with `out/model`, a model folder in float16; docs/bundled.md says how long
 it took.
