@@ -22,6 +22,8 @@ BUNDLED = ROOT / "src" / "abc_embed" / "bundled"
 PICTURE = BUNDLED / "images" / "dog_and_cat.png"
 QUESTIONS = ("what is the animal on the left?", "what is the animal on the right?")
 TIERS = {"bundled": "GBS", "late:bundled": "GB"}
+KNOWN = 400
+"""Pictures of its world that the bundled model's notice on other pictures is measured by."""
 WIDTHS, FORMATS = "256,128,64", "float32,int8,binary"
 
 
@@ -56,6 +58,19 @@ def golden() -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     values |= {"fingerprint": model.fingerprint, "vectors": rounded}
     path.write_text(json.dumps(values) + "\n", encoding="utf-8")
+
+
+def known() -> None:
+    """What pictures of its world have in common, into the model's folder: others are said once."""
+    from abc_embed import Embedder, Item, checkpoint
+
+    sys.path.insert(0, str(ROOT))
+    from experiments.curriculum.run import typical_items
+
+    model = Embedder.from_pretrained("bundled", device="cpu", dtype="float32")
+    items = [item for item in typical_items(KNOWN) if isinstance(item, Item)]
+    model.learn_known_pictures(item for item in items if item.image and not item.instruction)
+    checkpoint.write_vector_facts(BUNDLED / "model", model.model.vector_facts)
 
 
 def tiers() -> None:
@@ -134,6 +149,7 @@ def readme() -> None:
 
 
 PARTS: tuple[Callable[[], None], ...] = (
+    known,
     golden,
     pictures,
     tiers,

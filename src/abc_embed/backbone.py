@@ -229,6 +229,10 @@ class Backbone(nn.Module, ABC):
         lists = (module for module in self.vlm.modules() if isinstance(module, nn.ModuleList))
         return [layer for layer_list in lists for layer in layer_list]
 
+    def vision_layers(self) -> Sequence[nn.Module]:
+        """The layers of the vision encoder whose states are `(sum P, W)`, if they are."""
+        return ()
+
     def compile_layers(self, backend: str = "inductor") -> None:
         """Have torch compile each of `layers`, once for all shapes, when it is next used."""
         AttentionInterface.register(GROUPED_SDPA, torch.compiler.disable(grouped_sdpa))
@@ -433,6 +437,9 @@ class Qwen2VLBackbone(Backbone):
         lengths = [t * h * w // self.merge_size**2 for t, h, w in sorted_grids]
         parts = dict(zip(order, torch.split(tokens, lengths), strict=True))
         return torch.cat([parts[u] for u in range(len(order))])
+
+    def vision_layers(self) -> Sequence[nn.Module]:
+        return list(self.vlm.visual.blocks)
 
     def vision_shape(self) -> EncoderShape:
         blocks = self.vlm.visual.blocks

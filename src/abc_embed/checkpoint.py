@@ -41,6 +41,7 @@ from abc_embed.errors import AbcError, CheckpointError, OutOfMemoryError, Output
 from abc_embed.head import HIDDEN_WIDTH
 from abc_embed.inputs import Item
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
+from abc_embed.novelty import KnownPictures
 from abc_embed.pixels import ImageBudget
 from abc_embed.processor import Positions, Processor
 from abc_embed.storage.folders import atomic_folder, content_of, recover_folder
@@ -435,8 +436,9 @@ def write_files(
     description = describe(model, processor)
     (folder / "README.md").write_text(model_card(description), encoding="utf-8")
     write_json(folder / "abc.json", description)
-    if model.vector_facts.matryoshka or model.vector_facts.ranges:
-        write_vector_facts(folder, model.vector_facts)
+    facts = model.vector_facts
+    if facts.matryoshka or facts.ranges or facts.known is not None:
+        write_vector_facts(folder, facts)
 
 
 def write_vector_facts(folder: Path, facts: VectorFacts) -> Path:
@@ -447,7 +449,10 @@ def write_vector_facts(folder: Path, facts: VectorFacts) -> Path:
     """
     ranges = {str(width): values.tolist() for width, values in facts.ranges.items()}
     path = folder / VECTORS_FILE
-    atomic_write_json(path, {"matryoshka": facts.matryoshka, "ranges": ranges})
+    values: dict[str, object] = {"matryoshka": facts.matryoshka, "ranges": ranges}
+    if facts.known is not None:
+        values["known_pictures"] = facts.known.as_json()
+    atomic_write_json(path, values)
     return path
 
 
@@ -486,15 +491,17 @@ def _read_vector_facts(path: Path) -> VectorFacts:
     try:
         ranges = {int(w): np.array(rows, np.float32) for w, rows in facts["ranges"].items()}
         widths = tuple(int(width) for width in facts["matryoshka"])
+        pictures = facts.get("known_pictures")
+        known = None if pictures is None else KnownPictures.from_json(pictures)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise CheckpointError(
             f"{path} does not hold 'matryoshka' (widths) and 'ranges' (two rows of numbers for a "
-            "width); get the model's files again"
+            "width), or damaged 'known_pictures'; get the model's files again"
         ) from problem
     for width, rows in ranges.items():
         if rows.shape != (2, width) or not np.isfinite(rows).all() or (rows[0] > rows[1]).any():
             raise CheckpointError(f"{path}: the ranges of width {width} are damaged")
-    return VectorFacts(widths, ranges)
+    return VectorFacts(widths, ranges, known)
 
 
 def _head_width(pretrain: Path) -> int:

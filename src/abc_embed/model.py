@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from abc_embed.backbone import Backbone
 from abc_embed.errors import TrainingError
 from abc_embed.head import HIDDEN_WIDTH, START_TEMPERATURE, Head, Temperature, l2_normalize
+from abc_embed.novelty import NoveltyNotice
 from abc_embed.pooling import mean_pool
 from abc_embed.processor import Batch
 from abc_embed.runtime import free_memory_bytes
@@ -49,6 +50,7 @@ class AbcModel(nn.Module):
         """What was trained since, run by run, as JSON values; see `train/provenance.py`."""
         self.vector_facts = VectorFacts()
         """Widths that were trained and ranges of values, for vectors that are stored small."""
+        self.novelty = NoveltyNotice()
         self._instruct_layers: list[LoraLayer] | None = None
         self._for_inference: tuple[list[tuple[int, int]], list[Tensor], bool] | None = None
 

@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from abc_embed import novelty
 from abc_embed.errors import InputError, NotFiniteError, OutOfMemoryError, UsageError
 from abc_embed.inputs import Item, Kind, Skipped, as_item
 from abc_embed.model import AbcModel
-from abc_embed.pixels import Pixels
+from abc_embed.pixels import PixelBatch, Pixels
 from abc_embed.processor import Features, Processor
 from abc_embed.runtime import from_device
 from abc_embed.storage.hashing import short_hash
@@ -483,15 +484,43 @@ class EmbeddingPipeline:
 
     def encode_pictures(self, pictures: dict[str, Features]) -> Iterator[tuple[str, Tensor]]:
         """Items with different pictures, by `image_key` -> the visual tokens `(V, W)` of each."""
-        model = self._model
         for batch in self._vision_batches(pictures):
             pixels = self._processor.collate_images(list(batch.values()))
             grids = torch.tensor(pixels.grids)
-            patches = pixels.to(model.device, model.dtype).patches()
-            encoded = model.backbone.encode_images(patches, grids)
-            lengths = model.backbone.visual_lengths(grids).tolist()
+            with self._watching(grids):
+                encoded = self._encode(pixels, grids)
+            lengths = self._model.backbone.visual_lengths(grids).tolist()
             for key, part in zip(batch, torch.split(encoded, lengths), strict=True):
                 yield key, part.clone()  # a view would keep the whole batch in memory
+
+    def _encode(self, pixels: PixelBatch, grids: Tensor) -> Tensor:
+        patches = pixels.to(self._model.device, self._model.dtype).patches()
+        return self._model.backbone.encode_images(patches, grids)
+
+    @contextmanager
+    def _watching(self, grids: Tensor) -> Iterator[None]:
+        """Compare the pictures that are encoded meanwhile with those that the model knows."""
+        known, notice = self._model.vector_facts.known, self._model.novelty
+        # At another size than the model's own they would be unlike for that alone.
+        if known is None or notice.given or self.max_pixels or self._model.backbone.is_compiled:
+            yield
+            return
+        layers = self._model.backbone.vision_layers()
+        with novelty.watch(layers[len(layers) // 2]) as states:
+            yield
+        features = novelty.patch_statistics(states[0], sorted(grids.prod(dim=-1).tolist()))
+        notice.look(known.distances(features), known)
+
+    def picture_features(self, pictures: Iterable[Item]) -> NDArray[np.float64]:
+        """`(N, F)` of pictures, one by one: what `KnownPictures` are measured by."""
+        layers = self._model.backbone.vision_layers()
+        rows = []
+        for picture in pictures:
+            pixels = self._processor.collate_images([self.prepare(picture)])
+            with novelty.watch(layers[len(layers) // 2]) as states, torch.no_grad():
+                self._encode(pixels, torch.tensor(pixels.grids))
+            rows.append(novelty.patch_statistics(states[0], [len(states[0])]))
+        return np.concatenate(rows)
 
     def _vision_batches(self, images: dict[str, Features]) -> Iterator[dict[str, Features]]:
         """The pictures in batches whose patches are within the budget of tokens."""

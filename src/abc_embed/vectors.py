@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from abc_embed.novelty import KnownPictures
+
     Vector = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
@@ -170,6 +172,8 @@ class VectorFacts:
     """Narrower widths that it was trained at (arXiv 2205.13147)."""
     ranges: "Mapping[int, NDArray[np.float32]]" = field(default_factory=dict)
     """Width -> `(2, width)`, the least and largest value of each dimension; for int8 and uint8."""
+    known: "KnownPictures | None" = None
+    """What pictures that the model learnt from have in common, if that was measured."""
 
 
 class VectorFormat:

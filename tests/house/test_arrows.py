@@ -15,6 +15,7 @@ ARROW = (
     ("errors",),
     ("bundled", "progress", "runtime", "workers"),
     ("storage",),
+    ("novelty",),
     ("vectors",),
     ("decoding",),
     ("inputs",),
