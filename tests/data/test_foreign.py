@@ -501,3 +501,22 @@ def test_a_row_without_id_among_those_that_have_one(tmp_path: Path) -> None:
     rows = [{"image": picture(n), "id": name} for n, name in enumerate((1, None, 0))]
     table(tmp_path / "a.parquet", rows)
     assert [row.record.id for row in open_dataset(tmp_path)] == ["1", "row-1", "0"]
+
+
+@pytest.mark.parametrize("form", ["records.jsonl", "metadata.jsonl"])
+def test_a_name_that_no_file_can_have_costs_its_row(tmp_path: Path, form: str) -> None:
+    """Half a surrogate pair can stand in JSON, and in no file's name."""
+    (tmp_path / "a.png").write_bytes(picture())
+    name = "image" if form == "records.jsonl" else "file_name"
+    values: list[dict[str, Any]] = [{name: "a.png"}, {name: "\ud800.png"}]
+    if form == "records.jsonl":
+        values = [
+            row | {"id": str(i), "width": 8, "height": 6, "caption": "x"}
+            for i, row in enumerate(values)
+        ]
+    else:
+        values = [row | {"text": "x"} for row in values]
+    (tmp_path / form).write_text("".join(json.dumps(row) + "\n" for row in values))
+    report = check(open_dataset(tmp_path))
+    assert (report.rows, report.usable) == (2, 1)
+    assert "with half a character" in report.errors[0].why

@@ -46,8 +46,14 @@ class ImageRoot:
         A name whose accents are written another way (NFC, NFD) finds its file.
 
         Raises:
-            DataError: it is reached through a link that leads out of the folder.
+            DataError: it is reached through a link that leads out of the folder, or no file can
+                have such a name.
         """
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            why = "with half a character; mend its escapes"
+            raise DataError(f"image is {short(name)}, {why}") from None
         path = self.folder / name
         if not name.isascii() and not os.path.lexists(path):
             for form in ("NFC", "NFD"):
