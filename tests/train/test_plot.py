@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from abc_embed.errors import DataError, OutputError, UsageError
-from abc_embed.train.plot import _figure, _names, _rows, draw_runs, smoothed
+from abc_embed.train.plot import _figure, _names, _rows, _validation, draw_runs, smoothed
 
 
 def run(folder: Path, steps: int = 30, slope: float = 1.0) -> Path:
@@ -58,6 +58,23 @@ def test_no_axis_has_room_for_what_cannot_be(tmp_path: Path) -> None:
     assert len(figure.axes) == 6
     assert all(axes.get_ylim()[0] >= 0 for axes in figure.axes)
     assert all(figure.axes[place].get_ylim()[1] <= 1 for place in (1, 5))
+
+
+def test_each_kind_of_question_has_its_curve_and_chance_is_said(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a")
+    told = {"value": 0.9, "interval": [0.8, 0.95], "of": 60, "chance": 0.3}
+    guessed = {"value": 0.3, "interval": [0.2, 0.4], "of": 60, "chance": 0.3}
+    lines = [
+        {"step": step, "loss": 1.0, "r1": 0.6, "kinds": {"colour": told, "shape": guessed}}
+        for step in (0, 10)
+    ]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    checks = {"a": _validation(folder / "validation.jsonl")}
+    figure = _figure({"a": _rows(folder / "metrics.jsonl")}, checks)
+    assert len(figure.axes) == 7
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[6].get_lines()}
+    assert drawn == {"colour": [0.9, 0.9], "shape (at chance)": [0.3, 0.3]}
+    assert draw_runs([folder], tmp_path / "a.png").exists()
 
 
 def test_runs_are_called_by_what_differs(tmp_path: Path) -> None:

@@ -385,7 +385,11 @@ def audit(
         print_json(findings)
     else:
         print_table(audit_tables.HEAD, audit_tables.rows(findings))
+        if by_kind := audit_tables.kind_rows(findings):
+            print_table(audit_tables.KINDS_HEAD, by_kind)
         print_result(audit_tables.summary(findings))
+    for sentence in audit_tables.warnings(findings):
+        print_message(f"warning: {sentence}")
     if out is not None:
         atomic_write_json(out / "audit.json", findings)
         with atomic_write(out / "audit.md") as file:

@@ -1,5 +1,5 @@
 """Curves of one or several runs in one picture: loss, accuracy, τ, gradient norm, and what
-validation found where there was any (dashed: the image alone).
+validation found where there was any (dashed: the image alone), each kind of question by itself.
 
 Faint: every line as it was logged. Strong: a running mean, so that curves can be told apart.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from abc_embed.bench.metrics import at_chance
 from abc_embed.errors import DataError, UsageError
 from abc_embed.figures import legend_below, new_figure, save_figure
 from abc_embed.train.metrics_logger import read_metrics
@@ -26,6 +27,7 @@ PANELS = (
 )
 """Name in the file, title, whether the axis is logarithmic."""
 VALIDATION_PANELS = (("loss", "validation: loss"), ("r1", "validation: R@1 (dashed: image alone)"))
+KIND = "kind "
 COLOURS = ("#1f5fb0", "#c9571c", "#2e8b57", "#8a4fa3", "#b8860b", "#c0397a", "#3a8fa0", "#6b6b6b")
 SMOOTH_SHARE = 1 / 25
 """The running mean spans this share of a run."""
@@ -80,26 +82,51 @@ def _rows(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _validation(path: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Steps and values of each column of a run's validation; none where it had none."""
+    """Steps and values of each column of a run's validation; none where it had none.
+
+    A kind of question is a column too, `kind ` and its name, with ` (at chance)` where it ends so.
+    """
     rows = read_metrics(path) if path.is_file() else []
     columns = ("loss", "r1", "image_loss", "image_r1")
-    given = {key: [row for row in rows if row.get(key) is not None] for key in columns}
+    given = {key: [(r["step"], r[key]) for r in rows if r.get(key) is not None] for key in columns}
+    for kind, last in (rows[-1].get("kinds") or {} if rows else {}).items():
+        name = f"{KIND}{kind}{' (at chance)' if at_chance(last) else ''}"
+        given[name] = [(r["step"], r["kinds"][kind]["value"]) for r in rows if kind in r["kinds"]]
     return {
-        key: (np.array([row["step"] for row in some]), np.array([row[key] for row in some]))
+        key: (np.array([step for step, _ in some]), np.array([value for _, value in some]))
         for key, some in given.items()
         if some
     }
 
 
-def _draw_validation(figure: Any, checks: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+def _draw_validation(
+    figure: Any, checks: Mapping[str, Any], colours: Mapping[str, str], rows: int
+) -> None:
     for place, (key, title) in enumerate(VALIDATION_PANELS, len(PANELS) + 1):
-        axes = figure.add_subplot(3, 2, place)
+        axes = figure.add_subplot(rows, 2, place)
         for name, columns in checks.items():
             for column, style in ((key, "o-"), (f"image_{key}", "o--")):
                 if column in columns:
                     axes.plot(*columns[column], style, color=colours[name], markersize=3)
         _keep_in_range(axes, is_share=key == "r1")
         _style(axes, title, last=True)
+
+
+def _draw_kinds(figure: Any, checks: Mapping[str, Any], rows: int) -> None:
+    """Colours are kinds here, the style of a line says the run."""
+    axes = figure.add_subplot(rows, 1, rows)
+    kinds = list(dict.fromkeys(key for columns in checks.values() for key in columns))
+    kinds = [key for key in kinds if key.startswith(KIND)]
+    for number, (name, columns) in enumerate(checks.items()):
+        style = ("o-", "o--", "o:", "o-.")[number % 4]
+        for place, kind in enumerate(kinds):
+            if kind in columns:
+                label = kind.removeprefix(KIND) + (f", {name}" if len(checks) > 1 else "")
+                colour = COLOURS[place % len(COLOURS)]
+                axes.plot(*columns[kind], style, color=colour, markersize=3, label=label)
+    axes.set_ylim(0.0, 1.02)
+    _style(axes, "validation: R@1 by kind of question", last=True)
+    axes.legend(fontsize=7, ncols=4, frameon=False)
 
 
 def _keep_in_range(axes: Any, *, is_share: bool) -> None:
@@ -118,7 +145,8 @@ def _style(axes: Any, title: str, *, last: bool) -> None:
 
 
 def _figure(curves: dict[str, dict[str, NDArray[np.float64]]], checks: Mapping[str, Any]) -> Any:
-    rows = 3 if checks else 2
+    has_kinds = any(key.startswith(KIND) for columns in checks.values() for key in columns)
+    rows = 2 + bool(checks) + has_kinds
     figure = new_figure(10, 3.2 * rows)
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
     for place, (key, title, logarithmic) in enumerate(PANELS, 1):
@@ -137,7 +165,9 @@ def _figure(curves: dict[str, dict[str, NDArray[np.float64]]], checks: Mapping[s
             _keep_in_range(axes, is_share=key == "accuracy")
         _style(axes, title, last=place > 2 and not checks)
     if checks:
-        _draw_validation(figure, checks, colours)
+        _draw_validation(figure, checks, colours, rows)
+    if has_kinds:
+        _draw_kinds(figure, checks, rows)
     legend_below(figure, columns=4, fontsize=8)
     return figure
 

@@ -174,6 +174,32 @@ def test_scores_in_parts_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPa
     assert whole["any"].any()
 
 
+def test_a_kind_at_chance_is_said(folder: Path) -> None:
+    """Colours are told, shapes are not: half of the questions is right all the same."""
+    near = {(colour, "which colour?"): {colour: 1.0} for colour in COLOURS}
+    near |= {(colour, "which shape?"): {"a disc": 1.0} for colour in COLOURS}
+    shapes = {"red": "a disc", "blue": "a box"}
+    rows = [
+        row(colour, words, answer) | {"kind": words.split()[1].strip("?")}
+        for colour in COLOURS
+        for words, answer in (("which colour?", colour), ("which shape?", shapes[colour]))
+    ]
+    asked = read_audit_set(lines(folder, *rows * 20))
+    found = audit([Told(("red", "blue", *shapes.values()), near)], asked)
+    assert {kind: figure["value"] for kind, figure in found["models"][0]["kinds"].items()} == {
+        "colour": 1.0,
+        "shape": 0.5,
+    }
+    assert [line[3] for line in audit_table.kind_rows(found)] == ["", "0.500"]
+    assert [text.partition(":")[2][:24] for text in audit_table.warnings(found)] == [
+        " 'shape' is at chance: R"
+    ]
+    assert "Warning: told: 'shape' is at chance" in audit_table.markdown(found)
+    assert not audit_table.kind_rows(
+        audit([Told(TEXTS, NEAR)], read_audit_set(lines(folder, row("red", "left?", "a dog"))))
+    )
+
+
 def test_one_call_per_model(four: AuditSet) -> None:
     """So that a model of ours encodes each picture once, and each text."""
     told = Told(TEXTS, NEAR)

@@ -76,7 +76,8 @@ def audit(
         )
         solved_by_any.append(hits["any"])
         model = {"name": encoder.name, "fingerprint": encoder.fingerprint, **encoder.describe()}
-        rows.append({"model": model, "shares": _shares(hits, pictures, draws)})
+        kinds = _by_kind(hits, questions, draws)
+        rows.append({"model": model, "shares": _shares(hits, pictures, draws), "kinds": kinds})
     panel = _shares({"any": np.any(solved_by_any, axis=0)}, pictures, draws)
     return {
         "audit": questions.name,
@@ -180,3 +181,18 @@ def _shares(hits: Mapping[str, Hits], pictures: Sequence[int], draws: int) -> di
     """Each condition's share with its 95 % interval; pictures are resampled, not questions."""
     shares = {name: metrics.share(values, pictures, draws) for name, values in hits.items()}
     return {name: {key: s[key] for key in ("value", "interval")} for name, s in shares.items()}
+
+
+def _by_kind(hits: Mapping[str, Hits], questions: AuditSet, draws: int) -> dict[str, Any]:
+    """Image + instruction by kind of question, where the set names kinds."""
+    named = [number for number, q in enumerate(questions.questions) if q.kind]
+    if "both" not in hits or not named:
+        return {}
+    asked = [questions.questions[number] for number in named]
+    return metrics.by_kind(
+        hits["both"][named],
+        [q.right for q in asked],
+        [q.kind for q in asked],
+        [q.image for q in asked],
+        draws,
+    )

@@ -8,7 +8,8 @@ plain JSONL file, a line of which is
 
 `answer` may be a list, any of which is right. Without `candidates` every answer of the file is one
 (retrieval); with them the question chooses among its own (VQA, multiple choice). `image` is a path
-from the file's folder. `id` and `meta` are left alone.
+from the file's folder. A `kind` (what is asked for) has its own line in the result. `id` and `meta`
+are left alone.
 """
 
 import json
@@ -43,6 +44,8 @@ class Question:
     right: tuple[int, ...]
     candidates: tuple[int, ...] | None = None
     """None: all texts of the set."""
+    kind: str = ""
+    """What is asked for, where the source says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,7 @@ class SourceQuestion(NamedTuple):
     instruction: str
     right: Sequence[str]
     candidates: Sequence[str] | None = None
+    kind: str = ""
 
 
 def read_audit_set(source: str | PathLike[str], *, limit: int | None = None) -> AuditSet:
@@ -101,6 +105,7 @@ def read_audit_set(source: str | PathLike[str], *, limit: int | None = None) -> 
                 path / files[query.image_id],
                 query.instruction,
                 [texts[cap_id] for cap_id in query.positives],
+                kind=query.aspect.partition(":")[0],
             )
             for query in benchmark.queries
             if query.tier != PAIR_TIER
@@ -129,7 +134,7 @@ def _collect(
     def numbers(values: Sequence[str]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(texts.setdefault(text, len(texts)) for text in values))
 
-    for name, image, instruction, right, own_candidates in source:
+    for name, image, instruction, right, own_candidates, kind in source:
         right_numbers = numbers(right)
         candidate_numbers = None if own_candidates is None else numbers(own_candidates)
         if isinstance(image, Path) and name not in images and not image.is_file():
@@ -145,6 +150,7 @@ def _collect(
                     instruction=instruction,
                     right=right_numbers,
                     candidates=candidate_numbers,
+                    kind=kind,
                 )
             )
     if not questions:
@@ -168,7 +174,9 @@ def _scenes(count: int) -> AuditSet:
     return AuditSet(
         name=SCENES,
         questions=tuple(
-            Question(image=q.image, instruction=q.instruction, right=(texts[q.answer],))
+            Question(
+                image=q.image, instruction=q.instruction, right=(texts[q.answer],), kind=q.aspect
+            )
             for q in queries
         ),
         images=tuple(render(image.scene, SIDE) for image in images),
@@ -181,7 +189,7 @@ def _dataset_questions(source: str | PathLike[str]) -> Iterator[SourceQuestion]:
     for row in open_dataset(source):
         name = row.record.image if isinstance(row.image, Path) else row.place
         for ask in row.record.instructions:
-            yield SourceQuestion(name, row.image, ask.instruction, [ask.answer])
+            yield SourceQuestion(name, row.image, ask.instruction, [ask.answer], kind=ask.kind)
 
 
 def _holds_records(path: Path) -> bool:
@@ -201,6 +209,7 @@ class _PlainRow:
     instruction: str
     answer: Any
     candidates: Any = None
+    kind: str = ""
     id: Any = None
     meta: Any = None
 
@@ -218,7 +227,7 @@ def _plain_questions(path: Path) -> Iterator[SourceQuestion]:
         if row.candidates is not None:
             _check_candidates(row.candidates, right)
         image = path.parent / row.image
-        return SourceQuestion(row.image, image, row.instruction, right, row.candidates)
+        return SourceQuestion(row.image, image, row.instruction, right, row.candidates, row.kind)
 
     try:
         for _, question in parse_lines(path, parse):

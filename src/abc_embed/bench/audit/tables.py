@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed import figures
-from abc_embed.bench.tables import markdown_head, markdown_row, score_cell
+from abc_embed.bench.metrics import at_chance
+from abc_embed.bench.tables import chance_warnings, markdown_head, markdown_row, score_cell
 
 COLUMNS = {
     "image": "image alone",
@@ -16,6 +17,7 @@ COLUMNS = {
     "only together": "only together",
 }
 HEAD = ("model", *COLUMNS.values())
+KINDS_HEAD = ("model", "asked for", "image + instruction", "at chance")
 COLOURS = {
     COLUMNS["image"]: "#9ab8dc",
     COLUMNS["words"]: "#e0b98a",
@@ -37,6 +39,28 @@ def rows(findings: Findings) -> list[tuple[str, ...]]:
         cells = [score_cell(findings["panel"]) if column == "any" else "" for column in COLUMNS]
         lines.append(("any model of the panel", *cells))
     return lines
+
+
+def kind_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """Image + instruction, a row for each model and kind of question; none if kinds have no name.
+
+    The last cell is chance where a model does not get beyond it.
+    """
+    return [
+        (row["model"]["name"], kind, score_cell(figure),
+         f"{figure['chance']:.3f}" if at_chance(figure) else "")
+        for row in findings["models"]
+        for kind, figure in row["kinds"].items()
+    ]  # fmt: skip
+
+
+def warnings(findings: Findings) -> list[str]:
+    """A sentence for each kind of question that a model may only guess at."""
+    return [
+        f"{row['model']['name']}: {sentence}"
+        for row in findings["models"]
+        for sentence in chance_warnings(row["kinds"])
+    ]
 
 
 def summary(findings: Findings) -> str:
@@ -62,6 +86,9 @@ def markdown(findings: Findings) -> str:
         *markdown_head(HEAD),
         *map(markdown_row, rows(findings)),
     ]
+    if by_kind := kind_rows(findings):
+        lines += ["", *markdown_head(KINDS_HEAD), *map(markdown_row, by_kind)]
+        lines += [line for sentence in warnings(findings) for line in ("", f"Warning: {sentence}.")]
     return "\n".join(lines) + "\n"
 
 
