@@ -1,5 +1,6 @@
 """Buckets by fsspec: what is copied, what is missing, and whatever a file system raises."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,22 @@ def test_an_image_that_is_not_there_costs_its_row(bucket: Any, tmp_path: Path) -
     ],
 )
 def test_a_bucket_without_credentials(
-    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, sentence: str
+    bucket: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    raised: Exception,
+    sentence: str,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
+        logging.getLogger("gcsfs").error("a traceback of forty lines")
         raise raised
 
     monkeypatch.setattr(type(bucket), "isfile", refuse)
     with pytest.raises(DataError, match=sentence):
         open_source("memory://data/set", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+    assert not caplog.records and logging.getLogger("gcsfs").level == logging.NOTSET
 
 
 def test_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

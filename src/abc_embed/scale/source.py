@@ -7,6 +7,7 @@ machine has its own copy of what it reads.
 Shapes: `N` rows.
 """
 
+import logging
 import re
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ from abc_embed.storage.hashing import sha256, short_hash
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_LOUD = ("gcsfs", "s3fs", "aiobotocore", "fsspec")
+"""Their loggers print a traceback of what they then raise."""
 _REPORT_EVERY = 1024
 
 
@@ -189,6 +192,10 @@ def _in_one_sentence(address: str) -> Iterator[None]:
         DataError, MissingExtraError: anything else than an error of ours.
     """
     scheme = address.partition("://")[0]
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
     try:
         yield
     except AbcError:
@@ -206,6 +213,9 @@ def _in_one_sentence(address: str) -> Iterator[None]:
             f"{address} cannot be read ({why}); check the address, and that this machine has "
             "credentials for it"
         ) from None
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def _import_fsspec() -> Any:
