@@ -24,8 +24,7 @@ class AbcTextEmbedder:
     """
 
     def __init__(self, model: str = "bundled", device: str = "auto") -> None:
-        self.model = model
-        self.device = device
+        self.model, self.device = model, device
 
     def warm_up(self) -> None:
         load_model(self.model, self.device)
@@ -39,9 +38,7 @@ class AbcTextEmbedder:
 
 @component
 class AbcDocumentEmbedder:
-    """Documents -> `documents` with vectors: of the text, or else of the picture.
-
-    A picture is the document's `blob`, or the file that its meta names.
+    """Documents -> `documents` with vectors: of the text, or else of the picture (blob or file).
 
     Args:
         model, device: as in `AbcTextEmbedder`.
@@ -56,10 +53,8 @@ class AbcDocumentEmbedder:
         file_path_meta_field: str = "file_path",
         root_path: str = "",
     ) -> None:
-        self.model = model
-        self.device = device
-        self.file_path_meta_field = file_path_meta_field
-        self.root_path = root_path
+        self.model, self.device = model, device
+        self.file_path_meta_field, self.root_path = file_path_meta_field, root_path
 
     def warm_up(self) -> None:
         load_model(self.model, self.device)
