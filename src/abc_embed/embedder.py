@@ -87,15 +87,16 @@ class Embedder:
     that is unpacked is `processor.decode_limit`, in pixels, and may be set.
     """
 
-    def __init__(self, model: AbcModel, processor: Processor) -> None:
-        self.model = model
-        self.processor = processor
+    def __init__(
+        self, model: AbcModel, processor: Processor, truncate_dim: int | None = None
+    ) -> None:
+        self.model, self.processor, self.truncate_dim = model, processor, truncate_dim
         self._fingerprint: str | None = None
         self._thread_lock, self._process = threading.Lock(), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, `copy.deepcopy` and spawned processes: the lock stays behind."""
-        return {"model": self.model, "processor": self.processor}
+        return {name: getattr(self, name) for name in ("model", "processor", "truncate_dim")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Embedder.__init__(self, **state)
@@ -138,12 +139,14 @@ class Embedder:
         attn: str = "sdpa",
         weights: str | None = None,
         compile: bool = False,
+        truncate_dim: int | None = None,
     ) -> Self:
         """Load a model by name: `"bundled"`, a folder that `save` wrote, or a published name.
 
         `device` is auto, cpu, cuda, cuda:N or mps; `dtype` auto (float32 on a CPU, bfloat16
         elsewhere), float32, bfloat16 or float16; `attn` sdpa or eager. `weights` int8 or int4 holds
-        the layers' weights in that (see quantization.py); `compile` is `Embedder.compile`.
+        the layers' weights in that (see quantization.py); `compile` is `Embedder.compile`;
+        `truncate_dim` is what `encode` takes where it is given none.
 
         Raises:
             UnknownModelError: no such name.
@@ -153,7 +156,9 @@ class Embedder:
             MissingExtraError: `weights` needs an optional package.
         """
         load = partial(checkpoint.load, str(name))
-        return cls._load(load, device, dtype, attn, weights, compile)
+        embedder = cls._load(load, device, dtype, attn, weights, compile)
+        embedder.truncate_dim = truncate_dim
+        return embedder
 
     @classmethod
     def from_adapters(
@@ -391,15 +396,13 @@ class Embedder:
     ) -> NDArray[Any]:
         """`embed` under the names of sentence-transformers; the same for queries and documents.
 
-        `precision` is `embed`'s `output`, `truncate_dim` its `dim`.
-
-        Raises as `embed`.
+        `precision` is `embed`'s `output`, `truncate_dim` its `dim`. Raises as `embed`.
         """
         return self.embed(
             inputs,
             batch_size=batch_size,
             progress=show_progress_bar,
-            dim=truncate_dim,
+            dim=self.truncate_dim if truncate_dim is None else truncate_dim,
             output=precision,
         )
 
@@ -452,8 +455,7 @@ class Embedder:
         Raises:
             UsageError: an argument is out of range.
         """
-        values: dict[str, object] = {"max_pixels": max_pixels, "batch_size": batch_size}
-        for name, value in values.items():
+        for name, value in dict[str, object](max_pixels=max_pixels, batch_size=batch_size).items():
             if value is not None and not isinstance(value, Integral):
                 raise UsageError(f"{name} is {value!r}; give a whole number")
         return engine(
@@ -552,8 +554,7 @@ class Embedder:
         differ too. It does not cover `max_pixels` of a call. Computed once, at first use.
         """
         if self._fingerprint is None:
-            # Where the weights came from is no part of what they are.
-            origin = ("source", "training")
+            origin = ("source", "training")  # no part of what the weights are
             config = {key: value for key, value in self.config.items() if key not in origin}
             with self._lock:  # while the model computes, its weights may be those with the adapter
                 self._fingerprint = fingerprint(config, self.model.state_dict())

@@ -1,10 +1,12 @@
 """The public face: golden vectors, one item one vector, every argument, and what is refused."""
 
 import base64
+import copy
 import doctest
 import inspect
 import io
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -415,6 +417,11 @@ def test_the_names_of_sentence_transformers(model: Embedder) -> None:
     assert model.device.type == "cpu"
     with pytest.raises(errors.UsageError, match="needs the range"):
         model.encode(texts, precision="int8")
+    narrow = copy.copy(model)
+    narrow.truncate_dim = 16  # as given to from_pretrained
+    assert narrow.encode("a dog").shape == (16,) and narrow.embed("a dog").shape == (model.dim,)
+    assert narrow.encode("a dog", truncate_dim=8).shape == (8,)
+    assert pickle.loads(pickle.dumps(narrow)).truncate_dim == 16
 
 
 def test_vectors_in_small_formats(model: Embedder, tmp_path: Path) -> None:
