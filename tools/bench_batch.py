@@ -37,6 +37,8 @@ from batch_parts import (  # noqa: E402
     stream_vectors,
 )
 
+from abc_embed.storage.json_files import read_json  # noqa: E402
+
 WORKERS = ("--workers", "2", "--json")
 
 
@@ -62,12 +64,20 @@ def kills(scenes: str, out: Path, pictures: int, workers: int, drivers: int) -> 
         "killed": killer.done,
         "not_killed": len(killer.events),
         "rows_at_driver_kills": restarts,
+        "memory_mb_by_tenth": by_tenth(killer.memory, pictures),
         "ids": len(found),
         "ids_twice": 0,
         "largest_difference_to_stream": difference,
         "seconds": round(seconds, 1),
         "last_run": json.loads(printed),
     }
+
+
+def by_tenth(memory: list[tuple[int, int]], rows: int) -> list[int]:
+    """The most memory in MB while each tenth of the rows was done; the start is left out."""
+    tenths = [[size for done, size in memory if done > 0 and done * 10 // rows == n]
+              for n in range(10)]  # fmt: skip
+    return [max(sizes, default=0) // 10**6 for sizes in tenths]
 
 
 def measured(command: list[str]) -> tuple[float, float, str]:
@@ -140,6 +150,7 @@ def main() -> None:
     parser.add_argument("--speed-pictures", type=int, default=4_000)
     parser.add_argument("--work", type=Path, help="folder that stays, to look at")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "scale" / "batch.json")
+    parser.add_argument("--only", choices=("kills", "speed"), help="one part; the other is kept")
     parser.add_argument("--stream", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stream:
@@ -147,15 +158,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
-        scenes = draw_boxes(options.pictures, work / "scenes")
-        record: dict[str, Any] = {"cores": os.cpu_count(), "python": platform.python_version()}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        record["kills"] = kills(
-            scenes, work / "out", options.pictures, options.worker_kills, options.driver_kills
-        )
-        print(record["kills"], flush=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
-        if options.rounds:
+        record: dict[str, Any] = read_json(options.out) if options.out.exists() else {}
+        record |= {"cores": os.cpu_count(), "python": platform.python_version()}
+        if options.only != "speed":
+            scenes = draw_boxes(options.pictures, work / "scenes")
+            record["kills"] = kills(
+                scenes, work / "out", options.pictures, options.worker_kills, options.driver_kills
+            )
+            print(record["kills"], flush=True)
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
+        if options.only != "kills":
             some = draw_boxes(options.speed_pictures, work / "some")
             few = draw_boxes(8, work / "few")
             record["speed"] = speed(some, few, work, options.speed_pictures, options.rounds)

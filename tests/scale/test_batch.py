@@ -2,7 +2,6 @@
 
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,11 +16,14 @@ from batch_parts import (
     stream_vectors,
 )
 
+from abc_embed.cli import run
 from abc_embed.storage.vector_folder import VectorFolder
 
 
 @pytest.mark.expects_no_network  # Ray asks the metadata address of clouds which one it is on
-def test_a_job_that_died_goes_on_though_a_worker_is_killed(boxes: Path, tmp_path: Path) -> None:
+def test_a_job_that_died_goes_on_though_a_worker_is_killed(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = tmp_path / "boxes", tmp_path / "vectors"
     source.symlink_to(boxes)
     batch_without_ray(str(source), out, range(20), complete=False)
@@ -44,6 +46,7 @@ def test_a_job_that_died_goes_on_though_a_worker_is_killed(boxes: Path, tmp_path
     assert not list(out.glob(".run-*"))
     assert largest_difference(read_vectors(out), stream_vectors(str(boxes))) < 1e-5
     assert VectorFolder(out).facts["complete"] is True
-    again = [sys.executable, "-m", "abc_embed", "batch", str(source), "--out", str(out), "--json"]
-    done = subprocess.run(again, capture_output=True, text=True, check=True)  # and starts no Ray
-    assert json.loads(done.stdout)["done_before"] == 60
+    ray_was_loaded = "ray" in sys.modules
+    assert run(["batch", str(source), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done_before"] == 60
+    assert ("ray" in sys.modules) is ray_was_loaded  # it starts none

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -85,6 +86,18 @@ def listening(job: "subprocess.Popen[str]") -> set[str]:
     return found
 
 
+def private_bytes(job: "subprocess.Popen[Any]") -> int:
+    """Memory of a job's processes that they do not share."""
+    total = 0
+    with suppress(psutil.Error):
+        process = psutil.Process(job.pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                kept = one.memory_info()
+                total += kept.rss - kept.shared
+    return total
+
+
 @dataclass
 class Killer:
     """Kills by a seed, once so many rows are committed."""
@@ -96,6 +109,8 @@ class Killer:
 
     addresses: set[str] = field(default_factory=set)
     """Where the job took connections at the time of a kill."""
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    """Rows done and bytes of all the job's processes, now and then."""
 
     @classmethod
     def planned(cls, rows: int, workers: int, drivers: int, seed: int = 0) -> "Killer":
@@ -108,8 +123,12 @@ class Killer:
 
     def watch(self, job: "subprocess.Popen[str]", out: Path) -> bool:
         """Until the job ends; whether it was killed."""
+        looked = 0.0
         while job.poll() is None:
             time.sleep(0.2)
+            if time.monotonic() - looked > 2:
+                looked = time.monotonic()
+                self.memory.append((committed_rows(out), private_bytes(job)))
             if not self.events or committed_rows(out) < self.events[0][0]:
                 continue
             time.sleep(self.dice.random() * 2)

@@ -130,7 +130,7 @@ def run_batch(job: BatchJob, on_progress: StatusCallback) -> BatchReport:
         if not len(missing) and output.is_complete(_wanted(job)):
             return report
         slots = job.workers or os.cpu_count() or 1
-        with connected(job.ray, cpus=2 * slots + 1) as ray:
+        with connected(job.ray, cpus=2 * slots) as ray:
             run = _Run(job, source, output, report, ray, on_progress)
             run.begin()
             output.start_rejects(rows.rejected)
