@@ -10,6 +10,9 @@ import pytest
 from cli_parts import Cli, leftovers, picture
 from PIL import Image
 
+from abc_embed import hub
+from abc_embed.errors import OfflineError
+
 KNOWN = {"photo.jpg", "photos"}
 
 
@@ -131,6 +134,22 @@ def test_an_unknown_model(cli: Cli, here: Path, words: tuple[str, ...]) -> None:
     assert (done.code, done.out) == (1, "")
     assert "'no-such-model' is neither a folder nor a known name" in done.error
     assert "TIGER-Lab/ABC-Qwen2VL-Instruct" in done.error
+
+
+def test_a_name_that_a_hub_may_have_is_asked_for_there(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not refused as unknown: the command line takes what `from_pretrained` takes."""
+    asked: list[str] = []
+
+    def fetch(name: str) -> None:
+        asked.append(name)
+        raise OfflineError("no hub here")
+
+    monkeypatch.setattr(hub, "fetch_model", fetch)
+    done = cli("embed", "photo.jpg", "-o", "out.npy", "--model", "owner/name@3f2c1d0")
+    assert (done.code, done.error) == (1, "no hub here")
+    assert asked == ["owner/name@3f2c1d0"] and leftovers(here, KNOWN) == set()
 
 
 def test_a_damaged_model(cli: Cli, here: Path, broken_model: Path) -> None:

@@ -108,12 +108,13 @@ def check_model(name: str) -> None:
     """Whether a model's name can mean one; the hub's package is imported only for names of it.
 
     Raises:
-        UnknownModelError: neither bundled, nor a folder, nor a published name.
+        UnknownModelError: neither bundled, nor a folder, nor a name that a hub may have.
     """
     if name != MODEL and not Path(name).expanduser().is_dir():
-        from abc_embed.hub import resolve
+        from abc_embed.hub import is_remote_folder, resolve
 
-        resolve(name)
+        if not is_remote_folder(name):
+            resolve(name)
 
 
 @contextmanager
