@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -356,8 +356,10 @@ def is_embedder(base: str) -> bool:
     return known or (model_folder(Path(base).expanduser()) / "abc.json").is_file()
 
 
-def fingerprint(base: str) -> str:
+def fingerprint(base: str, hash_file: Callable[[Path], str] = sha256_file) -> str:
     """The name of the files that make up a model, whatever its folder is called.
+
+    `hash_file` is what names a file's content.
 
     Raises:
         CheckpointError: a file cannot be read; or as `locate`.
@@ -377,7 +379,9 @@ def fingerprint(base: str) -> str:
     else:
         parts = [(locate(base, BASE_FILES)[0], BASE_FILES)]
     try:
-        return sha256_json([hash_files(folder, files_of(folder, names)) for folder, names in parts])
+        return sha256_json(
+            [hash_files(folder, files_of(folder, names), hash_file) for folder, names in parts]
+        )
     except OSError as problem:
         raise CheckpointError(f"{problem.filename} cannot be read: {problem.strerror}") from problem
 
@@ -394,7 +398,9 @@ def files_of(place: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def hash_files(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 over the files' names from `root` and their contents."""
-    hashes = {os.path.relpath(path, root): sha256_file(path) for path in files}
+def hash_files(
+    root: Path, files: Iterable[Path], hash_file: Callable[[Path], str] = sha256_file
+) -> str:
+    """SHA-256 over the files' names from `root` and the hashes of their contents."""
+    hashes = {os.path.relpath(path, root): hash_file(path) for path in files}
     return sha256_json(hashes)

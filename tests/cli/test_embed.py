@@ -5,16 +5,17 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from cli_parts import Cli, leftovers
+from cli_parts import Cli, leftovers, picture
 from PIL import Image
 
 from abc_embed import Embedder, Item
-from abc_embed.cli import STOPPED, items
+from abc_embed.cli import STOPPED, items, journal
 from abc_embed.cli import embed as embed_command
 
 # A vector does not depend on its company, but for the last bit of a sum.
@@ -265,6 +266,90 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
     done = cli("embed", "-", "-o", "o.npy", "--batch-size", "1", "--model", tiny)
     assert (done.code, done.out, done.err) == (STOPPED, "", "Stopped.\n")
     assert leftovers(here, {"photo.jpg", "photos"}) == set()
+
+
+class Broken(BaseException):
+    """Stands for a kill."""
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> list[object]:
+    """The model's stream ends the process after so many vectors; the items that it was given."""
+    given: list[object] = []
+    stream = Embedder.stream
+
+    def some(self: Embedder, values: Iterable[object], **options: Any) -> Iterator[object]:
+        def noted() -> Iterator[object]:
+            for value in values:
+                given.append(value)
+                yield value
+
+        for number, vector in enumerate(stream(self, noted(), **options)):
+            if number == after:
+                raise Broken
+            yield vector
+
+    monkeypatch.setattr(Embedder, "stream", some)
+    return given
+
+
+@pytest.mark.parametrize("out", ["o.npy", "o.jsonl", "o.parquet"])
+def test_a_run_that_was_broken_off_goes_on(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """What is there is not embedded again, unless it changed; the file is that of a whole run."""
+    for number in range(6):
+        picture(number).save(here / "photos" / f"n{number}.png")
+    words = ("embed", "photos", "--model", tiny, "--batch-size", 1, "-o")
+    assert cli(*words, f"before_{out}").code == 0
+    known = {path.name for path in here.iterdir()}
+    monkeypatch.setattr(journal, "KEPT_AFTER_S", 0.0)
+    with monkeypatch.context() as patched, pytest.raises(Broken):
+        break_off(patched, 5)
+        cli(*words, out)
+    assert leftovers(here, known) == {f".{out}.journal"}
+    broken = Path(f".{out}.journal").read_bytes()
+    Path(f".{out}.journal").write_bytes(broken[:-7])  # a kill in the middle of a line
+    picture(9).save(here / "photos" / "n0.png")  # the third, after a and b
+    with monkeypatch.context() as patched:
+        given = break_off(patched, 99)
+        done = cli(*words, out)
+    assert done.code == 0
+    names = [str(item.image) for item in given if isinstance(item, Item)]
+    assert len(names) == 6 and names[0] == "photos/n0.png"  # three of nine are as they were
+    assert "4 vectors are there of a run that was broken off; going on at item 3" in done.err
+    assert cli(*words, f"after_{out}").code == 0
+    files = {name: sorted(here.glob(f"{name}o.*")) for name in ("", "before_", "after_")}
+    content = {name: [path.read_bytes() for path in paths] for name, paths in files.items()}
+    assert content[""] == content["after_"] != content["before_"]
+    assert not list(here.glob(".*journal"))
+
+
+def test_another_job_does_not_go_on(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "KEPT_AFTER_S", 0.0)
+    words = ("embed", "photos", "--model", tiny, "-o", "o.npy")
+    with monkeypatch.context() as patched, pytest.raises(Broken):
+        break_off(patched, 2)
+        cli(*words)
+    with monkeypatch.context() as patched:
+        given = break_off(patched, 99)
+        done = cli(*words, "--dim", 8)
+    assert (done.code, len(given), "broken off" in done.err) == (0, 3, False)
+    assert np.load("o.npy").shape == (3, 8)
+
+
+def test_a_bad_item_ends_the_run_and_what_is_there_is_kept(
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "KEPT_AFTER_S", 0.0)
+    Path("photos/z.png").write_bytes(b"no picture")
+    words = ("embed", "photos", "--model", tiny, "-o", "o.jsonl")
+    done = cli(*words)
+    assert done.code == 1 and "the same command goes on" in done.err
+    done = cli(*words, "--on-error", "skip")
+    assert (done.code, "2 vectors are there" in done.err) == (0, True)
+    assert lines(Path("o.jsonl").read_text())[0] == PHOTOS
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,22 @@
 """`abc-embed embed`: images and texts -> vectors in a file, or on stdout.
 
-A run that is broken off leaves nothing; there is no resuming.
+A run that is broken off after some seconds goes on where it was: see journal.py.
 """
 
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from abc_embed.cli import options
+from abc_embed.cli.journal import Journal, item_key, job_of
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import epilog, print_message, print_outcome, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
@@ -121,17 +122,23 @@ def embed(
         for named in named_items:
             if named.error is not None and on_error == "raise":
                 report.skip(named, named.error)
-    with nullcontext() if out is None else open_writer(out) as writer:
+    with ExitStack() as stack:
+        writer = None if out is None else stack.enter_context(open_writer(out))
         if served is None:  # after the place to write to, before anything heavy
             settings.check()
         stream = _stream(served, settings, job.processes, total)
-        vectors = _embed(named_items, report, stream, job.window)
+        journal = None
+        if out is not None and served is None:
+            journal = stack.enter_context(Journal(out, job_of(settings.model, settings)))
+        vectors = _embed(named_items, report, stream, job.window, journal)
         dim = _write(vectors, writer, report, total, at_once=job.window is not None)
         if not report.written:
             report.print_skipped()
             raise InputError("nothing could be embedded, and nothing is written")
         if writer is not None:
             writer.finish()
+        if journal is not None:
+            journal.remove()
     report.print_skipped()
     if writer is not None:
         _summarize(writer.files, report, dim, (served or settings).model, as_json)
@@ -218,32 +225,56 @@ def _embed(
     report: Report,
     stream: "Stream",
     window: int | None,
+    journal: Journal | None = None,
 ) -> "Iterator[tuple[str, Vector]]":
     """Name and vector `(D,)` of every item that can be embedded, in order.
 
-    Of a `window` of items all vectors are given before the next item is read.
+    Of a `window` of items all vectors are given before the next item is read. What is in the
+    `journal` is taken from there, and the others are put into it.
     """
     from abc_embed.inputs import Skipped
 
-    in_flight: deque[NamedItem] = deque()  # the model has them, and their vectors are not back
+    in_flight: deque[tuple[NamedItem, str]] = deque()  # their vectors are not back
+    reached = 0
 
     def items() -> "Iterator[Item]":
-        for named in named_items:
+        nonlocal reached
+        for number, named in enumerate(named_items, 1):
+            reached = number
             if named.item is None:
                 report.skip(named, named.error or InputError("the item is empty"))
-            else:
-                in_flight.append(named)
+                continue
+            in_flight.append((named, "" if journal is None else item_key(named.item)))
+            if journal is None or in_flight[-1][1] not in journal:
                 yield named.item
 
+    def known() -> "Iterator[tuple[str, Vector]]":
+        while in_flight and journal is not None:
+            vector = journal.get(in_flight[0][1])
+            if vector is None:
+                return
+            yield in_flight.popleft()[0].name, vector
+
     coming = items()
+    if journal is not None and len(journal):
+        first = list(islice(coming, 1))
+        where = f"item {reached:,}" if first else "the end"
+        print_message(
+            f"{len(journal):,} vectors are there of a run that was broken off; going on at {where}"
+        )
+        coming = chain(first, coming)
     windows = [coming] if window is None else iter(lambda: list(islice(coming, window)), [])
     for some in windows:
         for result in stream(some):
-            named = in_flight.popleft()
+            yield from known()
+            named, key = in_flight.popleft()
             if isinstance(result, Skipped):
                 report.skip(named, result.error)
-            else:
-                yield named.name, result
+                continue
+            if journal is not None:
+                journal.add(key, result)
+            yield named.name, result
+    yield from known()
 
 
 def read_items(
