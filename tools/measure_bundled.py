@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -69,8 +70,9 @@ def known() -> None:
 
     model = Embedder.from_pretrained("bundled", device="cpu", dtype="float32")
     items = [item for item in typical_items(KNOWN) if isinstance(item, Item)]
-    model.learn_known_pictures(item for item in items if item.image and not item.instruction)
-    checkpoint.write_vector_facts(BUNDLED / "model", model.model.vector_facts)
+    pictures = [item for item in items if item.image is not None and item.instruction is None]
+    facts = replace(model.model.vector_facts, known=model.pipeline().known_pictures(pictures))
+    checkpoint.write_vector_facts(BUNDLED / "model", facts)
 
 
 def tiers() -> None:

@@ -39,7 +39,6 @@ from abc_embed.errors import UsageError
 from abc_embed.explain import Evidence, Method, explain
 from abc_embed.inputs import Item, Skipped, as_item, is_single, warn_of_paths
 from abc_embed.model import AbcModel
-from abc_embed.novelty import KnownPictures
 from abc_embed.pipeline import (
     EmbeddingPipeline,
     OnError,
@@ -421,22 +420,6 @@ class Embedder:
         facts = self.model.vector_facts
         widths = (self.dim, *facts.matryoshka, *dims)
         self.model.vector_facts = replace(facts, ranges=ranges_at(vectors, widths))
-
-    def learn_known_pictures(self, pictures: Iterable[Item]) -> None:
-        """Remember what pictures that the model learnt from have in common; saved with it.
-
-        From then on it is said once when pictures are unlike them (see novelty.py); training
-        forgets it.
-
-        Raises:
-            UsageError: they are too few, or the vision encoder is of another kind.
-        """
-        if not self.model.backbone.vision_layers():
-            raise UsageError("this model's vision encoder shows no states to compare pictures by")
-        with self._lock:
-            features = EmbeddingPipeline(self.model, self.processor).picture_features(pictures)
-        known = KnownPictures.of(features)
-        self.model.vector_facts = replace(self.model.vector_facts, known=known)
 
     def pipeline(
         self,

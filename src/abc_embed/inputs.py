@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
@@ -37,6 +37,7 @@ from abc_embed.errors import (
     TextError,
 )
 from abc_embed.storage.files import open_file
+from abc_embed.storage.hashing import short_hash
 
 
 class TensorLike(Protocol):
@@ -389,3 +390,33 @@ def _unquote(body: bytes) -> bytes:
         pieces.append(unquote_to_bytes(body[start:end]))
         start = end
     return b"".join(pieces)
+
+
+def image_key(value: object) -> Hashable | None:
+    """Equal for values that surely show the same picture; None for a text.
+
+    Paths and bytes compare by content. Pictures and arrays compare by identity, which holds only
+    as long as the value itself is held: see `is_stable_key`.
+    """
+    image = value.image if isinstance(value, Item) else None
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        return (
+            name if len(name) < 1000 else short_hash(name.encode("utf-8", "surrogatepass"))
+        )  # a data: URL
+    if isinstance(image, bytes):
+        return short_hash(image)
+    return None if image is None else id(image)
+
+
+def is_stable_key(source: Hashable) -> bool:
+    """Whether a key still means the same picture when its value is gone."""
+    return not isinstance(source, int)
+
+
+def group_by_image(images: Sequence[Hashable | None]) -> list[int]:
+    """Indices in an order in which those of one picture follow each other; texts likewise."""
+    groups: dict[Hashable | None, list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image, []).append(index)
+    return [index for group in groups.values() for index in group]

@@ -25,12 +25,20 @@ from torch import Tensor
 
 from abc_embed import novelty
 from abc_embed.errors import InputError, NotFiniteError, OutOfMemoryError, UsageError
-from abc_embed.inputs import Item, Kind, Skipped, as_item
+from abc_embed.inputs import (
+    Item,
+    Kind,
+    Skipped,
+    as_item,
+    group_by_image,
+    image_key,
+    is_stable_key,
+)
 from abc_embed.model import AbcModel
+from abc_embed.novelty import KnownPictures
 from abc_embed.pixels import PixelBatch, Pixels
 from abc_embed.processor import Features, Processor
 from abc_embed.runtime import from_device
-from abc_embed.storage.hashing import short_hash
 
 Vector: TypeAlias = NDArray[np.float32]
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -59,28 +67,6 @@ V = TypeVar("V")
 
 Fetch: TypeAlias = Callable[[], Tensor]
 Results: TypeAlias = Generator[tuple[int, Vector | Skipped], None, None]
-
-
-def image_key(value: object) -> Hashable | None:
-    """Equal for values that surely show the same picture; None for a text.
-
-    Paths and bytes compare by content. Pictures and arrays compare by identity, which holds only
-    as long as the value itself is held: see `is_stable_key`.
-    """
-    image = value.image if isinstance(value, Item) else None
-    if isinstance(image, str | os.PathLike):
-        name = os.fspath(image)
-        return (
-            name if len(name) < 1000 else short_hash(name.encode("utf-8", "surrogatepass"))
-        )  # a data: URL
-    if isinstance(image, bytes):
-        return short_hash(image)
-    return None if image is None else id(image)
-
-
-def is_stable_key(source: Hashable) -> bool:
-    """Whether a key still means the same picture when its value is gone."""
-    return not isinstance(source, int)
 
 
 class LRUCache(Generic[K, V]):
@@ -511,6 +497,18 @@ class EmbeddingPipeline:
         features = novelty.patch_statistics(states[0], sorted(grids.prod(dim=-1).tolist()))
         notice.look(known.distances(features), known)
 
+    def known_pictures(self, pictures: Iterable[Item]) -> KnownPictures:
+        """What pictures that the model learnt from have in common, to be kept in `VectorFacts`.
+
+        From then on it is said once when pictures are unlike them; training forgets it.
+
+        Raises:
+            UsageError: they are too few, or the vision encoder is of another kind.
+        """
+        if not self._model.backbone.vision_layers():
+            raise UsageError("this model's vision encoder shows no states to compare pictures by")
+        return KnownPictures.of(self.picture_features(pictures))
+
     def picture_features(self, pictures: Iterable[Item]) -> NDArray[np.float64]:
         """`(N, F)` of pictures, one by one: what `KnownPictures` are measured by."""
         layers = self._model.backbone.vision_layers()
@@ -582,11 +580,3 @@ def plan_batches(
         if batch:
             batches.append(batch)
     return batches
-
-
-def group_by_image(images: Sequence[Hashable | None]) -> list[int]:
-    """Indices in an order in which those of one picture follow each other; texts likewise."""
-    groups: dict[Hashable | None, list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(image, []).append(index)
-    return [index for group in groups.values() for index in group]

@@ -133,11 +133,18 @@ EARLY = [
     (["bench", "audit", "scenes", "--model", "no-such"], 1),
     (["bench", "evidence", "--model", "no-such"], 1),
     (["bench", "robust", "--device", "tpu"], 2),
+    (["index", "build", "new.index", "no-such"], 1),
+    (["index", "build", "new.index", "photos", "--dtype", "int3"], 2),
+    (["bench", "audit", "no-such"], 1),
+    (["bench", "records", "no-such"], 1),
+    (["mine", "records", "--out", "mined.xyz"], 2),
     (["serve", "--model", "no-such"], 1),
 ]
 
 
 def test_cheap_mistakes_are_found_before_torch_is_imported(here: Path) -> None:
+    Path("records").mkdir()
+    Path("records/records.jsonl").write_text("{}\n")
     code = (
         "import json, sys\nfrom abc_embed.cli import run\n"
         f"codes = [run(words) for words in {[words for words, _ in EARLY]!r}]\n"

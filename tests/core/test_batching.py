@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_embed.inputs import Kind
-from abc_embed.pipeline import group_by_image, plan_batches
+from abc_embed.inputs import Kind, group_by_image
+from abc_embed.pipeline import plan_batches
 from abc_embed.processor import Features
 
 

@@ -1,6 +1,7 @@
 """Pictures unlike those that a model knows: told by distance, said once, and not by chance."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ def test_it_is_said_once_and_not_by_chance(caplog: pytest.LogCaptureFixture) -> 
 def bundled() -> Embedder:
     """The bundled model, which knows a hundred scenes."""
     model = Embedder.from_pretrained("bundled", device="cpu")
-    model.learn_known_pictures(Item(image=scene(number)) for number in range(100))
+    known = model.pipeline().known_pictures(Item(image=scene(number)) for number in range(100))
+    model.model.vector_facts = replace(model.model.vector_facts, known=known)
     return model
 
 

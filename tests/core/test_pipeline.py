@@ -18,8 +18,8 @@ from PIL import Image
 from abc_embed import errors
 from abc_embed import pipeline as pipeline_module
 from abc_embed.embedder import Embedder
-from abc_embed.inputs import Item, Skipped
-from abc_embed.pipeline import EmbeddingPipeline, LRUCache, image_key, is_stable_key
+from abc_embed.inputs import Item, Skipped, image_key, is_stable_key
+from abc_embed.pipeline import EmbeddingPipeline, LRUCache
 from abc_embed.processor import Batch
 
 FEW = 4 * 28 * 28

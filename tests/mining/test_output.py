@@ -10,7 +10,8 @@ import pytest
 from mining_parts import make, run, sampled
 
 from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.output import check_can_write, read_mined, write_mined
+from abc_embed.mining.corpus import check_can_write
+from abc_embed.mining.output import read_mined, write_mined
 
 
 def write(path: Path, **columns: Any) -> Path:

@@ -184,6 +184,7 @@ def records(
 
     All captions, and all answers, of the set are candidates.
     """
+    settings.check(settings.model)
     from abc_embed.bench.sets.own_records import measure, read_own_records, repeated_message
     from abc_embed.bench.tables import chance_warnings
     from abc_embed.data import open_dataset

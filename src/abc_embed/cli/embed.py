@@ -118,10 +118,7 @@ def embed(
     job.check(inputs, out)
     judged = None if job.plan is None else options.judge_plan(job.plan, "embed", settings.model)
     report = Report(on_error, of_many=total != 1)
-    if isinstance(named_items, list):  # what is bad is found before a model is loaded for nothing
-        for named in named_items:
-            if named.error is not None and on_error == "raise":
-                report.skip(named, named.error)
+    report.check(named_items)
     with ExitStack() as stack:
         writer = None if out is None else stack.enter_context(open_writer(out))
         if served is None:  # after the place to write to, before anything heavy
@@ -129,7 +126,7 @@ def embed(
         stream = _stream(served, settings, job.processes, total)
         journal = None
         if out is not None and served is None:
-            journal = stack.enter_context(Journal(out, job_of(settings.model, settings)))
+            journal = stack.enter_context(Journal(out, job_of(settings)))
         vectors = _embed(named_items, report, stream, job.window, journal)
         dim = _write(vectors, writer, report, total, at_once=job.window is not None)
         if not report.written:
@@ -155,6 +152,13 @@ class Report:
     written: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of each item that was left out."""
+
+    def check(self, named_items: "Iterable[NamedItem]") -> None:
+        """Find what is bad before a model is loaded for nothing, if that is known; as `skip`."""
+        if isinstance(named_items, list) and self.on_error == "raise":
+            for named in named_items:
+                if named.error is not None:
+                    self.skip(named, named.error)
 
     def skip(self, named: "NamedItem", error: AbcError) -> None:
         """Leave an item out.

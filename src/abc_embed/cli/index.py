@@ -85,7 +85,6 @@ def build(
     as_json: options.AsJson = False,
 ) -> None:
     """Make an index of folders; given again, goes on where it was broken off."""
-    from abc_embed.search import Index
     from abc_embed.search.settings import is_index
 
     if missing := [source for source in sources if not source.exists()]:
@@ -94,6 +93,9 @@ def build(
         _update(index, sources, intake, settings, as_json)
         return
     settings = settings.with_default(options.MODEL)
+    settings.check()
+    from abc_embed.search import Index  # with its libraries: seconds
+
     embedder, max_pixels = settings.load_with_pixels()
     made = Index.create(
         index,

@@ -18,6 +18,7 @@ from abc_embed.storage.files import lock_file, unwritable
 from abc_embed.storage.hashing import sha256_json
 
 if TYPE_CHECKING:
+    from abc_embed.cli.options import VectorSettings
     from abc_embed.inputs import Item
     from abc_embed.pipeline import Vector
 
@@ -161,7 +162,7 @@ def item_key(item: "Item") -> str:
     return sha256_json(state)
 
 
-def job_of(model: str, settings: object) -> str:
+def job_of(settings: "VectorSettings") -> str:
     """The job of `Journal`: the model's files, sampled, and all settings.
 
     Raises:
@@ -170,5 +171,5 @@ def job_of(model: str, settings: object) -> str:
     from abc_embed import __version__, hub
     from abc_embed.storage.hashing import sample_hash
 
-    files = hub.fingerprint(model, sample_hash)
+    files = hub.fingerprint(settings.model, sample_hash)
     return sha256_json([__version__, files, repr(settings)])

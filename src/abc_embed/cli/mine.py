@@ -208,11 +208,11 @@ def _check_out(records: str, out: Path, settings: MiningSettings) -> None:
     share_memory(settings.search.memory_bytes, 1, settings.pool)
     check_writable(out)
     dataset = open_dataset(records)
-    from abc_embed.mining.corpus import check_can_hold_texts
-    from abc_embed.mining.ivf import require_faiss
-    from abc_embed.mining.output import PARQUET, check_can_write
+    from abc_embed.mining.corpus import PARQUET, check_can_hold_texts, check_can_write
 
     if settings.search.method is Method.IVF:
+        from abc_embed.mining.ivf import require_faiss  # torch comes with it: seconds
+
         require_faiss()
     if out.suffix == PARQUET:
         check_can_write(out, dataset.path)

@@ -20,7 +20,9 @@ from abc_embed.inputs import ImageInput
 from abc_embed.mining.settings import Ints
 from abc_embed.progress import ProgressCallback
 from abc_embed.storage.hashing import sha256, sha256_file, short_hash
+from abc_embed.storage.parquet import import_pyarrow
 
+PARQUET = ".parquet"
 _REPORT_EVERY = 256
 
 
@@ -149,6 +151,19 @@ def equal_images(corpus: Corpus, numbers: Ints) -> Ints:
     whole = np.ascontiguousarray(corpus.digests[numbers]).view("V32")[:, 0]
     _, same = np.unique(whole, return_inverse=True)
     return same.astype(np.int64)
+
+
+def check_can_write(out: Path, data: Path) -> None:
+    """Whether Parquet can be written to `out`, found out before the work.
+
+    Raises:
+        UsageError: it would lie among the files of the data set itself.
+        MissingExtraError: pyarrow is not installed.
+    """
+    import_pyarrow("writing Parquet", "mine")
+    inside = data.is_dir() and any(data.glob(f"*{PARQUET}"))
+    if out.resolve() == data.resolve() or (inside and out.parent.resolve() == data.resolve()):
+        raise UsageError(f"{out} would be a part of the data set {data}; give another folder")
 
 
 def check_can_hold_texts(dataset: Dataset, out: Path) -> None:

@@ -18,16 +18,15 @@ from PIL import Image
 
 from abc_embed.data.contact_sheet import GREEN, RED, draw_cell, write_sheet
 from abc_embed.data.records import Record, write_records
-from abc_embed.errors import DataError, UsageError
+from abc_embed.errors import DataError
 from abc_embed.inputs import open_image
-from abc_embed.mining.corpus import Corpus
+from abc_embed.mining.corpus import PARQUET, Corpus
 from abc_embed.mining.mine import Mined
 from abc_embed.mining.sample import SampledNegatives
 from abc_embed.mining.settings import Ints
 from abc_embed.storage.files import atomic_write
 from abc_embed.storage.parquet import import_pyarrow
 
-PARQUET = ".parquet"
 CAPTIONS_KEY = b"abc_embed.captions"
 """In the file's metadata: the fingerprint of the captions that the row numbers are of."""
 _GROUP = 65536
@@ -46,19 +45,6 @@ def write_mined(mined: Mined, out: Path) -> None:
         _write_parquet(mined, out)
     else:
         write_records(out, _with_texts(mined))
-
-
-def check_can_write(out: Path, data: Path) -> None:
-    """Whether Parquet can be written to `out`, found out before the work.
-
-    Raises:
-        UsageError: it would lie among the files of the data set itself.
-        MissingExtraError: pyarrow is not installed.
-    """
-    import_pyarrow("writing Parquet", "mine")
-    inside = data.is_dir() and any(data.glob(f"*{PARQUET}"))
-    if out.resolve() == data.resolve() or (inside and out.parent.resolve() == data.resolve()):
-        raise UsageError(f"{out} would be a part of the data set {data}; give another folder")
 
 
 def _write_parquet(mined: Mined, out: Path) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from abc_embed import runtime
 from abc_embed.embedder import Embedder
 from abc_embed.figures import BLUE, GREY, ORANGE, RED, new_figure, save_figure
-from abc_embed.inputs import Item, as_item, open_image
+from abc_embed.inputs import Item, as_item, image_key, open_image
 from abc_embed.model import AbcModel
-from abc_embed.pipeline import evaluating, image_key
+from abc_embed.pipeline import evaluating
 from abc_embed.pixels import Pixels, to_pixels
 from abc_embed.processor import Batch, Features
 from abc_embed.progress import ProgressCallback

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from abc_embed.errors import ImageError, ImageNotFoundError, NotFiniteError, UsageError
-from abc_embed.inputs import ImageInput, Item, Kind, as_item, describe_image, open_image
-from abc_embed.pipeline import image_key
+from abc_embed.inputs import ImageInput, Item, Kind, as_item, describe_image, image_key, open_image
 from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256, sha256_file
 

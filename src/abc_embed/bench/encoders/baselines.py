@@ -12,8 +12,7 @@ from abc_embed.bench.encoders.base import (
     no_direction,
 )
 from abc_embed.errors import UsageError
-from abc_embed.inputs import Item, Kind
-from abc_embed.pipeline import image_key
+from abc_embed.inputs import Item, Kind, image_key
 from abc_embed.storage.hashing import sha256
 from abc_embed.vectors import l2_normalize
 

@@ -22,8 +22,7 @@ from abc_embed.bench.encoders.base import (
     read_image,
 )
 from abc_embed.errors import InputError
-from abc_embed.inputs import Item
-from abc_embed.pipeline import group_by_image, image_key
+from abc_embed.inputs import Item, group_by_image, image_key
 from abc_embed.storage.vector_cache import VectorCache
 
 SAVE_EVERY = 512

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from abc_embed.bench.encoders.base import Encoder, Vectors, no_direction, shrink
-from abc_embed.inputs import Item, Kind, open_image
-from abc_embed.pipeline import group_by_image, image_key
+from abc_embed.inputs import Item, Kind, group_by_image, image_key, open_image
 from abc_embed.progress import track
 from abc_embed.vectors import l2_normalize
 from abc_embed.weights import fingerprint
