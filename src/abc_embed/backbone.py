@@ -12,34 +12,27 @@ of one image, W width of a visual token (D unless the family says otherwise), H 
 one image or window, d width of a head.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    AttentionInterface,
     PretrainedConfig,
     Qwen2VLConfig,
     Qwen2VLModel,
 )
-from transformers.activations import QuickGELUActivation
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.vision_utils import get_vision_position_ids
 
+from abc_embed import lean
 from abc_embed.errors import CheckpointError, ConfigError
+from abc_embed.lean import AttentionGroups, PatchEmbedding, equal_runs
 from abc_embed.pixels import ImageBudget, budget_values
-
-GROUPED_SDPA = "abc_embed_grouped_sdpa"
-"""Name under which our vision attention is registered with transformers."""
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """What may be asked for as `attn`. "eager" is the slow, plain reference."""
@@ -66,55 +59,6 @@ class EncoderShape:
             inner=int(config.intermediate_size),
             heads=int(config.num_attention_heads) * int(head_width) if head_width else width,
         )
-
-
-class PatchProjection(nn.Module):
-    """A convolution whose stride is its kernel, as the matrix product that it is.
-
-    Faster on every device, and exact in float32 on a GPU, where convolutions are TF32 by default.
-    Parameters and their names are those of the convolution.
-    """
-
-    def __init__(self, convolution: nn.Module) -> None:
-        super().__init__()
-        self.weight = convolution.get_parameter("weight")
-        self.bias: nn.Parameter | None = getattr(convolution, "bias", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, *sides)` with sides that the kernel divides -> `(N, D, *counts)`."""
-        kernel = self.weight.shape[2:]
-        counts = [side // k for side, k in zip(x.shape[2:], kernel, strict=True)]
-        if math.prod(counts) > 1:  # (N, C, h, kh, w, kw) -> (N, h, w, C, kh, kw)
-            split = [n for pair in zip(counts, kernel, strict=True) for n in pair]
-            places, inside = range(2, 2 + len(split), 2), range(3, 3 + len(split), 2)
-            x = x.reshape(*x.shape[:2], *split).permute(0, *places, 1, *inside)
-        patches = x.reshape(len(x), *counts, -1)
-        return F.linear(patches, self.weight.flatten(1), self.bias).movedim(-1, 1)
-
-
-class PatchEmbedding(nn.Module):
-    """Qwen-VL's first layer, for patches with all their frames or with one that stands for all."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self.proj = PatchProjection(embedding.get_submodule("proj"))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """`(P, C)` -> `(P, D)`."""
-        weight: Tensor = self.proj.weight  # (D, 3, frames, side, side)
-        if patches.shape[1] < weight[0].numel():  # equal frames, so that their weights add up
-            weight = weight.float().sum(dim=2).to(weight.dtype)
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
-
-
-class LeanQuickGELU(nn.Module):
-    """`x * sigmoid(1.702 * x)`; where no gradient is asked for, in one new tensor, not three."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape, elementwise."""
-        if torch.is_grad_enabled():
-            return x * torch.sigmoid(1.702 * x)
-        return (1.702 * x).sigmoid_().mul_(x)
 
 
 class Backbone(nn.Module, ABC):
@@ -150,7 +94,7 @@ class Backbone(nn.Module, ABC):
         config._attn_implementation = {
             "": attn,
             "text_config": attn,
-            "vision_config": self.vision_attention(attn),
+            "vision_config": attn,
         }
         self.attn = attn
         self.is_compiled = False
@@ -159,7 +103,8 @@ class Backbone(nn.Module, ABC):
         """The format of fewer bits that weights have; see quantization.py."""
         self.vlm: Any = self.vlm_class(config)
         make_bidirectional(self.vlm)
-        self.use_lean_modules()
+        self.use_lean_patches()
+        lean.use_lean_modules(self.vlm, attn)
         self.hidden_size = int(text.hidden_size)
         """D: width of the last hidden state."""
         self.merge_size = self.read_merge_size(config)
@@ -167,16 +112,8 @@ class Backbone(nn.Module, ABC):
         """Whether activations are recomputed in the backward pass (only in training mode)."""
 
     @abstractmethod
-    def use_lean_modules(self) -> None:
-        """Put modules that compute the same at less cost in the place of transformers' own.
-
-        At least a `PatchProjection` for the convolution that reads the patches.
-        """
-
-    @classmethod
-    def vision_attention(cls, attn: str) -> str:
-        """The name, known to transformers, of the attention that the vision encoder uses."""
-        return attn
+    def use_lean_patches(self) -> None:
+        """Put a `PatchProjection` in the place of the convolution that reads the patches."""
 
     @staticmethod
     @abstractmethod
@@ -235,7 +172,8 @@ class Backbone(nn.Module, ABC):
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Have torch compile each of `layers`, once for all shapes, when it is next used."""
-        AttentionInterface.register(GROUPED_SDPA, torch.compiler.disable(grouped_sdpa))
+        # Runs of images differ from batch to batch: compiled for each, it would never be done.
+        lean.attend_in_groups = torch.compiler.disable(lean.attend_in_groups)
         for layer in self.layers():
             layer.compile(dynamic=True, backend=backend)
         self.is_compiled = True
@@ -397,15 +335,8 @@ class Qwen2VLBackbone(Backbone):
     )
     ignored_weights = frozenset({"lm_head.weight"})
 
-    @classmethod
-    def vision_attention(cls, attn: str) -> str:
-        return GROUPED_SDPA if attn == "sdpa" else attn
-
-    def use_lean_modules(self) -> None:
+    def use_lean_patches(self) -> None:
         self.vlm.visual.patch_embed = PatchEmbedding(self.vlm.visual.patch_embed)
-        for block in self.vlm.visual.blocks:
-            if isinstance(getattr(block.mlp, "act", None), QuickGELUActivation):
-                block.mlp.act = LeanQuickGELU()
 
     @staticmethod
     def read_merge_size(config: Any) -> int:
@@ -457,12 +388,12 @@ class Qwen2VLBackbone(Backbone):
             for grid in set(grids)
         }
         plan: dict[str, Any] = {"position_ids": torch.cat([positions[grid] for grid in grids])}
-        if self.vlm.visual.config._attn_implementation == GROUPED_SDPA:
+        if self.attn == "sdpa":
             groups = equal_runs([h * w for t, h, w in grids for _ in range(t)])
             total = sum(count * length for count, length in groups)
             modules = (block.attn for block in self.vlm.visual.blocks)
             plan["abc_groups"] = AttentionGroups(dict.fromkeys(modules, groups))
-            # One segment: the split into images is done by `grouped_sdpa`, not by transformers.
+            # One segment: the split into images is done by `attend_in_groups`, not by transformers.
             plan["cu_seqlens"] = torch.tensor([0, total], dtype=torch.int32, device=device)
         return plan
 
@@ -482,54 +413,3 @@ def make_bidirectional(vlm: Any) -> None:
     for module in vlm.language_model.modules():
         if hasattr(module, "is_causal"):
             setattr(module, "is_causal", False)  # noqa: B010
-
-
-Groups = Sequence[tuple[int, int]]
-"""(number of images or windows, L) of each run of equally long ones."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionGroups:
-    """The runs that each attention module takes apart.
-
-    No bare dictionary: torch.compile would look into it, and compile a layer anew for every module
-    that it finds there.
-    """
-
-    of: dict[nn.Module, Groups]
-
-
-def equal_runs(lengths: Sequence[int]) -> Groups:
-    """L of each image or window, in order -> runs of equal L."""
-    return [(len(list(run)), length) for length, run in groupby(lengths)]
-
-
-def grouped_sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    abc_groups: AttentionGroups,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Vision attention for images laid end to end: one call per size instead of one per image.
-
-    `query`, `key`, `value`: `(1, H, sum L, d)`. Returns `(1, sum L, H, d)`, as transformers does.
-    """
-    outputs, start = [], 0
-    for count, length in abc_groups.of[module]:
-        end = start + count * length
-        # (1, H, count * L, d) -> (count, H, L, d): no image sees another.
-        q, k, v = (
-            x[0, :, start:end].reshape(x.shape[1], count, length, -1).transpose(0, 1)
-            for x in (query, key, value)
-        )
-        out, _ = sdpa_attention_forward(module, q, k, v, attention_mask, **options)
-        outputs.append(out.flatten(0, 1))
-        start = end
-    return torch.cat(outputs).unsqueeze(0), None
-
-
-AttentionInterface.register(GROUPED_SDPA, grouped_sdpa)

@@ -35,11 +35,12 @@ from abc_embed.adapters import (
     save_adapter,
     set_trainable,
 )
-from abc_embed.backbone import PatchProjection, parse_config
+from abc_embed.backbone import parse_config
 from abc_embed.card import model_card
 from abc_embed.errors import AbcError, CheckpointError, OutOfMemoryError, OutputError
 from abc_embed.head import HIDDEN_WIDTH
 from abc_embed.inputs import Item
+from abc_embed.lean import PatchProjection
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.novelty import KnownPictures
 from abc_embed.pixels import ImageBudget

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from abc_embed import backbone as backbone_module
+from abc_embed import lean
 from abc_embed.backbone import (
     Backbone,
     build_backbone,
@@ -127,8 +127,8 @@ def test_grouped_attention_equals_the_loop_of_transformers(mode: str) -> None:
 
 @pytest.fixture
 def attention_calls() -> Iterator[mock.Mock]:
-    real = backbone_module.sdpa_attention_forward
-    with mock.patch.object(backbone_module, "sdpa_attention_forward", side_effect=real) as calls:
+    real = lean.sdpa_attention_forward
+    with mock.patch.object(lean, "sdpa_attention_forward", side_effect=real) as calls:
         yield calls
 
 

@@ -13,10 +13,10 @@ from transformers.activations import QuickGELUActivation
 
 from abc_embed import adapters
 from abc_embed import model as model_module
-from abc_embed.backbone import LeanQuickGELU, PatchProjection
 from abc_embed.embedder import Embedder
 from abc_embed.errors import DeviceError
 from abc_embed.inputs import Item
+from abc_embed.lean import LeanQuickGELU, PatchProjection
 from abc_embed.model import AbcModel
 from abc_embed.processor import Batch, Processor
 

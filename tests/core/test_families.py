@@ -21,7 +21,7 @@ from tiny_families import wake_adapter, with_instruct_adapter
 from torch import nn
 
 from abc_embed import backbone as backbone_module
-from abc_embed import checkpoint, weights
+from abc_embed import checkpoint, lean, weights
 from abc_embed.adapters import attach_stage1, attach_stage2, merge_stage1
 from abc_embed.backbone import LAZY_REGISTRY, parse_config
 from abc_embed.errors import CheckpointError
@@ -268,9 +268,9 @@ def test_windows_of_qwen2_5_vl_share_attention_calls() -> None:
     backbone = tiny_families.backbone("qwen2_5_vl")
     grids = [(1, 10, 14)]  # 5 x 7 tokens in windows of 2 x 2: six whole, six cut off, in 3 sizes
     pixels = torch.randn(140, 1176, generator=torch.Generator().manual_seed(0))
-    real = backbone_module.sdpa_attention_forward
+    real = lean.sdpa_attention_forward
     with (
-        mock.patch.object(backbone_module, "sdpa_attention_forward", side_effect=real) as calls,
+        mock.patch.object(lean, "sdpa_attention_forward", side_effect=real) as calls,
         torch.no_grad(),
     ):
         backbone.encode_images(pixels, torch.tensor(grids))

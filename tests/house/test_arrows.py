@@ -22,6 +22,7 @@ ARROW = (
     ("prompts",),
     ("chat_template",),
     ("chat", "pixels"),
+    ("lean",),
     ("backbone",),
     ("families",),  # backbone.py has their names as strings and imports one when asked
     ("processor",),  # after them, as a family says what its files mean

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import InternVLConfig, InternVLModel
 
-from abc_embed.backbone import Backbone, PatchProjection, register
+from abc_embed.backbone import Backbone, register
 from abc_embed.errors import AspectError, ConfigError, UsageError
+from abc_embed.lean import PatchProjection
 from abc_embed.pixels import ImageBudget, budget_values, resized
 
 PLACEHOLDER: Final = "<IMG_CONTEXT>"
@@ -41,7 +42,7 @@ class InternVLBackbone(Backbone):
     key_renames = (("language_model.model.", "language_model."),)
     ignored_weights = frozenset({"lm_head.weight", "language_model.lm_head.weight"})
 
-    def use_lean_modules(self) -> None:
+    def use_lean_patches(self) -> None:
         embed = self.vlm.vision_tower.embeddings.patch_embeddings
         embed.projection = PatchProjection(embed.projection)
 

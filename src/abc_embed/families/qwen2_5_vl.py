@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.vision_utils import get_vision_window_index
 
-from abc_embed.backbone import Qwen2VLBackbone, equal_runs, register
+from abc_embed.backbone import Qwen2VLBackbone, register
+from abc_embed.lean import equal_runs
 
 
 @register("qwen2_5_vl")
@@ -39,7 +40,7 @@ class Qwen25VLBackbone(Qwen2VLBackbone):
             if number not in visual.fullatt_block_indexes:
                 plan["abc_groups"].of[block.attn] = runs
         plan["window_index"] = order.to(device)
-        # As with the images: one segment for transformers, taken apart by `grouped_sdpa`.
+        # As with the images: one segment for transformers, taken apart by `attend_in_groups`.
         plan["cu_window_seqlens"] = plan["cu_seqlens"]
         return plan
 
