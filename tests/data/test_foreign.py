@@ -520,3 +520,36 @@ def test_a_name_that_no_file_can_have_costs_its_row(tmp_path: Path, form: str) -
     report = check(open_dataset(tmp_path))
     assert (report.rows, report.usable) == (2, 1)
     assert "with half a character" in report.errors[0].why
+
+
+@pytest.mark.parametrize("form", ["records.jsonl", "rows.parquet"])
+def test_images_in_a_folder_of_their_own(tmp_path: Path, form: str) -> None:
+    """Absolute paths and paths from it; nothing outside it, and nothing beside the records."""
+    images, texts, beside = tmp_path / "coco" / "images", tmp_path / "texts", tmp_path / "b.png"
+    images.mkdir(parents=True)
+    texts.mkdir()
+    for path in (images / "a.png", beside, texts / "c.png"):
+        path.write_bytes(picture())
+    names = [str(images / "a.png"), "a.png", str(beside), "c.png"]
+    rows: list[dict[str, Any]] = [
+        {"id": str(i), "image": name, "caption": "x"} for i, name in enumerate(names)
+    ]
+    if form == "records.jsonl":
+        lines = [json.dumps(row | {"width": 8, "height": 6}) + "\n" for row in rows]
+        (texts / form).write_text("".join(lines))
+    else:
+        parquet.write_table(arrow.Table.from_pylist(rows), texts / form)
+    found = list(open_dataset(texts / form, image_folder=images).rows())
+    assert [row.image if isinstance(row, Row) else None for row in found[:2]] == [
+        images / "a.png"
+    ] * 2
+    assert isinstance(found[2], Rejected) and "lies outside the folder" in found[2].why
+    report = check(open_dataset(texts / form, image_folder=images))
+    assert (report.usable, len(report.errors)) == (2, 2)
+    assert "image" in report.errors[1].why and "c.png" in report.errors[1].why
+    convert(open_dataset(texts / form, image_folder=images), tmp_path / "out", "jsonl")
+    assert check(open_dataset(tmp_path / "out")).usable == 2
+    with pytest.raises(DataError, match="no folder"):
+        open_dataset(texts / form, image_folder=tmp_path / "gone")
+    with pytest.raises(DataError, match="no other folder"):
+        open_dataset(images, image_folder=images)

@@ -60,6 +60,14 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="OURS=THEIRS: how a field is called there; may be repeated."),
 ]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--image-folder",
+        help="Where the images lie that records or Parquet name by paths.",
+        show_default="in the folder of the file",
+    ),
+]
 
 
 @app.command(epilog=EXAMPLES)
@@ -191,6 +199,7 @@ def card(data: DataSet, as_json: options.AsJson = False) -> None:
 def check(
     data: DataSet,
     columns: Columns = None,
+    images: ImageFolder = None,
     longest: Annotated[
         int, typer.Option(min=1, help="Characters beyond which a text is long.")
     ] = 2000,
@@ -205,7 +214,7 @@ def check(
     """
     from abc_embed.data.formats.check import check as run
 
-    dataset = _open(data, columns, log_notes=False)
+    dataset = _open(data, columns, images, log_notes=False)
     with progress_bar("checking rows") as on_progress:
         report = run(dataset, longest=longest, on_progress=on_progress)
     if as_json:
@@ -229,6 +238,7 @@ def convert(
         Literal["jsonl", "parquet", "webdataset", "folder"], typer.Option(help="What to write.")
     ] = "jsonl",
     columns: Columns = None,
+    images: ImageFolder = None,
     part_size: Annotated[int, typer.Option(min=1, help="Rows of a Parquet or tar file.")] = 1000,
     as_json: options.AsJson = False,
 ) -> None:
@@ -240,7 +250,7 @@ def convert(
     from abc_embed.data.formats.convert import REJECTS_FILE
     from abc_embed.data.formats.convert import convert as run
 
-    dataset = _open(data, columns)
+    dataset = _open(data, columns, images)
     with progress_bar("rows") as on_progress:
         done = run(dataset, out, to, part_size=part_size, on_progress=on_progress)
     if done.rejected:
@@ -254,6 +264,7 @@ def show(
     data: DataSet,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")],
     columns: Columns = None,
+    images: ImageFolder = None,
     number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
     on_error: Annotated[
@@ -268,7 +279,7 @@ def show(
     from abc_embed.errors import DataError
 
     check_writable(out)
-    dataset = _open(data, columns)
+    dataset = _open(data, columns, images)
     bad: list[str] = []
 
     def leave_out(place: str, why: str) -> None:
@@ -295,7 +306,9 @@ def show(
 app.command(epilog=data_instruct.EXAMPLES)(data_instruct.instruct)
 
 
-def _open(data: Path, columns: list[str] | None, *, log_notes: bool = True) -> "Dataset":
+def _open(
+    data: Path, columns: list[str] | None, images: Path | None, *, log_notes: bool = True
+) -> "Dataset":
     from abc_embed.data import open_dataset
     from abc_embed.data.records import FIELDS
 
@@ -308,4 +321,4 @@ def _open(data: Path, columns: list[str] | None, *, log_notes: bool = True) -> "
                 f"{', '.join(sorted(FIELDS))}"
             )
         names[field] = column
-    return open_dataset(data, names, log_notes=log_notes)
+    return open_dataset(data, names, image_folder=images, log_notes=log_notes)

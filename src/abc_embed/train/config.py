@@ -65,6 +65,9 @@ class DataConfig:
     records: str = ""
     """A records file, the folder that holds `records.jsonl`, or anything else that docs/recipes.md
     lists. Empty when the caller hands in a sampler of its own."""
+    image_folder: str = ""
+    """Where the images lie that records or Parquet name by paths, in it or from it. Empty: in the
+    folder of the file."""
     negatives_file: str = ""
     """Stage 1: what `abc-embed mine` wrote for these records (Parquet); its texts take the place of
     those in the records."""

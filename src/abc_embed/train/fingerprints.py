@@ -26,7 +26,12 @@ class Fingerprint:
     """`data.negatives_file`."""
 
 
-FIELD_OF = {"model.base": "base", "data.records": "records", "data.negatives_file": "negatives"}
+FIELD_OF = {
+    "model.base": "base",
+    "data.records": "records",
+    "data.image_folder": "records",
+    "data.negatives_file": "negatives",
+}
 """The field of a configuration that names a place -> the part of a fingerprint that is there."""
 
 

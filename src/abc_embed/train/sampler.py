@@ -43,7 +43,7 @@ class RecordSampler:
         """
         self._stage = stage
         self._data = data
-        self._dataset = open_dataset(name)
+        self._dataset = open_dataset(name, image_folder=data.image_folder)
         self._name = "the data set" if isinstance(name, Dataset) else name
         field: Literal["caption", "instructions"] = (
             "caption" if stage == "pretrain" else "instructions"

@@ -33,6 +33,7 @@ def open_dataset(
     name: Any,
     columns: Mapping[str, str] | None = None,
     *,
+    image_folder: str | os.PathLike[str] | None = None,
     log_notes: bool = True,
 ) -> Dataset:
     """The data set of a name, whichever form it has, or of rows that are in memory.
@@ -42,7 +43,9 @@ def open_dataset(
     a published set, as `"abc-pretrain:FOLDER"` or as a folder that `abc-embed data index` made
     ready. `.jsonl` and `.tar` may be gzipped. Of a folder whose files are of several splits,
     `FOLDER/train` is one. `columns` says how our fields are called there (`{"caption": "text"}`),
-    in all but the first and the last. With `log_notes`, what is not read is logged.
+    in all but the first and the last. `image_folder` is where the images of records and Parquet
+    lie that name them by paths, in it or from it; None: the folder of the file. With `log_notes`,
+    what is not read is logged.
 
     Besides names: a `datasets.Dataset` of Hugging Face, an iterable of `Record`s or of dicts whose
     columns are read like those of Parquet, and a `Dataset`, which is given back as it is.
@@ -63,14 +66,14 @@ def open_dataset(
         )
     if colon and layout in LAYOUTS:
         return PublishedDataset(Path(folder), layout)
-    dataset = _open(Path(text), columns or {})
+    dataset = _open(Path(text), columns or {}, None if not image_folder else Path(image_folder))
     if log_notes:
         for note in dataset.notes:
             logger.warning("%s: %s", note.place, note.why)
     return dataset
 
 
-def _open(path: Path, columns: Mapping[str, str]) -> Dataset:
+def _open(path: Path, columns: Mapping[str, str], images: Path | None) -> Dataset:
     split = None
     if not path.exists() and path.name in SPLITS and path.parent.is_dir():
         path, split = path.parent, path.name
@@ -85,10 +88,14 @@ def _open(path: Path, columns: Mapping[str, str]) -> Dataset:
     else:
         files = _files_of(path, split)
     kinds = {_kind(file.name) for file in files}
+    if images is not None and not images.is_dir():
+        raise DataError(f"there is no folder {images} for images; check the path")
     if kinds == {".jsonl"}:
-        return JsonlDataset(files[0])
+        return JsonlDataset(files[0], images)
     if kinds == {".parquet"}:
-        return ParquetDataset(path, files, columns)
+        return ParquetDataset(path, files, columns, images)
+    if images is not None:
+        raise DataError(f"{path} is not records or Parquet, so its images lie in no other folder")
     if kinds == {".tar"}:
         return TarDataset(path, files, columns)
     if len(kinds) > 1:

@@ -23,7 +23,7 @@ class JsonlDataset(Dataset):
 
     form = "jsonl"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, images: Path | None = None) -> None:
         """Raises `DataError` when the file cannot be read."""
         self.path = path
         lines: list[tuple[int, int, int]] = []
@@ -39,7 +39,7 @@ class JsonlDataset(Dataset):
             self._fault = f"{wrong}; what follows line {lines[-1][0] if lines else 0} is lost"
         self._lines: NDArray[np.int64] = np.array(lines, dtype=np.int64).reshape(-1, 3)
         """`(N, 3)`: number of the line from 1, bytes before it, and its own."""
-        self._root = ImageRoot(path.parent)
+        self._root = ImageRoot(images or path.parent)
 
     def __len__(self) -> int:
         return len(self._lines) + (self._fault is not None)

@@ -34,10 +34,16 @@ class ParquetDataset(Dataset):
 
     form = "parquet"
 
-    def __init__(self, path: Path, files: Sequence[Path], columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[Path],
+        columns: Mapping[str, str],
+        images: Path | None = None,
+    ) -> None:
         """Raises `DataError` where no file can be opened, or one has no column of images."""
         self.path, self._files, self._columns = path, list(files), dict(columns)
-        self._root = ImageRoot(self.folder)
+        self._root = ImageRoot(images or self.folder)
         self._groups: list[tuple[Path, int, int, str]] = []
         """File, number of the row group in it and of the group's first row; column of images."""
         self._faults: dict[int, str] = {}
