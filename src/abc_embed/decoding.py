@@ -17,11 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import numpy as np
 import PIL
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from abc_embed.errors import (
@@ -31,6 +29,10 @@ from abc_embed.errors import (
     NotAnImageError,
     TruncatedImageError,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DECODE_LIMIT = 89_478_485
 """Largest picture that is unpacked, in pixels: Pillow's own warning line (256 MiB as RGB)."""
@@ -405,6 +407,8 @@ def _tile_to_rgb(picture: Image.Image, box: Box, label: str) -> Image.Image:
         picture = picture.crop(box)
     mode = picture.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
+        import numpy as np
+
         return _from_values(np.asarray(picture), picture.info.get("transparency"), label)
     try:
         if not picture.has_transparency_data:
@@ -419,19 +423,19 @@ def _tile_to_rgb(picture: Image.Image, box: Box, label: str) -> Image.Image:
         ) from None
 
 
-def _from_values(values: NDArray[Any], key: object, label: str) -> Image.Image:
+def _from_values(values: "NDArray[Any]", key: object, label: str) -> Image.Image:
     """A picture of grey values in more than 8 bits; those that equal `key` are transparent."""
     if values.dtype.kind == "f":
         return _from_eight_bits(values, label)
     if values.min() < 0 or values.max() > 0xFFFF:  # wider ones have no agreed white
         raise NotAnImageError(f"{label} has 32-bit values; convert it to 8 or 16 bits first")
-    values = values.astype(np.uint16)
+    values = values.astype("uint16")
     if isinstance(key, int):
         values[values == key] = 0xFFFF
     return _from_eight_bits(values, label)
 
 
-def decode_array(array: NDArray[np.generic], label: str) -> Image.Image:
+def decode_array(array: "NDArray[np.generic]", label: str) -> Image.Image:
     """An array `(H, W)` or `(H, W, 1 | 3 | 4)` as RGB."""
     shape = "x".join(map(str, array.shape))
     if array.ndim == 3 and array.shape[2] == 1:
@@ -450,12 +454,16 @@ def decode_array(array: NDArray[np.generic], label: str) -> Image.Image:
     return _by_tiles((array.shape[1], array.shape[0]), make)
 
 
-def _from_eight_bits(array: NDArray[Any], label: str) -> Image.Image:
+def _from_eight_bits(array: "NDArray[Any]", label: str) -> Image.Image:
+    import numpy as np
+
     picture = Image.fromarray(np.ascontiguousarray(_eight_bits(array, label)))
     return _tile_to_rgb(picture, (0, 0, *picture.size), label)
 
 
-def _eight_bits(array: NDArray[Any], label: str) -> NDArray[np.uint8]:
+def _eight_bits(array: "NDArray[Any]", label: str) -> "NDArray[np.uint8]":
+    import numpy as np
+
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype == np.bool_:

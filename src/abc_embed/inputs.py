@@ -7,14 +7,13 @@ import io
 import logging
 import os
 import re
+import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, TypeGuard, TypeVar, Union
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from abc_embed.decoding import (
@@ -39,6 +38,10 @@ from abc_embed.errors import (
 from abc_embed.storage.files import open_file
 from abc_embed.storage.hashing import short_hash
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 class TensorLike(Protocol):
     """What a torch tensor has that is needed here; torch is not imported for it."""
@@ -48,16 +51,16 @@ class TensorLike(Protocol):
     def detach(self) -> Any: ...
 
 
-ImageInput: TypeAlias = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | BinaryIO
-    | Image.Image
-    | np.ndarray
-    | TensorLike
-    | Mapping[str, Any]
-)
+ImageInput: TypeAlias = Union[
+    str,
+    os.PathLike[str],
+    bytes,
+    BinaryIO,
+    Image.Image,
+    "np.ndarray",
+    TensorLike,
+    Mapping[str, Any],
+]
 """A path, a `data:` URL, the bytes of a file, a file opened for reading, a Pillow image, an array
 `(H, W)` or `(H, W, 1 | 3 | 4)` of uint8, uint16, bool, or floats from 0 to 1, a tensor
 `(1 | 3 | 4, H, W)` of the same, or the `{"bytes": ..., "path": ...}` of Hugging Face."""
@@ -163,7 +166,7 @@ def as_item(value: object) -> Item:
     """
     if isinstance(value, Item):
         return value
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if _is_array(value) and value.ndim == 0:
         value = value.item()
     if isinstance(value, str):
         return Item(text=value)
@@ -178,14 +181,14 @@ def as_item(value: object) -> Item:
         mend = "give one of its columns, as a list"
     elif isinstance(value, set | frozenset):
         mend = "it has no order, so that its vectors could not be told apart; give a list"
-    elif isinstance(value, np.ndarray) or _is_tensor(value):
+    elif _is_array(value) or _is_tensor(value):
         kind = f"{kind} and shape {tuple(value.shape)}"  # type: ignore[attr-defined]
     raise InputError(f"cannot embed a value of type {kind}; {mend}")
 
 
 def is_single(value: object) -> bool:
     """Whether this is one thing, of whatever type, and not many things to embed."""
-    if isinstance(value, np.ndarray):  # of texts, of objects, or of pictures
+    if _is_array(value):  # of texts, of objects, or of pictures
         return value.ndim == 0 or (value.dtype.kind not in "UO" and value.ndim < 4)
     if _is_tensor(value):
         return bool(value.ndim < 4)  # type: ignore[attr-defined]
@@ -200,11 +203,17 @@ def is_single(value: object) -> bool:
 
 def _is_picture(value: object) -> bool:
     """Whether this can be nothing but a picture."""
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         return value.ndim == 3 and value.shape[2] in (1, 3, 4)
     if _is_tensor(value):
         return bool(value.ndim == 3)  # type: ignore[attr-defined]
     return isinstance(value, Image.Image) or _is_file(value) or _is_image_dict(value)
+
+
+def _is_array(value: object) -> "TypeGuard[np.ndarray]":
+    """Of NumPy, which is not imported for it: before that there is no array."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def _is_tensor(value: object) -> bool:
@@ -259,7 +268,7 @@ def describe_image(image: ImageInput) -> str:
     if isinstance(image, Image.Image):
         return "the image given as Pillow image"
     kind = type(image).__name__
-    return f"the image given as {'array' if isinstance(image, np.ndarray) else kind}"
+    return f"the image given as {'array' if _is_array(image) else kind}"
 
 
 def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.Image:
@@ -300,7 +309,7 @@ def read_header(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Heade
 def _open(image: ImageInput, label: str, decode_limit: int) -> Image.Image:
     if _is_tensor(image):
         image = _tensor_values(image)
-    if isinstance(image, np.ndarray):
+    if _is_array(image):
         return decode_array(image, label)
     if isinstance(image, Image.Image):
         return decode_picture(image, label, decode_limit)
@@ -308,11 +317,11 @@ def _open(image: ImageInput, label: str, decode_limit: int) -> Image.Image:
         return decode_stream(stream, label, decode_limit)
 
 
-def _tensor_values(tensor: Any) -> NDArray[np.generic]:
+def _tensor_values(tensor: Any) -> "NDArray[np.generic]":
     tensor = tensor.detach().cpu()
     values: NDArray[np.generic] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     colours_first = values.ndim == 3 and values.shape[0] in (1, 3, 4)
-    return np.moveaxis(values, 0, 2) if colours_first else values
+    return values.transpose(1, 2, 0) if colours_first else values
 
 
 def _open_stream(image: object, label: str) -> BinaryIO:

@@ -317,11 +317,13 @@ class NpyWriter(Writer):
         self._width, self._dtype = 0, "<f4"
 
     def _add(self, name: str, vector: "Vector") -> None:
+        view = isinstance(vector, memoryview)  # of float32, so that nobody has to import NumPy
         if not self._count:
-            self._width, self._dtype = len(vector), vector.dtype.newbyteorder("<").str
+            self._width = len(vector)
+            self._dtype = "<f4" if view else vector.dtype.newbyteorder("<").str
             self._vectors.write(self._header())
         self._names.write((("[\n" if not self._count else ",\n") + json.dumps(name)).encode())
-        self._vectors.write(vector.astype(self._dtype).tobytes())
+        self._vectors.write(vector.tobytes() if view else vector.astype(self._dtype).tobytes())
         self._count += 1
 
     def _end(self) -> None:
@@ -343,17 +345,18 @@ class ParquetWriter(Writer):
         self._arrow = import_pyarrow("writing Parquet", "mine")
         super().__init__(path)
         self._writer: Any = None
-        self._rows: list[tuple[str, Vector]] = []
+        self._rows: list[tuple[str, Vector | list[float]]] = []
 
     def _add(self, name: str, vector: "Vector") -> None:
-        self._rows.append((name, vector))
+        is_view = isinstance(vector, memoryview)  # of float32
+        self._rows.append((name, vector.tolist() if is_view else vector))
         if len(self._rows) == PARQUET_ROWS:
             self._write_rows()
 
     def _write_rows(self) -> None:
         arrow = self._arrow
         width = len(self._rows[0][1]) if self._rows else 0
-        dtype = str(self._rows[0][1].dtype) if self._rows else "float32"
+        dtype = str(getattr(self._rows[0][1], "dtype", "float32")) if self._rows else "float32"
         vectors = arrow.list_(getattr(arrow, dtype)(), width)
         schema = arrow.schema([("id", arrow.string()), ("vector", vectors)])
         if self._writer is None:

@@ -7,10 +7,11 @@ refused by its name.
 import base64
 import http.client
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import typer
@@ -133,7 +134,10 @@ class RemoteModel:
     def stream(
         self, items: "Iterable[Item]", dim: int | None = None, output: str = "float32"
     ) -> "Iterator[Vector | Skipped]":
-        """As `Embedder.stream` with `on_error="skip"`: a vector `(D,)` an item, in order."""
+        """As `Embedder.stream` with `on_error="skip"`: a vector `(D,)` an item, in order.
+
+        In float32 it is a memoryview, which the writers of vectors.py take as well.
+        """
         chunk: list[tuple[Item, dict[str, Any] | InputError]] = []
         size = start = 0
         for item in items:
@@ -154,8 +158,6 @@ class RemoteModel:
         dim: int | None,
         output: str,
     ) -> "Iterator[Vector | Skipped]":
-        import numpy as np
-
         from abc_embed.inputs import Skipped
 
         inputs = [part for _, part in chunk if isinstance(part, dict)]
@@ -167,12 +169,8 @@ class RemoteModel:
             row = next(rows)
             if row["embedding"] is None:
                 yield Skipped(index, item, InputError(row["error"]))
-            elif isinstance(row["embedding"], str):
-                vector = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
-                yield vector.astype(output)
             else:
-                bits = {"binary": "int8", "ubinary": "uint8"}
-                yield np.array(row["embedding"], bits.get(output, output))
+                yield _as_vector(row["embedding"], output)
 
     def _rows(
         self, inputs: list[dict[str, Any]], dim: int | None, output: str
@@ -188,6 +186,19 @@ class RemoteModel:
                 raise
         first, second = inputs[:half], inputs[half:]
         return [*self._rows(first, dim, output), *self._rows(second, dim, output)]
+
+
+def _as_vector(embedding: str | list[int], output: str) -> "Vector":
+    """What the server sends for a vector; NumPy, half of all imports, stays away from float32."""
+    if isinstance(embedding, str):
+        data = base64.b64decode(embedding)
+        if output == "float32" and sys.byteorder == "little":
+            return cast("Vector", memoryview(data).cast("f"))
+    import numpy as np
+
+    if isinstance(embedding, str):
+        return np.frombuffer(data, "<f4").astype(output)
+    return np.array(embedding, {"binary": "int8", "ubinary": "uint8"}.get(output, output))
 
 
 def _as_part(item: "Item") -> dict[str, Any] | InputError:
