@@ -79,6 +79,13 @@ class Chat:
             ids: list[int] = self._encoder.encode(prompt, add_special_tokens=False).ids
         return ids
 
+    def first_words(self, text: str, fewer: int) -> str:
+        """The text without its last `fewer` tokens, and maybe one word less."""
+        with _guarded("the tokenizer"):
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+        kept = len(encoding.ids) - fewer
+        return text[: encoding.offsets[kept - 1][1]] if kept > 0 else ""
+
     @property
     def prompt_hash(self) -> str:
         """A short hash of the three kinds of prompt as they are rendered."""

@@ -294,8 +294,7 @@ class Embedder:
         if on_error == "raise":
             return stored(vectors)
         skipped.sort(key=lambda bad: bad.index)
-        good = np.delete(vectors, [bad.index for bad in skipped], axis=0)
-        return stored(good), skipped
+        return stored(np.delete(vectors, [bad.index for bad in skipped], axis=0)), skipped
 
     @overload
     def stream(
@@ -539,6 +538,7 @@ class Embedder:
         if self._fingerprint is None:
             origin = ("source", "training")  # no part of what the weights are
             config = {key: value for key, value in self.config.items() if key not in origin}
+            config |= {"truncate": "end"} if self.processor.truncate == "end" else {}
             with self._lock:  # while the model computes, its weights may be those with the adapter
                 self._fingerprint = fingerprint(config, self.model.state_dict())
         return self._fingerprint

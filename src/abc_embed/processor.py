@@ -9,11 +9,12 @@ visual tokens of a picture, `U` unique pictures of a batch.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -31,11 +32,14 @@ from abc_embed.storage.json_files import read_json
 __all__ = ["Batch", "Features", "ImageBudget", "Pixels", "Positions", "Processor"]
 
 Positions = Literal["sequential", "mrope"]
+Truncate: TypeAlias = Literal["error", "end"]
 """How positions count. `sequential`: 0 .. T-1, pictures included; the published weights were
 trained so (paper, trap 1). `mrope`: Qwen2-VL's rows and columns inside a picture."""
 
 _SETTINGS_FILE: Final = "preprocessor_config.json"
 _MOST_VISUAL_TOKENS: Final = 1 << 20  # beyond it, a file is damaged
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +129,10 @@ class Processor:
         self.positions: Positions = positions
         self.max_tokens = max_tokens
         self.decode_limit = decode_limit
+        self.truncate: Truncate = "error"
+        """What words do that are too long: "error" refuses the item, "end" cuts them there."""
+        self.truncated = 0
+        """Items whose words were cut so far."""
 
     @property
     def image_token_id(self) -> int:
@@ -157,12 +165,18 @@ class Processor:
             raise TextError(
                 f"the words hold {self.chat.image_token}, which stands for a picture; take it out"
             )
-        self._check_length(len(ids), 0)  # before a picture is opened for nothing
+        if self.truncate == "error":
+            self._check_length(len(ids), 0)  # before a picture is opened for nothing
         if item.image is None:
+            if len(ids) > self.max_tokens:
+                return self.features(self._cut(item, len(ids)))
             return Features(item.kind, torch.tensor(ids), None, None, None)
         if pixels is None:
             pixels = self.pixels(item.image, max_pixels=max_pixels)
         visual = self.visual_tokens(pixels)
+        if self.truncate == "end" and len(ids) - 1 + visual > self.max_tokens and item.instruction:
+            cut = self._cut(item, len(ids) - 1 + visual)
+            return self.features(cut, max_pixels=max_pixels, pixels=pixels)
         self._check_length(len(ids) - 1 + visual, visual)
         at = ids.index(self.image_token_id)
         ids = ids[:at] + [self.image_token_id] * visual + ids[at + 1 :]
@@ -193,6 +207,26 @@ class Processor:
                 problem = AspectError(f"{describe_image(image)}: {error}")
         del picture  # which the frame of the error would hold
         raise problem
+
+    def _cut(self, item: Item, tokens: int) -> Item:
+        """The item with as many of its words as fit, where it has so many tokens.
+
+        Raises:
+            TextTooLongError: there is no room for a word.
+        """
+        words = item.text or item.instruction or ""
+        kept = self.chat.first_words(words, tokens - self.max_tokens)
+        if not kept.strip():
+            self._check_length(tokens, 0)
+        self.truncated += 1
+        if str(self.truncated).strip("0") == "1":  # 1, 10, 100, ...
+            logger.warning(
+                "%d items so far cut to the %d tokens that the model reads (this one has %d)",
+                self.truncated,
+                self.max_tokens,
+                tokens,
+            )
+        return replace(item, **{"text" if item.image is None else "instruction": kept})
 
     def _check_length(self, tokens: int, visual: int) -> None:
         if tokens <= self.max_tokens:

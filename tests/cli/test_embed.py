@@ -268,6 +268,17 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
     assert leftovers(here, {"photo.jpg", "photos"}) == set()
 
 
+def test_words_that_are_too_long_are_refused_or_cut(
+    cli: Cli, tiny: Path, embedder: Embedder, here: Path
+) -> None:
+    words = ("embed", "--text", "dog! " * 2000, "--model", tiny, "-o", "o.npy")
+    assert "at most 4,096" in cli(*words).error
+    done = cli(*words, "--truncate", "end")
+    assert (done.code, "1 items so far cut to the 4096 tokens" in done.err) == (0, True)
+    few = embedder.embed("dog! " * 900)
+    assert float(np.load("o.npy")[0] @ few) > 0.9
+
+
 class Broken(BaseException):
     """Stands for a kill."""
 

@@ -179,6 +179,29 @@ def test_a_text_beyond_the_model_is_refused_and_not_cut(processor: Processor) ->
         exact.features(Item("a dog!"))
 
 
+@pytest.mark.parametrize("item", [Item("a dog " * 400), golden_parts.small("the dog? " * 400)])
+def test_words_beyond_the_model_are_cut_where_that_is_asked_for(
+    processor: Processor, item: Item, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As much of them as fits, and the end of the prompt stays whole."""
+    tight = with_positions(processor, "sequential", max_tokens=600)
+    with pytest.raises(errors.TextTooLongError):
+        tight.features(item)
+    tight.truncate = "end"
+    for _ in range(12):
+        cut = tight.features(item)
+    assert 590 <= cut.tokens <= 600
+    full = processor.features(item).input_ids
+    assert cut.input_ids[-3:].tolist() == full[-3:].tolist()
+    assert cut.input_ids[:150].tolist() == full[:150].tolist()
+    assert tight.features(Item("a dog")).tokens == processor.features(Item("a dog")).tokens
+    assert tight.truncated == 12
+    assert [record.args[0] for record in caplog.records if record.args] == [1, 10]
+    tight.max_tokens = 5  # no room for a word
+    with pytest.raises(errors.TextTooLongError):
+        tight.features(item)
+
+
 def test_a_picture_beyond_the_model_is_refused(processor: Processor) -> None:
     tight = with_positions(processor, "sequential", max_tokens=300)
     item = golden_parts.picture("aligned_560x448.png", "left?")

@@ -111,6 +111,22 @@ def test_a_text_that_is_too_long_is_such_a_row(tiny: Any, config: Any, tmp_path:
         next(load_batches(RecordSampler(tmp_path, "pretrain", strict.data), processor, strict, 0))
 
 
+def test_a_text_that_is_too_long_is_cut_where_that_is_asked_for(
+    tiny: Any, config: Any, tmp_path: Path
+) -> None:
+    texts = [f"caption {i}" for i in range(COUNT)]
+    texts[BAD] = "word " * 40_000
+    as_records(tmp_path, texts, [jpeg(i) for i in range(COUNT)])
+    settings = config("pretrain", steps=1, batch_size=COUNT)
+    settings = replace(settings, data=DataConfig(truncate="end"))
+    _, processor = tiny()
+    processor.truncate = settings.data.truncate
+    sampler = RecordSampler(tmp_path, "pretrain", settings.data)
+    batch = next(load_batches(sampler, processor, settings, 0))
+    assert not batch.rejected and len(batch.queries) == COUNT
+    assert max(features.tokens for features in batch.candidates) <= processor.max_tokens
+
+
 def test_a_negative_that_is_too_long_costs_the_negative_alone(
     tiny: Any, config: Any, tmp_path: Path
 ) -> None:

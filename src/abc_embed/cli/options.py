@@ -88,6 +88,12 @@ PlanFile = Annotated[
 ]
 
 
+Truncate = Annotated[
+    Literal["error", "end"],
+    typer.Option(help="Words that the model cannot read whole: a bad item, or cut at their end."),
+]
+
+
 OTHER_LIBRARIES = ("st", "open_clip", "late", "random")
 """What an encoder's name may begin with; bench/encoders/registry.py has them."""
 
@@ -291,6 +297,7 @@ class ImageModelSettings(ModelSettings):
             show_default="89478485",
         ),
     ] = None
+    truncate: Truncate = "error"
 
     def load_with_pixels(self) -> "tuple[Embedder, int | None]":
         """The model that the options name, and the `max_pixels` to call it with.
@@ -301,6 +308,7 @@ class ImageModelSettings(ModelSettings):
         """
         area = None if self.max_pixels is None else parse_area(self.max_pixels)
         embedder = self.load()
+        embedder.processor.truncate = self.truncate
         if self.decode_limit is not None:
             embedder.processor.decode_limit = self.decode_limit
         return embedder, None if area is None else _in_pixels(area, embedder.processor)
@@ -357,6 +365,7 @@ class EncoderSettings:
     batch_size: BatchSize = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    truncate: Truncate = "error"
     name: Annotated[
         str | None,
         typer.Option(
@@ -372,7 +381,11 @@ class EncoderSettings:
             from abc_embed.bench.encoders.registry import load_encoder
 
             encoder = load_encoder(
-                name, device=self.device, dtype=self.dtype, batch_size=self.batch_size
+                name,
+                device=self.device,
+                dtype=self.dtype,
+                batch_size=self.batch_size,
+                truncate=self.truncate,
             )
         encoder.name = self.name or encoder.name
         return encoder

@@ -88,6 +88,8 @@ class DataConfig:
     on_error: Literal["skip", "raise"] = "skip"
     """What a row does that cannot be used (a picture cut short, a text too long): "skip" leaves it
     out, counts it in the log and writes it to `rejects.jsonl`; "raise" ends the run."""
+    truncate: Literal["error", "end"] = "error"
+    """What a text does that is too long for the model: it is a bad row, or is cut at its end."""
     max_bad_share: float = 0.01
     """Share of bad rows at which a run ends in any case, of those seen so far, of at least the
     first thousand or all of a smaller set; one row is always let pass, unless this is 0."""

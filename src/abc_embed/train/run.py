@@ -205,6 +205,7 @@ def load_for_training(config: TrainConfig) -> tuple[AbcModel, Processor]:
             dtype=dtype,
             attn=settings.attention,
         )
+    processor.truncate = config.data.truncate
     if model.has_instruct_adapter and config.stage == "instruct":
         logger.info("stage 2 goes on with the stage-2 adapter of %s", settings.base)
     elif model.has_instruct_adapter:

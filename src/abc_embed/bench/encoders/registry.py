@@ -15,6 +15,7 @@ from abc_embed.bench.encoders.cached import CachedEncoder
 from abc_embed.embedder import Embedder
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
+from abc_embed.processor import Truncate
 
 __all__ = ["CachedEncoder", "Encoder", "NativeEncoder", "load_encoder"]
 
@@ -58,11 +59,13 @@ def load_encoder(
     dtype: str = "auto",
     attn: str = "sdpa",
     batch_size: int | None = None,
+    truncate: Truncate = "error",
 ) -> Encoder:
     """The encoder of a name; see the head of this file for the names.
 
     `device`, `dtype` and `attn` are as in `Embedder.from_pretrained`; with `dtype="auto"`
-    models of other libraries keep the number format of their files.
+    models of other libraries keep the number format of their files. `truncate` is what too long
+    words do in models of ours: "error", or "end", which cuts them; other libraries cut.
 
     Raises:
         UsageError: the name is not complete.
@@ -77,12 +80,20 @@ def load_encoder(
         return RandomEncoder(int(rest)) if colon else RandomEncoder()
     if not colon or kind not in ("late", "st", "open_clip"):
         embedder = Embedder.from_pretrained(name, device=device, dtype=dtype, attn=attn)
+        embedder.processor.truncate = truncate
         return NativeEncoder(embedder, name, batch_size=batch_size)
     if not rest:
         raise UsageError(f"{name!r} names no model; write it behind the colon")
     if kind == "late":
         return LateFusion(
-            load_encoder(rest, device=device, dtype=dtype, attn=attn, batch_size=batch_size)
+            load_encoder(
+                rest,
+                device=device,
+                dtype=dtype,
+                attn=attn,
+                batch_size=batch_size,
+                truncate=truncate,
+            )
         )
     if kind == "st":
         from abc_embed.bench.encoders.sentence_transformers import load_sentence_transformer
