@@ -71,7 +71,7 @@ def kills(scenes: str, out: Path, pictures: int, workers: int, drivers: int) -> 
         "ids_twice": 0,
         "largest_difference_to_stream": difference,
         "seconds": round(seconds, 1),
-        "last_run": json.loads(printed),
+        "last_run": {key: value for key, value in json.loads(printed).items() if key != "out"},
     }
 
 
