@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from abc_embed import Embedder, Item, runtime
+from abc_embed import Embedder, Item, figures, runtime
 from abc_embed.bench.metrics import best_ranks, by_kind
 from abc_embed.data import Row, open_dataset
 from abc_embed.hub import fingerprint
@@ -25,14 +25,18 @@ from abc_embed.storage.json_files import atomic_write_json, read_json
 from abc_embed.train import load_config, train
 from experiments.shapes.world import ANSWERS, write_shapes
 
-TRAINING, TEST = (4000, 1), (300, 2)
+SETS = {"train": (1600, 1), "test": (300, 2), "validation": (100, 3)}
 """Pictures and seed of each set."""
 PROBED = (1000, 300)
 """Pictures that the probe learns from, and that it is asked about."""
+COLOURS = {
+    "shape, R@1 of 11": figures.BLUE,
+    "colour, R@1 of 11": "#c9571c",
+    "shape, by the probe": "#9ab8dc",
+    "colour, by the probe": "#e0b98a",
+}
 RIDGES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-STAGE1 = ("configs/pretrain-tiny.toml", "data.negatives=0", "adapter.rank=64", "adapter.alpha=128")
-STAGE2 = ("configs/instruct-tiny.toml", "data.instructions=2", "adapter.rank=16",
-          "adapter.alpha=32")  # fmt: skip
+STAGE1, STAGE2 = "configs/pretrain-small.toml", "configs/instruct-small.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +46,15 @@ class Arm:
     name: str
     stages: tuple[tuple[str, ...], ...] = ()
     """A recipe and what is set in it, for each stage."""
-    max_pixels: int = 0
-    """Of a picture; 0 is the model's own budget, 112 x 112."""
 
 
 ARMS = (
     Arm(name="bundled model, not trained"),
-    Arm(name="the same at 224 px", max_pixels=224 * 224),
-    Arm(name="stage 2, 40 steps (instruct-tiny)", stages=((*STAGE2, "train.steps=40"),)),
-    Arm(name="stage 2, 300 steps", stages=((*STAGE2, "train.steps=300"),)),
+    Arm(name="stage 1 on captions, then stage 2", stages=((STAGE1,), (STAGE2,))),
+    Arm(name="stage 2 alone", stages=((STAGE2,),)),
     Arm(
-        name="stage 1 on captions, 200 steps, then stage 2, 100",
-        stages=((*STAGE1, "train.steps=200"), (*STAGE2, "train.steps=100")),
+        name="both stages, three times as long",
+        stages=((STAGE1, "train.steps=600"), (STAGE2, "train.steps=300")),
     ),
 )
 
@@ -64,7 +65,7 @@ def run(out: Path, results: Path) -> list[dict[str, Any]]:
     Raises:
         AbcError: as training; finished arms are kept.
     """
-    for name, (count, seed) in (("train", TRAINING), ("test", TEST)):
+    for name, (count, seed) in SETS.items():
         if not (out / name / "records.jsonl").exists():
             write_shapes(out / name, count, seed)
     bundled = fingerprint("bundled")
@@ -84,6 +85,9 @@ def run_arm(arm: Arm, data: Path, out: Path) -> dict[str, Any]:
     for number, (recipe, *settings) in enumerate(arm.stages, 1):
         folder = out / f"stage-{number}"
         names = {"model.base": base, "data.records": str(data / "train"), "out": str(folder)}
+        if recipe == STAGE2:
+            names |= {"validation.records": str(data / "validation")}
+            settings.append("validation.every=50")
         places = [f"{field}={json.dumps(value)}" for field, value in names.items()]
         train(load_config(recipe, [*settings, *places]))
         base = str(folder / "model")
@@ -91,30 +95,30 @@ def run_arm(arm: Arm, data: Path, out: Path) -> dict[str, Any]:
     model = Embedder.from_pretrained(base, device="cpu")
     return {
         "name": arm.name,
-        "kinds": measure(model, data / "test", arm.max_pixels or None),
-        "probe": probe(model, data, arm.max_pixels or None),
+        "kinds": measure(model, data / "test"),
+        "probe": probe(model, data),
         "cpu_minutes": round(minutes, 1) if arm.stages else None,
     }
 
 
-def measure(model: Embedder, test: Path, max_pixels: int | None) -> dict[str, Any]:
+def measure(model: Embedder, test: Path) -> dict[str, Any]:
     """R@1 by kind of question among all eleven answers."""
     texts = [text for answers in ANSWERS.values() for text in answers]
-    rows = islice(open_dataset(test), TEST[0])
+    rows = open_dataset(test)
     asked = [(row.image, ask) for row in rows for ask in row.record.instructions]
     items = [Item(image=image, instruction=ask.instruction) for image, ask in asked]
-    scores = model.embed(items, max_pixels=max_pixels) @ model.embed(texts).T
+    scores = model.embed(items) @ model.embed(texts).T
     golds = [[texts.index(ask.answer)] for _, ask in asked]
     right = best_ranks(scores, golds) == 1
     images = [number // len(ANSWERS) for number in range(len(asked))]
     return by_kind(right, golds, [ask.kind for _, ask in asked], images)
 
 
-def probe(model: Embedder, data: Path, max_pixels: int | None) -> dict[str, float]:
+def probe(model: Embedder, data: Path) -> dict[str, float]:
     """Share of test pictures that the probe names rightly, by kind."""
     rows = [list(islice(open_dataset(data / name), n))
             for name, n in zip(("train", "test"), PROBED, strict=True)]  # fmt: skip
-    tokens = [np.concatenate([*_mean_tokens(model, some, max_pixels)]) for some in rows]
+    tokens = [np.concatenate([*_mean_tokens(model, some)]) for some in rows]
     centre, spread = tokens[0].mean(axis=0), tokens[0].std(axis=0) + 1e-6
     x, x_test = (np.c_[(part - centre) / spread, np.ones(len(part))] for part in tokens)
     found = {}
@@ -135,16 +139,28 @@ def _answer(row: Row, kind: str, answers: list[str]) -> int:
 
 
 @torch.no_grad()
-def _mean_tokens(
-    model: Embedder, rows: list[Row], max_pixels: int | None
-) -> Iterator[NDArray[np.float32]]:
+def _mean_tokens(model: Embedder, rows: list[Row]) -> Iterator[NDArray[np.float32]]:
     """The mean visual token `(B, D)` of each picture, 50 at a time."""
     for first in range(0, len(rows), 50):
         items = [Item(image=row.image) for row in rows[first : first + 50]]
-        features = [model.processor.features(item, max_pixels=max_pixels) for item in items]
+        features = [model.processor.features(item) for item in items]
         tokens = model.model.encode_images(model.processor.collate(features))
         if tokens is not None:  # all pictures are of one size
             yield tokens.reshape(len(items), -1, tokens.shape[-1]).mean(dim=1).float().numpy()
+
+
+def draw(arms: list[dict[str, Any]], path: Path) -> None:
+    """Bars of R@1 and of the probe, by kind."""
+    figure = figures.new_figure(7.5, 1.6 + 1.1 * len(arms))
+    axes = figure.subplots()
+    figures.score_axes(axes, [arm["name"] for arm in arms])
+    for row, arm in enumerate(arms):
+        bars = {f"{kind}, R@1 of 11": arm["kinds"][kind] for kind in ANSWERS}
+        for kind, value in arm["probe"].items():
+            bars[f"{kind}, by the probe"] = {"value": value, "interval": (value, value)}
+        figures.score_bars(axes, row, bars, COLOURS, fontsize=8)
+    figures.legend_below(figure, columns=4, fontsize=9)
+    figures.save_figure(figure, path, dpi=130)
 
 
 def table(arms: list[dict[str, Any]]) -> str:
