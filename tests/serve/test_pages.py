@@ -1,5 +1,6 @@
 """The pages Search and Map as a person uses them, in headless Chromium."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,43 @@ def test_legend_new_instruction_and_play(open_page: OpenPage, address: str) -> N
     page.click("#play")
     page.fill("#texts", "")
     page.wait_for_selector("#error-texts:has-text('at least one candidate')")
+
+
+def test_umap_where_it_is_installed(open_page: OpenPage, address: str) -> None:
+    pytest.importorskip("umap", reason="needs the extra umap")
+    page = open_page(f"{address}/map", reduced_motion="reduce")
+    page.fill("#texts", "\n".join(NAMES))
+    page.check("#instruction-1")
+    page.wait_for_selector("#status:has-text('% of the variance')")
+    by_variance = places(page)
+    page.select_option("#layout", "umap")
+    page.wait_for_selector("#status:not(:has-text('variance')):has-text('48 of 48 pictures')")
+    by_neighbours = places(page)
+    assert set(by_neighbours) == set(by_variance)
+    names = list(by_neighbours)
+    moved = [np.hypot(*np.subtract(by_neighbours[n], by_variance[n])) for n in names]
+    assert np.median(moved) > 10
+    # What a picture's neighbour shows on the left is what it shows there itself.
+    where = np.array([by_neighbours[name] for name in names])
+    apart = np.linalg.norm(where[:, None] - where, axis=-1)
+    np.fill_diagonal(apart, np.inf)
+    left = np.array([name.split()[0] for name in names])
+    assert (left[apart.argmin(axis=1)] == left).mean() > 0.8
+    page.reload()
+    page.wait_for_selector("#status:not(:has-text('variance')):has-text('48 of 48 pictures')")
+    assert page.input_value("#layout") == "umap"
+
+
+def test_umap_that_is_missing_is_said_beside_its_field(
+    open_page: OpenPage, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    page = open_page(f"{address}/map", reduced_motion="reduce")
+    page.select_option("#layout", "umap")
+    page.wait_for_selector("#error-layout:has-text('abc-embed[umap]')")
+    page.select_option("#layout", "pca")
+    page.wait_for_selector("#error-layout:empty", state="attached")
+    assert places(page)
 
 
 # -- all pages -------------------------------------------------------------------------------------
