@@ -11,6 +11,7 @@ what the server's process spends on a request beyond what `embed_one` spends is 
 import argparse
 import base64
 import http.client
+import io
 import json
 import os
 import statistics
@@ -19,13 +20,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from serve_parts import png
+import numpy as np
+from PIL import Image
 from serve_process import serving
 
 from abc_embed import Embedder, Item, runtime
@@ -116,21 +119,51 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {"best": min(seconds) * 1e3, "p10": tenth[0] * 1e3, "median": tenth[4] * 1e3}
 
 
-def load(url: str, embedder: Embedder, items: list[Item], size: int, rounds: int) -> dict[str, Any]:
-    """Items a second, offline and through 16 clients with `size` items a request, in turns."""
-    inputs = [as_input(item) for item in items]
-    requests = [inputs[at : at + size] for at in range(0, len(inputs), size)]
-    offline, served = [], []
-    for _ in range(rounds):
-        offline.append(timed(lambda: embedder.embed(items)))
-        served.append(timed(lambda: by_clients(url, requests)))
+def load(
+    url: str,
+    pid: int,
+    embedder: Embedder,
+    make: Callable[[int], Item],
+    count: int,
+    size: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Items a second, offline and through 16 clients with `size` items a request, in turns.
+
+    Every round has items that the server has not seen, so that nothing it keeps can help it.
+    """
+    offline, served, cost = [], [], 0.0
+    for number in range(rounds + 1):
+        items = [make(number * count + n) for n in range(count)]
+        inputs = [as_input(item) for item in items]
+        requests = [inputs[at : at + size] for at in range(0, count, size)]
+        offline.append(timed(partial(embedder.embed, items)))
+        before = processor_time_s(pid)
+        served.append(timed(partial(by_clients, url, requests)))
+        cost += processor_time_s(pid) - before
+    offline, served = offline[1:], served[1:]  # the first warms both up
     return {
-        "items": len(items),
+        "items": count,
         "items_a_request": size,
-        "offline_a_second": len(items) / min(offline),
-        "served_a_second": len(items) / min(served),
+        "offline_a_second": count / min(offline),
+        "served_a_second": count / min(served),
         "ratio": min(offline) / min(served),
+        "ratio_median": statistics.median(offline) / statistics.median(served),
+        "server_processor_time_ms_an_item": cost / (rounds + 1) / count * 1e3,
     }
+
+
+def text(number: int) -> Item:
+    return Item(text=f"a photo of thing number {number}, seen from the side")
+
+
+def photo(number: int) -> Item:
+    """A picture of soft colours as JPEG, and one of two questions."""
+    colours = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(colours).resize((112, 112), Image.Resampling.BICUBIC).save(stream, "JPEG")
+    words = ("what is on the left?", "what is on the right?")[number % 2]
+    return Item(image=stream.getvalue(), instruction=words)
 
 
 def as_input(item: Item) -> Any:
@@ -146,9 +179,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     embedder = Embedder.from_pretrained("bundled", device="cpu")
-    texts = [Item(text=f"a photo of thing number {n}, seen from the side") for n in range(1024)]
-    words = ("what is on the left?", "what is on the right?")
-    photos = [Item(image=png(n, (112, 112)), instruction=words[n % 2]) for n in range(192)]
     record: dict[str, Any] = {
         "versions": runtime.versions(),
         "hardware": runtime.hardware(),
@@ -156,11 +186,12 @@ def main() -> None:
         "goals": GOALS,
     }
     with tempfile.TemporaryDirectory() as place, serving([], Path(place) / "log") as (url, pid):
+        both = url, pid, embedder
         record |= {
-            "single_text": latency(url, pid, embedder, 100 * options.rounds),
-            "texts": load(url, embedder, texts, 64, options.rounds),
-            "photos_with_instructions": load(url, embedder, photos, 4, options.rounds),
-            "texts_one_a_request": load(url, embedder, texts[:256], 1, options.rounds),
+            "single_text": latency(*both, 100 * options.rounds),
+            "texts": load(*both, text, 2048, 32, options.rounds),
+            "photos_with_instructions": load(*both, photo, 256, 4, options.rounds),
+            "texts_one_a_request": load(*both, text, 512, 1, options.rounds),
         }
     loads = ("texts", "photos_with_instructions", "texts_one_a_request")
     record["met"] = {
