@@ -3,6 +3,7 @@
 torch is imported where it is needed, so that a light command does not pay for it.
 """
 
+import ctypes
 import os
 import platform
 import random
@@ -287,6 +288,15 @@ def _status_bytes(field: str) -> int:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def trim_memory() -> None:
+    """Give back what was freed: glibc keeps it, torn in pieces, in an arena of each thread.
+
+    Takes milliseconds; nothing happens with another C library.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def synchronize(device: "torch.device") -> None:

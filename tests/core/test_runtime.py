@@ -1,5 +1,6 @@
 """Devices and number formats by one word; a missing one is said plainly."""
 
+import platform
 import random
 from importlib.metadata import PackageNotFoundError
 
@@ -97,3 +98,14 @@ def test_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["memory_bytes"] is None or found["memory_bytes"] > 2**28
     monkeypatch.delattr("os.sysconf")
     assert runtime.hardware()["memory_bytes"] is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_freed_memory_is_given_back() -> None:
+    """Blocks that small ones, still in use, lie between: none is at the end of the heap."""
+    small = [(bytes(40_000), bytes(600)) for _ in range(2_000)]
+    kept = [one for _, one in small]
+    full = runtime.resident_bytes()
+    del small
+    runtime.trim_memory()
+    assert full - runtime.resident_bytes() > 40e6 and len(kept) == 2_000

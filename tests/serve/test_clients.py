@@ -44,6 +44,7 @@ def test_openai(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
         short = client.embeddings.create(model="golden", input=TEXTS[0], dimensions=16)
         assert close(short.data[0].embedding, truncate(texts[0], 16))
         assert client.models.list().data[0].id == "golden"
+        assert client.models.retrieve("golden").id == "golden"
         content = [
             {"type": "image_url", "image_url": {"url": data_url(png(3))}},
             {"type": "text", "text": WORDS},

@@ -11,22 +11,25 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from abc_embed import __version__
+from abc_embed import __version__, runtime
 from abc_embed.embedder import Embedder
 from abc_embed.errors import AbcError, InputError, OutOfMemoryError, RequestError, UsageError
 from abc_embed.serve.engine import Engine, bad_items
@@ -59,8 +62,10 @@ SMALL_BODY = 1 << 14
 """A body of no more bytes, without images, is taken apart at once and not in a thread."""
 BODIES = 16
 """So many bodies of the largest size may be in memory at a time."""
-FEW_VECTORS = 8
+FEW_VECTORS = 64
 """More of them are written as JSON in a thread."""
+TRIM_S = 10.0
+"""Freed memory is given back so often: in between it serves the next requests."""
 MAX_SENTENCE = 600
 """Characters of a refusal: what it repeats of the request may be of any length."""
 
@@ -85,6 +90,7 @@ class Server:
         self.settings = settings
         self.created = int(time.time())
         self._body_bytes = 0
+        self._answered = 0
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "abc_embed_requests",
@@ -125,6 +131,15 @@ class Server:
         ).set_function(lambda: len(self.queue))
         self.app = self._make_app()
 
+    async def _trim(self) -> None:
+        """Give freed memory back, every few seconds in which something was answered."""
+        seen = 0
+        while True:
+            await asyncio.sleep(TRIM_S)
+            if seen != self._answered:
+                seen = self._answered
+                await asyncio.to_thread(runtime.trim_memory)
+
     def _count_batch(self, items: int, tokens: int) -> None:
         self._batch_items.observe(items)
         self._batch_tokens.inc(tokens)
@@ -135,7 +150,9 @@ class Server:
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             with self.queue:
+                trimming = asyncio.create_task(self._trim())
                 yield
+                trimming.cancel()
                 await asyncio.to_thread(self.engine.close)
 
         app = FastAPI(
@@ -158,6 +175,7 @@ class Server:
         app.get("/v1/indexes")(self._get(self._retrieval.indexes))
         app.get("/v1/indexes/{index}/images/{identity}", response_class=Response)(self._image)
         app.get("/v1/models")(self._models)
+        app.get("/v1/models/{name:path}")(self._one_model)
         app.get("/health")(self._health)
         app.get("/metrics")(self._metrics)
         app.exception_handler(HTTPException)(self._http_error)
@@ -184,18 +202,25 @@ class Server:
                 async with self._body(request) as content:
                     answer = await handle(await self._parsed(content), request, read_images())
                 if callable(answer):
-                    return await asyncio.to_thread(lambda: JSONResponse(answer()))
-                return JSONResponse(answer)
+                    return await asyncio.to_thread(lambda: as_json(answer()))
+                return as_json(answer)
             except AbcError as error:
                 return refusal(error, shape)
 
         route.__name__ = path.strip("/").replace("/", "_")
-        app.post(path, summary=SUMMARIES[path], openapi_extra=request_body(path))(route)
+        app.router.add_api_route(
+            path,
+            route,
+            methods=["POST"],
+            summary=SUMMARIES[path],
+            openapi_extra=request_body(path),
+            route_class_override=PlainRoute,
+        )
 
     def _get(self, handle: "Callable[[Request], Awaitable[Any]]") -> "Callable[..., Any]":
         async def route(request: Request) -> Response:
             try:
-                return JSONResponse(await handle(request))
+                return as_json(await handle(request))
             except AbcError as error:
                 return refusal(error, None)
 
@@ -226,10 +251,12 @@ class Server:
 
     def record(self, request: Request, status: int, seconds: float) -> None:
         """Metrics, and one line in the log."""
+        self._answered += 1
         path = _metrics_path(request)
         self._requests.labels(path, status).inc()
         self._seconds.labels(path).observe(seconds)
         line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "method": request.method,
             "path": path,
             "status": status,
@@ -238,9 +265,11 @@ class Server:
         LOG.info(json.dumps(line))
 
     def _has_key(self, request: Request) -> bool:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return False
         # Every key is compared, whole and in constant time.
-        matches = [hmac.compare_digest(given, key.encode()) for key in self.settings.keys]
+        matches = [hmac.compare_digest(given.encode(), key.encode()) for key in self.settings.keys]
         return any(matches)
 
     def _is_foreign(self, request: Request) -> bool:
@@ -359,23 +388,33 @@ class Server:
 
     def _as_json(self, vectors: Any, output: str, ranges: Any) -> list[Any]:
         if output == "float":
-            return list(vectors.tolist())
+            return list(vectors)
         if output == "base64":
             return [as_base64(vector) for vector in vectors]
-        return list(quantize(vectors, output, ranges).tolist())
+        return list(quantize(vectors, output, ranges))
 
     # -- about the server ------------------------------------------------------------------------
 
-    async def _models(self) -> dict[str, Any]:
-        """The model, in OpenAI's list."""
-        model = {
+    def _described(self) -> dict[str, Any]:
+        return {
             "id": self.name,
             "object": "model",
             "created": self.created,
             "owned_by": "abc-embed",
             "dimensions": self.embedder.dim,
         }
-        return {"object": "list", "data": [model]}
+
+    async def _models(self) -> dict[str, Any]:
+        """The model, in OpenAI's list."""
+        return {"object": "list", "data": [self._described()]}
+
+    async def _one_model(self, name: str) -> Response:
+        """The model by its name."""
+        try:
+            self.engine.check_model(name)
+        except RequestError as error:
+            return refusal(error, None)
+        return as_json(self._described())
 
     async def _health(self) -> dict[str, Any]:
         """Alive, and ready to embed."""
@@ -400,6 +439,15 @@ class Server:
         sentences = {404: "there is no such path", 405: "this path does not take that method"}
         message = sentences.get(status, str(getattr(error, "detail", "the request is refused")))
         return JSONResponse(openai_error(message, None, status), status)
+
+
+class PlainRoute(APIRoute):
+    """A route whose function takes the request as it is: FastAPI's own reading is left out."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
 
 
 class Around:
@@ -441,6 +489,12 @@ class Around:
             self._server.record(request, status or 500, time.perf_counter() - started)
 
 
+def as_json(answer: Any) -> Response:
+    """An answer, in which a list of numbers may be an array."""
+    content = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, media_type="application/json")
+
+
 def refusal(error: AbcError, shape: Shape | None) -> JSONResponse:
     """An error as the answer that the client of that shape understands."""
     status, place, sentence = 400, None, str(error)
@@ -456,7 +510,11 @@ def refusal(error: AbcError, shape: Shape | None) -> JSONResponse:
         sentence = f"{sentence[: MAX_SENTENCE // 2]} … {sentence[-MAX_SENTENCE // 2 :]}"
     place = place and place[:MAX_SENTENCE]
     body = (shape.error if shape else openai_error)(sentence, place, status)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    elif status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers=headers)
 
 

@@ -86,8 +86,7 @@ class Engine:
             RequestError: the queue is full, the client has hung up, or it took too long.
         """
         futures = self.queue.submit(items, max_pixels)
-        work = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        results: list[Embedded | BaseException] = await self._wait(work, http)
+        results: list[Embedded | BaseException] = await self._wait(together(futures), http)
         return results
 
     async def vectors(
@@ -153,6 +152,43 @@ class Engine:
             raise RequestError("the client has hung up", None, 499)
         seconds = self.settings.answer_timeout_s
         raise RequestError(f"no answer within {seconds:g} s; try again", None, 503)
+
+
+def together(
+    futures: "Sequence[Future[Embedded]]",
+) -> "asyncio.Future[list[Embedded | BaseException]]":
+    """All outcomes, once the last is there: the loop is woken once, and not for every item.
+
+    Where it is cancelled, so is every item that has not begun.
+    """
+    loop = asyncio.get_running_loop()
+    whole: asyncio.Future[list[Embedded | BaseException]] = loop.create_future()
+    left, lock = len(futures), threading.Lock()
+
+    def finish() -> None:
+        if not whole.done():
+            whole.set_result([future.exception() or future.result() for future in futures])
+
+    def one_done(_: object) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            is_last = not left
+        if is_last:
+            with suppress(RuntimeError):  # the loop was closed, and nobody waits
+                loop.call_soon_threadsafe(finish)
+
+    def cancel(_: object) -> None:
+        if whole.cancelled():
+            for future in futures:
+                future.cancel()
+
+    whole.add_done_callback(cancel)
+    if not futures:
+        whole.set_result([])
+    for future in futures:
+        future.add_done_callback(one_done)
+    return whole
 
 
 async def _hung_up(http: Request) -> None:

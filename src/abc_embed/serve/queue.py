@@ -7,7 +7,7 @@ pictures are encoded once, whoever sent them.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
@@ -20,6 +20,10 @@ from abc_embed.processor import Features
 
 RETRY_AFTER_S = 1
 """What a client is told to wait when the queue is full."""
+TEXTS_A_TASK = 32
+"""Texts that a thread prepares in one go: each takes less time than a thread to be woken."""
+SHORT_REQUEST = 1024
+"""Characters of a request of texts alone that is prepared on the spot, without a thread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +52,6 @@ class EmbeddingQueue:
         embedder: the model.
         capacity: the most items that wait or are being computed; more are refused.
         batch_tokens: the most tokens of a batch, padding included; None: as suits the device.
-        threads: how many pictures are prepared at a time.
         on_batch: called with the items and tokens of each batch.
     """
 
@@ -58,7 +61,6 @@ class EmbeddingQueue:
         *,
         capacity: int = 1024,
         batch_tokens: int | None = None,
-        threads: int = 2,
         on_batch: Callable[[int, int], None] = lambda items, tokens: None,
     ) -> None:
         self.embedder = embedder
@@ -67,7 +69,9 @@ class EmbeddingQueue:
         self._preparers: dict[int | None, EmbeddingPipeline] = {None: self._pipeline}
         """By the resolution."""
         self._on_batch = on_batch
-        self._preparing = ThreadPoolExecutor(threads, thread_name_prefix="abc-embed-prepare")
+        self._preparing = ThreadPoolExecutor(
+            self._pipeline.threads, thread_name_prefix="abc-embed-prepare"
+        )
         self._ready: deque[Job] = deque()
         self._changed = threading.Condition()
         self._waiting = 0
@@ -111,7 +115,11 @@ class EmbeddingQueue:
         jobs = [Job(item, max_pixels) for item in items]
         for job in jobs:
             job.future.add_done_callback(self._one_less)
-            self._preparing.submit(self._prepare, job)
+        if is_short(items):
+            self._prepare(jobs)
+        else:
+            for task in tasks(jobs):
+                self._preparing.submit(self._prepare, task)
         return [job.future for job in jobs]
 
     def close(self) -> None:
@@ -129,16 +137,19 @@ class EmbeddingQueue:
             self._waiting -= 1
             self._changed.notify()  # a queue that is closing may have waited for this one
 
-    def _prepare(self, job: Job) -> None:
-        if job.future.cancelled():
-            return
-        try:
-            job.features = self._preparers[job.max_pixels].prepare(job.item)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this item)
-            fail(job.future, error)
-            return
+    def _prepare(self, jobs: list[Job]) -> None:
+        ready = []
+        for job in jobs:
+            if job.future.cancelled():
+                continue
+            try:
+                job.features = self._preparers[job.max_pixels].prepare(job.item)
+            except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this item)
+                fail(job.future, error)
+                continue
+            ready.append(job)
         with self._changed:
-            self._ready.append(job)
+            self._ready += ready
             self._changed.notify()
 
     def _compute(self) -> None:
@@ -178,6 +189,23 @@ class EmbeddingQueue:
         for job, vector, item in zip(jobs, vectors, features, strict=True):
             if job.future.set_running_or_notify_cancel():
                 job.future.set_result(Embedded(vector, item.tokens, self._image_pixels(item)))
+
+
+def is_short(items: Sequence[Item]) -> bool:
+    """Whether these are texts that take less time to prepare than a thread to be woken."""
+    return sum(SHORT_REQUEST if i.text is None else len(i.text) for i in items) < SHORT_REQUEST
+
+
+def tasks(jobs: list[Job]) -> Iterator[list[Job]]:
+    """The jobs as threads take them: a picture by itself, texts several at a time."""
+    texts: list[Job] = []
+    for job in jobs:
+        if job.item.text is None:
+            yield [job]
+        else:
+            texts.append(job)
+    for start in range(0, len(texts), TEXTS_A_TASK):
+        yield texts[start : start + TEXTS_A_TASK]
 
 
 def fail(future: "Future[Embedded]", error: Exception) -> None:
