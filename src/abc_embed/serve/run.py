@@ -16,6 +16,8 @@ HEADER_TIMEOUT_S = 10.0
 long after the connection was made."""
 READ_TIMEOUT_S = 60.0
 """So long a client may take nothing of an answer."""
+KEEP_ALIVE_S = 75
+"""So long a connection is kept between two requests: proxies let go after 60, and go first."""
 MAX_HEAD = 2**16
 """Bytes of a head: its address and its headers."""
 OPEN_FILES = 65_536
@@ -126,6 +128,7 @@ def run_server(
             server.app,
             http=BoundedProtocol,
             ws="none",
+            timeout_keep_alive=KEEP_ALIVE_S,
             log_config=None,
             access_log=False,
             server_header=False,
