@@ -1,5 +1,6 @@
 """The page as a person uses it, in headless Chromium."""
 
+import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,41 @@ def test_a_picture_of_ones_own(page: Any, tmp_path: Path) -> None:
     assert page.get_attribute("#photo", "src") != before
     page.fill("#texts", "")
     page.wait_for_selector("#error:has-text('at least one candidate')")
+
+
+CARRY = """([data, way]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const carried = new DataTransfer();
+  carried.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+  const how = { bubbles: true, cancelable: true };
+  document.getElementById("drop").dispatchEvent(
+    way === "drop"
+      ? new DragEvent("drop", { dataTransfer: carried, ...how })
+      : new ClipboardEvent("paste", { clipboardData: carried, ...how }),
+  );
+}"""
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_is_dropped_or_pasted(page: Any, way: str) -> None:
+    answers(page)
+    before = page.get_attribute("#photo", "src")
+    page.evaluate(CARRY, [base64.b64encode(png(9, (120, 90))).decode(), way])
+    for _ in range(200):
+        if page.get_attribute("#photo", "src") != before:
+            break
+        page.wait_for_timeout(50)
+    assert page.get_attribute("#photo", "src") != before
+    assert answers(page)
+
+
+def test_another_example(page: Any) -> None:
+    page.click("#examples button:has(img[src$='tree_and_bicycle.png'])")
+    page.wait_for_selector("article:first-child li:first-child:has-text('a tree')")
+    expected = {"what is on the left?": "a tree", "what is on the right?": "a bicycle"}
+    assert answers(page) == expected
+    page.reload()
+    assert answers(page) == expected
 
 
 @pytest.mark.parametrize("width", [360, 3840])

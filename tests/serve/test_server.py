@@ -468,8 +468,11 @@ def test_the_command_serves_and_ends_cleanly(tmp_path: Any) -> None:
         assert "default-src 'self'" in page.headers["content-security-policy"]
         assert httpx.get(f"{url}/static/app.js").headers["content-type"].startswith("text/javascr")
         assert httpx.get(f"{url}/static/%2e%2e%2fapp.py").status_code == 404
-        name = httpx.get(f"{url}/examples").json()[0]
-        assert httpx.get(f"{url}/examples/{name}").content[:4] == b"\x89PNG"
+        names = httpx.get(f"{url}/examples").json()
+        assert names[0] == "dog_and_cat.png" and len(names) == 3
+        for name in names:
+            assert httpx.get(f"{url}/examples/{name}").content[:4] == b"\x89PNG"
+        assert httpx.get(f"{url}/examples/%2e%2e%2fapp.py").status_code == 404
         with ThreadPoolExecutor(1) as pool:
             body = {"input": [f"text {n}" for n in range(200)]}
             answer = pool.submit(post, url, "/v1/embeddings", body)

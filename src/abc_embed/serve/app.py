@@ -37,7 +37,7 @@ from abc_embed.serve.fetch import Fetcher, check_hosts
 from abc_embed.serve.fields import Fields, ReadImage, parse_json
 from abc_embed.serve.images import ImageReader
 from abc_embed.serve.openapi import SUMMARIES, request_body
-from abc_embed.serve.pages import EXAMPLES, PAGES, STATIC, shipped
+from abc_embed.serve.pages import PAGES, STATIC, example, example_names, shipped
 from abc_embed.serve.queue import RETRY_AFTER_S, Embedded
 from abc_embed.serve.ranking import Ranking
 from abc_embed.serve.retrieval import Retrieval
@@ -187,10 +187,8 @@ class Server:
         for page in PAGES:
             app.get(f"/{page.address.strip('./')}", include_in_schema=False)(page.__call__)
         app.get("/static/{name}", include_in_schema=False)(lambda name: shipped(STATIC, name))
-        app.get("/examples/{name}", include_in_schema=False)(lambda name: shipped(EXAMPLES, name))
-        app.get("/examples", include_in_schema=False)(
-            lambda: sorted(f.name for f in EXAMPLES.iterdir() if f.name.endswith(".png"))
-        )
+        app.get("/examples/{name}", include_in_schema=False)(example)
+        app.get("/examples", include_in_schema=False)(example_names)
 
     def _add(self, app: FastAPI, path: str, handle: Handler, shape: Shape | None = None) -> None:
         """A route whose body is read by hand, so that every refusal names its place."""

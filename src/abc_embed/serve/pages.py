@@ -9,7 +9,10 @@ from string import Template
 from fastapi import Response
 from starlette.exceptions import HTTPException
 
-EXAMPLES = files("abc_embed") / "bundled" / "images"
+EXAMPLES = (
+    files("abc_embed") / "bundled" / "images",
+    files("abc_embed") / "serve" / "examples",
+)
 STATIC = files("abc_embed") / "serve" / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
 
@@ -48,10 +51,25 @@ PAGES = (
 )
 
 
+def names(folder: Traversable) -> set[str]:
+    """What a folder holds."""
+    return {file.name for file in folder.iterdir() if file.is_file()}
+
+
 def shipped(folder: Traversable, name: str) -> Response:
     """A file that comes with the package, by its bare name."""
-    names = {file.name for file in folder.iterdir() if file.is_file()}
     kind = _TYPES.get("." + name.rpartition(".")[2])
-    if name not in names or kind in (None, _TYPES[".html"]):  # a page is more than its file
+    if name not in names(folder) or kind in (None, _TYPES[".html"]):  # a page is more than its file
         raise HTTPException(404)
     return Response((folder / name).read_bytes(), media_type=kind)
+
+
+def example_names() -> list[str]:
+    """The pictures to begin with, the one of the quickstart first."""
+    return sorted(name for folder in EXAMPLES for name in names(folder) if name.endswith(".png"))
+
+
+def example(name: str) -> Response:
+    """One of them."""
+    folder = next((folder for folder in EXAMPLES if name in names(folder)), EXAMPLES[0])
+    return shipped(folder, name)
