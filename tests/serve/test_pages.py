@@ -14,6 +14,7 @@ from abc_embed.scenes.layout import Placed, Scene
 from abc_embed.scenes.render import render
 from abc_embed.scenes.things import THINGS
 from abc_embed.search import Index
+from abc_embed.serve.layout import lay_out
 
 NAMES = ["a dog", "a cat", "a bicycle", "a tree"]
 IMAGES = 48
@@ -261,6 +262,8 @@ def test_legend_new_instruction_and_play(open_page: OpenPage, address: str) -> N
 
 def test_umap_where_it_is_installed(open_page: OpenPage, address: str) -> None:
     pytest.importorskip("umap", reason="needs the extra umap")
+    some = np.random.default_rng(0).normal(size=(IMAGES, 256)).astype(np.float32)
+    lay_out(some, some, some, "umap")  # its first time it compiles, for up to a minute
     page = open_page(f"{address}/map", reduced_motion="reduce")
     page.fill("#texts", "\n".join(NAMES))
     page.check("#instruction-1")
