@@ -1,5 +1,6 @@
 """The experiment on shapes: its pictures, and one small run of all that it does."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,12 @@ def test_shapes_differ_and_come_again(tmp_path: Path) -> None:
 
 
 def test_every_arm_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "TRAINING", (8, 1))
-    monkeypatch.setattr(run, "TEST", (4, 2))
+    monkeypatch.setattr(run, "SETS", {"train": (8, 1), "test": (4, 2), "validation": (4, 3)})
     monkeypatch.setattr(run, "PROBED", (8, 4))
     short = ("train.steps=1", "train.batch_size=2")
     arms = (
         run.Arm(name="nothing"),
-        run.Arm(name="both", stages=((*run.STAGE1, *short), (*run.STAGE2, *short))),
+        run.Arm(name="both", stages=((run.STAGE1, *short), (run.STAGE2, *short))),
     )
     monkeypatch.setattr(run, "ARMS", arms)
     monkeypatch.chdir(Path(run.__file__).parents[2])
@@ -43,6 +43,10 @@ def test_every_arm_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(set(arm["kinds"]) == set(arm["probe"]) == set(ANSWERS) for arm in found)
     assert all(arm["kinds"]["shape"]["of"] == 4 for arm in found)
     assert len(run.table(found).splitlines()) == 4
+    run.draw(found, tmp_path / "shapes.png")
+    assert (tmp_path / "shapes.png").stat().st_size > 1000
+    asked = (tmp_path / "work/arm-1/stage-2/validation.jsonl").read_text()
+    assert set(json.loads(asked.splitlines()[-1])["kinds"]) == set(ANSWERS)
     monkeypatch.setattr(run, "run_arm", None)  # nothing is computed twice
     again = run.run(tmp_path / "work", tmp_path / "shapes.json")
     assert run.table(again) == run.table(found)
@@ -54,11 +58,11 @@ def test_the_probe_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.Monke
         write_shapes(tmp_path / name, 60, seed)
     monkeypatch.setattr(run, "PROBED", (60, 60))
 
-    def tokens(model: object, rows: list, max_pixels: object):  # type: ignore[no-untyped-def, type-arg]
+    def tokens(model: object, rows: list):  # type: ignore[no-untyped-def, type-arg]
         for row in rows:
             colour = ANSWERS["colour"].index(row.record.instructions[1].answer)
             yield np.eye(len(ANSWERS["colour"]), dtype=np.float32)[[colour]]
 
     monkeypatch.setattr(run, "_mean_tokens", tokens)
-    found = run.probe(None, tmp_path, None)  # type: ignore[arg-type]
+    found = run.probe(None, tmp_path)  # type: ignore[arg-type]
     assert found["colour"] == 1.0 and found["shape"] < 0.6
