@@ -27,6 +27,7 @@ from typing import Any
 
 CASES = ("single texts", "64 pictures", "mixed list", "32 pictures x 4 instructions")
 GOALS = dict(zip(CASES, (1.5, 1.2, 1.15, 1.2), strict=True))
+BUNDLED = Path(__file__).resolve().parents[1] / "src/abc_embed/bundled/model"
 WORKLOADS = Path(__file__).resolve().parents[1] / "src/abc_embed/speed/workloads.py"
 
 
@@ -109,7 +110,7 @@ def work(folder: Path, compiled: bool) -> None:
     from abc_embed import Embedder
 
     torch.set_num_threads(1)
-    bundled = Embedder.from_pretrained("bundled", device="cpu")
+    bundled = Embedder.from_pretrained(BUNDLED, device="cpu")  # the same weights in both
     models = {"bundled": bundled, "55m": middle_model(bundled)}
     cases = {case: items_of(case) for case in CASES}
     for model in models.values() if compiled else ():

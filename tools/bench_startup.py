@@ -72,6 +72,9 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="the src of another commit")
     parser.add_argument("--server", action="store_true", help="also by a running server")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--calls", nargs="+", help="only these, like help; what a record has of others stays"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     now = ROOT / "src"
@@ -92,27 +95,30 @@ def main() -> None:
             words = ["-c", CODE, "embed", "--text", "a dog", *asked]
             calls["embed by a server"] = ([*words, "-o", str(folder / "out.npy")], now)
             calls["search by a server"] = (["-c", CODE, "search", str(index), "a dog", *asked], now)
+        if options.calls:
+            calls = {name: call for name, call in calls.items() if name in options.calls}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
         for turn in range(options.rounds + 1):
             for name, (words, source) in calls.items():
                 took = measure(words, source)
                 if turn:  # the first one fills the caches of the disk
                     times[name].append(took)
+    earlier = json.loads(options.out.read_text()) if options.calls else {}
     record: dict[str, Any] = {"versions": runtime.versions(), "hardware": runtime.hardware()}
     for clock, place in (("processor_time_s", 0), ("clock_s", 1)):
-        record[clock] = {
+        record[clock] = earlier.get(clock, {}) | {
             name: {
                 "median": round(statistics.median(pair[place] for pair in pairs), 3),
                 "least": round(min(pair[place] for pair in pairs), 3),
             }
             for name, pairs in times.items()
         }
-    record["over_import"] = {
+    record["over_import"] = earlier.get("over_import", {}) | {
         name: round(
             statistics.median(a[0] / b[0] for a, b in zip(pairs, times["import"], strict=True)), 3
         )
         for name, pairs in times.items()
-        if name.startswith("compare")
+        if name.startswith("compare") and "import" in times
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")

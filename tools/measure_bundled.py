@@ -101,6 +101,12 @@ def evidence() -> None:
     command("bench", "evidence", "--out", RESULTS / "evidence")
 
 
+def speed() -> None:
+    """Items a second, beside sentence-transformers; wants a machine with nothing else to do."""
+    remove(RESULTS / "speed", "speed-bundled-*")
+    command("bench", "speed", "--against", "sentence-transformers", "--out", RESULTS / "speed")
+
+
 def formats() -> None:
     """What narrower vectors and other formats cost; without the lists of ranks."""
     with tempfile.TemporaryDirectory() as folder:
@@ -158,6 +164,7 @@ PARTS: tuple[Callable[[], None], ...] = (
     readme,
     robust,
     evidence,
+    speed,
     formats,
     search,
     composed,

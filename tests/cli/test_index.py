@@ -55,7 +55,7 @@ def test_an_update_embeds_only_what_is_new(cli: Cli, built: Path) -> None:
     assert (facts["images"], facts["added"], facts["vanished"]) == (3, 1, 1)
     assert facts["bad"][0]["path"].endswith("bad.png")
     assert json.loads(cli("index", "info", built, "--json").out)["vanished"] == 1
-    assert cli("index", "compact", built).out == "dropped 1 vanished images\n"
+    assert cli("index", "compact", built).out == "dropped 1 vanished image\n"
     done = cli("index", "add", built, "--on-error", "raise")
     assert (done.code, done.out) == (1, "")
     assert "bad.png' is not an image" in done.error
@@ -196,11 +196,11 @@ def test_vectors_of_embed(cli: Cli, tiny: Path, here: Path) -> None:
 
 def test_a_removed_folder_and_a_check(cli: Cli, built: Path) -> None:
     assert cli("index", "check", built).out == "3 images, all of them whole\n"
-    assert cli("index", "remove", built, "photos/more").out == "removed 1 images\n"
+    assert cli("index", "remove", built, "photos/more").out == "removed 1 image\n"
     done = cli("index", "remove", built, "photos/more")
     assert (done.code, "holds none of them" in done.error) == (1, True)
     Path("photos/b.png").unlink()
-    assert "1 files changed or vanished" in cli("index", "check", built).out
+    assert "1 file changed or vanished" in cli("index", "check", built).out
     for file in (built / "images.lance").rglob("*.lance"):
         file.write_bytes(file.read_bytes()[:20])
     assert cli("index", "check", built).code == 1

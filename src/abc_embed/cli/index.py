@@ -10,6 +10,7 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import (
+    counted,
     epilog,
     print_json,
     print_message,
@@ -138,7 +139,7 @@ def remove(
     removed = Index.open(index).remove(paths)
     if not removed:
         raise DataError(f"{str(index)!r} holds none of them; give paths as they are on disk")
-    print_outcome({"removed": removed}, f"removed {removed} images", as_json)
+    print_outcome({"removed": removed}, f"removed {counted(removed, 'image')}", as_json)
 
 
 @app.command(epilog=EXAMPLES)
@@ -174,9 +175,11 @@ def check(index: Place, as_json: options.AsJson = False) -> None:
         for problem in problems:
             print_result(problem)
         if changed:
-            print_result(f"{len(changed)} files changed or vanished since; bring it up to date")
+            print_result(
+                f"{counted(len(changed), 'file')} changed or vanished since; bring it up to date"
+            )
         if not problems:
-            print_result(f"{len(opened)} images, all of them whole")
+            print_result(f"{counted(len(opened), 'image')}, all of them whole")
     if problems:
         raise typer.Exit(1)
 
@@ -193,7 +196,7 @@ def compact(
     from abc_embed.search import Index
 
     dropped = Index.open(index).compact(drop_tokens=tokens)
-    print_outcome({"dropped": dropped}, f"dropped {dropped} vanished images", as_json)
+    print_outcome({"dropped": dropped}, f"dropped {counted(dropped, 'vanished image')}", as_json)
 
 
 def _update(
@@ -258,9 +261,9 @@ def _fill(
     left_out = facts.pop("left_out", 0)
     print_result(", ".join(f"{count} {name}" for name, count in facts.items()))
     if left_out:
-        print_message(f"the filter left out {left_out} images")
+        print_message(f"the filter left out {counted(left_out, 'image')}")
     if bad:
-        print_message(f"left out {len(bad)} bad images:")
+        print_message(f"left out {counted(len(bad), 'bad image')}:")
     for image in bad[:SHOWN]:
         print_message(f"  {image['path']}: {image['error']}")
     if bad and not facts["images"]:
@@ -292,5 +295,7 @@ def _add_folder(index: "Index", folder: Path) -> None:
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:.3f}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -25,6 +25,11 @@ def epilog(commands: str) -> str:
     return f"Examples:\n\n\b{commands}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words that fit it."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def print_message(message: str) -> None:
     """One line of message, on stderr."""
     sys.stderr.write(f"{printable(message)}\n")

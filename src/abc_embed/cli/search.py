@@ -200,7 +200,7 @@ def _show(
     if as_json:
         _print_json(queries, results, model, bad)
     else:
-        _print(queries, results, output.count)
+        _print(queries, results, output)
     return results
 
 
@@ -360,15 +360,18 @@ def _print_json(
     print_json(facts)
 
 
-def _print(queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", count: int) -> None:
+def _print(
+    queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", output: OutputSettings
+) -> None:
     """The hits of each query, a table for each."""
+    none = "nothing matches" if output.show_all else "nothing matches; --all shows the rest"
     for query, hits in zip(queries, results, strict=True):
         rows: list[tuple[object, object, object]] = [
             ("-" if hit.is_answer is False else rank, _shorter(hit.path), hit.score)
             for rank, hit in enumerate(hits, 1)
         ]
-        if len(hits) < count and all(hit.is_answer for hit in hits):
-            rows.append(("-", NOTHING if hits else "nothing matches", ""))
+        if len(hits) < output.count and all(hit.is_answer for hit in hits):
+            rows.append(("-", NOTHING if hits else none, ""))
         print_table(("", "image", "cosine"), rows, title=str(query) if len(queries) > 1 else None)
 
 

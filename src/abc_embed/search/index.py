@@ -150,10 +150,11 @@ class Index:
                 f"model ({embedder.fingerprint[:12]}); use that one, or build another index"
             )
         if max_pixels is not None and settings["max_pixels"] != max_pixels:
-            seen = settings["max_pixels"] or "as many as the model says"
+            own = settings["max_pixels"]
+            seen = "the model's own resolution" if own is None else f"{own} pixels"
             raise DataError(
-                f"the images of the index {str(folder)!r} were seen at {seen} pixels, not at "
-                f"{max_pixels}; leave out the resolution, or build another index"
+                f"the images of the index {str(folder)!r} were seen at {seen}, not at "
+                f"{max_pixels} pixels; leave out the resolution, or build another index"
             )
         return cls(folder, settings, embedder)
 

@@ -59,9 +59,10 @@ class VectorFolder:
                 f"({facts['fingerprint'][:12]}), not with this model ({fingerprint[:12]}); use that"
             )
         if facts["max_pixels"] != max_pixels:
-            seen = facts["max_pixels"] or "as many as the model says"
+            own = facts["max_pixels"]
+            seen = "the model's own resolution" if own is None else f"{own} pixels"
             raise DataError(
-                f"the images of {name!r} were seen at {seen} pixels; give the same --max-pixels"
+                f"the images of {name!r} were seen at {seen}; give the same --max-pixels"
             )
         if facts["instruction"] is not None or facts["output"] not in COMPARABLE:
             why = "an instruction" if facts["instruction"] is not None else facts["output"]
