@@ -74,6 +74,9 @@ def test_each_kind_of_question_has_its_curve_and_chance_is_said(tmp_path: Path) 
     assert len(figure.axes) == 7
     drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[6].get_lines()}
     assert drawn == {"colour": [0.9, 0.9], "shape (at chance)": [0.3, 0.3]}
+    figure.draw_without_rendering()
+    lowest = min(axes.get_tightbbox().y0 for axes in figure.axes[:6])
+    assert figure.axes[6].get_tightbbox().y1 <= lowest  # no panel lies on another
     assert draw_runs([folder], tmp_path / "a.png").exists()
 
 

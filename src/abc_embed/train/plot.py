@@ -114,7 +114,7 @@ def _draw_validation(
 
 def _draw_kinds(figure: Any, checks: Mapping[str, Any], rows: int) -> None:
     """Colours are kinds here, the style of a line says the run."""
-    axes = figure.add_subplot(rows, 1, rows)
+    axes = figure.add_subplot(rows, 2, (2 * rows - 1, 2 * rows))  # of the grid of the others
     kinds = list(dict.fromkeys(key for columns in checks.values() for key in columns))
     kinds = [key for key in kinds if key.startswith(KIND)]
     for number, (name, columns) in enumerate(checks.items()):
