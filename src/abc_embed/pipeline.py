@@ -182,6 +182,7 @@ class EmbeddingPipeline:
         self._keys: dict[int, Hashable | None] = {}
         self._stopped = threading.Event()
         self._was_halved = False
+        self._source_error: Exception | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -205,6 +206,8 @@ class EmbeddingPipeline:
                 if window.failed is not None:
                     bad = window.failed
                     raise type(bad.error)(str(bad)) from bad.error
+            if self._source_error is not None:
+                raise self._source_error
         finally:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
@@ -229,7 +232,10 @@ class EmbeddingPipeline:
         def read() -> None:
             nonlocal images_ahead
             while len(ahead) < self.window_items and images_ahead < self.window_images:
-                pair = next(values, None)
+                try:
+                    pair = next(values, None)
+                except Exception as error:  # noqa: BLE001  (raised when all before it is given)
+                    self._source_error, pair = error, None
                 if pair is None:
                     return
                 ahead.append(self._submit(*pair, pool))

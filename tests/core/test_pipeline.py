@@ -405,3 +405,15 @@ def test_threads_take_turns(model: Embedder) -> None:
         thread.join()
     for n in range(4):
         np.testing.assert_allclose(results[n], np.tile(alone, (6, 1)), atol=1e-5)
+
+
+def test_what_a_source_gave_before_it_failed_is_handed_out(model: Embedder) -> None:
+    def texts() -> Iterator[str]:
+        yield from (f"text {number}" for number in range(30))
+        raise RuntimeError("the source broke")
+
+    given = []
+    with pytest.raises(RuntimeError, match="the source broke"):
+        for vector in model.stream(texts()):
+            given.append(vector)
+    assert len(given) == 30
