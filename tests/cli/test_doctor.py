@@ -116,3 +116,11 @@ def installed(package: str) -> bool:
         return bool(version(package))
     except PackageNotFoundError:
         return False
+
+
+def test_a_mistyped_model_is_answered_before_the_machine_is_asked(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "hardware", lambda: pytest.fail("torch is imported"))
+    done = cli("doctor", "--model", "nope")
+    assert done.code == 1 and "'nope' is neither a folder nor a known name" in done.error

@@ -123,3 +123,19 @@ def test_mistakes(
     assert (done.code, done.out) == (code, "")
     assert message in done.err
     assert not leftovers(drawn, known)
+
+
+def test_images_in_another_folder(cli: Cli, tiny: Path, drawn: Path) -> None:
+    texts = Path("texts")
+    texts.mkdir()
+    (drawn / "records.jsonl").rename(texts / "records.jsonl")
+    out = ("--out", texts / "mined.jsonl")
+    assert "there is no file" in cli("mine", texts, *out, "--model", tiny).err
+    for words in (
+        ("mine", texts, *out, "--model", tiny),
+        ("bench", "records", texts, "--model", "random"),
+        ("bench", "audit", texts, "--model", "random"),
+    ):
+        done = cli(*words, "--image-folder", drawn)
+        assert done.code == 0, done.err
+    assert len(list(read_records(texts / "mined.jsonl"))) == 12

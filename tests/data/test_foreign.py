@@ -495,6 +495,8 @@ def test_paths_and_addresses_in_parquet(tmp_path: Path) -> None:
     table(inside / "a.parquet", [{"URL": "https://a.b/c.png", "TEXT": "x"}])
     with pytest.raises(DataError, match=r"no column 'image'.*img2dataset"):
         open_dataset(inside)
+    (address,) = reasons(open_dataset([{"image": "http://a.b/c.png"}]))
+    assert "img2dataset" in address
 
 
 def test_a_row_without_id_among_those_that_have_one(tmp_path: Path) -> None:

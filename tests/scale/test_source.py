@@ -11,7 +11,7 @@ from batch_parts import draw_boxes
 
 from abc_embed.data import open_dataset
 from abc_embed.data.formats.convert import convert
-from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.errors import DataError, MissingExtraError, UsageError
 from abc_embed.scale.source import open_source, read_ids
 
 
@@ -56,6 +56,17 @@ def test_tables_are_copied_whole(bucket: Any, tmp_path: Path, form: str) -> None
     convert(open_dataset(boxes), tmp_path / form, form)  # type: ignore[arg-type]
     upload(bucket, tmp_path / form, "/data/set")
     assert images("memory://data/set", tmp_path / "cache") == images(str(boxes), tmp_path)
+
+
+def test_images_in_another_folder_than_their_records(tmp_path: Path) -> None:
+    boxes = Path(draw_boxes(2, tmp_path / "boxes"))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (boxes / "records.jsonl").rename(texts / "records.jsonl")
+    source = open_source(str(texts), image_folder=boxes)
+    assert source.read(0)[1] == (boxes / "images" / "000000.jpg").read_bytes()
+    with pytest.raises(UsageError, match="leave --image-folder out"):
+        open_source("memory://data/set", tmp_path / "cache", boxes)
 
 
 def test_an_image_that_is_not_there_costs_its_row(bucket: Any, tmp_path: Path) -> None:

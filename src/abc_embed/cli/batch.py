@@ -54,6 +54,7 @@ def batch(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
+    image_folder: options.ImageFolder = None,
     instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
     form: Annotated[
         Literal["parquet", "lance"], typer.Option("--format", help="Files, or one table.")
@@ -77,6 +78,7 @@ def batch(
     settings.check()
     job = BatchJob(
         source=source,
+        image_folder=image_folder,
         out=out,
         load=settings.load_with_pixels,
         model=settings.model,

@@ -355,6 +355,7 @@ def audit(
         Path | None,
         typer.Option("--out", "-o", help="Folder for audit.json, audit.md and audit.png."),
     ] = None,
+    image_folder: options.ImageFolder = None,
     max_pixels: options.MaxPixels = None,
     *,
     settings: options.EncoderSettings,
@@ -376,7 +377,7 @@ def audit(
 
     if out is not None:
         make_folder(out)
-    questions = read_audit_set(source, limit=limit)
+    questions = read_audit_set(source, limit=limit, image_folder=image_folder)
     panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
     findings = run_audit(
         panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json

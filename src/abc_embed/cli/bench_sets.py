@@ -177,6 +177,7 @@ def records(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many images, and their texts.")
     ] = None,
+    image_folder: options.ImageFolder = None,
     *,
     settings: EvaluationSettings,
 ) -> None:
@@ -189,7 +190,8 @@ def records(
     from abc_embed.bench.tables import chance_warnings
     from abc_embed.data import open_dataset
 
-    own = read_own_records(open_dataset(source), repeated=repeated, limit=limit)
+    dataset = open_dataset(source, image_folder=image_folder)
+    own = read_own_records(dataset, repeated=repeated, limit=limit)
     measure_set = partial(measure, read=own)
     score = "instruction_to_answer_r1" if own.instructions else "image_to_caption_r1"
     for findings in evaluate(settings, score, [measure_set]):

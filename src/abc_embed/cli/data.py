@@ -60,14 +60,6 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="OURS=THEIRS: how a field is called there; may be repeated."),
 ]
-ImageFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--image-folder",
-        help="Where the images lie that records or Parquet name by paths.",
-        show_default="in the folder of the file",
-    ),
-]
 
 
 @app.command(epilog=EXAMPLES)
@@ -199,7 +191,7 @@ def card(data: DataSet, as_json: options.AsJson = False) -> None:
 def check(
     data: DataSet,
     columns: Columns = None,
-    images: ImageFolder = None,
+    images: options.ImageFolder = None,
     longest: Annotated[
         int, typer.Option(min=1, help="Characters beyond which a text is long.")
     ] = 2000,
@@ -238,7 +230,7 @@ def convert(
         Literal["jsonl", "parquet", "webdataset", "folder"], typer.Option(help="What to write.")
     ] = "jsonl",
     columns: Columns = None,
-    images: ImageFolder = None,
+    images: options.ImageFolder = None,
     part_size: Annotated[int, typer.Option(min=1, help="Rows of a Parquet or tar file.")] = 1000,
     as_json: options.AsJson = False,
 ) -> None:
@@ -264,7 +256,7 @@ def show(
     data: DataSet,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")],
     columns: Columns = None,
-    images: ImageFolder = None,
+    images: options.ImageFolder = None,
     number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
     on_error: Annotated[

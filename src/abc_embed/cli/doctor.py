@@ -55,8 +55,10 @@ def doctor(
     from abc_embed import runtime
 
     versions = runtime.versions()
-    hardware = {} if versions["torch"] == "missing" else runtime.hardware()
     missing = [name for name, version in versions.items() if version == "missing"]
+    if not missing:
+        settings.check()  # a name that is mistyped is no fault of the installation
+    hardware = {} if versions["torch"] == "missing" else runtime.hardware()
     packages = _packages_check("packages", missing, "pip install abc-embed", needed=True)
     checks = [packages, _trial(settings)]
     if packages.good:

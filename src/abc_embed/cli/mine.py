@@ -34,6 +34,7 @@ from abc_embed.progress import progress_bar
 from abc_embed.storage.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
+    from abc_embed.data import Dataset
     from abc_embed.embedder import Embedder
     from abc_embed.mining.corpus import Corpus
     from abc_embed.mining.embed import EmbedderSetup
@@ -125,6 +126,7 @@ def mine(
             "--out", "-o", help="A .parquet of row numbers, or records next to the others."
         ),
     ],
+    image_folder: options.ImageFolder = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show the plan, and stop.")] = False,
     examples: Annotated[
         int, typer.Option(min=0, help="Rows on the page of examples; 0 for none.")
@@ -141,7 +143,7 @@ def mine(
     """
     model_settings.check()
     settings = mining.settings(model_settings.device)
-    _check_out(records, out, settings)
+    dataset = _check_out(records, image_folder, out, settings)
     from abc_embed.mining.corpus import read_corpus
     from abc_embed.mining.mine import mine as run
     from abc_embed.mining.mine import take_vectors
@@ -150,7 +152,7 @@ def mine(
     work = mining.work or out.parent / WORK
     setup = _setup(model_settings)
     with progress_bar("reading") as on_progress:
-        corpus = read_corpus(records, on_progress)
+        corpus = read_corpus(dataset, on_progress)
     if mining.vectors is not None:
         take_vectors(corpus, setup, settings, work, VectorFolder(mining.vectors))
     plan = _plan(corpus, setup, settings, work, mining.processes)
@@ -200,14 +202,16 @@ def _load_in_process(settings: options.BatchSettings, number: int) -> "Embedder"
     return dataclasses.replace(settings, device=device).load_with_pixels()[0]
 
 
-def _check_out(records: str, out: Path, settings: MiningSettings) -> None:
+def _check_out(
+    records: str, image_folder: Path | None, out: Path, settings: MiningSettings
+) -> "Dataset":
     """Before the work: method and memory will do, the place can be written, and images will be
     found from there."""
     from abc_embed.data import open_dataset
 
     share_memory(settings.search.memory_bytes, 1, settings.pool)
     check_writable(out)
-    dataset = open_dataset(records)
+    dataset = open_dataset(records, image_folder=image_folder)
     from abc_embed.mining.corpus import PARQUET, check_can_hold_texts, check_can_write
 
     if settings.search.method is Method.IVF:
@@ -218,6 +222,7 @@ def _check_out(records: str, out: Path, settings: MiningSettings) -> None:
         check_can_write(out, dataset.path)
     else:
         check_can_hold_texts(dataset, out)
+    return dataset
 
 
 def _plan(

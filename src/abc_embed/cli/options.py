@@ -57,6 +57,14 @@ MaxPixels = Annotated[
         show_default="as the model says",
     ),
 ]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--image-folder",
+        help="Where the images lie that records or Parquet name by paths.",
+        show_default="in the folder of the file",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(

@@ -72,7 +72,7 @@ class Corpus:
 
 
 def read_corpus(
-    name: str | Path, on_progress: ProgressCallback = lambda done, total=None: None
+    source: str | Path | Dataset, on_progress: ProgressCallback = lambda done, total=None: None
 ) -> Corpus:
     """Read a data set once, images included, to know which are equal.
 
@@ -81,7 +81,7 @@ def read_corpus(
     Raises:
         DataError: there is no data set, or no row of it can be mined.
     """
-    dataset = open_dataset(name)
+    dataset = open_dataset(source)
     count = len(dataset)
     corpus = Corpus(dataset, np.full(count, -1, np.int64), np.zeros((count, 32), dtype=np.uint8))
     numbers: dict[str, int] = {}
@@ -111,8 +111,8 @@ def read_corpus(
     if not numbers:
         first = next(iter(corpus.rejected.values()), None)
         if first is None:
-            raise DataError(f"no row of {name} has a caption; captions are what is mined")
-        raise DataError(f"no row of {name} can be used; the first: {first}")
+            raise DataError(f"no row of {dataset.path} has a caption; captions are what is mined")
+        raise DataError(f"no row of {dataset.path} can be used; the first: {first}")
     return corpus
 
 

@@ -51,6 +51,8 @@ class BatchJob:
 
     source: str
     """A data set as `open_dataset` takes it, or an address of fsspec."""
+    image_folder: Path | None = None
+    """As `open_dataset` takes it; not for an address."""
     out: Path
     load: "Callable[[], tuple[Embedder, int | None]]"
     """Called in each worker that has a model, with `max_pixels` beside it; it is pickled."""
@@ -120,7 +122,7 @@ def run_batch(job: BatchJob, on_progress: StatusCallback) -> BatchReport:
     import_pyarrow("writing the vectors of batch", "scale")
     if job.format == "lance":
         import_lancedb()
-    source = open_source(job.source, job.cache)
+    source = open_source(job.source, job.cache, job.image_folder)
     with BatchOutput.open(job.out) as output:
         rows = read_ids(source, lambda done, total=None: on_progress(done, total, "reading ids"))
         report = BatchReport(rows=len(source))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from abc_embed.data import Dataset, Rejected, open_dataset
 from abc_embed.data.records import RECORDS_FILE
-from abc_embed.errors import AbcError, DataError, MissingExtraError
+from abc_embed.errors import AbcError, DataError, MissingExtraError, UsageError
 from abc_embed.progress import ProgressCallback
 from abc_embed.storage.files import atomic_write, make_folder, read_file
 from abc_embed.storage.hashing import sha256, short_hash
@@ -119,12 +119,13 @@ class Rows:
     rejected: dict[int, Rejected] = field(default_factory=dict)
 
 
-def open_source(name: str, cache: Path | None = None) -> Source:
+def open_source(name: str, cache: Path | None = None, image_folder: Path | None = None) -> Source:
     """A data set by path, name or address.
 
     Args:
         name: as `open_dataset` takes it, or an address of fsspec.
         cache: where copies of a bucket's files are kept; None: in the temporary folder.
+        image_folder: as `open_dataset` takes it; a bucket holds its images itself.
 
     Raises:
         DataError: there is no such data set, or the bucket cannot be read.
@@ -132,9 +133,11 @@ def open_source(name: str, cache: Path | None = None) -> Source:
     """
     match = _ADDRESS.match(name)
     if match is None:
-        return Source(open_dataset(name))
+        return Source(open_dataset(name, image_folder=image_folder))
     if match[1] in ("http", "https"):
         raise DataError("nothing is fetched from the web; give a folder, or s3:// or gs://")
+    if image_folder is not None:
+        raise UsageError(f"the images of {name} are fetched from there; leave --image-folder out")
     place = cache or Path(tempfile.gettempdir()) / "abc-embed-batch"
     folder = place / sha256(name.rstrip("/"))[:16]
     address = Bucket(name, folder)

@@ -84,10 +84,16 @@ class SourceQuestion(NamedTuple):
     kind: str = ""
 
 
-def read_audit_set(source: str | PathLike[str], *, limit: int | None = None) -> AuditSet:
+def read_audit_set(
+    source: str | PathLike[str],
+    *,
+    limit: int | None = None,
+    image_folder: str | PathLike[str] | None = None,
+) -> AuditSet:
     """The questions of a CtrlBench folder, a data set, a plain JSONL file, or of `scenes`.
 
     `limit` takes the first so many questions; the candidates stay those of the whole set.
+    `image_folder` is where a data set's images lie, as `open_dataset` takes it.
 
     Raises:
         DataError: there is no such set, a line of it is wrong, or none of its pictures is there.
@@ -114,7 +120,7 @@ def read_audit_set(source: str | PathLike[str], *, limit: int | None = None) -> 
     is_dataset = path.suffix in (".parquet", ".tar") or _holds_records(path)
     if not is_dataset and (path.is_file() or path.suffix == ".jsonl"):
         return _collect(path, _plain_questions(path), limit)
-    return _collect(path, _dataset_questions(source), limit)
+    return _collect(path, _dataset_questions(source, image_folder), limit)
 
 
 def _collect(
@@ -184,9 +190,11 @@ def _scenes(count: int) -> AuditSet:
     )
 
 
-def _dataset_questions(source: str | PathLike[str]) -> Iterator[SourceQuestion]:
+def _dataset_questions(
+    source: str | PathLike[str], image_folder: str | PathLike[str] | None
+) -> Iterator[SourceQuestion]:
     """Every instruction of every record; all answers of the set are candidates."""
-    for row in open_dataset(source):
+    for row in open_dataset(source, image_folder=image_folder):
         name = row.record.image if isinstance(row.image, Path) else row.place
         for ask in row.record.instructions:
             yield SourceQuestion(name, row.image, ask.instruction, [ask.answer], kind=ask.kind)

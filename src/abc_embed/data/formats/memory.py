@@ -7,7 +7,7 @@ from typing import Any
 
 from abc_embed.data.columns import ALIASES, row_from_columns
 from abc_embed.data.dataset import Dataset, Row
-from abc_embed.data.fields import stays_inside
+from abc_embed.data.fields import FETCH_HINT, is_address, short, stays_inside
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import open_image
@@ -57,7 +57,9 @@ class MemoryDataset(Dataset):
         name = f"images/{number:08d}"
         if isinstance(value, str | Path):  # anywhere: who runs this wrote it
             plain = str(value)
-            return self.path / value, plain if stays_inside(plain) else name + Path(value).suffix
+            if is_address(plain):
+                raise DataError(f"image is {short(plain)}{FETCH_HINT}")
+            return self.path / plain, plain if stays_inside(plain) else name + Path(value).suffix
         if isinstance(value, bytes):
             return value, name
         try:
