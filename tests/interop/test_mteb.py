@@ -23,7 +23,7 @@ from abc_embed.bench.ctrlbench.schema import write_benchmark as write
 from abc_embed.bench.encoders.base import Encoder
 from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
 from abc_embed.bench.encoders.registry import NativeEncoder
-from abc_embed.errors import DataError
+from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import Kind
 from abc_embed.interop.mteb import MtebEncoder, batch_items, ctrlbench_task
 
@@ -248,6 +248,23 @@ def test_resolution_and_weights_are_in_mteb_s_record(embedder: Embedder) -> None
     assert (
         MtebEncoder(LateFusion(RandomEncoder(4))).mteb_model_meta.name == "abc-embed/late_random_4"
     )
+
+
+def test_a_row_that_cannot_be_embedded_is_counted_and_ends_nothing(
+    embedder: Embedder, bench: Benchmark, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = MtebEncoder(NativeEncoder(embedder, "tiny"))
+    task = ctrlbench_task(bench.folder)
+    Image.new("RGB", (4000, 10)).save(bench.folder / "p3.png")
+    mteb.evaluate(encoder, task, cache=None, show_progress_bar=False, co2_tracker=False)
+    assert len(encoder.refused) == 3 and all("200 to 1" in why for why in encoder.refused)
+    assert "3 of 18 rows cannot be embedded" in caplog.text
+    thin, good = Image.new("RGB", (4000, 10)), Image.new("RGB", (40, 40))
+    found = encoder.encode([{"image": [good, thin, good]}])
+    assert not found[1].any()
+    np.testing.assert_allclose(found[[0, 2]], embedder.embed([Item(image=good)] * 2), atol=1e-6)
+    with pytest.raises(InputError, match="none of 1 rows"):
+        encoder.encode([{"image": [thin]}])
 
 
 def test_rows_become_items(photos: list[Path]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, Benchmark, read_benchmark
 from abc_embed.bench.encoders.base import Vectors, image_hash
 from abc_embed.bench.encoders.registry import Encoder
-from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.errors import DataError, InputError, MissingExtraError
 from abc_embed.inputs import ImageInput, Item, Kind
 
 try:
@@ -47,9 +47,13 @@ class MtebEncoder(AbsEncoder):
     part of what our models are trained on.
     """
 
+    refused: list[str]
+    """Why rows could not be embedded, one sentence each; their vectors are zero."""
+
     def __init__(self, encoder: Encoder, *, max_pixels: int | None = None) -> None:
         self.encoder = encoder
         self.max_pixels = max_pixels
+        self.refused = []
         name = (
             encoder.name
             if encoder.name.count("/") == 1
@@ -71,16 +75,40 @@ class MtebEncoder(AbsEncoder):
     def encode(self, inputs: Iterable[Mapping[str, Sequence[Any]]], **_: Any) -> Vectors:
         """mteb's batches, `N` rows in all -> `(N, D)`.
 
+        A row that cannot be embedded gets zeros, which are like nothing, and is in `refused`.
+
         Raises:
             UsageError: the model does not take a row's kind.
             DataError: a row has neither a picture nor words.
-            InputError: a row cannot be embedded.
+            InputError: none of the rows can be embedded.
         """
+        before = len(self.refused)
         vectors = [np.zeros((0, self.encoder.dim), dtype=np.float32)]
         rows = (item for batch in inputs for item in batch_items(batch))
         while part := list(islice(rows, MAX_ROWS)):
-            vectors.append(self.encoder.embed(_share_pictures(part), max_pixels=self.max_pixels))
-        return np.concatenate(vectors)
+            vectors.append(self._embed(_share_pictures(part)))
+        found, refused = np.concatenate(vectors), self.refused[before:]
+        if refused and len(refused) == len(found):
+            raise InputError(f"none of {len(found)} rows can be embedded; the first: {refused[0]}")
+        if refused:
+            logger.warning(
+                "%d of %d rows cannot be embedded, and get zeros; the first: %s",
+                len(refused),
+                len(found),
+                refused[0],
+            )
+        return found
+
+    def _embed(self, items: Sequence[Item]) -> Vectors:
+        """`M` rows -> `(M, D)`; those around one that is refused in halves, until it is alone."""
+        try:
+            return self.encoder.embed(items, max_pixels=self.max_pixels)
+        except InputError as why:
+            if len(items) == 1:
+                self.refused.append(str(why).removeprefix("item 0: "))
+                return np.zeros((1, self.encoder.dim), dtype=np.float32)
+        half = len(items) // 2
+        return np.concatenate([self._embed(items[:half]), self._embed(items[half:])])
 
 
 def batch_items(batch: Mapping[str, Sequence[Any]]) -> Iterator[Item]:
