@@ -51,6 +51,27 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert "..." not in done.stdout.partition("Commands:")[2].partition("Examples:")[0]
 
 
+CHEAP_MISTAKES = (
+    ("doctor", "--model", "nope"),
+    ("embed", "--text", "a dog", "--model", "nope"),
+    ("export", "exported", "--model", "nope"),
+    ("mine", "nowhere", "--out", "mined.parquet"),
+    ("search", "photos", "--image", "nope.png"),
+    ("train", "export-checkpoint", "runs/nope", "--out", "model"),
+)
+
+
+def test_cheap_mistakes_are_found_before_torch_is_imported(here: Path) -> None:
+    code = (
+        "import sys\nfrom abc_embed.cli import run\n"
+        f"codes = [run(words) for words in {CHEAP_MISTAKES!r}]\n"
+        "print(all(codes), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n", done.stderr
+    assert done.stderr.count("Error: ") == len(CHEAP_MISTAKES)
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version").out == f"{abc_embed.__version__}\n"
 

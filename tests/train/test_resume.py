@@ -226,7 +226,12 @@ time.sleep(600)
 
 
 def test_the_second_of_two_runs_in_one_folder_is_refused(
-    recipe: Path, tiny: Any, config: Any, pictures: Any, tmp_path: Path
+    recipe: Path,
+    tiny: Any,
+    config: Any,
+    pictures: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train_from_config(recipe)
     run = tmp_path / "run"
@@ -240,6 +245,12 @@ def test_the_second_of_two_runs_in_one_folder_is_refused(
             with pytest.raises(TrainingError, match=r"another process is training in"):
                 trained(config("pretrain", steps=2), tiny, pictures, run)
             assert (run / "metrics.jsonl").read_bytes() == before
+            # Before the other has its first checkpoint, too: no model is loaded for the refusal.
+            (run / "checkpoints").rename(tmp_path / "away")
+            with monkeypatch.context() as patch, pytest.raises(TrainingError, match="another pro"):
+                patch.setattr("abc_embed.train.run.load_for_training", pytest.fail)
+                train_from_config(recipe)
+            (tmp_path / "away").rename(run / "checkpoints")
         finally:
             holder.send_signal(signal.SIGKILL)
     train_from_config(recipe)  # a killed process holds nothing

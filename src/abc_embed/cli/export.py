@@ -25,9 +25,9 @@ def export(
     Both give the same vectors. In Python: SentenceTransformer(folder, trust_remote_code=True).
     The folder holds no code: what runs is this package, which must be installed there.
     """
+    embedder = options.ModelSettings(model=model, device="cpu", dtype=dtype).load()
     from abc_embed.interop.export import save_sentence_transformer
 
-    embedder = options.ModelSettings(model=model, device="cpu", dtype=dtype).load()
     written = save_sentence_transformer(embedder, folder)
     if as_json:
         print_json({"folder": str(written), "fingerprint": embedder.fingerprint})

@@ -157,7 +157,7 @@ def search(
     """
     from abc_embed.search.settings import is_index, read_settings
 
-    queries = _queries(texts or [], images or [], instruction)
+    queries = _queries(texts or [], images or [], instruction, settings.decode_limit)
     output.check()
     if served := remote.connect(context, settings.model, HEEDED):
         words: list[str | None] = [*texts] if texts else [None] * len(queries)
@@ -204,14 +204,19 @@ def _show(
     return results
 
 
-def _queries(texts: Sequence[str], images: Sequence[str], instruction: str | None) -> "list[Query]":
-    from abc_embed.inputs import Item
+def _queries(
+    texts: Sequence[str], images: Sequence[str], instruction: str | None, decode_limit: int | None
+) -> "list[Query]":
+    from abc_embed.decoding import DECODE_LIMIT
+    from abc_embed.inputs import Item, read_header
     from abc_embed.search.queries import as_query
 
     if bool(texts) == bool(images):
         raise UsageError("give texts to look for, or an image with --image; one of the two")
     if instruction is not None and not images:
         raise UsageError("an instruction says what to look at in an image; give one with --image")
+    for image in images:  # a bad one is found before the model is loaded
+        read_header(image, decode_limit=decode_limit or DECODE_LIMIT)
     items = [Item(image=image, instruction=instruction) for image in images]
     return [*map(as_query, texts), *map(as_query, items)]
 

@@ -316,12 +316,17 @@ def export_checkpoint(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")],
 ) -> None:
     """Save what a run had reached at a checkpoint as a model of its own."""
+    no_checkpoint = UsageError(
+        f"{checkpoint} is no checkpoint of a run; name one of its checkpoints/"
+    )
+    if not checkpoint.is_dir():
+        raise no_checkpoint
     from abc_embed import checkpoint as models
     from abc_embed.train.checkpoints import list_checkpoints
 
     found = list_checkpoints(checkpoint / "checkpoints") or [checkpoint]
     if not (found[-1] / models.RUN_STATE).is_file():
-        raise UsageError(f"{checkpoint} is no checkpoint of a run; name one of its checkpoints/")
+        raise no_checkpoint
     models.save(*models.load(str(found[-1])), out)
     print_result(f"the model of {found[-1].name} is in {out}")
 

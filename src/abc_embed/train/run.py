@@ -19,7 +19,7 @@ from abc_embed.errors import ConfigError, OutputError
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.train.batches import GroupSampler
-from abc_embed.train.checkpoints import find_resumable, lock_run, read_state
+from abc_embed.train.checkpoints import LOCK_FILE, find_resumable, lock_run, read_state
 from abc_embed.train.config import TrainConfig, load_config
 from abc_embed.train.fingerprints import fingerprint_of
 from abc_embed.train.loop import autocast_dtype, run_stage
@@ -106,7 +106,8 @@ def _train(
     check_tracker(config)
     with ExitStack() as stack:
         last = check_folder(config, resume, moved)
-        if last and os.environ.get("RANK", "0") == "0":  # of several processes, one writes
+        is_begun = last or (Path(config.out) / LOCK_FILE).exists()  # another run, maybe, by now
+        if is_begun and os.environ.get("RANK", "0") == "0":  # of several processes, one writes
             stack.callback(lock_run(Path(config.out)).release)
         validation = None
         if config.validation.records:
