@@ -75,7 +75,7 @@ class Lengths:
     looking: int = 450
     together: int = 3600
     again: int = 2500
-    further: int = 3000
+    further: int = 2700
     stage1: int = 20
     stage2: int = 60
 
@@ -132,8 +132,9 @@ def run(
             again, tokenizer, (both,), steps.again, rate=2.5e-4, seed=11, **where, **fast
         )
     if not further.exists():
+        more_pictures: dict[str, Any] = {"scenes": 64, "per_scene": 2, "rate": 1.2e-4, "seed": 13}
         learn_together(
-            further, tokenizer, (again,), steps.further, rate=1.2e-4, seed=13, **where, **fast
+            further, tokenizer, (again,), steps.further, **more_pictures, **where, **fast
         )
     if not (out / "base").exists():
         assemble(out / "base", words, further)

@@ -56,7 +56,7 @@ CHUNK = 64
 """Questions computed at once."""
 CAPTION_EVERY = 4
 """One step of so many draws captions as well."""
-TOKEN_WEIGHT = 0.5
+TOKEN_WEIGHT = 1.0
 """Of the vision lesson's own loss, which keeps tokens saying what they show, and where."""
 POINTING_WEIGHT = 0.5
 
