@@ -477,7 +477,7 @@ class Embedder:
         text: "str | Item | Vector",
         *,
         max_pixels: int | None = None,
-        method: Method = "midpoint",
+        method: Method = "two_point",
     ) -> Evidence:
         """Which places of a picture made its cosine with a text: a `(rows, columns)` map.
 
@@ -485,7 +485,7 @@ class Embedder:
             item: an image, alone or with an instruction.
             text: what it is compared with; anything `embed` takes, or a vector `(D,)`.
             max_pixels: as in `embed`.
-            method: see `explain.Method`; the default costs one forward and one backward pass.
+            method: see `explain.Method`; the default takes about two passes.
 
         Raises:
             InputError, UsageError: as `embed`; also for an item without a picture.

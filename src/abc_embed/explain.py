@@ -98,7 +98,7 @@ def explain(
     text: Tensor,
     *,
     max_pixels: int | None = None,
-    method: Method = "midpoint",
+    method: Method = "two_point",
 ) -> Evidence:
     """Which places of the item's picture made its cosine with the unit vector `text` `(D,)`.
 
