@@ -130,7 +130,10 @@ def compare_records(a: Record, b: Record, *, draws: int = 10_000) -> list[dict[s
     """
     for name, record in (("first", a), ("second", b)):
         if "ranks" not in record or "clusters" not in record:
-            raise DataError(f"the {name} record has no ranks by query; measure again")
+            raise DataError(
+                f"the {name} record has no ranks by query, which are what is compared; bench "
+                "ctrlbench keeps them"
+            )
     if any(a.get(key) != b.get(key) for key in ("benchmark_hash", "sizes", "missing")):
         raise DataError(
             f"the records are of different questions ({a['benchmark']} {a['benchmark_hash'][:8]} "
