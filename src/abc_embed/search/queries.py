@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, as_item
-from abc_embed.vectors import l2_normalize
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from abc_embed.embedder import Embedder
 
 _QUOTED = r""""[^"]*"|'[^']*'"""
@@ -86,7 +85,7 @@ def as_query(value: "str | Item | Query") -> Query:
 
 def embed_queries(
     queries: Sequence[Query], embedder: "Embedder", max_pixels: int | None
-) -> NDArray[np.float32]:
+) -> "NDArray[np.float32]":
     """`(Q, D)` at unit length; each image and text goes through the model once.
 
     Raises:
@@ -97,12 +96,18 @@ def embed_queries(
     return weighted_sums(queries, embedder.embed(items, max_pixels=max_pixels))
 
 
-def weighted_sums(queries: Sequence[Query], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def weighted_sums(
+    queries: Sequence[Query], vectors: "NDArray[np.float32]"
+) -> "NDArray[np.float32]":
     """`(Q, D)` at unit length, from the vectors of all parts of all queries, in their order.
 
     Raises:
         UsageError: the parts of a sum cancel out.
     """
+    import numpy as np  # here: a query that a server answers has no use for it
+
+    from abc_embed.vectors import l2_normalize
+
     sums = np.zeros((len(queries), vectors.shape[1]), dtype=np.float64)
     at = 0
     for row, query in enumerate(queries):
