@@ -381,6 +381,7 @@ def test_the_face_is_the_agreed_one() -> None:
             "attn",
             "weights",
             "compile",
+            *(["truncate_dim"] if first else []),
         ]
 
 

@@ -207,7 +207,7 @@ def test_another_model_or_resolution_is_refused(index: Index) -> None:
     other: Any = HashedEmbedder("a" * 64)
     with pytest.raises(DataError, match="made with another model "):
         Index.open(index.folder, other)
-    with pytest.raises(DataError, match="not at 100; leave out"):
+    with pytest.raises(DataError, match="not at 100 pixels; leave out"):
         Index.open(index.folder, max_pixels=100)
     assert len(Index.open(index.folder)) == 6
 
