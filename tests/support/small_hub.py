@@ -174,9 +174,9 @@ class SmallHub:
         body = bytes(content[start:])
         handler.send_response(206 if asked and self.ranges else 200)
         handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Connection", "close")  # or the client asks again on a dead connection
         handler.end_headers()
         handler.wfile.write(body if self.break_after is None else body[: self.break_after])
-        handler.close_connection = True
 
 
 def _send(
