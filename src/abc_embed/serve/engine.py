@@ -86,7 +86,7 @@ class Engine:
             RequestError: the queue is full, the client has hung up, or it took too long.
         """
         futures = self.queue.submit(items, max_pixels)
-        results: list[Embedded | BaseException] = await self._wait(together(futures), http)
+        results: list[Embedded | BaseException] = await self._wait(gather_outcomes(futures), http)
         return results
 
     async def vectors(
@@ -154,7 +154,7 @@ class Engine:
         raise RequestError(f"no answer within {seconds:g} s; try again", None, 503)
 
 
-def together(
+def gather_outcomes(
     futures: "Sequence[Future[Embedded]]",
 ) -> "asyncio.Future[list[Embedded | BaseException]]":
     """All outcomes, once the last is there: the loop is woken once, and not for every item.
