@@ -89,6 +89,22 @@ def test_words_a_large_view_evidence_and_more_like_this(open_page: OpenPage, add
     assert labels(page)[:5] == found[:5] and page.input_value("#text") == "a dog"
 
 
+def test_words_typed_before_the_indexes_are_listed(open_page: OpenPage, address: str) -> None:
+    page = open_page(f"{address}/search")
+    held: list[Any] = []
+    page.route("**/v1/indexes", lambda route: held.append(route))
+    page.reload()
+    page.fill("#text", "a dog")
+    held.pop().continue_()
+    page.wait_for_selector("#index option", state="attached")
+    assert page.input_value("#text") == "a dog"
+    page.reload()
+    page.fill("#text", "a cat")
+    page.press("#text", "Enter")
+    held.pop().continue_()
+    assert "cat" in labels(page)[0]
+
+
 def test_a_picture_under_an_instruction(open_page: OpenPage, address: str) -> None:
     page = open_page(f"{address}/search")
     search(page, "a dog")

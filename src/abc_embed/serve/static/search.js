@@ -51,7 +51,7 @@ function drawForm() {
 
 function read() {
   for (const name of ["text", "instruction", "ask", "filter"]) state[name] = $(name).value.trim();
-  state.index = $("index").value || null;
+  state.index = $("index").value || state.index; // none until the indexes are listed
   state.weight = Number($("weight").value);
   state.budget = Number($("budget").value);
 }
@@ -107,6 +107,7 @@ async function search(more = false) {
     $("status").textContent = "";
     return;
   }
+  if (!indexes.length) return; // `load` looks for it as soon as there is something to look in
   $("status").textContent = state.ask ? "Looking at the pictures again …" : "Searching …";
   // An answer to `ask` is asked for once and whole: looking again costs.
   const count = state.ask ? MOST : Math.min(MOST, shown.length + STEP);
@@ -235,7 +236,7 @@ async function load() {
   try {
     indexes = await listIndexes($("index"), state.index);
     state.index = $("index").value;
-    fill();
+    drawForm(); // not `fill`: what was typed meanwhile stays
     search();
   } catch (error) {
     complain(error.place ? error : { ...error, message: error.message, place: "index" });
@@ -290,6 +291,7 @@ function start() {
     fill();
     search();
   });
+  fill();
   load();
 }
 
