@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +161,8 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """The versions of this package, of Python and of every package that can change a vector."""
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"abc-embed": _own_version(), "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -283,12 +283,15 @@ class RemoteSettings:
         if not self.server:
             return None
         from abc_embed.cli.remote import RemoteModel, check_heeded
-        from abc_embed.serve.settings import read_keys
 
         check_heeded(context, heeded)
         source = context.get_parameter_source("model")
         insisted = source is not None and source.name == "COMMANDLINE"
-        key = None if self.api_key_file is None else read_keys(self.api_key_file)[0]
+        key = None
+        if self.api_key_file is not None:
+            from abc_embed.serve.settings import read_keys
+
+            key = read_keys(self.api_key_file)[0]
         return RemoteModel(self.server, key, Path(model).name if insisted else None)
 
 

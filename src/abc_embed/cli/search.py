@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from abc_embed.cli.remote import RemoteModel
     from abc_embed.embedder import Embedder
-    from abc_embed.search.folder import Bad, FolderIndex, Hit
+    from abc_embed.search.folder import Bad, FolderIndex
+    from abc_embed.search.hits import Hit
     from abc_embed.search.queries import Query
     from abc_embed.storage.vector_cache import VectorCache
 
@@ -207,8 +208,7 @@ def _show(
 def _queries(
     texts: Sequence[str], images: Sequence[str], instruction: str | None, decode_limit: int | None
 ) -> "list[Query]":
-    from abc_embed.decoding import DECODE_LIMIT
-    from abc_embed.inputs import Item, read_header
+    from abc_embed.inputs import DECODE_LIMIT, Item, read_header
     from abc_embed.search.queries import as_query
 
     if bool(texts) == bool(images):
@@ -282,7 +282,7 @@ def _search_remote(
 ) -> "list[Hit]":
     """The hits of a server's index of that name, for the words of a query, or its image."""
     from abc_embed.cli.remote import image_data
-    from abc_embed.search.folder import Hit
+    from abc_embed.search.hits import Hit
 
     _check_asked([query], asked)
     body: dict[str, Any] = {"index": folder.absolute().name, "k": count, "all": True}

@@ -18,7 +18,7 @@ import numpy as np
 
 from abc_embed.errors import CheckpointError, DataError, UsageError
 from abc_embed.inputs import Item, Skipped
-from abc_embed.search.folder import Hit
+from abc_embed.search.hits import Hit
 from abc_embed.search.queries import Query, as_query, embed_queries
 
 if TYPE_CHECKING:

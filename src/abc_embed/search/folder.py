@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from abc_embed.errors import ImageError, ImageNotFoundError, InputError, OutputError
 from abc_embed.inputs import Item, describe_image
+from abc_embed.search.hits import Hit
 from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.vector_cache import FileStamp, VectorCache
@@ -36,17 +37,6 @@ that its time of change says nothing; its hash is not remembered yet."""
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """An image that was found."""
-
-    path: Path
-    score: float
-    """Cosine with what was asked for."""
-    is_answer: bool | None = None
-    """Whether that is above the line of an index; None: there is no line."""
 
 
 @dataclass(frozen=True, slots=True)

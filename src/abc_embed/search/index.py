@@ -20,7 +20,7 @@ import numpy as np
 
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.search import cutoff
-from abc_embed.search.folder import Hit
+from abc_embed.search.hits import Hit
 from abc_embed.search.queries import Query, as_query, embed_queries
 from abc_embed.search.settings import (
     FORMAT,
