@@ -1,18 +1,24 @@
 """Progress of long work on stderr: a bar on a terminal, elsewhere a line now and then.
 
-rich is imported where it is used, so that `abc-embed --help` does not pay for it.
+rich is imported where a bar is drawn; nothing else pays for it.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 T = TypeVar("T")
 
 PLAIN_LINE_EVERY_S = 30.0
 """Without a terminal there is no bar; then a line this often says that the work goes on."""
+FORCED = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""With one of these variables rich may take anything for a terminal."""
 
 
 class ProgressCallback(Protocol):
@@ -29,7 +35,6 @@ class StatusCallback(ProgressCallback, Protocol):
         """As `ProgressCallback`, with a text beside the bar."""
 
 
-@contextmanager
 def progress_bar(
     description: str,
     total: int | None = None,
@@ -37,7 +42,7 @@ def progress_bar(
     first: int = 0,
     unit: int = 1,
     transient: bool = True,
-) -> Iterator[StatusCallback]:
+) -> AbstractContextManager[StatusCallback]:
     """Shows on stderr what is reported to the callback that it gives.
 
     Args:
@@ -47,7 +52,46 @@ def progress_bar(
         unit: shows whole units of so many, like `2**20` for bytes in MB.
         transient: leaves nothing behind; else the last state stays.
     """
-    from rich.console import Console, RenderableType
+    if sys.stderr.isatty() or "IPython" in sys.modules or FORCED & os.environ.keys():
+        from rich.console import Console
+
+        console = Console(file=sys.stderr)
+        if console.is_terminal or console.is_jupyter:
+            return _drawn(console, description, total, first, unit, transient)
+    return _printed(description, total, unit, transient)
+
+
+@contextmanager
+def _printed(
+    description: str, total: int | None, unit: int, transient: bool
+) -> Iterator[StatusCallback]:
+    """A line now and then, and the last state where it is to stay."""
+    last_line = time.monotonic()
+    state = printed = ""
+
+    def on_progress(done: int, total: int | None = total, status: str = "") -> None:
+        nonlocal last_line, state, printed
+        of = "" if total is None else f" of {total // unit:,}"
+        state = f"{description} {done // unit:,}{of}  {status}".rstrip() + "\n"
+        if time.monotonic() - last_line >= PLAIN_LINE_EVERY_S:
+            last_line, printed = time.monotonic(), state
+            sys.stderr.write(state)
+
+    yield on_progress
+    if not transient and state != printed:
+        sys.stderr.write(state)
+
+
+@contextmanager
+def _drawn(
+    console: "Console",
+    description: str,
+    total: int | None,
+    first: int,
+    unit: int,
+    transient: bool,
+) -> Iterator[StatusCallback]:
+    """The bar with its total and times, which 80 columns hold, and under it what goes on."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -59,15 +103,12 @@ def progress_bar(
     from rich.text import Text
 
     class StatusBelow(Progress):
-        """The bar with its total and times, which 80 columns hold, and under it what goes on."""
-
-        def get_renderables(self) -> Iterable[RenderableType]:
+        def get_renderables(self) -> Iterable["RenderableType"]:
             yield self.make_tasks_table(self.tasks)
             for task in self.tasks:
                 if status := task.fields["status"]:
                     yield Text(status, no_wrap=True, overflow="ellipsis")
 
-    console = Console(file=sys.stderr)
     bar = StatusBelow(
         TextColumn(description),
         BarColumn(bar_width=24),
@@ -76,27 +117,16 @@ def progress_bar(
         TimeRemainingColumn(),
         console=console,
         transient=transient,
-        disable=not (console.is_terminal or console.is_jupyter),
     )
     task = bar.add_task(
         description, total=total and total // unit, completed=first // unit, status=""
     )
-    last_line = time.monotonic()
-    state = printed = ""
 
     def on_progress(done: int, total: int | None = total, status: str = "") -> None:
-        nonlocal last_line, state, printed
         bar.update(task, completed=done // unit, total=total and total // unit, status=status)
-        of = "" if total is None else f" of {total // unit:,}"
-        state = f"{description} {done // unit:,}{of}  {status}".rstrip() + "\n"
-        if bar.disable and time.monotonic() - last_line >= PLAIN_LINE_EVERY_S:
-            last_line, printed = time.monotonic(), state
-            sys.stderr.write(state)
 
     with bar:
         yield on_progress
-    if bar.disable and not transient and state != printed:
-        sys.stderr.write(state)
 
 
 def track(results: Iterable[T], total: int | None, shown: bool) -> Iterator[T]:
