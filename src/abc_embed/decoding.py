@@ -34,21 +34,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DECODE_LIMIT = 89_478_485
-"""Largest picture that is unpacked, in pixels: Pillow's own warning line (256 MiB as RGB)."""
 DECODE_BYTES = 2**30
 """Memory that pictures take while they are unpacked, over all threads of the process."""
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi"),
-        *(".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
-    }
-)
-"""What the formats that are read here are called on disk."""
-
 _BYTES_PER_PIXEL = 12
-"""`DECODE_BYTES` for a picture of `DECODE_LIMIT`; a higher limit allows so much for each pixel."""
+"""`DECODE_BYTES` for a picture of `inputs.DECODE_LIMIT`; a higher limit allows so much a pixel."""
 _FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "QOI"),
     *("JPEG2000", "AVIF", "HEIF"),  # HEIF only where the package for it is installed

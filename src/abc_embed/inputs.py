@@ -1,4 +1,7 @@
-"""What can be embedded: texts, and pictures however they are given."""
+"""What can be embedded: texts, and pictures however they are given.
+
+Pillow is imported when a picture is opened; of items that a server embeds none is.
+"""
 
 import base64
 import binascii
@@ -14,18 +17,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, TypeGuard, TypeVar, Union
 from urllib.parse import unquote_to_bytes
 
-from PIL import Image
-
-from abc_embed.decoding import (
-    DECODE_LIMIT,
-    IMAGE_SUFFIXES,
-    Header,
-    decode_array,
-    decode_header,
-    decode_picture,
-    decode_stream,
-    guard,
-)
 from abc_embed.errors import (
     EmptyTextError,
     ImageError,
@@ -41,6 +32,20 @@ from abc_embed.storage.hashing import short_hash
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
+
+    from abc_embed.decoding import Header
+
+DECODE_LIMIT = 89_478_485
+"""Largest picture that is unpacked, in pixels: Pillow's own warning line (256 MiB as RGB)."""
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi"),
+        *(".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
+    }
+)
+"""What the formats that are read here are called on disk."""
 
 
 class TensorLike(Protocol):
@@ -56,7 +61,7 @@ ImageInput: TypeAlias = Union[
     os.PathLike[str],
     bytes,
     BinaryIO,
-    Image.Image,
+    "Image.Image",
     "np.ndarray",
     TensorLike,
     Mapping[str, Any],
@@ -207,13 +212,19 @@ def _is_picture(value: object) -> bool:
         return value.ndim == 3 and value.shape[2] in (1, 3, 4)
     if _is_tensor(value):
         return bool(value.ndim == 3)  # type: ignore[attr-defined]
-    return isinstance(value, Image.Image) or _is_file(value) or _is_image_dict(value)
+    return _is_pillow(value) or _is_file(value) or _is_image_dict(value)
 
 
 def _is_array(value: object) -> "TypeGuard[np.ndarray]":
     """Of NumPy, which is not imported for it: before that there is no array."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _is_pillow(value: object) -> "TypeGuard[Image.Image]":
+    """As `_is_array`."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
 
 
 def _is_tensor(value: object) -> bool:
@@ -265,13 +276,13 @@ def describe_image(image: ImageInput) -> str:
     if isinstance(image, str | os.PathLike):
         name = str(image)
         return repr(name if len(name) <= 200 else f"{name[:120]}...{name[-40:]}")
-    if isinstance(image, Image.Image):
+    if _is_pillow(image):
         return "the image given as Pillow image"
     kind = type(image).__name__
     return f"the image given as {'array' if _is_array(image) else kind}"
 
 
-def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.Image:
+def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> "Image.Image":
     """Open any accepted image as an upright 8-bit RGB picture, read to its last byte.
 
     The EXIF rotation is applied; transparency is laid on white; grey, palette and CMYK become
@@ -287,31 +298,37 @@ def open_image(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Image.
         TruncatedImageError: the data breaks off or is damaged.
         ImageTooLargeError: more pixels than `decode_limit`.
     """
+    from abc_embed.decoding import guard
+
     label = describe_image(image)
     return guard(label, lambda: _open(image, label, decode_limit))
 
 
-def read_header(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> Header:
+def read_header(image: ImageInput, *, decode_limit: int = DECODE_LIMIT) -> "Header":
     """What an image file says of itself, as `open_image` would show it.
 
     Raises:
         ImageError: as `open_image`, as far as the header tells.
     """
+    from abc_embed.decoding import decode_header, guard
+
     label = describe_image(image)
 
-    def read() -> Header:
+    def read() -> "Header":
         with _open_stream(image, label) as stream:
             return decode_header(stream, label, decode_limit)
 
     return guard(label, read)
 
 
-def _open(image: ImageInput, label: str, decode_limit: int) -> Image.Image:
+def _open(image: ImageInput, label: str, decode_limit: int) -> "Image.Image":
+    from abc_embed.decoding import decode_array, decode_picture, decode_stream
+
     if _is_tensor(image):
         image = _tensor_values(image)
     if _is_array(image):
         return decode_array(image, label)
-    if isinstance(image, Image.Image):
+    if _is_pillow(image):
         return decode_picture(image, label, decode_limit)
     with _open_stream(image, label) as stream:
         return decode_stream(stream, label, decode_limit)

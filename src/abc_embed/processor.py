@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerFast
 
 from abc_embed.backbone import family_of
 from abc_embed.chat import Chat, read_chat_template, read_tokenizer
-from abc_embed.decoding import DECODE_LIMIT, hold_memory
+from abc_embed.decoding import hold_memory
 from abc_embed.errors import AspectError, CheckpointError, ConfigError, TextError, TextTooLongError
-from abc_embed.inputs import ImageInput, Item, Kind, describe_image, open_image
+from abc_embed.inputs import DECODE_LIMIT, ImageInput, Item, Kind, describe_image, open_image
 from abc_embed.pixels import ImageBudget, PixelBatch, Pixels, to_pixels
 from abc_embed.runtime import to_device
 from abc_embed.storage.json_files import read_json

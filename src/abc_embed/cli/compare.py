@@ -74,8 +74,7 @@ def compare(
 
             _write_plot(plot, open_image(image), rankings, [])
         return
-    from abc_embed.decoding import DECODE_LIMIT
-    from abc_embed.inputs import Item, open_image
+    from abc_embed.inputs import DECODE_LIMIT, Item, open_image
 
     questions = [Item(image=image, instruction=words) for words in asked]
     candidates = [Item(text=text) for text in texts]

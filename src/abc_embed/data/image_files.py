@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from abc_embed.decoding import IMAGE_SUFFIXES
 from abc_embed.errors import ImageNotFoundError
+from abc_embed.inputs import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.formats.splits import check_one_split, split_of
 from abc_embed.data.image_files import has_images, visible_files
 from abc_embed.data.image_root import ImageRoot
-from abc_embed.decoding import IMAGE_SUFFIXES
 from abc_embed.errors import DataError
+from abc_embed.inputs import IMAGE_SUFFIXES
 from abc_embed.storage.files import open_file, read_file
 from abc_embed.storage.readers import decode_text, load_json, read_lines, reader_errors
 

@@ -23,8 +23,8 @@ from abc_embed.data.columns import ALIASES, SAMPLE_KEY, row_from_columns
 from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.records import Record, to_json
 from abc_embed.data.tar_headers import Fault, read_headers
-from abc_embed.decoding import IMAGE_SUFFIXES
 from abc_embed.errors import DataError
+from abc_embed.inputs import IMAGE_SUFFIXES
 from abc_embed.storage.plain import PlainFile
 from abc_embed.storage.readers import decode_text, load_json, reader_errors
 
