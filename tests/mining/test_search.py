@@ -194,7 +194,9 @@ def test_real_vectors_whatever_the_memory_and_the_method() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("kind", ["equal", "all above", "none above", "negative", "rising"])
+@pytest.mark.parametrize(
+    "kind", ["equal", "all above", "near 0", "none above", "negative", "rising"]
+)
 def test_vectors_that_are_hard_to_tell_apart(dtype: torch.dtype, kind: str) -> None:
     """What no bound can sort out is scored anew, however much it is."""
     queries, candidates, own = pairs(40, 900, 16)
@@ -202,6 +204,9 @@ def test_vectors_that_are_hard_to_tell_apart(dtype: torch.dtype, kind: str) -> N
         candidates[:] = candidates[0]
     elif kind == "all above":
         candidates[own] = -queries  # own captions score least
+    elif kind == "near 0":  # half of all lie above the line, many of them next to it
+        away = unit(40, 16, 4)
+        candidates[own] = away - (away * queries).sum(1, keepdims=True) / 4 * queries
     elif kind == "none above":
         candidates *= 1e-3
         candidates[own] = queries

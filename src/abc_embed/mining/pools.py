@@ -74,7 +74,11 @@ class PositiveIndex:
 
 def exact_scores(queries: Tensor, candidates: Tensor) -> Tensor:
     """`(n, D)` and `(n, D)` -> the score of each pair `(n,)`: a sum in float64, as float32."""
-    scores = (queries.double() * candidates).sum(dim=1).float()
+    if queries.device.type == "cpu":  # without copies of all in float64: half the time
+        pair = (queries.numpy(), candidates.numpy())
+        scores = torch.from_numpy(np.einsum("nd,nd->n", *pair, dtype=np.float64)).float()
+    else:
+        scores = (queries.double() * candidates).sum(dim=1).float()
     return scores + 0.0  # -0 becomes 0, or they would not be equal
 
 

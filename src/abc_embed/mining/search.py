@@ -9,10 +9,11 @@ the sum in float64 lies on the edge between two numbers of float32, about one in
 Shapes: `N` queries, `M` candidates, `n` and `m` those of a block, `D` width, `K` size of a pool.
 """
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -93,10 +94,17 @@ def search(
     check_rule(epsilon, pool)
     _check(queries, candidates, own)
     positives = PositiveIndex(own, images, also_true)
-    job = _Job(queries, candidates, own, positives, epsilon, pool, settings, sampled)
-    meter = _Meter(start, on_progress)
+    done, lock = float(start), threading.Lock()
+
+    def add(more: float) -> None:
+        nonlocal done
+        with lock:
+            done += more
+            on_progress(round(done))
+
+    job = _Job(queries, candidates, own, positives, epsilon, pool, settings, sampled, add)
     devices = search_devices(settings)
-    workers = [_Worker(job, d, len(devices), blocks, product_dtype, meter.add) for d in devices]
+    workers = [_Worker(job, d, len(devices), blocks, product_dtype) for d in devices]
     return _run(workers, start, queries.shape[0])
 
 
@@ -177,8 +185,7 @@ def _run(workers: "list[_Worker]", start: int, count: int) -> Iterator[Pools]:
     step = min(worker.blocks.queries for worker in workers)
     spans = [(first, min(first + step, count)) for first in range(start, count, step)]
     if len(workers) == 1:
-        for span in spans:
-            yield workers[0].run(*span)
+        yield from (workers[0].run(*span) for span in spans)
         return
     with ThreadPoolExecutor(len(workers)) as threads:
         running: deque[Future[Pools]] = deque()
@@ -190,16 +197,33 @@ def _run(workers: "list[_Worker]", start: int, count: int) -> Iterator[Pools]:
             yield running.popleft().result()
 
 
-class _Meter:
-    """Adds up what the devices have done."""
+class Lanes:
+    """Threads in each of which torch computes alone.
 
-    def __init__(self, start: int, on_progress: Callable[[int], None]) -> None:
-        self._done, self._on_progress, self._lock = float(start), on_progress, threading.Lock()
+    Each does whole pieces of the work. The threads of one operation wait for each other at the end
+    of it, which for many short ones takes longer than the work, above all on a busy machine.
+    """
 
-    def add(self, queries: float) -> None:
-        with self._lock:
-            self._done += queries
-            self._on_progress(round(self._done))
+    def __init__(self, device: torch.device) -> None:
+        self.count = torch.get_num_threads() if device.type == "cpu" else 1
+        self._threads = ThreadPoolExecutor(self.count, initializer=_compute_alone)
+
+    def run(self, work: Callable[[int], None], pieces: Iterable[int]) -> None:
+        """Do every piece; the first error ends it."""
+        if self.count == 1:
+            for piece in pieces:
+                work(piece)
+            return
+        try:
+            for _ in self._threads.map(work, pieces):
+                pass
+        finally:
+            torch.set_num_threads(self.count)  # `_compute_alone` is what later threads begin with
+
+
+def _compute_alone() -> None:
+    torch.get_num_threads()  # or torch would set it anew at the first operation
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +238,7 @@ class _Job:
     pool: int
     settings: SearchSettings
     sampled: int
+    on_progress: Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +250,9 @@ class _Loaded:
     fast: Tensor
     """`(m, D)`; the same tensor where that is the format."""
     norms: Tensor
-    """`(m,)` float64."""
+    """`(m,)`: their lengths at most."""
     rounding: Tensor
-    """`(m,)` float64: length of what the faster format leaves out."""
+    """`(m,)`: length of what the faster format leaves out, at most."""
 
 
 class _Worker:
@@ -240,15 +265,16 @@ class _Worker:
         sharers: int,
         blocks: Blocks | None,
         dtype: torch.dtype | None,
-        on_progress: Callable[[float], None],
     ) -> None:
         count, width = job.queries.shape
-        self._job, self._device, self._on_progress = job, device, on_progress
+        self._job, self._device, self._lanes = job, device, Lanes(device)
         self.blocks = blocks or blocks_on(device, sharers, width, job.pool, job.settings)
+        self._pair_bytes = self.blocks.pair_bytes // self._lanes.count
         self._dtype = dtype or _fastest_dtype(device.type)
         # Exact scores, and what is found, live where float64 is to be had.
         self._home = torch.device("cpu") if device.type == "mps" else device
         self._candidates: tuple[int, _Loaded] | None = None
+        self._rooms: list[Tensor] = []
         if job.settings.method is Method.IVF:
             self._lists = InvertedLists(job.candidates, job.settings)
         sample = np.random.default_rng([job.settings.seed, 1]).permutation(count)[: job.sampled]
@@ -258,7 +284,10 @@ class _Worker:
     def run(self, start: int, stop: int) -> Pools:
         """The pools of these queries."""
         job, total = self._job, self._job.candidates.shape[0]
-        queries, loaded = self._open(start, stop)
+        loaded = self._load("query", job.queries, start, stop)
+        query, text = (part.to(self._home) for part in job.positives.pairs(start, stop))
+        own = self._own_scores(loaded.exact, start)
+        queries = QueryBlock(loaded.exact, own, (query, text), job.epsilon, job.pool)
         here = self._sample[(self._sample >= start) & (self._sample < stop)] - start
         sampled = torch.from_numpy(here).to(self._home)
         truth = queries.part(sampled)
@@ -271,40 +300,39 @@ class _Worker:
             else:
                 self._compare(queries, loaded, candidates, first)
             truth.add_all(candidates.exact, first, self._side)
-            self._on_progress((stop - start) * len(candidates.exact) / total)
+            job.on_progress((stop - start) * len(candidates.exact) / total)
         return queries.pools(start, total, truth, sampled)
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def _open(self, start: int, stop: int) -> tuple[QueryBlock, _Loaded]:
-        """A block of queries with the scores of their own captions; nothing found yet."""
-        job = self._job
-        loaded = self._load("query", job.queries, start, stop)
-        own = torch.empty(stop - start, device=self._home)
-        step = max(1, self.blocks.pair_bytes // (24 * loaded.exact.shape[1]))
-        for left in range(0, stop - start, step):
-            right = min(left + step, stop - start)
-            captions = torch.from_numpy(job.candidates[job.own[start + left : start + right]])
-            part = loaded.exact[left:right]
-            own[left:right] = exact_scores(part, captions.to(self._home))
-        query, text = (part.to(self._home) for part in job.positives.pairs(start, stop))
-        return QueryBlock(loaded.exact, own, (query, text), job.epsilon, job.pool), loaded
+    def _own_scores(self, vectors: Tensor, start: int) -> Tensor:
+        """`(n,)`: of each query from `start` on with its own caption."""
+        job, scores = self._job, []
+        for part in vectors.split(max(1, self._pair_bytes // (24 * vectors.shape[1]))):
+            captions = torch.from_numpy(job.candidates[job.own[start : start + len(part)]])
+            scores.append(exact_scores(part, captions.to(self._home)))
+            start += len(part)
+        return torch.cat(scores)
 
     def _load(self, name: str, vectors: Vectors, start: int, stop: int) -> _Loaded:
         """Vectors from files to the device, a few at a time."""
         count, width = stop - start, vectors.shape[1]
-        exact = torch.empty(count, width, device=self._home)
-        norms = torch.empty(count, device=self._home, dtype=torch.float64)
-        rounding = torch.zeros_like(norms)
         apart = self._dtype != torch.float32 or self._home != self._device
         apart = apart and self._job.settings.method in (Method.AUTO, Method.FLAT)
-        fast = torch.empty(count, width, device=self._device, dtype=self._dtype) if apart else exact
-        step = max(1, self.blocks.pair_bytes // (12 * width))
-        for left in range(0, count, step):
+        exact = _room((count, width), torch.float32, self._home)
+        fast = _room((count, width), self._dtype, self._device) if apart else exact
+        norms, rounding = torch.zeros(2, count, device=self._home)
+
+        def length(values: Tensor) -> Tensor:
+            # At most: as its float32 sum may be too small, and squares too small for float32.
+            lengths: Tensor = torch.linalg.vector_norm(values, dim=1)
+            return lengths * (1 + (width + 8) * 2.0**-23) + math.sqrt(width) * 2.0**-62
+
+        def load(left: int) -> None:
             part = slice(left, min(left + step, count))
             values = np.ascontiguousarray(vectors[start + left : start + part.stop], np.float32)
             exact[part] = torch.from_numpy(values)
-            norms[part] = torch.linalg.vector_norm(exact[part], dim=1, dtype=torch.float64)
+            norms[part] = length(exact[part])
             good = norms[part] < LONGEST
             if not good.all():
                 raise DataError(
@@ -313,8 +341,10 @@ class _Worker:
                 )
             if apart:
                 fast[part] = exact[part].to(self._dtype).to(self._device)
-                left_out = exact[part] - fast[part].to(self._home).float()
-                rounding[part] = torch.linalg.vector_norm(left_out, dim=1, dtype=torch.float64)
+                rounding[part] = length(exact[part] - fast[part].to(self._home))
+
+        step = max(1, self._pair_bytes // (12 * width))
+        self._lanes.run(load, range(0, count, step))
         return _Loaded(exact, fast, norms, rounding)
 
     def _load_candidates(self, first: int) -> _Loaded:
@@ -338,22 +368,27 @@ class _Worker:
         group = _GROUP
         while group > 1 and m < 4 * group * self._job.pool:
             group //= 2
-        rows = min(self.blocks.rows, count)
-        room = torch.empty(-(-m // group) * group * rows, dtype=self._dtype, device=self._device)
-        for start in range(0, count, rows):
-            span = slice(start, min(start + rows, count))
-            size = span.stop - start
-            scores = room[: len(room) // rows * size].view(-1, group, size)
-            bound = self._bound(vectors, span, candidates)
-            stretch = _Stretch(queries, span, candidates, first, scores, bound, self.blocks)
-            stretch.take(vectors.fast[span])
+        groups, rows = -(-m // group), max(1, self.blocks.rows // self._lanes.count)
+        most = (self.blocks.candidates + _GROUP) * rows
+        longest, left_out = candidates.norms.max().item(), candidates.rounding.max().item()
 
-    def _bound(self, queries: _Loaded, span: slice, candidates: _Loaded) -> "_Bound":
+        def compare(start: int) -> None:
+            span = slice(start, min(start + rows, count))
+            size = groups * group * (span.stop - start)
+            room = self._rooms.pop() if self._rooms else _room(most, self._dtype, self._device)
+            scores = room[:size].view(groups, group, -1)
+            bound = self._bound(vectors, span, longest, left_out)
+            stretch = _Stretch(queries, span, candidates, first, scores, bound, self.blocks.tile)
+            stretch.take(vectors.fast[span], self._pair_bytes)
+            self._rooms.append(room)
+
+        self._lanes.run(compare, range(0, count, rows))
+
+    def _bound(self, queries: _Loaded, span: slice, longest: float, left_out: float) -> "_Bound":
         """How far products of these queries can be from the exact scores (Cauchy-Schwarz, and the
-        error of a float32 sum in any order)."""
+        error of a float32 sum in any order), for candidates that are no longer than this."""
         width = queries.exact.shape[1]
-        norm, rounding = queries.norms[span], queries.rounding[span]
-        longest, left_out = candidates.norms.max(), candidates.rounding.max()
+        norm, rounding = queries.norms[span].double(), queries.rounding[span].double()
         # A CUDA device cuts off where a CPU rounds, and may add parts of a sum in bfloat16.
         cuda = self._device.type == "cuda"
         unit = (width + 4) * 2.0 ** (-22 if cuda else -24)
@@ -394,13 +429,23 @@ def _score_pairs(
     queries: QueryBlock, rows: Tensor, vectors: Tensor, places: Tensor, room_bytes: int
 ) -> Tensor:
     """The exact score of each pair `(n,)`."""
-    scores = torch.empty(len(rows), device=vectors.device)
     step = max(1, room_bytes // (24 * vectors.shape[1]))
-    for at in range(0, len(rows), step):
-        part = slice(at, at + step)
-        left = queries.vectors.index_select(0, rows[part])
-        scores[part] = exact_scores(left, vectors.index_select(0, places[part]))
-    return scores
+    pairs = zip(rows.split(step), places.split(step), strict=True)
+    scores = [
+        exact_scores(queries.vectors.index_select(0, row), vectors.index_select(0, place))
+        for row, place in pairs
+    ]
+    return torch.cat(scores)
+
+
+def _room(shape: int | tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for many numbers. NumPy asks the system for large pages, which torch does not: so
+    they are there far sooner."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    kind = np.int16 if dtype.itemsize == 2 else np.int32
+    room: Tensor = torch.from_numpy(np.empty(shape, dtype=kind)).view(dtype)
+    return room
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,34 +483,38 @@ class _Stretch:
         first: int,
         scores: Tensor,
         bound: _Bound,
-        blocks: Blocks,
+        tile: int,
     ) -> None:
-        self._queries, self._span = queries, span
-        self._candidates, self._first, self._blocks = candidates, first, blocks
-        self._scores, self._bound = scores, bound
+        self._queries, self._span, self._bound = queries, span, bound
+        self._candidates, self._first, self._tile = candidates, first, tile
+        self._scores = scores
+        """`(groups, size of a group, n)`"""
         self._best_of = scores.new_empty(scores.shape[0], scores.shape[2])
         line, own = queries.line[span], queries.own[span]
-        device = scores.device
-        self._line_top = bound.upper(line).to(device)
-        self._line_low = bound.lower(line).to(device)
-        self._own_top, self._own_low = bound.upper(own).to(device), bound.lower(own).to(device)
+        bounds = (bound.upper(line), bound.lower(line), bound.upper(own), bound.lower(own))
+        self._line_top, self._line_low, self._own_top, self._own_low = (
+            limit.to(scores.device) for limit in bounds
+        )
 
-    def take(self, vectors: Tensor) -> None:
+    def take(self, vectors: Tensor, pair_bytes: int) -> None:
         """Score these vectors `(n, D)`, the queries in the fast format, and take in what counts."""
         self._multiply(vectors)
         crowded = (self._best_of > self._line_top).sum(dim=0) > len(self._best_of) // 4
-        for row in crowded.nonzero()[:, 0].tolist():
-            self._count_above(row)
-        groups = self._best_of.T.contiguous()
-        floor = self._floor(groups)
-        row, group = (groups >= floor[:, None]).nonzero().T
-        step = max(1, self._blocks.pair_bytes // (16 * self._scores.shape[1] + 64))
-        for at in range(0, len(row), step):
-            self._take_groups(row[at : at + step], group[at : at + step], floor)
+        if crowded.any():
+            self._count_above(crowded.nonzero()[:, 0], pair_bytes)
+        floor = self._floor()
+        # Group by group, in the order of memory.
+        group, row = (self._best_of >= floor).nonzero().T
+        step = max(1, pair_bytes // (16 * self._scores.shape[1] + 64))
+        for some, rows in zip(group.split(step), row.split(step), strict=True):
+            scores = self._scores[some, :, rows].float()
+            which, member = (scores >= floor[rows, None]).nonzero().T
+            place = some[which] * scores.shape[1] + member
+            self._take(rows[which], place, scores[which, member], pair_bytes)
 
     def _multiply(self, vectors: Tensor) -> None:
         """All fast scores, -∞ for what is true of an image, and the best one of each group."""
-        fast, tile, size = self._candidates.fast, self._blocks.tile, self._scores.shape[1]
+        fast, tile, size = self._candidates.fast, self._tile, self._scores.shape[1]
         flat = self._scores.view(-1, len(vectors))
         texts = slice(self._first, self._first + len(fast))
         query, text = self._queries.positives_of(self._span, texts)
@@ -482,51 +531,52 @@ class _Stretch:
             groups = slice(start // size, -(-end // size))
             torch.amax(self._scores[groups], dim=1, out=self._best_of[groups])
 
-    def _count_above(self, row: int) -> None:
-        """Count what is surely above the line of a query that has much of it, and be rid of it."""
-        scores = self._scores[:, :, row]
-        above = scores > self._line_top[row]
-        near_own = above & (scores >= self._own_low[row]) & (scores <= self._own_top[row])
-        better = above & (scores > self._own_top[row])
-        query, home = self._span.start + row, self._queries.own.device
-        self._queries.above[query] += (above.sum() - near_own.sum()).to(home)
-        self._queries.better[query] += better.sum().to(home)
-        place = near_own.flatten().nonzero()[:, 0]
-        self._add(torch.full_like(place, row), place)
-        scores[above] = -torch.inf
-        self._best_of[:, row] = scores.amax(dim=1)
+    def _count_above(self, rows: Tensor, pair_bytes: int) -> None:
+        """Count what is surely above the line of queries that have much of it, and be rid of it."""
+        size, home = self._scores.shape[1], self._queries.own.device
+        queries = self._span.start + rows.to(home)
+        step = max(1, pair_bytes // (16 * size * len(rows)))
+        for first in range(0, len(self._scores), step):
+            groups = self._scores[first : first + step]
+            scores = groups[..., rows]
+            above, better = scores > self._line_top[rows], scores > self._own_top[rows]
+            near_own = above & ~better & (scores >= self._own_low[rows])
+            self._queries.above[queries] += (above & ~near_own).sum(dim=(0, 1)).to(home)
+            self._queries.better[queries] += (above & better).sum(dim=(0, 1)).to(home)
+            group, member, column = near_own.nonzero().T
+            self._add(rows[column], (first + group) * size + member, pair_bytes)
+            groups[..., rows] = scores.masked_fill_(above, -torch.inf)
+            self._best_of[first : first + step, rows] = scores.amax(dim=1)
 
-    def _floor(self, groups: Tensor) -> Tensor:
+    def _floor(self) -> Tensor:
         """`(n,)`: what has a lower fast score changes nothing, neither a pool nor a count."""
-        last = self._queries.last(self._span)
-        if groups.shape[1] >= self._queries.pool:
+        last, pool = self._queries.last(self._span), self._queries.pool
+        if len(self._best_of) >= pool:
             # The best of as many groups, all surely below the line, are that many candidates.
-            sure = torch.where(groups < self._line_low[:, None], groups, -torch.inf).float()
-            lowest = largest(sure, self._queries.pool).amin(dim=1).to(last.device)
+            sure = torch.where(self._best_of < self._line_low, self._best_of, -torch.inf).float()
+            lowest = largest(sure.T.contiguous(), pool).amin(dim=1).to(last.device)
             last = torch.maximum(last, self._bound.at_least(lowest))
         least = torch.minimum(last, self._queries.own[self._span])
-        return self._bound.lower(least).to(groups.device)
+        return self._bound.lower(least).to(self._scores.device)
 
-    def _take_groups(self, row: Tensor, group: Tensor, floor: Tensor) -> None:
-        """Look at every candidate of these groups; `row` ascends."""
-        scores = self._scores[group, :, row].float()
-        which, member = (scores >= floor[row, None]).nonzero().T
-        score, row = scores[which, member], row[which]
-        place = group[which] * scores.shape[1] + member
+    def _take(self, row: Tensor, place: Tensor, score: Tensor, pair_bytes: int) -> None:
+        """Count what is surely above the line; score the rest exactly, and take it in."""
+        home = self._queries.own.device
         above, better = score > self._line_top[row], score > self._own_top[row]
         doubtful = ~above | ((score >= self._own_low[row]) & ~better)
-        certain = ~doubtful
-        home = self._queries.own.device
-        if certain.any():
-            queries = (row[certain] + self._span.start).to(home)
-            self._queries.above.index_add_(0, queries, above[certain].long().to(home))
-            self._queries.better.index_add_(0, queries, better[certain].long().to(home))
-        self._add(row[doubtful], place[doubtful])
+        count = self._scores.shape[2]
+        for total, sure in (
+            (self._queries.above, above & ~doubtful),
+            (self._queries.better, better & ~doubtful),
+        ):
+            total[self._span] += torch.bincount(row[sure], minlength=count).to(home)
+        self._add(row[doubtful], place[doubtful], pair_bytes)
 
-    def _add(self, row: Tensor, place: Tensor) -> None:
+    def _add(self, row: Tensor, place: Tensor, pair_bytes: int) -> None:
         """Score pairs exactly, and take them in."""
         home = self._queries.own.device
-        rows, places = (row + self._span.start).to(home), place.to(home)
+        row, order = row.sort(stable=True)
+        rows, places = (row + self._span.start).to(home), place[order].to(home)
         vectors = self._candidates.exact
-        scores = _score_pairs(self._queries, rows, vectors, places, self._blocks.pair_bytes)
+        scores = _score_pairs(self._queries, rows, vectors, places, pair_bytes)
         self._queries.add(rows, places + self._first, scores)

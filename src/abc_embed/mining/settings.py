@@ -140,7 +140,7 @@ MAX_QUERIES = 16384
 """Queries of a block at most: a search that is stopped loses no more than one block."""
 _SHARES = {"cpu": (0.5, 0.12, 0.18, 0.05), "cuda": (0.7, 0.08, 0.12, 0.04)}
 """Of the memory: candidates, queries, scores, pairs. The rest is for what the allocator keeps."""
-_TILES = {"cpu": 4096, "cuda": 131072}
+_TILES = {"cpu": 2048, "cuda": 131072}
 _MIN_ROWS = {"cpu": 128, "cuda": 512}
 _MAX_ROWS = {"cpu": 256, "cuda": 8192}
 _MAX_PAIR_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}  # what a cache holds is scored anew faster
