@@ -37,7 +37,7 @@ from abc_embed.inputs import (
 from abc_embed.model import AbcModel
 from abc_embed.novelty import KnownPictures
 from abc_embed.pixels import PixelBatch, Pixels
-from abc_embed.processor import Features, Processor
+from abc_embed.processor import Features, Processor, Truncate
 from abc_embed.runtime import from_device
 
 Vector: TypeAlias = NDArray[np.float32]
@@ -326,21 +326,23 @@ class EmbeddingPipeline:
             pixels = self._pictures[job.picture].pixels.result()
             window.visual_tokens += self._processor.visual_tokens(pixels)
 
-    def prepare(self, value: object) -> Features:
+    def prepare(self, value: object, truncate: Truncate | None = None) -> Features:
         """One item as tensors, for those who pack batches themselves; threads may share a pipeline.
+
+        `truncate` is as for `Processor.features`.
 
         Raises:
             InputError: the item cannot be embedded.
         """
         item, key = as_item(value), image_key(value)
         if key is None or item.image is None:
-            return self._processor.features(item)
+            return self._processor.features(item, truncate=truncate)
         pixels = self._pixels.get(key)
         if pixels is None:
             pixels = self._processor.pixels(item.image, max_pixels=self.max_pixels)
             if is_stable_key(key):
                 self._pixels.put(key, pixels, self._processor.visual_tokens(pixels))
-        return self._processor.features(item, pixels=pixels)
+        return self._processor.features(item, pixels=pixels, truncate=truncate)
 
     # -- in the threads --------------------------------------------------------------------------
 

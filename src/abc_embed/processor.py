@@ -147,36 +147,43 @@ class Processor:
     # -- one item --------------------------------------------------------------------------------
 
     def features(
-        self, item: Item, *, max_pixels: int | None = None, pixels: Pixels | None = None
+        self,
+        item: Item,
+        *,
+        max_pixels: int | None = None,
+        pixels: Pixels | None = None,
+        truncate: Truncate | None = None,
     ) -> Features:
         """One item -> tensors.
 
         `max_pixels` is the resolution dial (see `ImageBudget.limited`). `pixels` saves opening
-        the picture again: what `pixels` returned for it, at the same `max_pixels`.
+        the picture again: what `pixels` returned for it, at the same `max_pixels`. `truncate` is
+        that of this item; None: as `self.truncate` says.
 
         Raises:
             ImageError: the picture cannot be used.
             TextTooLongError: more tokens than `max_tokens`.
             TextError: the text holds the placeholder of a picture.
         """
+        truncate = truncate or self.truncate
         ids = self.chat.encode(item)
         is_text = item.image is None
         if ids.count(self.image_token_id) != (0 if is_text else 1):
             raise TextError(
                 f"the words hold {self.chat.image_token}, which stands for a picture; take it out"
             )
-        if self.truncate == "error":
+        if truncate == "error":
             self._check_length(len(ids), 0)  # before a picture is opened for nothing
         if item.image is None:
             if len(ids) > self.max_tokens:
-                return self.features(self._cut(item, len(ids)))
+                return self.features(self._cut(item, len(ids)), truncate=truncate)
             return Features(item.kind, torch.tensor(ids), None, None, None)
         if pixels is None:
             pixels = self.pixels(item.image, max_pixels=max_pixels)
         visual = self.visual_tokens(pixels)
-        if self.truncate == "end" and len(ids) - 1 + visual > self.max_tokens and item.instruction:
+        if truncate == "end" and len(ids) - 1 + visual > self.max_tokens and item.instruction:
             cut = self._cut(item, len(ids) - 1 + visual)
-            return self.features(cut, max_pixels=max_pixels, pixels=pixels)
+            return self.features(cut, max_pixels=max_pixels, pixels=pixels, truncate=truncate)
         self._check_length(len(ids) - 1 + visual, visual)
         at = ids.index(self.image_token_id)
         ids = ids[:at] + [self.image_token_id] * visual + ids[at + 1 :]

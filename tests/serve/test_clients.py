@@ -15,6 +15,8 @@ from abc_embed.vectors import quantize, truncate
 
 TEXTS = ["a dog", "a cat on a mat", "! and more"]
 WORDS = "what is on the left?"
+LONG = "a dog on a mat, " * 2000
+"""More than the model reads."""
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,13 @@ def texts(embedder: Embedder) -> np.ndarray:
 @pytest.fixture(scope="module")
 def asked(embedder: Embedder) -> np.ndarray:
     return embedder.embed(Item(image=png(3), instruction=WORDS))
+
+
+@pytest.fixture(scope="module")
+def cut(embedder: Embedder) -> np.ndarray:
+    """`(1, D)` of as much of the long text as the model reads."""
+    pipeline = embedder.pipeline()
+    return pipeline.compute([pipeline.prepare(LONG, "end")])
 
 
 def close(got: object, expected: np.ndarray) -> bool:
@@ -106,10 +115,25 @@ def test_cohere(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
     assert close(both.embeddings.float_, asked[None])
 
 
+def test_cohere_cuts_what_is_too_long_unless_told_not_to(url: str, cut: np.ndarray) -> None:
+    import cohere
+
+    client = cohere.ClientV2(api_key="none", base_url=url)
+    words: dict[str, Any] = {"model": "golden", "input_type": "search_document", "texts": [LONG]}
+    assert close(client.embed(**words, truncate="END").embeddings.float_, cut)
+    assert close(client.embed(**words).embeddings.float_, cut)  # END is that service's default
+    with pytest.raises(cohere.BadRequestError, match=r"texts\[0\].*shorten it"):
+        client.embed(**words, truncate="NONE")
+    with pytest.raises(cohere.BadRequestError, match="truncate is START"):
+        client.embed(**words, truncate="START")
+    with pytest.raises(cohere.BadRequestError, match="max_tokens"):
+        client.embed(**words, max_tokens=5)
+
+
 # The library leaves its connection for the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
+def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray, cut: np.ndarray) -> None:
     import voyageai
 
     client = voyageai.Client(api_key="none", base_url=f"{url}/v1")
@@ -118,5 +142,17 @@ def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
     assert close(answer.embeddings[0], texts[0])
     assert close(answer.embeddings[1], asked)
     assert answer.text_tokens > 0 and answer.image_pixels > 0
+    long = client.multimodal_embed(inputs=[[LONG]], model="golden")
+    assert close(long.embeddings, cut)
     del client
     gc.collect()
+
+
+def test_voyage_refuses_what_is_too_long_where_it_is_not_to_be_cut(url: str) -> None:
+    import httpx
+
+    inputs = [{"content": [{"type": "text", "text": LONG}]}]
+    body = {"model": "golden", "inputs": inputs, "truncation": False}
+    answer = httpx.post(f"{url}/v1/multimodalembeddings", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("inputs[0]: the item has ")

@@ -340,7 +340,7 @@ class Server:
                 asked = await self.engine.run(http, lambda _: shape.parse(body, read), "read")
             self.engine.check_model(asked.model)
             self._encoded(asked, [])  # refuses a width or a format before anything is computed
-            results = await self.engine.embed(asked.items, http)
+            results = await self.engine.embed(asked.items, http, truncate=asked.truncate)
             errors = bad_items(results, asked.places, skip=asked.skip_bad)
             good = [result for result in results if isinstance(result, Embedded)]
 

@@ -18,6 +18,7 @@ from abc_embed.embedder import Embedder
 from abc_embed.errors import InputError, RequestError
 from abc_embed.inputs import Item
 from abc_embed.pipeline import Vector
+from abc_embed.processor import Truncate
 from abc_embed.serve.queue import Embedded, EmbeddingQueue
 from abc_embed.serve.settings import ServerSettings
 
@@ -78,14 +79,18 @@ class Engine:
     # -- vectors ---------------------------------------------------------------------------------
 
     async def embed(
-        self, items: Sequence[Item], http: Request, max_pixels: int | None = None
+        self,
+        items: Sequence[Item],
+        http: Request,
+        max_pixels: int | None = None,
+        truncate: Truncate | None = None,
     ) -> "list[Embedded | BaseException]":
         """Vectors, or what went wrong, an item each.
 
         Raises:
             RequestError: the queue is full, the client has hung up, or it took too long.
         """
-        futures = self.queue.submit(items, max_pixels)
+        futures = self.queue.submit(items, max_pixels, truncate)
         results: list[Embedded | BaseException] = await self._wait(gather_outcomes(futures), http)
         return results
 

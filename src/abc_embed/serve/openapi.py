@@ -84,7 +84,6 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         embedding_types=_list(_words("float", "int8", "uint8", "binary", "ubinary", "base64"), 6),
         output_dimension=_integer(),
         truncate=_words("NONE", "START", "END"),
-        max_tokens=_integer(),
         priority=_integer(least=0),
     ),
     "/v1/multimodalembeddings": _object(

@@ -16,7 +16,7 @@ from abc_embed.embedder import Embedder
 from abc_embed.errors import RequestError
 from abc_embed.inputs import Item
 from abc_embed.pipeline import EmbeddingPipeline, Vector
-from abc_embed.processor import Features
+from abc_embed.processor import Features, Truncate
 
 RETRY_AFTER_S = 1
 """What a client is told to wait when the queue is full."""
@@ -32,6 +32,7 @@ class Job:
 
     item: Item
     max_pixels: int | None = None
+    truncate: Truncate | None = None
     future: "Future[Embedded]" = field(default_factory=Future)
     features: Features | None = None
 
@@ -90,12 +91,16 @@ class EmbeddingQueue:
         return self._waiting
 
     def submit(
-        self, items: Sequence[Item], max_pixels: int | None = None
+        self,
+        items: Sequence[Item],
+        max_pixels: int | None = None,
+        truncate: Truncate | None = None,
     ) -> "list[Future[Embedded]]":
         """A future for each item; cancel those whose answer nobody waits for any more.
 
         `max_pixels` is the largest area at which pictures are seen; the server chooses it, not the
-        client, so that there are few.
+        client, so that there are few. `truncate` is what words do that are too long; None: as the
+        model's processor says.
 
         Raises:
             RequestError: the queue is full (429), or the server is stopping (503).
@@ -112,7 +117,7 @@ class EmbeddingQueue:
             self._waiting += len(items)
             if max_pixels not in self._preparers:
                 self._preparers[max_pixels] = self.embedder.pipeline(max_pixels)
-        jobs = [Job(item, max_pixels) for item in items]
+        jobs = [Job(item, max_pixels, truncate) for item in items]
         for job in jobs:
             job.future.add_done_callback(self._one_less)
         if is_short(items):
@@ -143,7 +148,8 @@ class EmbeddingQueue:
             if job.future.cancelled():
                 continue
             try:
-                job.features = self._preparers[job.max_pixels].prepare(job.item)
+                pipeline = self._preparers[job.max_pixels]
+                job.features = pipeline.prepare(job.item, job.truncate)
             except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to this item)
                 fail(job.future, error)
                 continue

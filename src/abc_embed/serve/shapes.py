@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from abc_embed.errors import InputError, RequestError
 from abc_embed.inputs import Item
+from abc_embed.processor import Truncate
 from abc_embed.serve.fields import Fields, ReadImage, image_bytes, kind_of
 
 MAX_INPUTS = 2048
@@ -34,6 +35,8 @@ class EmbedRequest:
     """Width to which vectors are cut; None: the model's own."""
     outputs: tuple[str, ...] = ("float",)
     """float, base64, int8, uint8, binary or ubinary; several only where the shape has several."""
+    truncate: Truncate | None = None
+    """What words do that are too long; None: as the server's model says."""
     skip_bad: bool = False
     """A bad item costs only itself."""
     echo: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +104,7 @@ class OpenAI(Shape):
             parsed = list(self._input(body, modality, read))
         body.done()
         places, items = [place for place, _ in parsed], [item for _, item in parsed]
-        return EmbedRequest(items, places, model, dimensions, (output,), skip)
+        return EmbedRequest(items, places, model, dimensions, (output,), skip_bad=skip)
 
     def _input(self, body: Fields, modality: str, read: ReadImage) -> Iterator[tuple[str, Item]]:
         value = body.take("input")
@@ -170,8 +173,11 @@ class Cohere(Shape):
         model = body.text("model")
         body.choice("input_type", self._TYPES, "search_document")
         dimensions = body.integer("output_dimension")
-        body.choice("truncate", ("NONE", "START", "END"), "NONE")
-        body.integer("max_tokens")
+        cut = body.choice("truncate", ("NONE", "START", "END"), "END")
+        if cut == "START":
+            body.refuse(
+                "truncate", "is START, and words are cut at their end here; give END or NONE"
+            )
         body.integer("priority", least=0)
         outputs: tuple[str, ...] = ("float",)
         if "embedding_types" in body:
@@ -196,7 +202,8 @@ class Cohere(Shape):
             items = [_content(element, place, read) for place, element in elements]
         body.done()
         places = [place for place, _ in elements]
-        return EmbedRequest(items, places, model, dimensions, outputs, echo=echo)
+        truncate: Truncate = "error" if cut == "NONE" else "end"
+        return EmbedRequest(items, places, model, dimensions, outputs, truncate, echo=echo)
 
     def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
         units = {"input_tokens": result.tokens, "images": result.images}
@@ -221,7 +228,7 @@ class Voyage(Shape):
     def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         body.choice("input_type", ("query", "document"), "document")
-        body.flag("truncation", True)
+        truncate: Truncate = "end" if body.flag("truncation", True) else "error"
         output = body.choice("output_dtype", self._OUTPUTS, "float")
         # The library sends `encoding_format`, the documentation says `output_encoding`.
         names = ("output_encoding", "encoding_format")
@@ -233,7 +240,7 @@ class Voyage(Shape):
         items = [_content(element, place, read) for place, element in elements]
         body.done()
         places = [place for place, _ in elements]
-        return EmbedRequest(items, places, model, dimensions, (output,))
+        return EmbedRequest(items, places, model, dimensions, (output,), truncate)
 
     def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
         data = [
