@@ -26,7 +26,7 @@ from abc_embed.errors import (
 )
 from abc_embed.search import Index
 from abc_embed.search import index as index_module
-from abc_embed.search.metadata import read_captions
+from abc_embed.search.metadata import describe, read_captions
 
 KILLS = 5
 
@@ -164,6 +164,28 @@ def test_filters_and_columns(index: Index, photos: Path, embedder: Any) -> None:
     draw(photos / "0.png", 77)  # a changed image keeps its columns
     index.add()
     assert found("title = 'blue'") == {"0.png"}
+
+
+@pytest.mark.parametrize(
+    ("exif", "date"),
+    [
+        ("2025:03:01 10:00:00", "2025-03-01T10:00:00"),
+        ("2025:03:01 10:00:00\0", "2025-03-01T10:00:00"),
+        ("2025-09-01T10:00:00", "2025-09-01T10:00:00"),
+        ("2025:07:01", "2025-07-01T00:00:00"),
+        ("2025:07:01   :  :  ", "2025-07-01T00:00:00"),
+        ("0000:00:00 00:00:00", None),
+        ("2025:13:45 10:00:00", None),
+        ("    :  :     :  :  ", None),
+        ("yesterday at noon", None),
+        ("2025", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_only_a_date_counts_as_one(tmp_path: Path, exif: str | None, date: str | None) -> None:
+    draw(tmp_path / "x.jpg", 1, taken=exif)
+    assert describe(tmp_path / "x.jpg") == {"width": 8, "height": 6, "taken": date}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,17 @@ def describe(image: Path | bytes) -> dict[str, Any]:
     with suppress(InputError):  # embedding it says what is wrong
         header = read_header(image)
         values["width"], values["height"] = header.width, header.height
-        date = header.taken
-        if date and date[:4].isdigit():
-            values["taken"] = f"{date[:10].replace(':', '-')}T{date[11:19]}"
+        values["taken"] = _as_date(header.taken or "")
     return values
+
+
+def _as_date(taken: str) -> str | None:
+    """EXIF's date as ISO 8601; cameras without a clock write blanks, zeros and more."""
+    day, time = taken[:10].replace(":", "-"), taken[11:19]
+    for text in (f"{day}T{time}", day):
+        with suppress(ValueError):
+            return datetime.fromisoformat(text).isoformat(timespec="seconds")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
