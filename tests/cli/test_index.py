@@ -1,6 +1,7 @@
 """`abc-embed index`, and `abc-embed search` of an index."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -126,8 +127,11 @@ def test_the_evidence_of_hits(
 def test_several_queries_a_page_and_the_line(
     cli: Cli, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr("typer.launch", opened.append)
+    opener = Path("bin/xdg-open")
+    opener.parent.mkdir()
+    opener.write_text('#!/bin/sh\necho "$1" > opened\n')
+    opener.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{opener.parent.absolute()}:{os.environ['PATH']}")
     words = ("search", "my.index", "a dog", '"a dog" + 0.5*"a cat"', "-k", 2, "--all")
     done = cli(*words, "--json")
     queries = json.loads(done.out)["queries"]
@@ -137,7 +141,12 @@ def test_several_queries_a_page_and_the_line(
     assert done.out.startswith("a dog\n")
     with Image.open("hits.png") as page:
         assert page.width > 1000
-    assert opened == ["hits.png"]
+    assert Path("opened").read_text() == "hits.png\n"
+    opener.write_text("#!/bin/sh\necho no display >&2\nexit 3\n")
+    done = cli(*words, "--open")
+    assert done.code == 1 and done.out.startswith("a dog\n")
+    assert done.error.endswith("cannot be opened here; that takes a desktop")
+    assert "\n" not in done.error
 
 
 def test_what_lies_below_the_line_is_not_shown(cli: Cli, built: Path) -> None:

@@ -5,15 +5,22 @@ rich is imported where it is used, so that `--help` does not pay for it.
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+import typer
+
+from abc_embed.errors import OutputError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+OPENING_S = 3.0
+"""By then a desktop has said that it cannot open a file."""
 PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
 _NUMBERS = re.compile(r"[-+−0-9.,%()–/ ]*|[-+0-9.]+ \([-+0-9. to]*\)")
@@ -150,6 +157,27 @@ def _console(file: IO[str]) -> "Console":
     from rich.console import Console
 
     return Console(file=file, width=None if file.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def open_file(path: Path) -> None:
+    """Have the desktop show a file in the program that it has for it.
+
+    Raises:
+        OutputError: it does not, as where there is no desktop.
+    """
+    if sys.platform.startswith("linux"):  # typer would let its complaints through
+        command = ["xdg-open", str(path)]
+        try:
+            opener = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            failed = opener.wait(OPENING_S) != 0
+        except FileNotFoundError:
+            failed = True
+        except subprocess.TimeoutExpired:  # it is the program itself, and shows the file
+            failed = False
+    else:
+        failed = typer.launch(str(path)) != 0
+    if failed:
+        raise OutputError(f"{str(path)!r} cannot be opened here; that takes a desktop")
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,14 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import epilog, print_json, print_message, print_skipped, print_table
+from abc_embed.cli.output import (
+    epilog,
+    open_file,
+    print_json,
+    print_message,
+    print_skipped,
+    print_table,
+)
 from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
@@ -184,7 +191,7 @@ def search(
     if output.open_best:
         shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
         for path in shown[:1]:
-            typer.launch(str(path))
+            open_file(path)
 
 
 def _show(
