@@ -129,28 +129,6 @@ def faiss_seconds_of(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_ms_a_query": cpu_s / len(queries) * 1000}
 
 
-BEFORE = """
-import json, sys, time
-from pathlib import Path
-import numpy as np
-from abc_embed.mining.engines import Method
-from abc_embed.mining.search import How, search
-from abc_embed.mining.shards import Shards, Space
-folder, memory, queries, count, width, pool = sys.argv[1], *map(int, sys.argv[2:])
-space = Space(folder=Path(folder), model=f"random-{width}", width=width)
-captions, images = (Shards(space, [f"{kind} {count} {n}" for n in range(count)]) for kind in (0, 1))
-how = How(method=Method.FLAT, memory_bytes=memory)
-list(search(images[:32], captions[:2048], np.arange(32), how=how))
-asked, pooled = min(queries, count), 0
-begin, spent = time.perf_counter(), time.process_time()
-for pools in search(images, captions, np.arange(count), pool=pool, how=how, start=count - asked):
-    pooled += int(pools.sizes.sum())
-seconds, cpu_s = time.perf_counter() - begin, time.process_time() - spent
-print(json.dumps({"seconds": seconds, "cpu_ms_a_query": cpu_s / asked * 1000, "in_pools": pooled}))
-"""
-"""The search of a checkout from before it ran in torch."""
-
-
 def run_case(options: argparse.Namespace, folder: str, count: int, width: int) -> dict[str, Any]:
     """Every engine in turns; of each the fastest run."""
     numbers = [str(n) for n in (options.memory, options.queries, count, width)]
@@ -162,7 +140,7 @@ def run_case(options: argparse.Namespace, folder: str, count: int, width: int) -
     for dtype in options.dtypes:
         commands[f"flat in {dtype}"] = [*own, "--method", "flat", "--dtype", dtype]
     if options.before:
-        commands["flat before"] = [sys.executable, "-c", BEFORE, folder, *numbers, str(POOL)]
+        commands["flat before"] = commands["flat"]
     best: dict[str, dict[str, Any]] = {}
     for _ in range(options.repeats):
         for name, command in commands.items():

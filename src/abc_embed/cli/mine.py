@@ -231,7 +231,7 @@ def _plan(
     """The plan, and how long embedding what is missing would take."""
     from abc_embed.inputs import Item
     from abc_embed.mining.mine import open_shards
-    from abc_embed.mining.plan import embed_seconds, plan_mining
+    from abc_embed.mining.plan import item_seconds, plan_mining
 
     plan = plan_mining(len(corpus.minable), len(corpus.captions), setup.embedder.dim, settings)
     captions, images = (
@@ -240,8 +240,8 @@ def _plan(
     )
     texts = [Item(text=corpus.captions[n]) for n in captions[:PROBED]]
     pictures = [Item(image=corpus.image(int(corpus.minable[n]))) for n in images[:PROBED]]
-    image_s, text_s = embed_seconds(setup, pictures, texts)
-    embed_s = (text_s * len(captions) + image_s * len(images)) / processes
+    embed_s = item_seconds(setup, texts) * len(captions)
+    embed_s = (embed_s + item_seconds(setup, pictures) * len(images)) / processes
     return dataclasses.replace(plan, embed_s=embed_s)
 
 

@@ -6,7 +6,6 @@ of an image becomes its own negative.
 Shapes: `N` rows of the data set, `M` different captions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +65,12 @@ class Corpus:
         places = [np.searchsorted(rows, pairs[:, 0]), np.searchsorted(texts, pairs[:, 1])]
         return np.stack(places, axis=1).astype(np.int64)
 
+    def images(self, numbers: Ints) -> tuple[NDArray[np.void], Ints]:
+        """The different digests of these rows' images `(m,)`, and which of them each has `(n,)`."""
+        whole = np.ascontiguousarray(self.digests[numbers]).view("V32")[:, 0]
+        digests, which = np.unique(whole, return_inverse=True)
+        return digests, which.astype(np.int64)
+
     def image(self, number: int) -> ImageInput:
         """The image of a row, not yet opened."""
         return self.dataset.row(number).image
@@ -107,22 +112,16 @@ def read_corpus(
         if number % _REPORT_EVERY == 0 or number == count - 1:
             on_progress(number + 1, count)
     corpus.captions, corpus.fingerprint = list(numbers), captions.hexdigest()
-    corpus.also_true = _resolve(others, corpus.captions)
+    if others:
+        known = {short_hash(text.encode()): number for text, number in numbers.items()}
+        pairs = [(row, known[key]) for row, key in others if key in known]
+        corpus.also_true = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     if not numbers:
         first = next(iter(corpus.rejected.values()), None)
         if first is None:
             raise DataError(f"no row of {dataset.path} has a caption; captions are what is mined")
         raise DataError(f"no row of {dataset.path} can be used; the first: {first}")
     return corpus
-
-
-def _resolve(others: Sequence[tuple[int, bytes]], captions: Sequence[str]) -> Ints:
-    """`(n, 2)`: those of the further captions that are the first one of some row."""
-    if not others:
-        return np.zeros((0, 2), dtype=np.int64)
-    known = {short_hash(text.encode()): number for number, text in enumerate(captions)}
-    pairs = [(row, known[key]) for row, key in others if key in known]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def _digest(image: Path | bytes) -> NDArray[np.uint8]:
@@ -134,23 +133,6 @@ def _digest(image: Path | bytes) -> NDArray[np.uint8]:
     except OSError as problem:
         raise DataError(f"{str(image)!r} cannot be read ({problem.strerror})") from problem
     return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
-
-
-def image_keys(corpus: Corpus, numbers: Ints) -> list[str]:
-    """What tells images from each other, for these rows."""
-    return [f"image {digest.tobytes().hex()}" for digest in corpus.digests[numbers]]
-
-
-def text_keys(texts: Sequence[str]) -> list[str]:
-    """What tells texts from each other; no image has such a key."""
-    return [f"text {sha256(text)}" for text in texts]
-
-
-def equal_images(corpus: Corpus, numbers: Ints) -> Ints:
-    """`(n,)`: equal numbers for equal images."""
-    whole = np.ascontiguousarray(corpus.digests[numbers]).view("V32")[:, 0]
-    _, same = np.unique(whole, return_inverse=True)
-    return same.astype(np.int64)
 
 
 def check_can_write(out: Path, data: Path) -> None:

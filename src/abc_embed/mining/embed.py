@@ -46,6 +46,12 @@ class EmbedderSetup:
     max_pixels: int | None = None
     batch_size: int | None = None
 
+    def stream(self, items: Iterable[Item]) -> Iterator["NDArray[np.float32] | Skipped"]:
+        """As `StreamingEmbedder.stream`."""
+        return self.embedder.stream(
+            items, max_pixels=self.max_pixels, batch_size=self.batch_size, on_error="skip"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
@@ -87,47 +93,30 @@ def embed_missing(
         load = partial(_load_writer, dataset, setup.load, setup.max_pixels, setup.batch_size)
         counts = map_in_processes(load, tasks, min(processes, len(tasks)))
     else:
-        counts = map(ShardWriter(dataset, setup).write, tasks)
+        counts = map(partial(_write, dataset, setup), tasks)
     for count in counts:
         done += count
         on_progress(done)
     return known
 
 
-@dataclass(frozen=True, slots=True)
-class ShardWriter:
-    """A model at work on the items of a data set."""
-
-    dataset: Dataset
-    setup: EmbedderSetup
-
-    def write(self, task: ShardTask) -> int:
-        """Embed and write one shard, if nobody else has; returns how many items it holds."""
-        if task.path.exists():
-            return len(task.items)
-        setup = self.setup
-        vectors: NDArray[np.float32] = np.zeros(
-            (len(task.items), setup.embedder.dim), dtype=task.store
-        )
+def _write(dataset: Dataset, setup: EmbedderSetup, task: ShardTask) -> int:
+    """Embed and write one shard, if nobody else has; returns how many items it holds."""
+    if not task.path.exists():
+        shape = (len(task.items), setup.embedder.dim)
+        vectors: NDArray[np.float32] = np.zeros(shape, dtype=task.store)
         errors: dict[int, str] = {}
-        stream = setup.embedder.stream(
-            map(self._item, task.items),
-            max_pixels=setup.max_pixels,
-            batch_size=setup.batch_size,
-            on_error="skip",
+        items = (
+            Item(text=item) if isinstance(item, str) else Item(image=dataset.row(item).image)
+            for item in task.items
         )
-        for place, vector in enumerate(stream):
+        for place, vector in enumerate(setup.stream(items)):
             if isinstance(vector, np.ndarray):
                 vectors[place] = vector
             else:
                 errors[place] = str(vector.error)
         write_shard(task.path, vectors, errors)
-        return len(task.items)
-
-    def _item(self, item: str | int) -> Item:
-        if isinstance(item, str):
-            return Item(text=item)
-        return Item(image=self.dataset.row(item).image)
+    return len(task.items)
 
 
 def _load_writer(
@@ -138,4 +127,4 @@ def _load_writer(
     number: int,
 ) -> Callable[[ShardTask], int]:
     """What process `number` does with each task."""
-    return ShardWriter(dataset, EmbedderSetup(load(number), None, max_pixels, batch_size)).write
+    return partial(_write, dataset, EmbedderSetup(load(number), None, max_pixels, batch_size))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from abc_embed.errors import DataError
-from abc_embed.mining.corpus import Corpus, equal_images, image_keys, text_keys
+from abc_embed.mining.corpus import Corpus
 from abc_embed.mining.embed import EmbedderSetup, embed_missing
 from abc_embed.mining.pool_store import PoolStore
 from abc_embed.mining.pools import Pools
@@ -20,6 +20,7 @@ from abc_embed.mining.sample import SampledNegatives, sample_ranks
 from abc_embed.mining.search import SAMPLED, search
 from abc_embed.mining.settings import Ints, Method, MiningSettings
 from abc_embed.mining.shards import ShardRows, Shards, VectorSpace, write_shard
+from abc_embed.storage.hashing import sha256
 from abc_embed.storage.vector_folder import VectorFolder
 
 StageCallback = Callable[[str, int, int], None]
@@ -77,8 +78,9 @@ def open_shards(
         store=settings.store,
     )
     text_space = replace(space, max_pixels=None)  # no text depends on it
-    captions = Shards(text_space, text_keys(corpus.captions))
-    return captions, Shards(space, image_keys(corpus, corpus.minable))
+    captions = Shards(text_space, [f"text {sha256(text)}" for text in corpus.captions])
+    digests = corpus.digests[corpus.minable]
+    return captions, Shards(space, [f"image {digest.tobytes().hex()}" for digest in digests])
 
 
 def take_vectors(
@@ -97,8 +99,7 @@ def take_vectors(
     if made.facts["dim"] != setup.embedder.dim:
         raise DataError(f"the vectors in {str(made.path)!r} are cut; mining needs all their width")
     shards = open_shards(corpus, setup, settings, work)[1]
-    digests = np.ascontiguousarray(corpus.digests[corpus.minable]).view("V32")[:, 0]
-    names, inverse = np.unique(digests, return_inverse=True)
+    names, inverse = corpus.images(corpus.minable)
     place_of = {name.tobytes(): place for place, name in enumerate(names)}
     has = np.zeros(len(names), dtype=np.bool_)
     with tempfile.TemporaryFile(dir=work) as file:
@@ -173,7 +174,7 @@ def mine(
         ShardRows(images, np.flatnonzero(is_good)),
         ShardRows(captions, texts),
         np.searchsorted(texts, corpus.caption_of[rows]),
-        images=equal_images(corpus, rows),
+        images=corpus.images(rows)[1],
         also_true=arrays[2],
         epsilon=settings.epsilon,
         pool=settings.pool,

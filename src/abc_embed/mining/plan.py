@@ -103,25 +103,12 @@ def search_seconds(rows: int, captions: int, width: int, settings: MiningSetting
     return total_s / len(search_devices(settings.search))
 
 
-def embed_seconds(
-    setup: EmbedderSetup, pictures: Sequence[Item], texts: Sequence[Item]
-) -> tuple[float, float]:
-    """Seconds of one image and of one text; each is tried for half of `PROBE_S`."""
-    return _item_seconds(setup, pictures, PROBE_S / 2), _item_seconds(setup, texts, PROBE_S / 2)
-
-
-def _item_seconds(setup: EmbedderSetup, items: Sequence[Item], probe_s: float) -> float:
-    if not items:
-        return 0.0
+def item_seconds(setup: EmbedderSetup, items: Sequence[Item]) -> float:
+    """Seconds of embedding one of these, which are tried for half of `PROBE_S`; 0 for none."""
     done, begin = 0, time.perf_counter()
-    while done == 0 or (done < len(items) and time.perf_counter() - begin < probe_s):
-        batch = list(items[done : done + _PROBED_ITEMS])
-        for _ in setup.embedder.stream(
-            batch, max_pixels=setup.max_pixels, batch_size=setup.batch_size, on_error="skip"
-        ):
-            pass
-        done += len(batch)
-    return (time.perf_counter() - begin) / done
+    while done == 0 or (done < len(items) and time.perf_counter() - begin < PROBE_S / 2):
+        done += sum(1 for _ in setup.stream(items[done : done + _PROBED_ITEMS])) or 1
+    return (time.perf_counter() - begin) / done if items else 0.0
 
 
 def free_bytes(folder: Path) -> int:

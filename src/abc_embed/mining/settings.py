@@ -74,9 +74,8 @@ class SearchSettings:
     """Each takes its share of the queries. None named: all CUDA devices, else mps, else cpu."""
 
     def __post_init__(self) -> None:
-        for name, option, least in (("nlist", "cells", 0), ("nprobe", "probes", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{option} is {getattr(self, name)}; give at least {least}")
+        _check_least("cells", self.nlist, 0)
+        _check_least("probes", self.nprobe, 1)
 
     @property
     def resolved_method(self) -> Method:
@@ -99,9 +98,8 @@ class MiningSettings:
 
     def __post_init__(self) -> None:
         check_rule(self.epsilon, self.pool)
-        for option, value, least in (("draw", self.sample_size, 1), ("seed", self.seed, 0)):
-            if value < least:
-                raise UsageError(f"{option} is {value}; give at least {least}")
+        _check_least("draw", self.sample_size, 1)
+        _check_least("seed", self.seed, 0)
         if self.store not in STORES:
             raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
 
@@ -113,6 +111,11 @@ class MiningSettings:
         for name, option in (("nlist", "cells"), ("nprobe", "probes")):
             search[option] = search.pop(name)
         return {**values, "search": search}
+
+
+def _check_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{option} is {value}; give at least {least}")
 
 
 def check_rule(epsilon: float, pool: int) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.settings import STORES, Floats, Ints
+from abc_embed.errors import DataError
+from abc_embed.mining.settings import Floats, Ints
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.json_files import read_json
@@ -40,10 +40,6 @@ class VectorSpace:
     width: int
     max_pixels: int | None = None
     store: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.store not in STORES:
-            raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
 
     @property
     def shard_folder(self) -> Path:
