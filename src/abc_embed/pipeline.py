@@ -38,7 +38,7 @@ from abc_embed.model import AbcModel
 from abc_embed.novelty import KnownPictures
 from abc_embed.pixels import PixelBatch, Pixels
 from abc_embed.processor import Features, Processor, Truncate
-from abc_embed.runtime import from_device
+from abc_embed.runtime import from_device, trim_memory
 
 Vector: TypeAlias = NDArray[np.float32]
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -197,6 +197,7 @@ class EmbeddingPipeline:
             OutOfMemoryError, NotFiniteError: the model could not compute a batch.
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="abc-embed-prepare")
+        visual_tokens = 0
         try:
             for window in self._computed(self._windows(iter(values), pool)):
                 results: dict[int, Vector | Skipped] = {**window.skipped, **window.vectors}
@@ -206,6 +207,10 @@ class EmbeddingPipeline:
                 if window.failed is not None:
                     bad = window.failed
                     raise type(bad.error)(str(bad)) from bad.error
+                visual_tokens += window.visual_tokens
+                if self._model.device.type == "cpu" and 2 * visual_tokens > WINDOW_VISUAL_TOKENS:
+                    trim_memory()  # else what pictures leave free grows over thousands of them
+                    visual_tokens = 0
             if self._source_error is not None:
                 raise self._source_error
         finally:

@@ -52,6 +52,23 @@ def pictures(count: int, size: int = 30) -> list[np.ndarray]:
 # -- memory ----------------------------------------------------------------------------------------
 
 
+def test_what_pictures_leave_free_is_given_back(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "WINDOW_VISUAL_TOKENS", 8)  # two pictures per window
+    given_back: list[int] = []
+    monkeypatch.setattr(pipeline_module, "trim_memory", lambda: given_back.append(1))
+    for _ in model.stream(["a dog"] * 100):
+        pass
+    assert not given_back
+    for _ in model.stream([Item(image=p) for p in pictures(12)], max_pixels=FEW):
+        pass
+    assert 4 <= len(given_back) <= 12
+    given_back.clear()
+    model.embed(Item(image=pictures(1)[0]), max_pixels=FEW)
+    assert not given_back  # a single picture has nothing to wait for
+
+
 def test_what_is_skipped_holds_no_picture(model: Embedder) -> None:
     line = Image.new("L", (30_000, 100))
     with io.BytesIO() as stream:
