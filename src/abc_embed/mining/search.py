@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -299,7 +299,8 @@ class _Worker:
                 self._look_up(queries, candidates.exact, first)
             else:
                 self._compare(queries, loaded, candidates, first)
-            truth.add_all(candidates.exact, first, self._side)
+            take = partial(truth.add_all, candidates.exact, side=self._side)
+            self._lanes.run(take, [first])
             job.on_progress((stop - start) * len(candidates.exact) / total)
         return queries.pools(start, total, truth, sampled)
 
