@@ -48,6 +48,7 @@ def test_reads_a_file_and_overrides(tmp_path: Path) -> None:
     assert changed.train.steps == 99 and changed.model.base == "some/name"
     assert changed.data.records == "a b" and changed.temperature.learn is False
     assert changed.optim == config.optim and changed.adapter == config.adapter
+    assert load_config(path, ["train.matryoshka=[64, 32]"]).train.matryoshka == (64, 32)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,8 @@ def test_the_line_is_found_in_every_way_of_writing_it(text: str, tmp_path: Path)
         (["train.steps="], "train.steps is ''"),
         (["out=7"], 'in quotes: "7"'),
         (["model.pixels=[1]"], "model.pixels is [1]; it must be a list of 2"),
+        (["train.matryoshka=64"], "train.matryoshka is 64; it must be a list"),
+        (['train.matryoshka=["a"]'], "train.matryoshka is 'a'; it must be a whole number"),
     ],
 )
 def test_overrides_are_as_strict_as_the_file(

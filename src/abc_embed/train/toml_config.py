@@ -142,9 +142,12 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} is {value!r}; it must be one of {listed}")
         return value
     if get_origin(hint) is tuple:
-        hints = get_args(hint)
+        hints, any_length = get_args(hint), get_args(hint)[-1] is Ellipsis
+        if any_length and isinstance(value, list):
+            hints = hints[:1] * len(value)
         if not isinstance(value, list) or len(value) != len(hints):
-            raise ConfigError(f"{name} is {value!r}; it must be a list of {len(hints)} numbers")
+            length = "" if any_length else f" of {len(hints)} numbers"
+            raise ConfigError(f"{name} is {value!r}; it must be a list{length}")
         return tuple(_convert(hint, part, name) for hint, part in zip(hints, value, strict=True))
     if get_origin(hint) is dict:
         if not isinstance(value, dict):
