@@ -51,6 +51,11 @@ def test_every_panel_holds_every_run(tmp_path: Path) -> None:
     assert figure.axes[3].get_yscale() == "log"
 
 
+def test_no_half_steps(tmp_path: Path) -> None:
+    figure = _figure({"a": _rows(run(tmp_path / "a", steps=4) / "metrics.jsonl")}, {})
+    assert all(tick == round(tick) for axes in figure.axes for tick in axes.get_xticks())
+
+
 def test_no_axis_has_room_for_what_cannot_be(tmp_path: Path) -> None:
     steps = np.array([1.0, 2.0])
     checks = {"a": {"loss": (steps, np.array([0.0, 3.0])), "r1": (steps, np.array([0.0, 1.0]))}}

@@ -139,6 +139,7 @@ def _style(axes: Any, title: str, *, last: bool) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.tick_params(which="both", labelsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # no half steps
     axes.spines[["top", "right"]].set_visible(False)
     if last:
         axes.set_xlabel("step", fontsize=9)
