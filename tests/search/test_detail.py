@@ -18,6 +18,7 @@ from abc_embed.search.detail import (
     TEMPERATURE,
     best_part,
     by_turns,
+    merge_alike,
     pool_parts,
     stream_detailed,
     to_int8,
@@ -58,26 +59,30 @@ def test_the_vector_is_the_same_and_parts_are_made_beside_it(
     assert np.abs(alone[0][1].astype(int) - results[0][1]).max() <= 1  # whatever the company
 
 
-@pytest.mark.parametrize(
-    ("grid", "rows"), [((1, 8, 8), 4), ((1, 2, 16), 2), ((1, 24, 4), 8), ((1, 2, 2), 4)]
-)
-def test_an_image_is_cut_as_comes_closest_to_its_shape(
-    grid: tuple[int, int, int], rows: int
-) -> None:
-    down, across = grid[1] // 2, grid[2] // 2
-    states = torch.arange(down).repeat_interleave(across).float()[:, None]  # the row of each token
-    parts = pool_parts(states, grid, 2)
-    assert parts.shape == (PARTS, 1)
-    per_row = parts.reshape(rows, -1)
-    assert (per_row == per_row[:, :1]).all()
-    assert parts.mean() == pytest.approx((down - 1) / 2)
-
-
-@pytest.mark.parametrize(("views", "filled"), [(3, 12), (5, 5), (16, 16), (40, 16)])
-def test_views_are_cut_alike(views: int, filled: int) -> None:
-    parts = pool_parts(torch.randn(views * 16, 8), (views, 8, 8), 2)
+def test_a_thing_stays_a_part_and_the_ground_becomes_few() -> None:
+    ground, dog, cat = torch.eye(8)[:3]
+    states = ground + 0.01 * torch.randn(25, 8, generator=torch.Generator().manual_seed(0))
+    states[7], states[18] = dog, cat
+    parts = pool_parts(states, (1, 10, 10), 2)
     assert parts.shape == (PARTS, 8)
-    assert len(torch.unique(parts, dim=0)) == filled
+    assert all((parts == thing).all(dim=1).any() for thing in (dog, cat))
+
+
+def test_alike_states_become_the_mean_of_all_that_went_into_them() -> None:
+    states = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0], [6.0, 0.0]])
+    merged = merge_alike(states, 2)
+    assert sorted(merged.tolist()) == [[0.0, 2.0], [3.0, 0.0]]
+    assert merge_alike(states, 5) is states
+
+
+@pytest.mark.parametrize(
+    "grid", [(1, 2, 2), (1, 8, 8), (1, 60, 40), (3, 8, 8), (5, 8, 8), (16, 8, 8), (80, 8, 8)]
+)
+def test_any_number_of_tokens_gives_as_many_parts(grid: tuple[int, int, int]) -> None:
+    count = grid[0] * grid[1] * grid[2] // 4
+    parts = pool_parts(torch.randn(count, 8, dtype=torch.float64), grid, 2)
+    assert parts.shape == (PARTS, 8)
+    assert len(torch.unique(parts, dim=0)) == min(PARTS, count)
 
 
 def test_by_turns() -> None:

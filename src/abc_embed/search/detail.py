@@ -1,8 +1,8 @@
 """Several small vectors of one image: what its parts show, pooled after the model.
 
 The vector of an image is the mean over all its tokens, in which a small thing is one voice of many.
-Here the last hidden states of the visual tokens are pooled over `PARTS` parts of the image, and
-each part goes through the head on its own, so that a text finds the part that shows it.
+Here the last hidden states of the visual tokens become `PARTS` parts of the image, those most alike
+merged, and each goes through the head on its own, so that a text finds the part that shows it.
 
 Shapes: `B` items, `C` parts of an image, `T` tokens, `D` width, `V` visual tokens of an image.
 """
@@ -30,8 +30,10 @@ from abc_embed.search.settings import PARTS
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
 
-SHAPES = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))
-"""Rows and columns of parts; an image is cut as comes closest to its own shape."""
+CELLS = 64
+"""Parts before those most alike are merged."""
+SHAPES = ((2, 32), (4, 16), (8, 8), (16, 4), (32, 2))
+"""Rows and columns of cells; an image is cut as comes closest to its own shape."""
 
 TEMPERATURE = 0.1
 """At which parts and wholes are weighed against everyday things: higher than the model's, since an
@@ -116,16 +118,39 @@ class DetailPipeline(EmbeddingPipeline):
 def pool_parts(states: Tensor, grid_thw: tuple[int, int, int], merge_size: int) -> Tensor:
     """Visual states `(V, D)` -> means over the parts of the image `(C, D)`.
 
-    Of an image in several views each is cut alike, into as many parts as there is room for.
+    More than `CELLS` are pooled over a grid first; of an image in several views each is cut alike,
+    into as many cells as there is room for.
     """
     views, rows, columns = grid_thw[0], grid_thw[1] // merge_size, grid_thw[2] // merge_size
     states = states.float()
-    if views > PARTS:
-        return F.adaptive_avg_pool1d(states.T, PARTS).T
-    side = int((PARTS // views) ** 0.5)
-    shapes = SHAPES if views == 1 else ((side, side),)
-    wanted = math.log(rows / columns)
-    shape = min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - wanted))
-    grids = states.reshape(views, rows, columns, -1).movedim(-1, 1)
-    parts = F.adaptive_avg_pool2d(grids, shape).movedim(1, -1).flatten(0, 2)
+    if views > CELLS:
+        states = F.adaptive_avg_pool1d(states.T, CELLS).T
+    elif len(states) > CELLS:
+        side = int((CELLS // views) ** 0.5)
+        shapes = SHAPES if views == 1 else ((side, side),)
+        wanted = math.log(rows / columns)
+        shape = min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - wanted))
+        grids = states.reshape(views, rows, columns, -1).movedim(-1, 1)
+        states = F.adaptive_avg_pool2d(grids, shape).movedim(1, -1).flatten(0, 2)
+    parts = merge_alike(states, PARTS)
     return torch.cat([parts, parts[-1:].expand(PARTS - len(parts), -1)])
+
+
+def merge_alike(states: Tensor, count: int) -> Tensor:
+    """States `(V, D)` -> `(count, D)` at most: the two most alike become one, again and again.
+
+    So the ground is few parts, however much of the image it fills, and no thing is mixed with it
+    (token merging, arXiv 2210.09461, all pairs at a time).
+    """
+    sizes = states.new_ones(len(states))
+    while len(states) > count:
+        unit = F.normalize(states, dim=-1)
+        cosines = (unit @ unit.T).fill_diagonal_(-2.0)
+        first, second = sorted(divmod(int(cosines.argmax()), len(states)))
+        pair = [first, second]
+        states = states.clone()
+        states[first] = sizes[pair] @ states[pair] / sizes[pair].sum()
+        sizes[first] = sizes[pair].sum()
+        kept = torch.arange(len(states), device=states.device) != second
+        states, sizes = states[kept], sizes[kept]
+    return states
