@@ -1,4 +1,4 @@
-"""The bundled model from nothing: five lessons, the last thrice, then the paper's two stages.
+"""The bundled model from nothing: five lessons, the last four times, then the paper's two stages.
 
 Every part resumes. Ends with `out/model`, a model folder in float16; docs/bundled.md says how long
 it took.
@@ -55,11 +55,12 @@ from experiments.curriculum.wide import (
     wide_scene,
     wide_wording,
 )
+from experiments.curriculum.world import LARGE_GRIDS
 
 logger = logging.getLogger(__name__)
 
-# Between 16 and 22 visual tokens: a square of 112 pixels, or the same area in another shape.
-BUDGET = ImageBudget(min_pixels=112 * 112, max_pixels=160 * 112)
+# Between 25 and 35 visual tokens: a square of 140 pixels, or the same area in another shape.
+BUDGET = ImageBudget(min_pixels=140 * 140, max_pixels=200 * 140)
 MAX_TOKENS = 512
 BATCH_SIZES = (64, 32)
 """Images of a step in stage 1 and in stage 2."""
@@ -76,6 +77,7 @@ class Lengths:
     together: int = 3600
     again: int = 2500
     further: int = 2700
+    larger: int = 2850
     stage1: int = 20
     stage2: int = 60
 
@@ -109,7 +111,8 @@ def run(
     make_folder(out)
     words, things, places = out / "tokenizer.json", out / "things.pt", out / "places.pt"
     asking, looking = out / "asking.pt", out / "looking.pt"
-    both, again, further = out / "together.pt", out / "again.pt", out / "further.pt"
+    both, again = out / "together.pt", out / "again.pt"
+    further, larger = out / "further.pt", out / "larger.pt"
     if not words.exists():
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
@@ -131,13 +134,15 @@ def run(
         learn_together(
             again, tokenizer, (both,), steps.again, rate=2.5e-4, seed=11, **where, **fast
         )
+    more_pictures: dict[str, Any] = {"scenes": 64, "per_scene": 2, "rate": 1.2e-4}
+    more_pictures |= where | fast
     if not further.exists():
-        more_pictures: dict[str, Any] = {"scenes": 64, "per_scene": 2, "rate": 1.2e-4, "seed": 13}
-        learn_together(
-            further, tokenizer, (again,), steps.further, **more_pictures, **where, **fast
-        )
+        learn_together(further, tokenizer, (again,), steps.further, seed=13, **more_pictures)
+    if not larger.exists():
+        more_pictures |= {"seed": 17, "grids": LARGE_GRIDS}
+        learn_together(larger, tokenizer, (further,), steps.larger, **more_pictures)
     if not (out / "base").exists():
-        assemble(out / "base", words, further)
+        assemble(out / "base", words, larger)
     return stages(out, steps, **where)
 
 
@@ -204,7 +209,7 @@ def typical_items(scenes: int = 200) -> list[str | Item]:
     for index in range(scenes):
         rng = np.random.default_rng((8, index, 41))
         scene = wide_scene(8, index, smallest=2)
-        picture = wide_picture(scene, 4, 4, rng)
+        picture = wide_picture(scene, 5, 5, rng)
         question = wide_wording(wide_question(rng, wide_questions(scene)), rng)
         items += [Item(image=picture), Item(image=picture, instruction=question)]
     return items

@@ -17,7 +17,7 @@ from experiments.curriculum.wide import (
     wide_scene,
     wide_wording,
 )
-from experiments.curriculum.world import sample_grid, single_thing
+from experiments.curriculum.world import LARGE_GRIDS, sample_grid, single_thing
 
 SINGLES = 0.3  # share of stage-1 pictures that show one thing, named by its phrase alone
 
@@ -73,4 +73,4 @@ class SceneSampler:
 
 
 def _picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    return wide_picture(scene, *sample_grid(rng), rng)
+    return wide_picture(scene, *sample_grid(rng, LARGE_GRIDS), rng)

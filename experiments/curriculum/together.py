@@ -46,7 +46,15 @@ from experiments.curriculum.wide import (
     wide_scene,
     wide_wording,
 )
-from experiments.curriculum.world import Codebook, annotate, patches, sample_grid, stack
+from experiments.curriculum.world import (
+    SMALL_GRIDS,
+    Codebook,
+    Grids,
+    annotate,
+    patches,
+    sample_grid,
+    stack,
+)
 
 WIDTHS = {256: 1.0, 128: 0.5, 64: 0.5, 32: 0.25}
 """Widths that the loss is taken at, and how much each weighs."""
@@ -83,14 +91,21 @@ class Asked:
 class WideStream:
     """`Asked` by step number."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, scenes: int, per_scene: int) -> None:
-        self.prompts = PromptTokenizer(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        scenes: int,
+        per_scene: int,
+        grids: Grids = SMALL_GRIDS,
+    ) -> None:
+        self.prompts, self.grids = PromptTokenizer(tokenizer), grids
         self.seed, self.scenes, self.per_scene = seed, scenes, per_scene
         self.answers = {text: i for i, text in enumerate(all_answers())} | {NO_ANSWER: -1}
 
     def make(self, step: int) -> Asked:
         rng = np.random.default_rng((self.seed, step, 37))
-        grid = sample_grid(rng)
+        grid = sample_grid(rng, self.grids)
         visual = grid[0] * grid[1]
         scenes = [wide_scene(self.seed, step * self.scenes + i) for i in range(self.scenes)]
         texts, answers, regions = [], [], []
@@ -208,6 +223,7 @@ def learn_together(
     *,
     scenes: int = 32,
     per_scene: int = 4,
+    grids: Grids = SMALL_GRIDS,
     rate: float = 5e-4,
     seed: int = 7,
     extra: int = 96,
@@ -244,7 +260,7 @@ def learn_together(
         model,
         out,
         steps=steps,
-        stream=WideStream(tokenizer, seed, scenes, per_scene),
+        stream=WideStream(tokenizer, seed, scenes, per_scene, grids),
         loss_of=loss_of,
         rate_at=lambda step: rate * looking_schedule(step / steps),
         tau=model.language.tau,

@@ -20,12 +20,12 @@ from experiments.curriculum.world import CELL
 
 COUNTS = {1: 0.04, 2: 0.32, 3: 0.26, 4: 0.38}
 SIZES = {1: (0.3, 0.9), 2: (0.2, 0.56), 3: (0.2, 0.47), 4: (0.19, 0.4)}
-ALIKE = 0.5  # share of scenes whose things are nearly of one size, so that comparing is hard
-KIND_SHARES = {"place": 0.18, "relation": 0.14, "kind": 0.2, "size": 0.42, "background": 0.06}
+ALIKE = 0.6  # share of scenes whose things are nearly of one size, so that comparing is hard
+KIND_SHARES = {"place": 0.16, "relation": 0.1, "kind": 0.17, "size": 0.52, "background": 0.05}
 ANY_COLOUR = 0.4  # share of scenes on a ground of any RGB colour
 CHANGED = 0.6  # share of pictures that are not left as they are drawn
 REWORDED = 0.5  # share of instructions in other words than the scenes have
-ZOOMS = (1.0, 1.0, 1.6, 2.3, 3.5)
+ZOOMS = (0.8, 0.8, 1.0, 1.0, 1.6, 2.3, 3.5)  # below 1: a picture too small, drawn larger
 
 # What an instruction may say instead, and what may stand around it.
 SYNONYMS = (
@@ -147,7 +147,7 @@ def wide_wording(question: Question, rng: np.random.Generator) -> str:
 
 
 def wide_picture(scene: Scene, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
-    """The scene as `(H, W, 3)` uint8 of whole visual tokens, drawn larger, changed, and shrunk."""
+    """The scene as `(H, W, 3)` uint8 of whole visual tokens, drawn in other sizes and changed."""
     size = (columns * CELL, rows * CELL)
     zoom = ZOOMS[int(rng.integers(len(ZOOMS)))]
     picture = render(scene, round(size[0] * zoom), round(size[1] * zoom))

@@ -7,7 +7,7 @@ token shows; the language model learns to answer from exact codes. They fit with
 Shapes: `N` scenes, `P` patches of one scene, `V` = P / 4 merged visual tokens, `D` width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,14 @@ PLACE_NUMBERS = 6  # the token's own x, y; its thing's x, y, width, height
 COVERED = 0.12  # a token shows a thing when the thing covers this share of it
 MEAN, STD = torch.tensor(_QWEN.mean), torch.tensor(_QWEN.std)
 
-# Token grids (rows, columns): squares mostly, and what other aspect ratios are resized to.
-GRIDS = ((4, 4), (5, 4), (4, 5), (3, 5), (5, 3), (3, 6), (6, 3))
-GRID_SHARES = (0.7, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05)
+# Shares of token grids (rows, columns): squares mostly, and what other shapes are resized to.
+Grids = Mapping[tuple[int, int], float]
+SMALL_GRIDS: Grids = {(4, 4): 0.7} | dict.fromkeys(
+    [(5, 4), (4, 5), (3, 5), (5, 3), (3, 6), (6, 3)], 0.05
+)
+LARGE_GRIDS: Grids = {(5, 5): 0.6} | dict.fromkeys(
+    [(6, 5), (5, 6), (4, 7), (7, 4), (5, 7), (7, 5), (4, 8), (8, 4)], 0.05
+)
 
 _THING_CODES = {thing.name: i for i, thing in enumerate(THINGS)}
 _BACKGROUND_CODES = {name: len(THINGS) + i for i, name in enumerate(BACKGROUNDS)}
@@ -141,6 +146,6 @@ def stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def sample_grid(rng: np.random.Generator) -> tuple[int, int]:
-    """One of `GRIDS`, by `GRID_SHARES`."""
-    return GRIDS[int(rng.choice(len(GRIDS), p=GRID_SHARES))]
+def sample_grid(rng: np.random.Generator, grids: Grids = SMALL_GRIDS) -> tuple[int, int]:
+    """One of the grids, by their shares."""
+    return list(grids)[int(rng.choice(len(grids), p=list(grids.values())))]

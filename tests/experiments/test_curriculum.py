@@ -68,11 +68,11 @@ def test_the_fast_paths_are_the_products_arithmetic(tokenizer_file: Path, tmp_pa
     base = assemble(tmp_path / "base", tokenizer_file, tmp_path / "together.pt")
     model = Embedder.from_pretrained(str(base), device="cpu", dtype="float32")
 
-    pictures = [draw(make_scene(9, i), 4, 4) for i in range(3)]
+    pictures = [draw(make_scene(9, i), 5, 5) for i in range(3)]
     prompts, question = PromptTokenizer(tokenizer), "what is on the left?"
     with torch.no_grad():
-        tokens = encode(vision, patches(torch.from_numpy(np.stack(pictures))), 3, (4, 4))
-        ids = prompts.images([question] * 3, 16)
+        tokens = encode(vision, patches(torch.from_numpy(np.stack(pictures))), 3, (5, 5))
+        ids = prompts.images([question] * 3, 25)
         query = language.pool(*language.hidden(ids, tokens)).numpy()
         names = language.pool(*language.hidden(prompts.texts(["a dog", "an egg"])))
 
