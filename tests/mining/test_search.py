@@ -2,6 +2,7 @@
 
 import importlib.util
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from abc_embed.errors import DataError, MissingExtraError, UsageError
 from abc_embed.mining.pools import RULES, Pools
-from abc_embed.mining.search import SAMPLED, search
+from abc_embed.mining.search import SAMPLED, Lanes, search
 from abc_embed.mining.settings import Blocks, Method, SearchSettings, share_memory
 
 Case = dict[str, Any]
@@ -333,3 +334,13 @@ def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, list(search(**case)))
     with pytest.raises(MissingExtraError, match=r"pip install 'abc-embed\[mine\]'"):
         search(**case, settings=IVF)
+
+
+def test_lanes_compute_alone_and_leave_later_threads_as_they_were() -> None:
+    threads, seen = torch.get_num_threads(), []
+    lanes = Lanes(torch.device("cpu"))
+    lanes.run(lambda piece: seen.append((piece, torch.get_num_threads())), range(8))
+    assert sorted(seen) == [(piece, 1) for piece in range(8)]
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == threads
+    assert torch.get_num_threads() == threads

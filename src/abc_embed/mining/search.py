@@ -206,7 +206,11 @@ class Lanes:
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.get_num_threads() if device.type == "cpu" else 1
-        self._threads = ThreadPoolExecutor(self.count, initializer=_compute_alone)
+        self._threads = ThreadPoolExecutor(self.count)
+        if self.count > 1:
+            all_begun = threading.Barrier(self.count)
+            list(self._threads.map(_compute_alone, [all_begun] * self.count))
+            torch.set_num_threads(self.count)  # what a thread sets is what later ones begin with
 
     def run(self, work: Callable[[int], None], pieces: Iterable[int]) -> None:
         """Do every piece; the first error ends it."""
@@ -214,16 +218,14 @@ class Lanes:
             for piece in pieces:
                 work(piece)
             return
-        try:
-            for _ in self._threads.map(work, pieces):
-                pass
-        finally:
-            torch.set_num_threads(self.count)  # `_compute_alone` is what later threads begin with
+        for _ in self._threads.map(work, pieces):
+            pass
 
 
-def _compute_alone() -> None:
+def _compute_alone(all_begun: threading.Barrier) -> None:
     torch.get_num_threads()  # or torch would set it anew at the first operation
     torch.set_num_threads(1)
+    all_begun.wait()  # so that each of the pool's threads does this, and none begins later
 
 
 @dataclass(frozen=True, slots=True)
