@@ -88,7 +88,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(runtime, "version", absent)
+    monkeypatch.setattr("importlib.metadata.version", absent)
     assert runtime.versions()["peft"] == "missing"
 
 
