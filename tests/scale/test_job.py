@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from batch_parts import batch_without_ray, draw_boxes, largest_difference, read_vectors
 from batch_parts import stream_vectors as streamed
+from pyarrow import parquet
 
 from abc_embed.cli import run
 from abc_embed.data.records import read_records, write_records
@@ -66,7 +67,8 @@ def test_lance_holds_the_same(boxes: Path, made: Path, tmp_path: Path) -> None:
     batch_without_ray(str(boxes), out, range(40), form="lance", complete=False)
     batch_without_ray(str(boxes), out, range(40, 60), form="lance")
     assert sorted(p.name for p in out.iterdir()) == [".lock", "batch.json", "vectors.lance"]
-    assert largest_difference(read_vectors(out), read_vectors(made)) == 0
+    # To rounding: the job in two parts has other batches.
+    assert largest_difference(read_vectors(out), read_vectors(made)) < 1e-6
     with BatchOutput.open(out) as output:
         keys = np.array([key_of(f"p{n}") for n in range(61)], dtype=np.uint64)
         assert np.flatnonzero(~output.done(keys)).tolist() == [60]
@@ -200,6 +202,7 @@ def test_mining_takes_the_folder(
         mined.append(json.loads(capsys.readouterr().out))
     remembered = [summary["report"]["remembered"] for summary in mined]
     assert remembered == [0, 60]
-    assert [(tmp_path / f"{name}.parquet").read_bytes() for name in ("plain", "taken")].count(
-        (tmp_path / "plain.parquet").read_bytes()
-    ) == 2
+    plain, taken = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("plain", "taken"))
+    scores = [table["scores"].combine_chunks().flatten() for table in (plain, taken)]
+    assert np.abs(scores[0].to_numpy() - scores[1].to_numpy()).max() < 1e-6  # of other batches
+    assert plain.drop("scores").equals(taken.drop("scores"))
