@@ -3,6 +3,7 @@
 import base64
 import gc
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -37,6 +38,15 @@ def cut(embedder: Embedder) -> np.ndarray:
     return pipeline.compute([pipeline.prepare(LONG, "end")])
 
 
+@pytest.fixture
+def cohere_client(url: str) -> Iterator[Any]:
+    """Its connection is closed here: the library leaves its own for the garbage collector."""
+    import cohere
+
+    with httpx.Client() as connection:
+        yield cohere.ClientV2(api_key="none", base_url=url, httpx_client=connection)
+
+
 def close(got: object, expected: np.ndarray) -> bool:
     return bool(np.abs(np.asarray(got, dtype=np.float32) - expected).max() <= 1e-5)
 
@@ -68,7 +78,6 @@ def test_openai(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
 
 
 def test_lists_of_parts(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
-    import httpx
 
     image = base64.b64encode(png(3)).decode()
     inputs = [
@@ -87,11 +96,8 @@ def test_lists_of_parts(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
     assert httpx.post(f"{url}/v1/embeddings", json=images).status_code == 200
 
 
-def test_cohere(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
-    import cohere
-
-    client = cohere.ClientV2(api_key="none", base_url=url)
-    answer = client.embed(
+def test_cohere(cohere_client: Any, texts: np.ndarray, asked: np.ndarray) -> None:
+    answer = cohere_client.embed(
         model="golden",
         input_type="search_document",
         texts=TEXTS,
@@ -107,29 +113,29 @@ def test_cohere(url: str, texts: np.ndarray, asked: np.ndarray) -> None:
         {"type": "text", "text": WORDS},
         {"type": "image_url", "image_url": {"url": data_url(png(3))}},
     ]
-    both = client.embed(
+    both = cohere_client.embed(
         model="golden",
         input_type="search_query",
-        inputs=[{"content": content}],  # type: ignore[list-item]
+        inputs=[{"content": content}],
         embedding_types=["float"],
     )
     assert close(both.embeddings.float_, asked[None])
 
 
-def test_cohere_cuts_what_is_too_long_unless_told_not_to(url: str, cut: np.ndarray) -> None:
+def test_cohere_cuts_what_is_too_long_unless_told_not_to(
+    cohere_client: Any, cut: np.ndarray
+) -> None:
     import cohere
 
     words: dict[str, Any] = {"model": "golden", "input_type": "search_document", "texts": [LONG]}
-    with httpx.Client() as connection:
-        client = cohere.ClientV2(api_key="none", base_url=url, httpx_client=connection)
-        assert close(client.embed(**words, truncate="END").embeddings.float_, cut)
-        assert close(client.embed(**words).embeddings.float_, cut)  # END is that service's default
-        with pytest.raises(cohere.BadRequestError, match=r"texts\[0\].*shorten it"):
-            client.embed(**words, truncate="NONE")
-        with pytest.raises(cohere.BadRequestError, match="truncate is START"):
-            client.embed(**words, truncate="START")
-        with pytest.raises(cohere.BadRequestError, match="max_tokens"):
-            client.embed(**words, max_tokens=5)
+    assert close(cohere_client.embed(**words, truncate="END").embeddings.float_, cut)
+    assert close(cohere_client.embed(**words).embeddings.float_, cut)  # that service's default
+    with pytest.raises(cohere.BadRequestError, match=r"texts\[0\].*shorten it"):
+        cohere_client.embed(**words, truncate="NONE")
+    with pytest.raises(cohere.BadRequestError, match="truncate is START"):
+        cohere_client.embed(**words, truncate="START")
+    with pytest.raises(cohere.BadRequestError, match="max_tokens"):
+        cohere_client.embed(**words, max_tokens=5)
 
 
 # The library leaves its connection for the garbage collector.
@@ -151,7 +157,6 @@ def test_voyage(url: str, texts: np.ndarray, asked: np.ndarray, cut: np.ndarray)
 
 
 def test_voyage_refuses_what_is_too_long_where_it_is_not_to_be_cut(url: str) -> None:
-    import httpx
 
     inputs = [{"content": [{"type": "text", "text": LONG}]}]
     body = {"model": "golden", "inputs": inputs, "truncation": False}
