@@ -85,6 +85,16 @@ def test_any_number_of_tokens_gives_as_many_parts(grid: tuple[int, int, int]) ->
     assert len(torch.unique(parts, dim=0)) == min(PARTS, count)
 
 
+@pytest.mark.parametrize(("grid", "rows"), [((1, 64, 16), 16), ((1, 32, 32), 8), ((1, 16, 64), 4)])
+def test_many_tokens_are_cut_as_comes_closest_to_the_images_shape(
+    grid: tuple[int, int, int], rows: int
+) -> None:
+    down, across = grid[1] // 2, grid[2] // 2
+    angle = torch.arange(down).repeat_interleave(across) / down  # says the row of each token
+    parts = pool_parts(torch.stack([angle.cos(), angle.sin()], dim=1), grid, 2)
+    assert len(torch.unique(parts.mul(1000).round(), dim=0)) == rows
+
+
 def test_by_turns() -> None:
     first, second = np.array([9.0, 8, 1, 2]), np.array([1.0, 2, 9, 3])
     assert by_turns(first, second).tolist() == [0, 2, 1, 3]
