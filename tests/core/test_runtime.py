@@ -1,5 +1,6 @@
 """Devices and number formats by one word; a missing one is said plainly."""
 
+import gc
 import platform
 import random
 from importlib.metadata import PackageNotFoundError
@@ -109,3 +110,15 @@ def test_freed_memory_is_given_back() -> None:
     del small
     runtime.trim_memory()
     assert full - runtime.resident_bytes() > 40e6 and len(kept) == 2_000
+
+
+def test_the_collector_rests_within_and_is_as_before_after() -> None:
+    with runtime.no_garbage_collection():
+        assert not gc.isenabled()
+        with runtime.no_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(UsageError), runtime.no_garbage_collection():
+        raise UsageError("a fault within")
+    assert gc.isenabled()

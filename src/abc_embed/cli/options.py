@@ -225,7 +225,9 @@ class ModelSettings:
             CheckpointError, DeviceError: as `Embedder.from_pretrained`.
         """
         self.check()
-        with announced(f"loading the model {self.model}"):
+        from abc_embed.runtime import no_garbage_collection
+
+        with announced(f"loading the model {self.model}"), no_garbage_collection():
             from abc_embed.embedder import Embedder  # torch comes with it: seconds
 
             return Embedder.from_pretrained(
