@@ -19,7 +19,7 @@ from abc_embed.search.detail import (
     best_part,
     by_turns,
     merge_alike,
-    pool_parts,
+    pool_cells,
     stream_detailed,
     to_int8,
 )
@@ -63,16 +63,36 @@ def test_a_thing_stays_a_part_and_the_ground_becomes_few() -> None:
     ground, dog, cat = torch.eye(8)[:3]
     states = ground + 0.01 * torch.randn(25, 8, generator=torch.Generator().manual_seed(0))
     states[7], states[18] = dog, cat
-    parts = pool_parts(states, (1, 10, 10), 2)
+    parts = merge_alike([pool_cells(states, (1, 10, 10), 2)], PARTS)[0]
     assert parts.shape == (PARTS, 8)
     assert all((parts == thing).all(dim=1).any() for thing in (dog, cat))
 
 
 def test_alike_states_become_the_mean_of_all_that_went_into_them() -> None:
     states = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0], [6.0, 0.0]])
-    merged = merge_alike(states, 2)
-    assert sorted(merged.tolist()) == [[0.0, 2.0], [3.0, 0.0]]
-    assert merge_alike(states, 5) is states
+    assert merge_alike([states], 2).tolist() == [[[3.0, 0.0], [0.0, 2.0]]]
+    assert torch.equal(merge_alike([states], 5), states[None])
+
+
+def test_images_of_any_number_of_states_are_merged_as_each_alone_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(count, 8, generator=generator) for count in (30, 4, 16, 5, 1, 29)]
+    together = merge_alike(images, 5)
+    for image, parts in zip(images, together, strict=True):
+        assert torch.allclose(parts, merge_by_hand(image, 5), atol=1e-6)
+
+
+def merge_by_hand(states: torch.Tensor, count: int) -> torch.Tensor:
+    """The same one image and one pair at a time, from the states that went into each part."""
+    groups = [[state] for state in states]
+    while len(groups) > count:
+        means = torch.stack([torch.stack(group).mean(dim=0) for group in groups])
+        cosines = torch.nn.functional.cosine_similarity(means[:, None], means[None], dim=2)
+        best = cosines.fill_diagonal_(-2).argmax().item()
+        first, second = sorted(divmod(int(best), len(groups)))
+        groups[first] += groups.pop(second)
+    parts = [torch.stack(group).mean(dim=0) for group in groups]
+    return torch.stack(parts + parts[-1:] * (count - len(parts)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +100,8 @@ def test_alike_states_become_the_mean_of_all_that_went_into_them() -> None:
 )
 def test_any_number_of_tokens_gives_as_many_parts(grid: tuple[int, int, int]) -> None:
     count = grid[0] * grid[1] * grid[2] // 4
-    parts = pool_parts(torch.randn(count, 8, dtype=torch.float64), grid, 2)
+    states = torch.randn(count, 8, dtype=torch.float64)
+    parts = merge_alike([pool_cells(states, grid, 2)], PARTS)[0]
     assert parts.shape == (PARTS, 8)
     assert len(torch.unique(parts, dim=0)) == min(PARTS, count)
 
@@ -91,7 +112,8 @@ def test_many_tokens_are_cut_as_comes_closest_to_the_images_shape(
 ) -> None:
     down, across = grid[1] // 2, grid[2] // 2
     angle = torch.arange(down).repeat_interleave(across) / down  # says the row of each token
-    parts = pool_parts(torch.stack([angle.cos(), angle.sin()], dim=1), grid, 2)
+    cells = pool_cells(torch.stack([angle.cos(), angle.sin()], dim=1), grid, 2)
+    parts = merge_alike([cells], PARTS)[0]
     assert len(torch.unique(parts.mul(1000).round(), dim=0)) == rows
 
 

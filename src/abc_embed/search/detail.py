@@ -8,7 +8,7 @@ Shapes: `B` items, `C` parts of an image, `T` tokens, `D` width, `V` visual toke
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from abc_embed.head import l2_normalize
 from abc_embed.inputs import Item, Skipped
@@ -38,6 +39,9 @@ SHAPES = ((2, 32), (4, 16), (8, 8), (16, 4), (32, 2))
 TEMPERATURE = 0.1
 """At which parts and wholes are weighed against everyday things: higher than the model's, since an
 image shows several things and a part may too (tools/bench_ask.py)."""
+
+PADDING, GONE = 2.0, -2.0
+"""In the place of a cosine while parts are merged: more and less alike than any two."""
 
 Detail = NDArray[np.int8]
 """`(C, D)`: directions, the largest number of each 127."""
@@ -105,52 +109,66 @@ class DetailPipeline(EmbeddingPipeline):
                 hidden, mask = model.hidden(batch, visual)
             whole = l2_normalize(model.head(mean_pool(hidden, mask)))
             is_visual = batch.input_ids == self._processor.image_token_id
-            pooled = torch.stack(
-                [
-                    pool_parts(states[place], item.grid_thw or (1, 1, 1), model.backbone.merge_size)
-                    for states, place, item in zip(hidden, is_visual, features, strict=True)
-                ]
-            )
+            merge_size = model.backbone.merge_size
+            cells = [
+                pool_cells(states[place], item.grid_thw or (1, 1, 1), merge_size)
+                for states, place, item in zip(hidden, is_visual, features, strict=True)
+            ]
+            pooled = merge_alike(cells, PARTS)
             parts = l2_normalize(model.head(pooled.flatten(0, 1))).unflatten(0, pooled.shape[:2])
             return from_device(torch.cat([whole.unsqueeze(1), parts], dim=1).flatten(1))
 
 
-def pool_parts(states: Tensor, grid_thw: tuple[int, int, int], merge_size: int) -> Tensor:
-    """Visual states `(V, D)` -> means over the parts of the image `(C, D)`.
+def pool_cells(states: Tensor, grid_thw: tuple[int, int, int], merge_size: int) -> Tensor:
+    """Visual states `(V, D)` -> themselves, or where they are more than `CELLS` means over a grid.
 
-    More than `CELLS` are pooled over a grid first; of an image in several views each is cut alike,
-    into as many cells as there is room for.
+    Of an image in several views each is cut alike, into as many cells as there is room for.
     """
     views, rows, columns = grid_thw[0], grid_thw[1] // merge_size, grid_thw[2] // merge_size
     states = states.float()
+    if len(states) <= CELLS:
+        return states
     if views > CELLS:
-        states = F.adaptive_avg_pool1d(states.T, CELLS).T
-    elif len(states) > CELLS:
-        side = int((CELLS // views) ** 0.5)
-        shapes = SHAPES if views == 1 else ((side, side),)
-        wanted = math.log(rows / columns)
-        shape = min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - wanted))
-        grids = states.reshape(views, rows, columns, -1).movedim(-1, 1)
-        states = F.adaptive_avg_pool2d(grids, shape).movedim(1, -1).flatten(0, 2)
-    parts = merge_alike(states, PARTS)
-    return torch.cat([parts, parts[-1:].expand(PARTS - len(parts), -1)])
+        return F.adaptive_avg_pool1d(states.T, CELLS).T
+    side = int((CELLS // views) ** 0.5)
+    shapes = SHAPES if views == 1 else ((side, side),)
+    wanted = math.log(rows / columns)
+    shape = min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - wanted))
+    grids = states.reshape(views, rows, columns, -1).movedim(-1, 1)
+    return F.adaptive_avg_pool2d(grids, shape).movedim(1, -1).flatten(0, 2)
 
 
-def merge_alike(states: Tensor, count: int) -> Tensor:
-    """States `(V, D)` -> `(count, D)` at most: the two most alike become one, again and again.
+def merge_alike(images: Sequence[Tensor], count: int) -> Tensor:
+    """States `(V, D)` of each of `B` images -> `(B, count, D)`, the most alike merged.
 
     So the ground is few parts, however much of the image it fills, and no thing is mixed with it
-    (token merging, arXiv 2210.09461, all pairs at a time).
+    (token merging, arXiv 2210.09461, all pairs at a time). An image with fewer states has the last
+    one several times. No number is read from the device on the way.
     """
-    sizes = states.new_ones(len(states))
-    while len(states) > count:
-        unit = F.normalize(states, dim=-1)
-        cosines = (unit @ unit.T).fill_diagonal_(-2.0)
-        first, second = sorted(divmod(int(cosines.argmax()), len(states)))
-        pair = [first, second]
-        states = states.clone()
-        states[first] = sizes[pair] @ states[pair] / sizes[pair].sum()
-        sizes[first] = sizes[pair].sum()
-        kept = torch.arange(len(states), device=states.device) != second
-        states, sizes = states[kept], sizes[kept]
-    return states
+    states = pad_sequence(list(images), batch_first=True)
+    most, device = states.shape[1], states.device
+    lengths = torch.tensor([len(image) for image in images], device=device).unsqueeze(1)
+    places, image = torch.arange(most, device=device), torch.arange(len(images), device=device)
+    sizes = (places < lengths).to(states.dtype)  # how many states went into each
+    gone = torch.zeros_like(sizes, dtype=torch.bool)
+    unit = F.normalize(states, dim=-1)
+    # Padding is most like everything, so that it goes first, and weighs nothing.
+    cosines = (unit @ unit.mT).masked_fill_((sizes == 0).unsqueeze(1), PADDING)
+    cosines.diagonal(dim1=1, dim2=2).fill_(GONE)
+    for _ in range(most - count):
+        pair = cosines.flatten(1).argmax(dim=1)
+        first, second = torch.stack([pair // most, pair % most]).sort(dim=0).values
+        weights = torch.stack([sizes[image, first], sizes[image, second]], dim=1)
+        both = torch.stack([states[image, first], states[image, second]], dim=1)
+        states[image, first] = (weights.unsqueeze(1) @ both).squeeze(1) / weights.sum(1, True)
+        sizes[image, first] = weights.sum(1)
+        gone[image, second] = True
+        unit[image, first] = F.normalize(states[image, first], dim=-1)
+        alike = (unit @ unit[image, first].unsqueeze(2)).squeeze(2)
+        alike = alike.masked_fill(sizes == 0, PADDING).masked_fill(gone, GONE)
+        alike[image, first] = GONE
+        cosines[image, first], cosines[image, :, first] = alike, alike
+        cosines[image, second], cosines[image, :, second] = GONE, GONE
+    left = gone.to(torch.uint8).argsort(dim=1, stable=True)
+    order = left.gather(1, torch.minimum(torch.arange(count, device=device), lengths - 1))
+    return states.gather(1, order.unsqueeze(2).expand(-1, -1, states.shape[2]))
