@@ -53,8 +53,8 @@ ARMS = (
     Arm(name="stage 1 on captions, then stage 2", stages=((STAGE1,), (STAGE2,))),
     Arm(name="stage 2 alone", stages=((STAGE2,),)),
     Arm(
-        name="both stages, three times as long",
-        stages=((STAGE1, "train.steps=600"), (STAGE2, "train.steps=300")),
+        name="both, 16 images a step in stage 1, as many in all",
+        stages=((STAGE1, "train.batch_size=16", "train.steps=800"), (STAGE2,)),
     ),
 )
 
