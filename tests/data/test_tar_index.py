@@ -12,7 +12,7 @@ import pytest
 from published_sets import noise, split, tar_bytes
 from tar_layouts import FILES, dump, indexed, members_of_gzip, nine_archives, one_stream, plain
 
-from abc_embed.data.published import tar_index, tar_stream
+from abc_embed.data.published import tar_index
 from abc_embed.data.published.archives import find_archives
 from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
@@ -25,7 +25,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits and looks ahead in small steps, so that a small archive has many of them."""
     monkeypatch.setattr(tar_index, "COMMIT_EVERY", 150_000)
     monkeypatch.setattr(tar_index, "REACH", 200_000)
-    monkeypatch.setattr(tar_stream, "PIECE", 100_000)
+    monkeypatch.setattr(tar_index, "PIECE", 100_000)
 
 
 @pytest.mark.usefixtures("often")

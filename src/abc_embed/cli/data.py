@@ -163,7 +163,7 @@ def unpack(
     Links, devices and names that lead out of the folder are left out and named.
     """
     from abc_embed.data.published.dataset import open_images
-    from abc_embed.data.published.unpack import unpack as run
+    from abc_embed.data.published.tar_images import unpack as run
 
     most = None if limit is None else options.parse_size(limit, "--limit")
     with progress_bar("unpacking MB", unit=MB) as on_progress:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.dataset import Row, read_head
-from abc_embed.data.fields import check_json, parse_object, short
-from abc_embed.data.records import FIELDS, Record
+from abc_embed.data.fields import short
+from abc_embed.data.records import FIELDS, to_record
 from abc_embed.errors import DataError
 from abc_embed.storage.readers import load_json, reader_errors
 
@@ -26,6 +26,13 @@ ALIASES = {
     "caption": ("caption", "text", "txt", "captions", "texts", "sentences"),
 }
 """Our field -> what others call it, in the order in which it is looked for."""
+
+
+def names_of(field: str, columns: Mapping[str, str]) -> Sequence[str]:
+    """What a field may be called: by `columns` where they say it, else by its aliases."""
+    return (columns[field],) if field in columns else ALIASES.get(field, (field,))
+
+
 _DEPTH = 100  # of lists in each other, which no field needs
 _MEND = "mend the row, or leave it out"
 
@@ -73,8 +80,7 @@ def row_from_columns(
             fields = {"width": width, "height": height} | fields
         rest = {k: v for k, v in plain.items() if k not in taken and v is not None}
         fields["meta"] = _meta(rest)
-        record = parse_object(Record, fields)
-        check_json("meta", record.meta)
+        record = to_record(fields)
     return Row(place, record, image, tuple(sorted(left_out - {*used})))
 
 
@@ -87,8 +93,8 @@ def _fields(
     for field in FIELDS:
         if field in ("image", "meta"):
             continue
-        wanted = (columns[field],) if field in columns else ALIASES.get(field, (field,))
-        column = next((name for name in wanted if values.get(name) is not None), None)
+        names = names_of(field, columns)
+        column = next((name for name in names if values.get(name) is not None), None)
         if column is None or (column in taken and column != SAMPLE_KEY):
             continue
         fields[field] = values[column]
@@ -105,7 +111,8 @@ def _fields(
     for name in ("width", "height"):
         if name in fields:
             fields[name] = _whole(fields[name])
-    if any(isinstance(n, int) for n in _as_list(fields.get("negatives"))):
+    negatives = fields.get("negatives")
+    if any(isinstance(n, int) for n in (negatives if isinstance(negatives, list) else [negatives])):
         raise DataError(
             "negatives are numbers of rows, as the published data set has them; "
             "open its folder as abc-pretrain:FOLDER"
@@ -124,10 +131,6 @@ def _asked(
     kind = values.get(names["kind"])
     asked = {part: values[names[part]] for part in ("instruction", "answer")}
     return asked | {"kind": "question" if kind is None else str(kind)}
-
-
-def _as_list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _texts(values: list[Any]) -> list[Any]:

@@ -170,8 +170,10 @@ def read_records(
     path = Path(path)
     path = path / RECORDS_FILE if path.is_dir() else path
     try:
-        for _, record in parse_lines(path, parse_line, lambda record: record.id, on_bad_line):
-            yield record
+        lines = parse_lines(
+            path, lambda line: to_record(parse_json(line)), lambda record: record.id, on_bad_line
+        )
+        yield from (record for _, record in lines)
     except FileNotFoundError:
         raise DataError(
             f"there is no {path}; give a records file or the folder that holds {RECORDS_FILE}"
@@ -218,12 +220,8 @@ def format_line(record: Record) -> bytes:
     return json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def parse_line(line: bytes) -> Record:
-    """A record from its line of a records file.
-
-    Raises:
-        DataError: the line is no JSON, or names the field that is wrong, missing or unknown.
-    """
-    record = parse_object(Record, parse_json(line))
+def to_record(values: object) -> Record:
+    """A record from its JSON object; `DataError` names a field that is wrong or unknown."""
+    record = parse_object(Record, values)
     check_json("meta", record.meta)
     return record

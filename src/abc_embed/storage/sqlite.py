@@ -1,9 +1,9 @@
-"""A SQLite file made on first use, safe with several processes; what is committed survives a kill.
-
-It leaves what is kept to its two uses, `vector_cache` and `vlm.reply_cache`.
+"""A SQLite file made on first use, for several processes and threads; what is committed survives
+a kill. What is kept is left to its uses, like `vector_cache` and `vlm.reply_cache`.
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,18 +22,17 @@ class SqliteStore:
     ERROR: ClassVar[str]
     """The sentence, with {path} and {error}."""
 
-    def __init__(self, path: Path | None, *, any_thread: bool = False) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         """Opens the file, which is made if absent; without a path, in memory.
-
-        With `any_thread` threads may share it; the caller keeps them apart.
 
         Raises:
             OutputError: it cannot be made or opened, or holds something else.
         """
         self.path = path
+        self._lock = threading.RLock()
         with self._reported():
             self._database = sqlite3.connect(
-                path or ":memory:", timeout=_WAIT_S, check_same_thread=not any_thread
+                path or ":memory:", timeout=_WAIT_S, check_same_thread=False
             )
         try:
             with self.transaction() as database:
@@ -84,8 +83,10 @@ class SqliteStore:
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
+        """One thread at a time, its errors as ours."""
         try:
-            yield
+            with self._lock:
+                yield
         except (sqlite3.Error, OSError) as error:
             sentence = self.ERROR.format(path=repr(str(self.path)), error=error)
             raise OutputError(sentence) from error

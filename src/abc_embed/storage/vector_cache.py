@@ -79,10 +79,12 @@ class VectorCache(SqliteStore):
             OutputError: it cannot be made or opened.
         """
         self._key = f"{model} {max_pixels or 0}"
-        self.path = folder / "vectors.sqlite"
-        with self._reported():
+        path = folder / "vectors.sqlite"
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(self.path)
+        except OSError as error:
+            raise OutputError(self.ERROR.format(path=repr(str(path)), error=error)) from error
+        super().__init__(path)
 
     def get(self, contents: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors that are known, by content; one that is damaged is not known."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,7 +35,6 @@ from abc_embed.vlm.limits import (
     Limits,
     PlannedRequest,
     RateLimiter,
-    estimate,
     estimate_tokens,
 )
 from abc_embed.vlm.replies import parse_json, without_thoughts
@@ -256,19 +256,40 @@ class VlmClient:
     def estimate(
         self, requests: Iterable[PlannedRequest], tries: int, retry_tokens: int
     ) -> Estimate:
-        """What these requests would come to; images are read only where replies may be known.
+        """What these requests would come to; another try of one has at most `retry_tokens` more.
+
+        Images are read only where replies may be known.
 
         Raises:
             DataError: an image cannot be read.
         """
-        return estimate(
-            requests,
-            self.limits,
-            is_cached=self._knows,
-            image_tokens=self.image_tokens,
-            max_tokens=self.max_tokens,
-            tries=tries,
-            retry_tokens=retry_tokens,
+        images: set[Path] = set()
+        count, known, tokens, example = 0, 0, 0, ""
+        for request in requests:
+            images.add(request.image)
+            count += 1
+            example = example or request.prompt
+            if self._knows(request):
+                known += 1
+            else:
+                tokens += estimate_tokens(request.prompt, request.size, self.image_tokens)
+        limits, new = self.limits, count - known
+        reply_tokens, more = new * self.max_tokens, new * retry_tokens * (tries - 1)
+        rates = (
+            (new, limits.requests_per_minute),
+            (tokens + reply_tokens, limits.tokens_per_minute),
+        )
+        return Estimate(
+            images=len(images),
+            requests=count,
+            known=known,
+            most_requests=new * tries,
+            input_tokens=tokens,
+            output_tokens=reply_tokens,
+            cost=limits.cost(tokens, reply_tokens),
+            most_cost=limits.cost(tokens * tries + more, reply_tokens * tries),
+            minutes=max((amount / rate for amount, rate in rates if rate), default=0.0) or None,
+            example=example,
         )
 
     def _knows(self, request: PlannedRequest) -> bool:

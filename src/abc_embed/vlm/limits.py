@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,44 +235,3 @@ class Estimate:
     most_cost: float | None
     minutes: float | None
     example: str
-
-
-def estimate(
-    requests: Iterable[PlannedRequest],
-    limits: Limits,
-    *,
-    is_cached: Callable[[PlannedRequest], bool],
-    image_tokens: int | None,
-    max_tokens: int,
-    tries: int,
-    retry_tokens: int,
-) -> Estimate:
-    """Count the requests; another try of one has at most `retry_tokens` more."""
-    images: set[Path] = set()
-    count, known, tokens, example = 0, 0, 0, ""
-    for request in requests:
-        images.add(request.image)
-        count += 1
-        example = example or request.prompt
-        if is_cached(request):
-            known += 1
-        else:
-            tokens += estimate_tokens(request.prompt, request.size, image_tokens)
-    new = count - known
-    reply_tokens = new * max_tokens
-    rates = ((new, limits.requests_per_minute), (tokens + reply_tokens, limits.tokens_per_minute))
-    return Estimate(
-        images=len(images),
-        requests=count,
-        known=known,
-        most_requests=new * tries,
-        input_tokens=tokens,
-        output_tokens=reply_tokens,
-        cost=limits.cost(tokens, reply_tokens),
-        most_cost=limits.cost(
-            tokens * tries + new * retry_tokens * (tries - 1), reply_tokens * tries
-        ),
-        minutes=max((amount / rate for amount, rate in rates if rate is not None), default=None)
-        or None,
-        example=example,
-    )

@@ -3,9 +3,6 @@
 Each reply is committed as it comes, so that a killed process loses only what was under way.
 """
 
-import threading
-from pathlib import Path
-
 from abc_embed.storage.sqlite import SqliteStore
 
 
@@ -23,42 +20,29 @@ class ReplyCache(SqliteStore):
         "deleting the file means asking and paying again"
     )
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Opens the file, which is made if absent.
-
-        Raises:
-            OutputError: it cannot be made, or is no cache of replies.
-        """
-        self._lock = threading.Lock()
-        super().__init__(path, any_thread=True)
-
     def get(self, key: str) -> str | None:
         """The reply of that key, as JSON text."""
-        with self._lock:
-            rows = self.query("SELECT reply FROM replies WHERE key = ?", (key,))
+        rows = self.query("SELECT reply FROM replies WHERE key = ?", (key,))
         return str(rows[0][0]) if rows else None
 
     def put(self, key: str, reply: str, *, model: str, prompt: str, image: str) -> None:
         """Remember a reply, with what it answered for people who look into the file."""
         values = (key, model, prompt, image, reply)
-        with self._lock:
-            self.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", [values])
+        self.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", [values])
 
     def open_charge(self, input_tokens: int, output_tokens: int) -> int:
         """Note the most that a request can cost, before it is sent; returns the note's number."""
         statement = "INSERT INTO charges (input_tokens, output_tokens) VALUES (?, ?)"
-        with self._lock, self.transaction() as database:
+        with self.transaction() as database:
             return int(database.execute(statement, (input_tokens, output_tokens)).lastrowid or 0)
 
     def settle_charge(self, number: int, input_tokens: int, output_tokens: int) -> None:
         """Put what it did cost in its place."""
         statement = "UPDATE charges SET input_tokens = ?, output_tokens = ? WHERE number = ?"
-        with self._lock:
-            self.execute(statement, [(input_tokens, output_tokens, number)])
+        self.execute(statement, [(input_tokens, output_tokens, number)])
 
     def total_charges(self) -> tuple[int, int]:
         """All tokens of prompt and of reply in the ledger."""
         totals = "SELECT TOTAL(input_tokens), TOTAL(output_tokens) FROM charges"
-        with self._lock:
-            ((input_tokens, output_tokens),) = self.query(totals)
+        ((input_tokens, output_tokens),) = self.query(totals)
         return int(input_tokens), int(output_tokens)

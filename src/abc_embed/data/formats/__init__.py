@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from abc_embed.data.dataset import Dataset
-from abc_embed.data.formats.folder import FolderDataset, is_folder_of_images
+from abc_embed.data.formats.folder import FolderDataset
 from abc_embed.data.formats.jsonl import JsonlDataset
 from abc_embed.data.formats.memory import MemoryDataset
 from abc_embed.data.formats.parquet import ParquetDataset
 from abc_embed.data.formats.splits import SPLITS, files_of_split
 from abc_embed.data.formats.webdataset import TarDataset
-from abc_embed.data.image_files import visible_files
+from abc_embed.data.image_files import has_images, visible_files
 from abc_embed.data.published.dataset import PublishedDataset, find_layout
 from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import RECORDS_FILE
@@ -21,10 +21,11 @@ from abc_embed.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_RECORDS = (RECORDS_FILE, f"{RECORDS_FILE}.gz")
 _KINDS = {
-    ".jsonl": ("jsonl", "jsonl.gz"),
-    ".parquet": ("parquet",),
-    ".tar": ("tar", "tar.gz", "tgz"),
+    ".jsonl": (".jsonl", ".jsonl.gz"),
+    ".parquet": (".parquet",),
+    ".tar": (".tar", ".tar.gz", ".tgz"),
 }
 """How the files of a form end."""
 
@@ -81,8 +82,8 @@ def _open(path: Path, columns: Mapping[str, str], images: Path | None) -> Datase
         raise DataError(f"there is no {path}; give a data set: a file or a folder")
     if path.is_file():
         files = [path]
-    elif records := next((p for p in _records_files(path) if p.is_file()), None):
-        files = [records]
+    elif records := [p for name in _RECORDS if (p := path / name).is_file()]:
+        files = records[:1]
     elif find_layout(path):
         return PublishedDataset(path)
     else:
@@ -101,7 +102,7 @@ def _open(path: Path, columns: Mapping[str, str], images: Path | None) -> Datase
     if len(kinds) > 1:
         names = " and ".join(sorted(map(str, kinds)))
         raise DataError(f"{path} holds {names} files; give one of them, or a folder of one kind")
-    if not files and is_folder_of_images(path):
+    if not files and has_images(path):
         return FolderDataset(path, columns)
     raise DataError(
         f"{path} is no data set; give a .jsonl, .parquet or .tar file, a folder with one of these, "
@@ -109,22 +110,15 @@ def _open(path: Path, columns: Mapping[str, str], images: Path | None) -> Datase
     )
 
 
-def _records_files(folder: Path) -> tuple[Path, Path]:
-    return folder / RECORDS_FILE, folder / f"{RECORDS_FILE}.gz"
-
-
 def _files_of(folder: Path, split: str | None) -> list[Path]:
     """The Parquet and tar files of a folder; of one with neither these nor images, those below."""
     tables = (".parquet", ".tar")
     files = sorted(p for p in folder.iterdir() if _kind(p.name) in tables and p.is_file())
-    if not files and not is_folder_of_images(folder):
+    if not files and not has_images(folder):
         files = [p for p in visible_files(folder) if _kind(p.name) in tables]
     return files_of_split(folder, files, split) if files or split else []
 
 
 def _kind(name: str) -> str | None:
     """The form that a file's name says, or None."""
-    for kind, endings in _KINDS.items():
-        if name.lower().endswith(tuple(f".{ending}" for ending in endings)):
-            return kind
-    return None
+    return next((kind for kind, ends in _KINDS.items() if name.lower().endswith(ends)), None)

@@ -11,15 +11,15 @@ import csv
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from abc_embed.data.columns import ALIASES, row_from_columns
+from abc_embed.data.columns import ALIASES, names_of, row_from_columns
 from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.formats.splits import check_one_split, split_of
-from abc_embed.data.image_files import has_images, visible_files
+from abc_embed.data.image_files import visible_files
 from abc_embed.data.image_root import ImageRoot
 from abc_embed.errors import DataError
 from abc_embed.inputs import IMAGE_SUFFIXES
@@ -32,11 +32,6 @@ CAPTION_FILES = (
 )
 _LINES_OF_A_ROW = 100  # of a CSV: no caption has so many; a quote was not closed
 _ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python keeps them
-
-
-def is_folder_of_images(path: Path) -> bool:
-    """Whether there is any image below the folder."""
-    return path.is_dir() and has_images(path)
 
 
 @dataclass(slots=True)
@@ -63,9 +58,12 @@ class FolderDataset(Dataset):
         """Raises `DataError` for a file of captions that cannot be read, or several splits."""
         self.path, self._columns = path, dict(columns)
         self._root = ImageRoot(path)
-        self.notes: list[Rejected] = []
         unreadable: list[OSError] = []
-        files = visible_files(path, unreadable.append, self._note_link)
+        links: list[Path] = []
+        files = visible_files(path, unreadable.append, links.append)
+        self.notes: list[Rejected] = [
+            Rejected(str(p), "a linked folder, which is not entered") for p in links
+        ]
         names = [p.relative_to(path).as_posix() for p in files]
         images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         check_one_split(path, (split_of(n.partition("/")[0]) for n in images if "/" in n))
@@ -76,12 +74,15 @@ class FolderDataset(Dataset):
         known = set(images)
         self._by_form = {unicodedata.normalize("NFC", name): name for name in images}
         self._captions: dict[str, _Lines] = {}
-        self._governed: list[str] = []
-        """Folders whose images a file of captions speaks of."""
-        self._caption_files = self._find_captions(names)
+        there: dict[str, list[str]] = {}
+        """Folders whose images a file of captions speaks of, and these files."""
+        for folder, _, file in (name.rpartition("/") for name in names):
+            if file in CAPTION_FILES:
+                there.setdefault(folder, []).append(file)
+        self._caption_files = self._choose_captions(there)
         for file in self._caption_files:
             self._read(path / file, known)
-        self._texts = self._find_texts(names, images)
+        self._texts = self._find_texts(names, images, there)
         self._names = [*images, *(name for name in self._captions if name not in known)]
 
     def __len__(self) -> int:
@@ -112,20 +113,11 @@ class FolderDataset(Dataset):
 
     # -- what lies there ---------------------------------------------------------------------------
 
-    def _note_link(self, link: Path) -> None:
-        self.notes.append(Rejected(str(link), "a linked folder, which is not entered"))
-
-    def _find_captions(self, names: Sequence[str]) -> list[str]:
-        """The file of captions of each folder that has one; others there are noted."""
-        there: dict[str, list[str]] = {}
-        for name in names:
-            folder, _, file = name.rpartition("/")
-            if file in CAPTION_FILES:
-                there.setdefault(folder, []).append(file)
+    def _choose_captions(self, there: Mapping[str, Sequence[str]]) -> list[str]:
+        """The file of captions of each folder; others there are noted."""
         found = []
         for folder, files in there.items():
             first, *others = sorted(files, key=CAPTION_FILES.index)
-            self._governed.append(folder)
             found.append(f"{folder}/{first}" if folder else first)
             for other in others:
                 self.notes.append(
@@ -133,11 +125,9 @@ class FolderDataset(Dataset):
                 )
         return found
 
-    def _is_governed(self, name: str) -> bool:
-        folders = ("", *(str(p) for p in PurePosixPath(name).parents if str(p) != "."))
-        return any(folder in self._governed for folder in folders)
-
-    def _find_texts(self, names: Sequence[str], images: Sequence[str]) -> set[str]:
+    def _find_texts(
+        self, names: Sequence[str], images: Sequence[str], governed: Container[str]
+    ) -> set[str]:
         """The texts next to images that no file of captions speaks of; what else lies there is
         noted: texts that are not read, and those without an image."""
         stems = {name.rpartition(".")[0] for name in images}
@@ -147,10 +137,10 @@ class FolderDataset(Dataset):
         for name in names:
             if not name.endswith(".txt") or name in captions or name.endswith("/captions.txt"):
                 continue
-            if self._is_governed(name):
-                left.setdefault("texts are not read, as a file of captions is there", []).append(
-                    name
-                )
+            folders = ("", *map(str, PurePosixPath(name).parents))
+            if any(folder in governed for folder in folders):
+                why = "texts are not read, as a file of captions is there"
+                left.setdefault(why, []).append(name)
             elif name.removesuffix(".txt") in stems:
                 texts.add(name)
             elif name != "captions.txt":
@@ -176,7 +166,7 @@ class FolderDataset(Dataset):
         """The lines of a file of captions, by the image that each is about."""
         self._root.check_link(file)
         base = file.parent.relative_to(self.path).as_posix()
-        wanted = (self._columns["image"],) if "image" in self._columns else ALIASES["image"]
+        wanted = names_of("image", self._columns)
         for number, values in _read_lines(file):
             place = f"{file}:{number}"
             if isinstance(values, str):
@@ -213,8 +203,7 @@ class FolderDataset(Dataset):
         """
         if len(lines) == 1:
             return lines[0]
-        wanted = ALIASES["caption"]
-        wanted = (self._columns["caption"],) if "caption" in self._columns else wanted
+        wanted = names_of("caption", self._columns)
         captions: list[Any] = []
         merged: dict[str, Any] = {}
         for name in dict.fromkeys(name for line in lines for name in line):

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.data.dataset import Dataset, Row
-from abc_embed.data.fields import check_json, parse_json, parse_object
+from abc_embed.data.fields import parse_json
 from abc_embed.data.image_root import ImageRoot
-from abc_embed.data.records import Record
+from abc_embed.data.records import to_record
 from abc_embed.errors import DataError
 from abc_embed.storage.plain import PlainFile
 from abc_embed.storage.readers import read_lines, reader_errors
@@ -55,12 +55,11 @@ class JsonlDataset(Dataset):
     def row(self, number: int) -> Row:
         if number == len(self._lines):
             raise DataError(str(self._fault))
-        _, start, size = (int(n) for n in self._lines[number])
+        _, start, size = self._lines[number].tolist()
         with reader_errors("the line", "get the file again"):
             values = parse_json(self._file.read_at(start, size))
         if isinstance(values, dict) and str(values.get("image")).startswith("/"):
             values["image"] = self._root.plain_name(values["image"])  # inside all the same?
-        record = parse_object(Record, values)
-        check_json("meta", record.meta)
+        record = to_record(values)
         _, image = self._root.find(record.image)
         return Row(self.place(number), record, image)

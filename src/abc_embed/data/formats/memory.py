@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.columns import ALIASES, row_from_columns
+from abc_embed.data.columns import names_of, row_from_columns
 from abc_embed.data.dataset import Dataset, Row
 from abc_embed.data.fields import FETCH_HINT, is_address, short, stays_inside
 from abc_embed.data.records import Record
@@ -42,7 +42,7 @@ class MemoryDataset(Dataset):
             return Row(self.place(number), value, self.path / value.image)
         if not isinstance(value, Mapping):
             raise DataError(f"a row is a {type(value).__name__}; give dicts or Records")
-        names = (self._columns["image"],) if "image" in self._columns else ALIASES["image"]
+        names = names_of("image", self._columns)
         column = next((name for name in names if value.get(name) is not None), None)
         if column is None:
             raise DataError(f"the row has no {names[0]!r}; it has {', '.join(map(str, value))}")

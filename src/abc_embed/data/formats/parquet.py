@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from abc_embed.data.columns import ALIASES, row_from_columns
+from abc_embed.data.columns import names_of, row_from_columns
 from abc_embed.data.dataset import Dataset, Row
 from abc_embed.data.fields import FETCH_HINT, stays_inside
 from abc_embed.data.image_root import ImageRoot
@@ -77,7 +77,7 @@ class ParquetDataset(Dataset):
         return self._files
 
     def _image_column(self, file: Path, names: Sequence[str]) -> str:
-        wanted = (self._columns["image"],) if "image" in self._columns else ALIASES["image"]
+        wanted = names_of("image", self._columns)
         column = next((name for name in wanted if name in names), wanted[0])
         for name in (*self._columns.values(), column):
             if name not in names:
@@ -132,8 +132,7 @@ class ParquetDataset(Dataset):
         if isinstance(value, dict):
             content, path = value.get("bytes"), str(value.get("path") or "")
             if isinstance(content, bytes):
-                plain = path if stays_inside(path) else name + Path(path).suffix
-                return content, plain
+                return content, path if stays_inside(path) else name + Path(path).suffix
             value = path
         if isinstance(value, bytes):
             return value, name

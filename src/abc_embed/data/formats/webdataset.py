@@ -72,10 +72,10 @@ class TarDataset(Dataset):
     def row(self, number: int) -> Row:
         if number in self._faults:
             raise DataError(self._faults[number])
-        file, start, end = (int(n) for n in self._spans[number])
+        file, start, end = self._spans[number].tolist()
         with reader_errors("the sample", "make the tar file anew"):
             members = _read_members(self._plain[file].read_at(start, end - start))
-        key = _key_of_sample(list(members))
+        key = _key_of_member(next(iter(members)), list(members))  # what they have in common
         contents = {name[len(key) + 1 :].lower(): name for name in members}
         if len(contents) < len(members):
             raise DataError("two members of the sample have one name; name each its own")
@@ -157,10 +157,8 @@ class _Scan:
                     run.append((info.name, info.offset, where))
         except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as problem:
             why = getattr(problem, "strerror", None) or str(problem)
-            lost = Fault(where, where, f"the file cannot be read on ({why})")
-            run = run[:-1]  # its last member may lie where nothing can be read
-            yield from self._cut(run)
-            yield from self._fault(lost)
+            yield from self._cut(run[:-1])  # its last member may lie where nothing can be read
+            yield from self._fault(Fault(where, where, f"the file cannot be read on ({why})"))
             return
         yield from self._cut(run)
 
@@ -215,11 +213,6 @@ def _key_of_member(name: str, run: Sequence[str]) -> str:
     return str(_first_dot(name)) if plain else name.rpartition(".")[0]
 
 
-def _key_of_sample(names: Sequence[str]) -> str:
-    """What the members of one sample have in common."""
-    return _key_of_member(names[0], names)
-
-
 def _read_members(sample: bytes) -> dict[str, bytes]:
     """The members of a sample by name; those that lie in damage are not there."""
     members: dict[str, bytes] = {}
@@ -237,35 +230,26 @@ def _read_members(sample: bytes) -> dict[str, bytes]:
 
 def _add_columns(values: dict[str, Any], ending: str, content: bytes) -> bool:
     """A member that is no image as columns; False for data that no record holds."""
-    if ending == "json":
-        inner = _json(ending, content)
-        if not isinstance(inner, dict):
-            raise DataError("the json of the sample holds no object")
-        for name, value in inner.items():
-            if values.setdefault(name, value) != value:
-                raise DataError(f"two members of the sample say {name!r}; name one another way")
-        return True
-    if ending.endswith(".json"):
-        value = _json(ending, content)
-    else:
-        try:
-            value = decode_text(content).strip()
-        except UnicodeDecodeError:
-            if ending.endswith("txt"):
-                raise DataError(
-                    f"the {ending} of the sample is not UTF-8; save it as UTF-8"
-                ) from None
-            return False
-    if values.setdefault(ending, value) != value:
-        raise DataError(f"two members of the sample say {ending!r}; name one another way")
-    return True
-
-
-def _json(ending: str, content: bytes) -> Any:
+    new: Any
     try:
-        return load_json(content)
+        if ending == "json":
+            new = load_json(content)
+            if not isinstance(new, dict):
+                raise DataError("holds no object")
+        elif ending.endswith(".json"):
+            new = {ending: load_json(content)}
+        else:
+            new = {ending: decode_text(content).strip()}
     except DataError as problem:
         raise DataError(f"the {ending} of the sample {problem}; mend it") from None
+    except UnicodeDecodeError:
+        if ending.endswith("txt"):
+            raise DataError(f"the {ending} of the sample is not UTF-8; save it as UTF-8") from None
+        return False
+    for name, value in new.items():
+        if values.setdefault(name, value) != value:
+            raise DataError(f"two members of the sample say {name!r}; name one another way")
+    return True
 
 
 def write_tar(file: BinaryIO, rows: Sequence[tuple[Record, bytes]], first: int) -> None:

@@ -149,24 +149,24 @@ class JoinedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        """Reads up to the end of one file at a time, as a raw stream may."""
-        number = bisect_right(self._ends, self._position)  # an empty file is never the one
-        if number == len(self._files):
-            return 0
-        start = self._ends[number - 1] if number else 0
-        self._files[number].seek(self._position - start)
-        count = self._files[number].readinto(memoryview(buffer)) or 0
-        self._position += count
+        """Fills the buffer, as far as there is something."""
+        view, count = memoryview(buffer), 0
+        while count < len(view):
+            number = bisect_right(self._ends, self._position)  # an empty file is never the one
+            if number == len(self._files):
+                break
+            start = self._ends[number - 1] if number else 0
+            self._files[number].seek(self._position - start)
+            if not (read := self._files[number].readinto(view[count:])):
+                break
+            self._position += read
+            count += read
         return count
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer only at the end."""
         self.seek(offset)
-        pieces = []
-        while size > 0 and (piece := self.read(size)):
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
+        return self.read(size) or b""
 
     def close(self) -> None:
         for file in self._files:

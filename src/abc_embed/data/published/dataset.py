@@ -4,7 +4,6 @@ A row's `negatives` look their captions up only when asked for: drawing 7 of 100
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,12 +16,11 @@ from abc_embed.data.dataset import Dataset, Rejected, Row, Scan, read_head
 from abc_embed.data.published.archives import find_archives
 from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet, find_parquet
 from abc_embed.data.published.layouts import LAYOUTS, Fields
-from abc_embed.data.published.tar_images import TarImages
+from abc_embed.data.published.tar_images import TarImages, UnpackedImages
 from abc_embed.data.published.tar_index import build_index
 from abc_embed.data.published.tar_stream import SPACING
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError
-from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256, sha256_file
 from abc_embed.storage.json_files import read_json
 
@@ -31,37 +29,6 @@ OWN_FOLDER = ".abc-embed"
 INDEX_FILE = "images.sqlite"
 ROWS_FILE = "rows.arrow"
 COMPLETE_FILE = "complete.json"
-
-
-class UnpackedImages:
-    """Image files in a folder, as an unpacked copy has them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and is_inside(name) and (self._folder / name).is_file()
-
-    def folders(self) -> list[str]:
-        """Names of the top folders."""
-        inner = (path for path in self._folder.iterdir() if path.is_dir())
-        return sorted(path.name for path in inner if not path.name.startswith("."))
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a file; `DataError` when there is none."""
-        try:
-            if is_inside(name):
-                return read_file(self._folder / name)
-        except OSError:
-            pass
-        raise DataError(f"there is no {name!r} in {self._folder}; check the name")
-
-
-def is_inside(name: str) -> bool:
-    """Whether a name in an archive or a table stays inside the folder that it is put into."""
-    if {"", ".", ".."} & set(name.split("/")):
-        return False
-    return not re.match(r"[A-Za-z]:", name) and "\\" not in name and "\0" not in name
 
 
 def own_file(folder: str | os.PathLike[str], name: str) -> Path:

@@ -25,8 +25,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from abc_embed.data.published.dataset import is_inside, own_file
+from abc_embed.data.published.dataset import own_file
 from abc_embed.data.published.layouts import LAYOUTS
+from abc_embed.data.published.tar_images import is_inside
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import make_folder
 from abc_embed.storage.json_files import atomic_write_json, read_json

@@ -1,22 +1,26 @@
-"""Images read straight out of tar archives, by the index that tar_index.py made.
+"""Images read straight out of tar archives, by the index that tar_index.py made, or unpacked.
 
 Reading one image from a gzip stream inflates from the nearest point before it, half of the spacing
 on average; from a plain tar it is one read.
 """
 
 import os
+import re
+import shutil
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from abc_embed.data.published.archives import JoinedFile, find_archives
 from abc_embed.data.published.tar_index import part_rows, sqlite_errors
-from abc_embed.data.published.tar_stream import ForwardReader, Point, inflate, plain_blocks
-from abc_embed.errors import DataError
+from abc_embed.data.published.tar_stream import ForwardReader, Point, inflate
+from abc_embed.errors import DataError, OutputError
+from abc_embed.storage.files import atomic_write, make_folder, read_file
 
 LIMIT = 1 << 30
 """Bytes of the largest member that is read: no image has as many."""
@@ -116,26 +120,27 @@ class TarImages:
         Raises:
             DataError: a file is damaged, or larger than `LIMIT`.
         """
-        archive, reader = -1, ForwardReader(iter(()), "")
+        archive, reader = -1, None
         for member in self.members():
             _check_size(member)
-            if member.archive != archive:
-                archive = member.archive
-                reader = ForwardReader(self._blocks(archive), member.name, limit=LIMIT)
+            if reader is None or member.archive != archive:
+                archive, reader = member.archive, self._reader(member.archive)
             reader.seek(member.offset)
-            yield member, _checked(member, reader.read(member.size))
+            yield member, _checked(member, reader.read(member.size) or b"")
 
-    def _blocks(self, archive: int) -> Iterator[tuple[int, bytes]]:
-        """The plain bytes of an archive, with the place at which each block begins."""
+    def _reader(self, archive: int) -> JoinedFile | ForwardReader:
+        """The plain bytes of an archive, to be read forwards."""
         stream = self._stream(archive)
         if not self._archives[archive].gzipped:
-            yield from plain_blocks(stream, 0)
-            return
+            return stream
         query = "SELECT packed, plain, bits, window FROM points WHERE archive = ? ORDER BY plain"
         points = (Point(*row) for row in self._database().execute(query, (archive,)))
-        for point, following in pairwise(points):
-            if following.plain > point.plain:
-                yield point.plain, inflate(stream, point, following.plain - point.plain)
+        blocks = (
+            (point.plain, inflate(stream, point, following.plain - point.plain))
+            for point, following in pairwise(points)
+            if following.plain > point.plain
+        )
+        return ForwardReader(blocks)
 
     def members(self) -> Iterator[Member]:
         """All files, in the order of the archives, without their content."""
@@ -208,3 +213,115 @@ def _checked(member: Member, content: bytes) -> bytes:
             "fetch the part that holds it again"
         )
     return content
+
+
+# -- unpacked --------------------------------------------------------------------------------------
+
+
+class UnpackedImages:
+    """Image files in a folder, as an unpacked copy has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and is_inside(name) and (self._folder / name).is_file()
+
+    def folders(self) -> list[str]:
+        """Names of the top folders."""
+        inner = (path for path in self._folder.iterdir() if path.is_dir())
+        return sorted(path.name for path in inner if not path.name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; `DataError` when there is none."""
+        try:
+            if is_inside(name):
+                return read_file(self._folder / name)
+        except OSError:
+            pass
+        raise DataError(f"there is no {name!r} in {self._folder}; check the name")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name in an archive or a table stays inside the folder that it is put into."""
+    if {"", ".", ".."} & set(name.split("/")):
+        return False
+    return not re.match(r"[A-Za-z]:", name) and "\\" not in name and "\0" not in name
+
+
+@dataclass(slots=True)
+class UnpackReport:
+    """What was written."""
+
+    written: int = 0
+    kept: int = 0
+    """Files that were there already, with the right content."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(name, why)."""
+
+
+def unpack(
+    images: TarImages,
+    out: Path,
+    *,
+    limit: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> UnpackReport:
+    """Write every indexed file below `out`; `limit` is in bytes (None: as much as the disk has).
+
+    Stopped and called again, it keeps what is there. `on_progress` gets bytes.
+
+    Raises:
+        OutputError: all together are more than the limit or the free disk, or a file cannot be
+            written.
+        DataError: an archive is damaged.
+    """
+    total = images.counts()["image_bytes"]
+    make_folder(out)
+    free = shutil.disk_usage(out).free
+    if limit is not None and total > limit:
+        raise OutputError(
+            f"the images have {total / 1e6:,.0f} MB, more than the limit of "
+            f"{limit / 1e6:,.0f} MB; raise --limit if you trust them"
+        )
+    members = (member for member in images.members() if is_inside(member.name))
+    there = sum(member.size for member in members if _size(out / member.name) == member.size)
+    if total - there > free:
+        raise OutputError(
+            f"the images have {total / 1e6:,.0f} MB and {out} has "
+            f"{free / 1e6:,.0f} MB free; make room, or read them without unpacking"
+        )
+    report = UnpackReport(left_out=images.left_out())
+    root, done = out.resolve(), 0
+    for member, content in images.in_order():
+        path = root / member.name
+        if not is_inside(member.name):
+            report.left_out.append((member.name, "its name leads out of the folder"))
+        # A link that is there already could lead anywhere, whatever the name says.
+        elif not path.parent.resolve().is_relative_to(root):
+            report.left_out.append((member.name, "a link in the folder leads out of it"))
+        elif _is_there(path, member):
+            report.kept += 1
+        else:
+            make_folder(path.parent)
+            if path.is_symlink():  # or what it points to would be written
+                path.unlink()
+            with atomic_write(path) as file:
+                file.write(content)
+            report.written += 1
+        done += member.size
+        on_progress(done, total)
+    return report
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return -1
+
+
+def _is_there(path: Path, member: Member) -> bool:
+    if path.is_symlink() or _size(path) != member.size:
+        return False
+    return zlib.crc32(path.read_bytes()) == member.crc

@@ -10,6 +10,7 @@ index that was broken off for a whole one, keeps no sums, and cannot be pickled;
 forwards only. tests/data/test_tar_index.py and test_tar_images.py hold ours to all of these.
 """
 
+import io
 import json
 import shutil
 import sqlite3
@@ -30,9 +31,8 @@ from abc_embed.data.published.tar_stream import (
     Point,
     find_points,
     inflate,
-    plain_blocks,
-    tar_members,
 )
+from abc_embed.data.tar_headers import Fault, TarSource, read_headers
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import make_folder
 from abc_embed.storage.hashing import sample_hash
@@ -210,7 +210,7 @@ class _Scan:
         (text,) = database.execute(query, (number,)).fetchone()
         self._state = _State(**json.loads(text))
         self._committed = self._state.scanned
-        self._packed = 0  # bytes read
+        self._packed = 0  # bytes of gzip that were read
 
     def run(self) -> Iterator[int]:
         """To the end of the archive, committing on the way; yields how many packed bytes are
@@ -218,22 +218,50 @@ class _Scan:
         if self._state.done:
             return
         with closing(JoinedFile(self._archive.parts)) as stream:
-            blocks = self._inflated(stream) if self._archive.gzipped else self._plain(stream)
-            reader = ForwardReader(blocks, self._name, self._state.scanned)
-            for info, following in tar_members(reader):
+            blocks = self._inflated(stream)
+            reader: TarSource = (
+                ForwardReader(blocks, self._state.scanned)
+                if self._archive.gzipped
+                else io.BufferedReader(stream, PIECE)
+            )
+            for info, following in self._members(reader):
                 self._note(info, reader)
                 self._state.scanned = following
                 if following - self._committed >= COMMIT_EVERY:
                     self._commit()
-                yield self._packed
-            for _ in blocks:  # what follows the end mark: to its end, for the sum
-                yield self._packed
+                yield self._packed or following
             if self._archive.gzipped:
+                for _ in blocks:  # what follows the end mark: to its end, for the sum
+                    yield self._packed
                 self._check_sum(stream)
         self._state.done = True
         self._commit()
 
-    def _note(self, info: tarfile.TarInfo, reader: ForwardReader) -> None:
+    def _members(self, reader: TarSource) -> Iterator[tuple[tarfile.TarInfo, int]]:
+        """Each header with the place of the one after it.
+
+        Raises:
+            DataError: the archive is damaged, or ends without its end mark; says where, and how
+                many files follow. Those are not given: better to fetch the part again than lose
+                some.
+        """
+        fault: Fault | None = None
+        before = after = 0
+        for found in read_headers(reader, self._state.scanned):
+            if isinstance(found, Fault):
+                fault = fault or (None if found.harmless else found)
+            elif fault is None:
+                before += 1
+                yield found
+            else:
+                after += 1
+        if fault is not None:
+            raise DataError(
+                f"{self._name} is damaged or cut off: {fault} of its content, after {before:,} "
+                f"files that were read now; {after:,} more follow it; fetch its parts again"
+            )
+
+    def _note(self, info: tarfile.TarInfo, reader: TarSource) -> None:
         """Keep a member's place and sum, or why it is left out."""
         name = info.name.removeprefix("./")
         if info.isdir():
@@ -270,11 +298,6 @@ class _Scan:
         )
         self._database.commit()
         self._committed = self._state.scanned
-
-    def _plain(self, stream: JoinedFile) -> Iterator[tuple[int, bytes]]:
-        for start, block in plain_blocks(stream, self._state.scanned):
-            self._packed = start + len(block)
-            yield start, block
 
     def _inflated(self, stream: JoinedFile) -> Iterator[tuple[int, bytes]]:
         state = self._state

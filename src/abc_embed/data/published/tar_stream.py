@@ -1,4 +1,4 @@
-"""The plain bytes of a tar archive, inside gzip or not, from any place on; and the headers in them.
+"""The plain bytes of a gzipped archive, from any place on.
 
 Why not one `IndexedGzipFile` with its whole index: a point holds the 32 KiB before it, so an index
 of 300 GB at 4 MB is 2.4 GB that every process would hold in memory, and one that is half made is
@@ -8,13 +8,12 @@ is made up for each call: memory stays flat, and building goes on from the last 
 
 import io
 import struct
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from abc_embed.data.published.archives import JoinedFile
-from abc_embed.data.tar_headers import BLOCK, Fault, read_headers
+from abc_embed.data.tar_headers import BLOCK
 from abc_embed.errors import DataError, MissingExtraError
 
 SPACING = 4_000_000
@@ -26,10 +25,7 @@ _WINDOW = 1 << 15
 _HEAD = struct.Struct("<5sBBQQIII")  # magic, version, flags, packed size, plain size, spacing, …
 _POINT = struct.Struct("<QQBB")
 _READ = 1 << 18
-PIECE = 1 << 20
 _ERRORS = (OSError, EOFError, ValueError)  # what those of indexed_gzip inherit from
-_HEADER_LIMIT = 1 << 24
-"""Bytes that are read at once: more than any header that an honest archive has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +84,6 @@ def inflate(stream: JoinedFile, point: Point, size: int) -> bytes:
     return plain
 
 
-def plain_blocks(stream: JoinedFile, start: int) -> Iterator[tuple[int, bytes]]:
-    """`(place, bytes)` of an archive that is not gzipped, one after the other from `start` on."""
-    while block := stream.read_at(start, PIECE):
-        yield start, block
-        start += len(block)
-
-
 def _damaged(plain: int) -> DataError:
     return DataError(
         f"the gzip stream is damaged or cut off near byte {plain:,} of its content; "
@@ -145,20 +134,11 @@ def unpack_index(index: bytes) -> tuple[int, list[Point]]:
 class ForwardReader:
     """Plain bytes from blocks that follow each other: read forwards, and a byte back at times."""
 
-    def __init__(
-        self,
-        blocks: Iterator[tuple[int, bytes]],
-        name: str,
-        start: int = 0,
-        limit: int = _HEADER_LIMIT,
-    ) -> None:
-        """`blocks` begin at or before `start`; not more than `limit` bytes are read at once."""
+    def __init__(self, blocks: Iterator[tuple[int, bytes]], start: int = 0) -> None:
+        """`blocks`, each with its place, begin at or before `start`."""
         self._blocks = blocks
-        self.name = name
-        self._position = start
-        self._limit = limit
+        self._position = self._buffer_start = start
         self._buffer = b""
-        self._buffer_start = start
 
     def tell(self) -> int:
         return self._position
@@ -168,8 +148,6 @@ class ForwardReader:
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, fewer only at the end of the stream."""
-        if size > self._limit:
-            raise DataError(f"{self.name} has a header of {size:,} bytes, as no archive has")
         end = self._position + size
         while self._buffer_start + len(self._buffer) < end:
             start, content = next(self._blocks, (0, b""))
@@ -185,27 +163,3 @@ class ForwardReader:
         content = self._buffer[at : at + size]
         self._position += len(content)
         return content
-
-
-def tar_members(reader: ForwardReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Each header with the place of the one after it; the content between may be read or not.
-
-    Raises:
-        DataError: the archive is damaged, or ends without its end mark; says where, and how many
-            files follow. Those are not given: to fetch the part again is better than to lose some.
-    """
-    fault: Fault | None = None
-    before = after = 0
-    for found in read_headers(reader, reader.tell()):
-        if isinstance(found, Fault):
-            fault = fault or (None if found.harmless else found)
-        elif fault is None:
-            before += 1
-            yield found
-        else:
-            after += 1
-    if fault is not None:
-        raise DataError(
-            f"{reader.name} is damaged or cut off: {fault} of its content, after {before:,} files "
-            f"that were read now; {after:,} more follow it; fetch its parts again"
-        )
