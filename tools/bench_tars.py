@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from abc_embed.data.published.archives import find_archives
-from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet
-from abc_embed.data.published.layouts import LAYOUTS
+from abc_embed.data.published.archives import SPACING, find_archives
+from abc_embed.data.published.layouts import LAYOUTS, ArrowTable, copy_parquet
 from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_stream import SPACING
 
 PARTS = 9
 READS = 300

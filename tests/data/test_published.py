@@ -21,8 +21,8 @@ from published_sets import (
 from abc_embed.data import open_dataset
 from abc_embed.data.formats.check import check
 from abc_embed.data.formats.convert import convert
-from abc_embed.data.published.arrow_table import ArrowTable
 from abc_embed.data.published.dataset import open_images, own_file, prepare
+from abc_embed.data.published.layouts import ArrowTable
 from abc_embed.data.published.tar_images import is_inside, unpack
 from abc_embed.data.published.verify import verify
 from abc_embed.data.records import Record, Region

@@ -24,11 +24,10 @@ from tar_layouts import (
     plain,
 )
 
-from abc_embed.data.published import tar_index, tar_stream
-from abc_embed.data.published.archives import find_archives
+from abc_embed.data.published import archives, tar_index
+from abc_embed.data.published.archives import LEAST_SPACING, find_archives
 from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_stream import LEAST_SPACING
 from abc_embed.errors import AbcError, DataError, MissingExtraError, OutputError, UsageError
 
 LAYOUTS = [one_stream, nine_archives, numbered, plain, members_of_gzip]
@@ -205,8 +204,8 @@ def test_an_index_that_is_no_index(tmp_path: Path) -> None:
 def test_points_begin_where_they_say() -> None:
     """The index format that is written for indexed_gzip is read back the same."""
     points = [
-        tar_stream.Point(0, 0, 0, None),
-        tar_stream.Point(9, 2**40, 3, noise(1, 1 << 15)),
+        archives.Point(0, 0, 0, None),
+        archives.Point(9, 2**40, 3, noise(1, 1 << 15)),
     ]
-    written = tar_stream.pack_index(2**41, points, LEAST_SPACING)
-    assert tar_stream.unpack_index(written) == (0, points)
+    written = archives.pack_index(2**41, points, LEAST_SPACING)
+    assert archives.unpack_index(written) == (0, points)

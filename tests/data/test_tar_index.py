@@ -13,10 +13,9 @@ from published_sets import noise, split, tar_bytes
 from tar_layouts import FILES, dump, indexed, members_of_gzip, nine_archives, one_stream, plain
 
 from abc_embed.data.published import tar_index
-from abc_embed.data.published.archives import find_archives
+from abc_embed.data.published.archives import LEAST_SPACING, find_archives
 from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_stream import LEAST_SPACING
 from abc_embed.errors import DataError, OutputError
 
 

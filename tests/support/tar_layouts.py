@@ -7,10 +7,9 @@ from pathlib import Path
 
 from published_sets import noise, split, tar_bytes
 
-from abc_embed.data.published.archives import find_archives
+from abc_embed.data.published.archives import LEAST_SPACING, find_archives
 from abc_embed.data.published.tar_images import TarImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_stream import LEAST_SPACING
 
 FILES = [(f"train/{i:03}.jpg", noise(i, 1000 + 37_777 * (i % 7))) for i in range(30)]
 

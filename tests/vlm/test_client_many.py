@@ -17,8 +17,7 @@ from abc_embed.errors import (
     UsageError,
 )
 from abc_embed.vlm.client import VlmClient
-from abc_embed.vlm.limits import Limits
-from abc_embed.vlm.reply_cache import ReplyCache
+from abc_embed.vlm.limits import Limits, ReplyCache
 
 pytest.importorskip("openai")
 

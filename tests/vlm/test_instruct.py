@@ -21,11 +21,10 @@ from abc_embed.vlm.instruct import (
     planned_requests,
     write_instructions,
 )
-from abc_embed.vlm.limits import Limits
+from abc_embed.vlm.limits import Limits, ReplyCache
 from abc_embed.vlm.region_files import read_regions
 from abc_embed.vlm.regions import RegionSettings
 from abc_embed.vlm.rejects import Rejects
-from abc_embed.vlm.reply_cache import ReplyCache
 from abc_embed.vlm.writers import (
     PROMPT_SHA256,
     PROMPT_VERSION,

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abc_embed.errors import CostLimitError, OutputError, UsageError
-from abc_embed.vlm.limits import Budget, Limits, RateLimiter
-from abc_embed.vlm.reply_cache import ReplyCache
+from abc_embed.vlm.limits import Budget, Limits, RateLimiter, ReplyCache
 
 
 class Time:

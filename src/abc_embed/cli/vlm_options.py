@@ -70,8 +70,7 @@ class VlmSettings:
             MissingExtraError: `openai` is not installed.
         """
         from abc_embed.vlm.client import VlmClient
-        from abc_embed.vlm.limits import Limits
-        from abc_embed.vlm.reply_cache import ReplyCache
+        from abc_embed.vlm.limits import Limits, ReplyCache
 
         if self.vlm is None or not self.vlm.strip():
             raise UsageError("--vlm is empty; give the model's name as the endpoint knows it")

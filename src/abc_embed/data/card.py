@@ -26,10 +26,11 @@ from abc_embed.data.published.dataset import (
 from abc_embed.data.published.fetch import MANIFEST_FILE, read_manifest
 from abc_embed.data.published.layouts import LAYOUTS
 from abc_embed.data.records import Record, read_records
-from abc_embed.errors import DataError
+from abc_embed.errors import DataError, MissingExtraError
 from abc_embed.storage.files import atomic_write, open_file
 from abc_embed.storage.hashing import sha256, sha256_file
 from abc_embed.storage.json_files import atomic_write_json, read_json
+from abc_embed.storage.parquet import import_pyarrow
 from abc_embed.storage.readers import load_json
 
 CARD_FILE = "DATASET_CARD.md"
@@ -54,8 +55,7 @@ def write_card(
         DataError: there is no data set, or a record or an image of it cannot be read.
         OutputError: the card cannot be written.
     """
-    facts = describe(data, on_progress=on_progress)
-    folder = data if data.is_dir() else open_dataset(data).folder
+    facts, folder = _describe(data, on_progress)
     atomic_write_json(folder / FACTS_FILE, facts, indent=2, ensure_ascii=False)
     with atomic_write(folder / CARD_FILE) as file:
         file.write(card_text(facts).encode())
@@ -65,8 +65,8 @@ def write_card(
 # -- facts -----------------------------------------------------------------------------------------
 
 
-def describe(data: Path, *, on_progress: OnProgress = lambda done, of: None) -> dict[str, Any]:
-    """The facts of a data set, as JSON values."""
+def _describe(data: Path, on_progress: OnProgress) -> tuple[dict[str, Any], Path]:
+    """The facts of a data set, as JSON values, and its folder."""
     from abc_embed import __version__
 
     if not data.is_dir() and not data.exists() and ":" not in str(data):
@@ -85,7 +85,7 @@ def describe(data: Path, *, on_progress: OnProgress = lambda done, of: None) -> 
             ) from None
         records = [_dataset_facts(dataset, on_progress)]
     notes = _notes(folder)
-    return {
+    facts = {
         "name": folder.resolve().name,
         "card_of": f"abc-embed {__version__}",
         "notes": notes,
@@ -95,6 +95,7 @@ def describe(data: Path, *, on_progress: OnProgress = lambda done, of: None) -> 
         "mined": mined,
         "files": list(_files(folder)),
     }
+    return facts, folder
 
 
 def _records_facts(folder: Path, on_progress: OnProgress) -> list[dict[str, Any]]:
@@ -195,16 +196,15 @@ def _mined_facts(folder: Path) -> Iterator[dict[str, Any]]:
     """Parquet files of mined negatives: rows, how many of them, and what their maker noted."""
     for path in sorted(folder.glob("*.parquet")):
         try:
-            import pyarrow
-            import pyarrow.parquet as parquet
-        except ModuleNotFoundError:
+            arrow = import_pyarrow()
+        except MissingExtraError:
             return  # then no such file was made here; the files are listed all the same
         try:
-            schema = parquet.read_schema(path)
+            schema = arrow.parquet.read_schema(path)
             if not {"row", "negatives"} <= set(schema.names):
                 continue
-            lists = parquet.read_table(path, columns=["negatives"]).column("negatives")
-        except (OSError, pyarrow.ArrowException) as problem:
+            lists = arrow.parquet.read_table(path, columns=["negatives"]).column("negatives")
+        except (OSError, arrow.ArrowException) as problem:
             raise DataError(f"{path} is no whole Parquet file; mine again") from problem
         notes = {}
         for key, value in (schema.metadata or {}).items():

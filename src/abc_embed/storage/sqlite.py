@@ -1,5 +1,5 @@
 """A SQLite file made on first use, for several processes and threads; what is committed survives
-a kill. What is kept is left to its uses, like `vector_cache` and `vlm.reply_cache`.
+a kill. What is kept is left to its uses, like `VectorCache` and `vlm.limits.ReplyCache`.
 """
 
 import sqlite3

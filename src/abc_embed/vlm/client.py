@@ -35,10 +35,10 @@ from abc_embed.vlm.limits import (
     Limits,
     PlannedRequest,
     RateLimiter,
+    ReplyCache,
     estimate_tokens,
 )
 from abc_embed.vlm.replies import parse_json, without_thoughts
-from abc_embed.vlm.reply_cache import ReplyCache
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI

@@ -32,11 +32,10 @@ from abc_embed.errors import CostLimitError, DataError, ImageNotFoundError, Outp
 from abc_embed.scenes.dataset import write_dataset
 from abc_embed.vlm.client import Reply, VlmClient
 from abc_embed.vlm.instruct import InstructSettings, write_instructions
-from abc_embed.vlm.limits import Limits
+from abc_embed.vlm.limits import Limits, ReplyCache
 from abc_embed.vlm.region_files import read_regions
 from abc_embed.vlm.regions import RegionSettings
 from abc_embed.vlm.rejects import Rejects
-from abc_embed.vlm.reply_cache import ReplyCache
 from abc_embed.vlm.writers import OwnWriter
 
 WORDS = ("apple", "bottle", "candle", "drum", "engine")

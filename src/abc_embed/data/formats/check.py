@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from abc_embed.data.dataset import Dataset, Rejected, Row, read_head
-from abc_embed.data.records import Record
 from abc_embed.decoding import hold_memory
 from abc_embed.errors import DataError, ImageError
 from abc_embed.inputs import open_image
@@ -83,12 +82,12 @@ def check(
     report, first_places = CheckReport(), dict[tuple[str, bytes], str]()
     for note in dataset.notes:
         report.add("files not read", note.place, note.why)
-    for row, image in inspect_rows(dataset):
+    for found in inspect_rows(dataset):
         report.rows += 1
-        if isinstance(image, Fault):
-            report.add(image.kind, row.place, image.why)
-        elif isinstance(row, Row):
-            _check_row(report, first_places, row, image, longest)
+        if isinstance(found, Fault):
+            report.add(found.kind, found.place, found.why)
+        else:
+            _check_row(report, first_places, found, longest)
         on_progress(report.rows, len(dataset))
     for name, count in report.unused.items():
         why = f"no field holds {name!r}, which {count:,} rows have"
@@ -96,47 +95,41 @@ def check(
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """An image that can be used."""
+class UsableRow(NamedTuple):
+    """A row, and the format and the bytes of its image."""
 
+    row: Row
     format: str
-    hash: bytes
-    """Of its file."""
     content: bytes
-    """Its file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a row cannot be used."""
+class Fault(NamedTuple):
+    """A row that cannot be used; `kind` is one of `ERRORS`."""
 
+    place: str
     kind: str
-    """One of `ERRORS`."""
     why: str
 
 
 def inspect_rows(
     dataset: Dataset, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[Row | Rejected, ImageFacts | Fault]]:
+) -> Iterator[UsableRow | Fault]:
     """Rows in order, each with its image, which was unpacked, or what is wrong.
 
     Whatever uses a data set as a whole asks here, so that all agree on which rows are good.
     """
-    waiting: deque[tuple[Row | Rejected, Future[ImageFacts | Fault]]] = deque()
+    waiting: deque[Future[UsableRow | Fault]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for row in dataset.rows(start, stop):
-            waiting.append((row, pool.submit(_inspect, row)))
+            waiting.append(pool.submit(_inspect, row))
             if len(waiting) > 4 * THREADS:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
-def _inspect(row: Row | Rejected) -> ImageFacts | Fault:
+def _inspect(row: Row | Rejected) -> UsableRow | Fault:
     if isinstance(row, Rejected):
-        return Fault("rows that cannot be read", row.why)
+        return Fault(row.place, "rows that cannot be read", row.why)
     try:
         content = row.read_image()
         with hold_memory():
@@ -144,50 +137,52 @@ def _inspect(row: Row | Rejected) -> ImageFacts | Fault:
         kind, *_ = read_head(content)
         list(row.record.negatives)  # those of a published set are looked up only now
     except DataError as wrong:
-        return Fault("rows that cannot be read", str(wrong))
+        return Fault(row.place, "rows that cannot be read", str(wrong))
     except (ImageError, OSError) as wrong:
         name = row.image.name if isinstance(row.image, Path) else row.record.image
         why = f"the image {name}: {wrong}"
         if isinstance(wrong, OSError):
             why = f"the image {name} cannot be read ({wrong.strerror}); put it there"
-        return Fault("images that cannot be read", why)
-    said = (row.record.width, row.record.height)
-    if said != (width, height):
-        return Fault(
-            "wrong sizes",
-            f"width and height are {said[0]} x {said[1]} but the image has {width} x {height}; "
-            "write these",
-        )
-    return ImageFacts(kind, short_hash(content), content)
+        return Fault(row.place, "images that cannot be read", why)
+    record = row.record
+    if (record.width, record.height) != (width, height):
+        why = f"width and height are {record.width} x {record.height} but the image has"
+        return Fault(row.place, "wrong sizes", f"{why} {width} x {height}; write these")
+    return UsableRow(row, kind, content)
 
 
 def _check_row(
     report: CheckReport,
     first_places: dict[tuple[str, bytes], str],
-    row: Row,
-    image: ImageFacts,
+    found: UsableRow,
     longest: int,
 ) -> None:
     """`first_places`: where the hash of an id, an image or a caption came first."""
-    record, place = row.record, row.place
+    record, place = found.row.record, found.row.place
 
     def seen(kind: str, key: bytes) -> str | None:
         first = first_places.setdefault((kind, short_hash(key, 12)), place)
         return None if first == place else first
 
-    texts = _texts(record)
     if first := seen("id", record.id.encode()):
         why = f"the id {record.id!r} is that of {first} too; give each row its own"
         report.add("ids twice", place, why)
         return
     report.usable += 1
-    report.unused.update(row.unused)
-    if first := seen("image", image.hash):
+    report.unused.update(found.row.unused)
+    if first := seen("image", found.content):
         report.add("images twice", place, f"the image is that of {first} too")
     if first := next(filter(None, (seen("text", t.encode()) for t in record.captions)), None):
         report.add("captions twice", place, f"the caption is that of {first} too")
     elif len(set(record.captions)) < len(record.captions):
         report.add("captions twice", place, "two of its captions are equal")
+    texts = {
+        "captions": record.captions,
+        "instructions": [ask.instruction for ask in record.instructions],
+        "answers": [ask.answer for ask in record.instructions],
+        "negatives": record.negatives,
+        "regions": [region.phrase for region in record.regions],
+    }
     for name, values in texts.items():
         report.texts[name] += len(values)
         for text in values:
@@ -196,13 +191,3 @@ def _check_row(
                 report.add("long texts", place, why)
     if not any(texts.values()):
         report.add("rows without any text", place, "there is no caption and no instruction")
-
-
-def _texts(record: Record) -> dict[str, list[str]]:
-    return {
-        "captions": list(record.captions),
-        "instructions": [ask.instruction for ask in record.instructions],
-        "answers": [ask.answer for ask in record.instructions],
-        "negatives": list(record.negatives),
-        "regions": [region.phrase for region in record.regions],
-    }

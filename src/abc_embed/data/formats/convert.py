@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from abc_embed.data.dataset import Dataset, Rejected, Row
-from abc_embed.data.formats.check import Fault, ImageFacts, inspect_rows
+from abc_embed.data.dataset import Dataset, Rejected
+from abc_embed.data.formats.check import Fault, UsableRow, inspect_rows
 from abc_embed.data.formats.parquet import write_parquet
 from abc_embed.data.formats.webdataset import write_tar
 from abc_embed.data.records import RECORDS_FILE, Record, format_line
@@ -121,14 +121,15 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
     rows: list[tuple[Record, bytes]] = []
     rejected: list[Rejected] = []
     found = inspect_rows(dataset, numbers.start, numbers.stop)
-    for number, (row, image) in zip(numbers, found, strict=True):
-        if isinstance(row, Row) and isinstance(image, ImageFacts):
-            try:
-                rows.append((_renamed(row.record, image, number, ids), image.content))
-            except DataError as wrong:
-                rejected.append(Rejected(row.place, str(wrong)))
-        elif isinstance(image, Fault):
-            rejected.append(Rejected(row.place, image.why))
+    for number, row in zip(numbers, found, strict=True):
+        if isinstance(row, Fault):
+            rejected.append(Rejected(row.place, row.why))
+        elif (short := _short(row.row.record.id)) in ids:
+            why = f"the id {row.row.record.id!r} comes twice; give each row its own"
+            rejected.append(Rejected(row.row.place, why))
+        else:
+            ids.add(short)
+            rows.append((_renamed(row, number), row.content))
     if form == "parquet":
         with atomic_write(out / f"part-{part.stem}.parquet") as file:
             write_parquet(file, rows)
@@ -148,15 +149,11 @@ def _write_part(dataset: Dataset, numbers: range, ids: set[bytes], form: Form, p
     atomic_write_json(part, facts)
 
 
-def _renamed(record: Record, image: ImageFacts, number: int, ids: set[bytes]) -> Record:
+def _renamed(found: UsableRow, number: int) -> Record:
     """The record with its image's new name."""
-    short = _short(record.id)
-    if short in ids:
-        raise DataError(f"the id {record.id!r} comes twice; give each row its own")
-    ids.add(short)
-    suffix = _SUFFIXES.get(image.format, f".{image.format.lower()}")
-    negatives = tuple(record.negatives)  # those of a published set are looked up here
-    return replace(record, image=f"images/{number:08d}{suffix}", negatives=negatives)
+    suffix = _SUFFIXES.get(found.format, f".{found.format.lower()}")
+    negatives = tuple(found.row.record.negatives)  # those of a published set are looked up here
+    return replace(found.row.record, image=f"images/{number:08d}{suffix}", negatives=negatives)
 
 
 def _short(name: str) -> bytes:

@@ -19,8 +19,7 @@ from typing import Any
 from abc_embed.data.columns import ALIASES, names_of, row_from_columns
 from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.formats.splits import check_one_split, split_of
-from abc_embed.data.image_files import visible_files
-from abc_embed.data.image_root import ImageRoot
+from abc_embed.data.image_files import ImageRoot, visible_files
 from abc_embed.errors import DataError
 from abc_embed.inputs import IMAGE_SUFFIXES
 from abc_embed.storage.files import open_file, read_file

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from abc_embed.data.dataset import Dataset, Row
 from abc_embed.data.fields import parse_json
-from abc_embed.data.image_root import ImageRoot
+from abc_embed.data.image_files import ImageRoot
 from abc_embed.data.records import to_record
 from abc_embed.errors import DataError
 from abc_embed.storage.plain import PlainFile

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from abc_embed.data.columns import names_of, row_from_columns
 from abc_embed.data.dataset import Dataset, Row
 from abc_embed.data.fields import FETCH_HINT, stays_inside
-from abc_embed.data.image_root import ImageRoot
+from abc_embed.data.image_files import ImageRoot
 from abc_embed.data.records import Record, to_json
 from abc_embed.errors import DataError
 from abc_embed.storage.files import open_file

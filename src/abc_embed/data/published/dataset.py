@@ -13,12 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from abc_embed.data.dataset import Dataset, Rejected, Row, Scan, read_head
-from abc_embed.data.published.archives import find_archives
-from abc_embed.data.published.arrow_table import ArrowTable, copy_parquet, find_parquet
-from abc_embed.data.published.layouts import LAYOUTS, Fields
+from abc_embed.data.published.archives import SPACING, find_archives
+from abc_embed.data.published.layouts import LAYOUTS, ArrowTable, Fields, copy_parquet, find_parquet
 from abc_embed.data.published.tar_images import TarImages, UnpackedImages
 from abc_embed.data.published.tar_index import build_index
-from abc_embed.data.published.tar_stream import SPACING
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError
 from abc_embed.storage.hashing import sha256, sha256_file

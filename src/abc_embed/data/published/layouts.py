@@ -1,18 +1,126 @@
-"""The layouts of the published data sets: which columns there are, and what a row of them says.
+"""The rows of the published data sets: copied out of Parquet once, and what each of them says.
+
+Parquet is packed in groups of rows: one row costs as much as its group. The copy is one Arrow file
+that is mapped, not loaded: all processes share it, and a row costs microseconds.
 
 abc-pretrain      a caption per image; columns id, url, caption, image, negatives (row numbers)
 abc-vg-instruct   four regions per image; columns "0" to "3", each a struct of
                   id, image, instruction, phrase, x, y, width, height
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from abc_embed.data.published.arrow_table import ArrowTable
+from abc_embed.data.image_files import visible_files
 from abc_embed.data.records import Instruction, Region
 from abc_embed.errors import DataError
+from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.hashing import sample_hash
+from abc_embed.storage.parquet import import_pyarrow
+
+_FILES_KEY = b"abc_embed_files"
+_BATCH = 16_384
+
+
+def find_parquet(folder: Path) -> list[Path]:
+    """The Parquet files below a folder, in order; of several splits, those of `train`.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = sorted(path for path in visible_files(folder) if path.suffix == ".parquet")
+    if not files:
+        raise DataError(
+            f"{folder} holds no .parquet file; give the folder of a published data set, or fetch it"
+        )
+    return [path for path in files if "train" in path.name] or files
+
+
+def copy_parquet(
+    files: Sequence[Path],
+    path: Path,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Copy Parquet files into the Arrow file `path`; `on_progress` gets bytes.
+
+    Raises:
+        DataError: a file is no Parquet, or has other columns than the first.
+        OutputError: `path` cannot be written.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow = import_pyarrow()
+    make_folder(path.parent)
+    done, total = 0, sum(file.stat().st_size for file in files)
+    schema: Any = None
+    writer: Any = None
+    with atomic_write(path) as out:
+        for file in files:
+            try:
+                reader = arrow.parquet.ParquetFile(file)
+            except (arrow.ArrowException, OSError) as problem:
+                raise DataError(f"{file} is no whole Parquet file; fetch it again") from problem
+            with reader:
+                columns = reader.schema_arrow.remove_metadata()
+                if writer is None:
+                    schema = columns.with_metadata({_FILES_KEY: _fingerprint(files)})
+                    writer = arrow.ipc.new_file(out, schema)
+                elif columns != schema.remove_metadata():
+                    raise DataError(f"{file} has other columns than {files[0]}; fetch both again")
+                for batch in reader.iter_batches(batch_size=_BATCH):
+                    writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            done += file.stat().st_size
+            on_progress(done, total)
+        if writer is not None:
+            writer.close()
+
+
+def _fingerprint(files: Sequence[Path]) -> bytes:
+    return json.dumps([[file.name, sample_hash(file)] for file in files]).encode()
+
+
+class ArrowTable:
+    """Rows of an Arrow file by number; survives pickling."""
+
+    def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
+        """Maps the file. With `files`, checks that it is the copy of these.
+
+        Raises:
+            DataError: there is no such file, it is damaged, or the Parquet files have changed.
+        """
+        self._path = path
+        arrow = import_pyarrow()
+        try:
+            self._table = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
+        except (arrow.ArrowException, OSError) as problem:
+            raise DataError(f"there is no whole {path}; make it with data index") from problem
+        metadata = self._table.schema.metadata or {}
+        if files is not None and metadata.get(_FILES_KEY) != _fingerprint(files):
+            raise DataError(
+                f"the Parquet files beside {path} are not those that were indexed; index them anew "
+                "with --again"
+            )
+        self.names: list[str] = self._table.column_names
+
+    def __reduce__(self) -> tuple[type["ArrowTable"], tuple[Path]]:
+        return (ArrowTable, (self._path,))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def value(self, number: int, column: str) -> Any:
+        """One value of a row, as Python has it."""
+        if not 0 <= number < len(self):
+            raise DataError(f"there is no row {number}; the rows are 0 to {len(self) - 1}")
+        return self._table.column(column)[number].as_py()
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A whole row."""
+        return {name: self.value(number, name) for name in self.names}
+
 
 Fields = dict[str, Any]
 """What a `Record` is made of, but for the image's size. `image` is as the column names it."""

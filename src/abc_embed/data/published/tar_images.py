@@ -16,9 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from abc_embed.data.published.archives import JoinedFile, find_archives
+from abc_embed.data.published.archives import (
+    ForwardReader,
+    JoinedFile,
+    Point,
+    find_archives,
+    inflate,
+)
 from abc_embed.data.published.tar_index import part_rows, sqlite_errors
-from abc_embed.data.published.tar_stream import ForwardReader, Point, inflate
 from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, make_folder, read_file
 

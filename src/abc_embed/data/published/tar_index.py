@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from abc_embed.data.published.archives import Archive, JoinedFile
-from abc_embed.data.published.tar_stream import (
+from abc_embed.data.published.archives import (
     LEAST_SPACING,
     SPACING,
+    Archive,
     ForwardReader,
+    JoinedFile,
     Point,
     find_points,
     inflate,
@@ -74,7 +75,7 @@ def build_index(
 ) -> None:
     """Make the index `path`, or go on making it; one that is there is left alone.
 
-    `spacing` is in plain bytes (see `tar_stream.SPACING`); `on_progress` gets packed bytes.
+    `spacing` is in plain bytes (see `archives.SPACING`); `on_progress` gets packed bytes.
 
     Raises:
         DataError: an archive is damaged, cut off, or unpacks to far more than its size.
