@@ -50,9 +50,9 @@ def write_rows(
     return len(cells)
 
 
-def write_sheet(cells: Sequence[Image.Image], out: Path, columns: int = 2) -> None:
-    """Cells of `draw_cell` in rows of `columns`, as a PNG."""
-    columns = max(1, min(columns, len(cells)))
+def write_sheet(cells: Sequence[Image.Image], out: Path) -> None:
+    """Cells of `draw_cell` in two columns, as a PNG."""
+    columns = max(1, min(2, len(cells)))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     width = columns * (_SIDE + _TEXT + 2 * _GAP) + _GAP

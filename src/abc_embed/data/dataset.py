@@ -110,11 +110,10 @@ class Dataset(ABC):
         """One row; the `DataError` of one that cannot be used says where it stands."""
         if not -len(self) <= number < len(self):
             raise IndexError(number)
-        number %= len(self)
-        try:
-            return self.row(number)
-        except DataError as wrong:
-            raise DataError(f"{self.place(number)}: {wrong}") from None
+        row = next(self.rows(number % len(self)))
+        if isinstance(row, Rejected):
+            raise DataError(f"{row.place}: {row.why}")
+        return row
 
     def __iter__(self) -> Iterator[Row]:
         return (self[number] for number in range(len(self)))
@@ -165,15 +164,12 @@ class Dataset(ABC):
             DataError: a row cannot be used.
         """
         found, content, captions = [], hashlib.sha256(), CaptionHash()
-        for number in range(len(self)):
-            try:
-                row = self.row(number)
-            except DataError as wrong:
-                rejected = Rejected(self.place(number), str(wrong))
+        for number, row in enumerate(self.rows()):
+            if isinstance(row, Rejected):
                 if on_rejected is None:
-                    raise DataError(f"{rejected.place}: {wrong}") from None
-                on_rejected(rejected)
-                content.update(f"{number} {wrong}\n".encode(errors="replace"))
+                    raise DataError(f"{row.place}: {row.why}")
+                on_rejected(row)
+                content.update(f"{number} {row.why}\n".encode(errors="replace"))
                 continue
             if getattr(row.record, field):
                 found.append(number)

@@ -38,6 +38,8 @@ class PlainFile:
 
     def _reset(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
+        self._states: list[tuple[int, int, Any]] = [(0, 0, _decoder())]
+        """(plain byte, packed byte, state of zlib) of places where inflating can begin."""
         self._inflated: _GzipStream | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,10 +58,7 @@ class PlainFile:
         """
         if not self.gzipped:
             return open_file(self.path)
-        if self._process != os.getpid():
-            self._reset()
-        self._inflated = _GzipStream(self.path)
-        return io.BufferedReader(self._inflated, _PIECE)
+        return io.BufferedReader(_GzipStream(self.path, self._states), _PIECE)
 
     def read_at(self, start: int, size: int) -> bytes:
         """`size` bytes from `start` on, fewer only at the end; raises as `stream`."""
@@ -70,7 +69,7 @@ class PlainFile:
         if self._process != os.getpid():  # forked: the file's place is the parent's
             self._reset()
         with self._lock:
-            self._inflated = (self._inflated or _GzipStream(self.path)).opened()
+            self._inflated = self._inflated or _GzipStream(self.path, self._states)
             self._inflated.seek(start)
             pieces = []
             while size > 0 and (piece := self._inflated.read(min(size, _PIECE))):
@@ -82,18 +81,12 @@ class PlainFile:
 class _GzipStream(io.RawIOBase):
     """What is inside gzip; a step back costs the way from the last state that was kept."""
 
-    def __init__(self, path: Path, states: list[tuple[int, int, Any]] | None = None) -> None:
-        self._path = path
-        self._file = open_file(path)
-        self._states = states if states is not None else [(0, 0, _decoder())]
-        """(plain byte, packed byte, state of zlib) of places where inflating can begin."""
+    def __init__(self, path: Path, states: list[tuple[int, int, Any]]) -> None:
+        """Begins at one of `states`, and adds to them."""
+        self._file, self._states = open_file(path), states
         self._spacing = _SPACING
         self._position = 0
         self._restore(0)
-
-    def opened(self) -> "_GzipStream":
-        """This stream, or if it was closed one that knows its states."""
-        return _GzipStream(self._path, self._states) if self.closed else self
 
     def _restore(self, number: int) -> None:
         self._start, packed, state = self._states[number]

@@ -122,9 +122,9 @@ class _Scan:
     """One pass over the headers of a tar."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         with reader_errors(str(path), "make it anew"):
             self.plain = PlainFile(path)
-        self._path = path
         self._others: list[str] = []
         self._appended = 0
         self._count = 0
@@ -146,8 +146,7 @@ class _Scan:
                         yield from self._fault(found)
                         continue
                     info, where = found
-                    key = _first_dot(info.name)
-                    if not info.isfile() or info.issparse() or key is None:
+                    if (key := _key_of(info)) is None:
                         if not info.isdir():
                             self._others.append(info.name)
                         continue
@@ -207,6 +206,10 @@ def _first_dot(name: str) -> str | None:
     return folder + slash + stem if stem and dot and ending else None
 
 
+def _key_of(info: tarfile.TarInfo) -> str | None:
+    return _first_dot(info.name) if info.isfile() and not info.issparse() else None
+
+
 def _key_of_member(name: str, run: Sequence[str]) -> str:
     """The key of one of some members that agree up to the first dot."""
     plain = any("." not in other[len(_first_dot(other) or "") + 1 :] for other in run)
@@ -220,7 +223,7 @@ def _read_members(sample: bytes) -> dict[str, bytes]:
         if isinstance(found, Fault):
             continue  # a row of its own says so; the sample has no end mark in any case
         info, _ = found
-        if not info.isfile() or info.issparse() or _first_dot(info.name) is None:
+        if _key_of(info) is None:
             continue
         if info.name in members:
             raise DataError(f"two members of the sample are called {info.name!r}; rename one")

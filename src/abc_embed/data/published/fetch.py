@@ -227,99 +227,97 @@ def fetch(
             def on_bytes(count: int, before: int = before) -> None:
                 on_progress(before + count, total)
 
-            download = _Download(manifest, file, folder, on_bytes)
-            download.run(on_message)
-            manifest.checked[file.name] = download.path.stat().st_mtime_ns
+            _fetch_file(manifest, file, folder, on_message, on_bytes)
+            manifest.checked[file.name] = (folder / file.name).stat().st_mtime_ns
             manifest.write(folder)
         before += file.size
         on_progress(before, total)
     shutil.rmtree(own_file(folder, _PARTIAL_FOLDER), ignore_errors=True)
 
 
-class _Download:
-    """One file on its way into its place."""
-
-    def __init__(
-        self, manifest: Manifest, file: RemoteFile, folder: Path, on_bytes: Callable[[int], None]
-    ) -> None:
-        self.file = file
-        self.path, self.partial = folder / file.name, _partial(folder, file)
-        self._on_bytes = on_bytes
-        self._url = hf_hub_url(
-            manifest.repository, file.name, repo_type="dataset", revision=manifest.commit
-        )
-
-    def run(self, on_message: OnMessage) -> None:
-        """Put it there, right; one that is wrong is fetched once more."""
-        name = self.file.name
-        if _size(self.path) == self.file.size:
-            why = self.file.mismatch(self.path)
+def _fetch_file(
+    manifest: Manifest,
+    file: RemoteFile,
+    folder: Path,
+    on_message: OnMessage,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Put a file into its place, right; one that is wrong is fetched once more."""
+    path, partial = folder / file.name, _partial(folder, file)
+    if _size(path) == file.size:
+        why = file.mismatch(path)
+        if why is None:
+            return
+        on_message(f"{file.name} is there with {why}; it is fetched again")
+    url = hf_hub_url(manifest.repository, file.name, repo_type="dataset", revision=manifest.commit)
+    for last in (False, True):
+        try:
+            make_folder(partial.parent)
+            make_folder(path.parent)
+            _fetch_rest(url, file, partial, on_bytes)
+            why = file.mismatch(partial)
             if why is None:
+                partial.replace(path)
                 return
-            on_message(f"{name} is there with {why}; it is fetched again")
-        for last in (False, True):
-            try:
-                make_folder(self.partial.parent)
-                make_folder(self.path.parent)
-                self._fetch()
-                why = self.file.mismatch(self.partial)
-                if why is None:
-                    self.partial.replace(self.path)
-                    return
-                self.partial.unlink()
-            except OSError as problem:
-                raise OutputError(
-                    f"{self.path} cannot be written: {problem.strerror or problem}; make room, or "
-                    "choose another folder"
-                ) from problem
-            if not last:
-                on_message(f"{name} came with {why}; it is fetched again")
-        raise DataError(f"{name} came twice with {why}; name another revision, or report it")
+            partial.unlink()
+        except OSError as problem:
+            raise OutputError(
+                f"{path} cannot be written: {problem.strerror or problem}; make room, or choose "
+                "another folder"
+            ) from problem
+        if not last:
+            on_message(f"{file.name} came with {why}; it is fetched again")
+    raise DataError(f"{file.name} came twice with {why}; name another revision, or report it")
 
-    def _fetch(self) -> None:
-        """Append what is missing, however often the line breaks while something comes."""
-        tries = TRIES
-        while (done := max(_size(self.partial), 0)) < self.file.size or not self.partial.exists():
-            problem: Exception | None = None
-            try:
-                self._ask_for_the_rest(done)
-            except (_HTTP_ERROR, ConnectionError, TimeoutError) as broken:
-                problem = broken
-            if _size(self.partial) > done or _size(self.partial) == self.file.size:
-                tries = TRIES
-                continue
-            tries -= 1
-            status = getattr(getattr(problem, "response", None), "status_code", None)
-            if not tries or status in (401, 403, 404):
-                why = status or (type(problem).__name__ if problem else "nothing came")
-                raise DataError(
-                    f"{self.file.name} could not be fetched ({why}); what has come is kept: give "
-                    "the same command again"
-                ) from problem
-            time.sleep(PAUSE_S)
 
-    def _ask_for_the_rest(self, done: int) -> None:
-        # As it is: a packed answer would have other byte numbers than the file.
-        headers = {"Accept-Encoding": "identity"}
-        if token := get_token():
-            headers["Authorization"] = f"Bearer {token}"
-        if done:
-            headers["Range"] = f"bytes={done}-"
-        with get_session().stream(
-            "GET", self._url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S
-        ) as answer:
-            if answer.status_code == 416:  # no such bytes: what is here is not of this file
-                self.partial.unlink()
-                return
-            answer.raise_for_status()
-            continues = answer.status_code == 206
-            done = done if continues else 0
-            with self.partial.open("ab" if continues else "wb") as out:
-                for piece in answer.iter_bytes(_CHUNK):
-                    done += len(piece)
-                    if done > self.file.size:
-                        raise DataError(
-                            f"{self.file.name} is larger than the hub says; name another revision"
-                        )
-                    out.write(piece)
-                    self._on_bytes(done)
+def _fetch_rest(url: str, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
+    """Append what is missing, however often the line breaks while something comes."""
+    tries = TRIES
+    while (done := max(_size(partial), 0)) < file.size or not partial.exists():
+        problem: Exception | None = None
+        try:
+            _append(url, file, partial, done, on_bytes)
+        except (_HTTP_ERROR, ConnectionError, TimeoutError) as broken:
+            problem = broken
+        if _size(partial) > done or _size(partial) == file.size:
+            tries = TRIES
+            continue
+        tries -= 1
+        status = getattr(getattr(problem, "response", None), "status_code", None)
+        if not tries or status in (401, 403, 404):
+            why = status or (type(problem).__name__ if problem else "nothing came")
+            raise DataError(
+                f"{file.name} could not be fetched ({why}); what has come is kept: give the same "
+                "command again"
+            ) from problem
+        time.sleep(PAUSE_S)
+
+
+def _append(
+    url: str, file: RemoteFile, partial: Path, done: int, on_bytes: Callable[[int], None]
+) -> None:
+    """Ask for what follows `done` bytes, until the line breaks."""
+    # As it is: a packed answer would have other byte numbers than the file.
+    headers = {"Accept-Encoding": "identity"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    with get_session().stream(
+        "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S
+    ) as answer:
+        if answer.status_code == 416:  # no such bytes: what is here is not of this file
+            partial.unlink()
+            return
+        answer.raise_for_status()
+        continues = answer.status_code == 206
+        done = done if continues else 0
+        with partial.open("ab" if continues else "wb") as out:
+            for piece in answer.iter_bytes(_CHUNK):
+                done += len(piece)
+                if done > file.size:
+                    raise DataError(
+                        f"{file.name} is larger than the hub says; name another revision"
+                    )
+                out.write(piece)
+                on_bytes(done)

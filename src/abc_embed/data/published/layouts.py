@@ -10,6 +10,7 @@ abc-vg-instruct   four regions per image; columns "0" to "3", each a struct of
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -40,12 +41,8 @@ def find_parquet(folder: Path) -> list[Path]:
     return [path for path in files if "train" in path.name] or files
 
 
-def copy_parquet(
-    files: Sequence[Path],
-    path: Path,
-    on_progress: Callable[[int, int], None] = lambda done, of: None,
-) -> None:
-    """Copy Parquet files into the Arrow file `path`; `on_progress` gets bytes.
+def copy_parquet(files: Sequence[Path], path: Path) -> None:
+    """Copy Parquet files into the Arrow file `path`.
 
     Raises:
         DataError: a file is no Parquet, or has other columns than the first.
@@ -54,10 +51,8 @@ def copy_parquet(
     """
     arrow = import_pyarrow()
     make_folder(path.parent)
-    done, total = 0, sum(file.stat().st_size for file in files)
     schema: Any = None
-    writer: Any = None
-    with atomic_write(path) as out:
+    with atomic_write(path) as out, ExitStack() as writers:
         for file in files:
             try:
                 reader = arrow.parquet.ParquetFile(file)
@@ -65,17 +60,13 @@ def copy_parquet(
                 raise DataError(f"{file} is no whole Parquet file; fetch it again") from problem
             with reader:
                 columns = reader.schema_arrow.remove_metadata()
-                if writer is None:
+                if schema is None:
                     schema = columns.with_metadata({_FILES_KEY: _fingerprint(files)})
-                    writer = arrow.ipc.new_file(out, schema)
+                    writer = writers.enter_context(arrow.ipc.new_file(out, schema))
                 elif columns != schema.remove_metadata():
                     raise DataError(f"{file} has other columns than {files[0]}; fetch both again")
                 for batch in reader.iter_batches(batch_size=_BATCH):
                     writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-            done += file.stat().st_size
-            on_progress(done, total)
-        if writer is not None:
-            writer.close()
 
 
 def _fingerprint(files: Sequence[Path]) -> bytes:
