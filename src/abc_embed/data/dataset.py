@@ -183,11 +183,7 @@ class Dataset(ABC):
 
 
 def read_head(image: Path | bytes) -> tuple[str, int, int]:
-    """Format, width and height as the image is seen, turned as its EXIF data say.
-
-    Raises:
-        DataError: it is no image, or is not there.
-    """
+    """Format, width and height as the image is seen, upright; `DataError` for what is none."""
     try:
         header = read_header(image)
     except InputError as problem:

@@ -94,8 +94,7 @@ class ImageRoot:
     def plain_name(self, name: str) -> str:
         """A path from the folder with forward slashes, whatever way it was written.
 
-        Raises:
-            DataError: it is a web address, or leads out of the folder.
+        A web address, or what leads out of the folder, is a `DataError`.
         """
         if is_address(name):
             raise DataError(f"the image {short(name)} is a web address{FETCH_HINT}")

@@ -22,11 +22,7 @@ _WHY = 150  # characters of a library's own words
 
 @contextmanager
 def reader_errors(what: str, mend: str, *, damaged: str = "is damaged") -> Iterator[None]:
-    """Whatever a reader raises inside becomes `what … (why); mend`; our own errors pass.
-
-    Raises:
-        DataError: in the place of every other exception.
-    """
+    """Whatever a reader raises inside becomes the `DataError` `what … (why); mend`; ours pass."""
     try:
         yield
     except AbcError:
@@ -54,8 +50,7 @@ def decode_text(data: bytes) -> str:
 def load_json(data: bytes | str, *, finite: bool = False) -> Any:
     """JSON values as others write them; with `finite`, NaN and infinities are refused.
 
-    Raises:
-        DataError: it is no JSON, is nested too deep, or holds a number of thousands of digits.
+    A `DataError` says that it is no JSON, nested too deep, or has a number of thousands of digits.
     """
     try:
         text = decode_text(data) if isinstance(data, bytes) else data

@@ -15,7 +15,10 @@ _WAIT_S = 30.0  # for another process that writes
 
 
 class SqliteStore:
-    """Base of those that name their tables, and say what to do when the file cannot be used."""
+    """Base of those that name their tables, and say what to do when the file cannot be used.
+
+    Whatever is asked of a file that cannot be used is an `OutputError`.
+    """
 
     TABLES: ClassVar[tuple[str, ...]]
     """Statements that make what is absent."""
@@ -23,11 +26,7 @@ class SqliteStore:
     """The sentence, with {path} and {error}."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Opens the file, which is made if absent; without a path, in memory.
-
-        Raises:
-            OutputError: it cannot be made or opened, or holds something else.
-        """
+        """Opens the file, which is made if absent; without a path, in memory."""
         self.path = path
         self._lock = threading.RLock()
         with self._reported():
@@ -54,30 +53,18 @@ class SqliteStore:
             self._database.close()
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a SELECT.
-
-        Raises:
-            OutputError: the file cannot be used.
-        """
+        """The rows of a SELECT."""
         with self._reported():
             return self._database.execute(statement, values).fetchall()
 
     def execute(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """A statement that changes something, once for each row, for all of them or none.
-
-        Raises:
-            OutputError: the file cannot be used.
-        """
+        """A statement that changes something, once for each row, for all of them or none."""
         with self.transaction() as database:
             database.executemany(statement, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """What is done within is committed at the end, or undone.
-
-        Raises:
-            OutputError: the file cannot be used.
-        """
+        """What is done within is committed at the end, or undone."""
         with self._reported(), self._database:
             yield self._database
 

@@ -45,11 +45,7 @@ class FileStamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The stamp of a file as it is now.
-
-        Raises:
-            OSError: there is none, or it may not be looked at.
-        """
+        """The stamp of a file as it is now; `OSError` where there is none."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
 
@@ -73,11 +69,7 @@ class VectorCache(SqliteStore):
     )
 
     def __init__(self, folder: Path, model: str, max_pixels: int | None) -> None:
-        """Opens the cache in `folder`, which is made if absent.
-
-        Raises:
-            OutputError: it cannot be made or opened.
-        """
+        """Opens the cache in `folder`; both are made if absent."""
         self._key = f"{model} {max_pixels or 0}"
         path = folder / "vectors.sqlite"
         try:

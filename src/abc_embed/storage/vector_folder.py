@@ -45,11 +45,7 @@ class VectorFolder:
         self.facts = read_json(path / FACTS_FILE, error=DataError, mend=mend)
 
     def check(self, fingerprint: str, max_pixels: int | None) -> None:
-        """Whether these are vectors of a model at a resolution, and all of them are there.
-
-        Raises:
-            DataError: they are not; says which differs.
-        """
+        """Raises `DataError` unless all vectors are there, and of a model at a resolution."""
         facts, name = self.facts, str(self.path)
         if not facts["complete"]:
             raise DataError(f"{name!r} is not complete; give abc-embed batch again, which goes on")

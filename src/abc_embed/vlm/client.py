@@ -67,10 +67,8 @@ R = TypeVar("R")
 class Reply:
     """What the model said, without what it thought before (`replies.without_thoughts`).
 
-    `refusal` is set where the endpoint itself says that it refused.
-
-    `model` is the name that the endpoint gave; `cut_off` means that the reply reached its longest
-    length; `cached` that nobody was asked this time.
+    `refusal` is set where the endpoint itself says that it refused; `model` is the name that it
+    gave, `cut_off` that the reply reached its longest length, `cached` that nobody was asked now.
     """
 
     text: str
@@ -259,9 +257,6 @@ class VlmClient:
         """What these requests would come to; another try of one has at most `retry_tokens` more.
 
         Images are read only where replies may be known.
-
-        Raises:
-            DataError: an image cannot be read.
         """
         images: set[Path] = set()
         count, known, tokens, example = 0, 0, 0, ""

@@ -84,11 +84,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the user allows. Prices and `max_cost` are in one currency, whichever it is.
-
-    Raises:
-        UsageError: a value that cannot be, or a cost limit without prices.
-    """
+    """What the user allows, in one currency; `UsageError` for values that cannot be."""
 
     concurrency: int = 4
     """Requests under way at once."""
@@ -136,8 +132,7 @@ class RateLimiter:
     def acquire(self, tokens: int) -> tuple[float, list[float] | None]:
         """(0, ticket) if a request of about `tokens` goes now, else (seconds to wait, None).
 
-        Raises:
-            UsageError: it has more tokens than a minute allows.
+        More tokens than a minute allows are a `UsageError`.
         """
         max_requests = self._limits.requests_per_minute
         max_tokens = self._limits.tokens_per_minute

@@ -30,11 +30,7 @@ Similarity = Callable[[Sequence[str]], PairSimilarity]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionSettings:
-    """How regions are chosen; the numbers of the paper are the defaults.
-
-    Raises:
-        UsageError: a value that cannot be.
-    """
+    """How regions are chosen, by default as in the paper; `UsageError` for what cannot be."""
 
     drop_largest: int = 5
     """Boxes of each image, by area; they show the whole scene (paper, section 3.3)."""
@@ -57,16 +53,15 @@ class RegionSettings:
 
 @dataclass(frozen=True, slots=True)
 class ChosenRegions:
-    """Numbers of the chosen regions, in their order in the record; empty if there are too few.
-
-    `largest` were dropped for their size, `wordless` have a phrase without a word of meaning, and
-    `candidates` is how many were there to choose from.
-    """
+    """Numbers of the chosen regions, in their order in the record; empty if there are too few."""
 
     regions: tuple[int, ...]
     largest: tuple[int, ...]
+    """Dropped for their size."""
     wordless: tuple[int, ...]
+    """Their phrase has no word of meaning."""
     candidates: int
+    """How many were there to choose from."""
 
 
 def choose_regions(

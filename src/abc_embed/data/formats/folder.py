@@ -229,11 +229,7 @@ Line = tuple[int, dict[str, Any] | str]
 
 
 def _read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file of captions.
-
-    Raises:
-        DataError: the file cannot be read on.
-    """
+    """The lines of a file of captions; `DataError` where it cannot be read on."""
     with reader_errors(str(path), "save it as UTF-8"), open_file(path) as file:
         numbered = ((number, line) for number, _, line in read_lines(file, path))
         first = next(numbered, None)

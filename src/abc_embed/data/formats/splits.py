@@ -24,11 +24,7 @@ def split_of(name: str) -> str | None:
 
 
 def files_of_split(folder: Path, files: Sequence[Path], split: str | None) -> list[Path]:
-    """The files of a split; without one, all, which are then of one split at most.
-
-    Raises:
-        DataError: there are several splits and none was named, or there is none of that name.
-    """
+    """The files of a split; without one, all, which must then be of one split at most."""
     found = {path: split_of(path.relative_to(folder).as_posix()) for path in files}
     if split is None:
         check_one_split(folder, found.values())

@@ -132,8 +132,7 @@ class _Scan:
     def samples(self) -> Iterator[tuple[int, int, str | None]]:
         """First byte of each sample, byte after its last, and what is wrong where there is none.
 
-        Raises:
-            DataError: nothing of the file is tar.
+        A file of which nothing is tar is a `DataError`.
         """
         run: list[tuple[str, int, int]] = []
         where = 0

@@ -50,8 +50,7 @@ class Archive:
 def find_archives(folder: Path) -> list[Archive]:
     """The tar archives below `folder`, in the order of their names; hidden folders are not seen.
 
-    Raises:
-        DataError: a part is missing, or a file is named like an archive and is none.
+    A missing part, or a file that is named like an archive and is none, is a `DataError`.
     """
     groups: dict[tuple[Path, str], list[tuple[int, Path]]] = {}
     for path in visible_files(folder):
@@ -228,11 +227,7 @@ def find_points(
 
 
 def inflate(stream: JoinedFile, point: Point, size: int) -> bytes:
-    """`size` plain bytes from a point on.
-
-    Raises:
-        DataError: the stream is damaged or cut off there.
-    """
+    """`size` plain bytes from a point on; `DataError` where the stream is damaged or cut off."""
     if not size:
         return b""
     with _opened(stream, [point], SPACING, build=False) as file:

@@ -81,11 +81,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def open_images(folder: Path) -> TarImages:
-    """The images in the tar parts of a folder.
-
-    Raises:
-        DataError: they are not indexed, or have changed since.
-    """
+    """The images in the tar parts of a folder; `DataError` if they are not indexed, or changed."""
     _check_folder(folder)
     return TarImages(folder, own_file(folder, INDEX_FILE))
 
@@ -109,8 +105,7 @@ class PublishedDataset(Dataset):
     def __init__(self, folder: Path, name: str | None = None) -> None:
         """Opens what `prepare` made; without a name, the columns say which set it is.
 
-        Raises:
-            DataError: there is no such folder, it is not indexed, or has another layout.
+        No such folder, no index or another layout is a `DataError`.
         """
         _check_folder(folder)
         self.path = folder
@@ -159,11 +154,7 @@ class PublishedDataset(Dataset):
         return Row(self.place(number), record, image)
 
     def fields(self, number: int) -> Fields:
-        """What a row says, without reading its image.
-
-        Raises:
-            DataError: there is no such row, or it is not as it must be.
-        """
+        """What a row says, without reading its image; `DataError` if it is not as it must be."""
         return self.layout.fields(self._table, number)
 
     def captions(self, number: int) -> tuple[str, ...]:
