@@ -184,11 +184,9 @@ def stays_inside(path: str) -> bool:
     return bool(parts[0]) and not parts[0].endswith(":") and ".." not in parts and "\0" not in path
 
 
-def are_numbers(values: Sequence[object], *, count: int) -> bool:
-    """Whether these are `count` finite numbers."""
-    return len(values) == count and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _FAR for v in values
-    )
+def is_number(value: object) -> bool:
+    """Whether this is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR
 
 
 def is_count(value: object, *, least: int) -> bool:

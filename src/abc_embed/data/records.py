@@ -24,12 +24,12 @@ from typing import Any
 
 from abc_embed.data.fields import (
     OnBadLine,
-    are_numbers,
     check_image,
     check_json,
     check_text,
     check_texts,
     is_count,
+    is_number,
     parse_json,
     parse_lines,
     parse_object,
@@ -51,7 +51,7 @@ class Region:
 
     def __post_init__(self) -> None:
         check_text("phrase", self.phrase)
-        if not are_numbers(self.box, count=4):
+        if [is_number(value) for value in self.box] != [True] * 4:
             raise DataError(f"box is {short(self.box)}; give x, y, width and height as numbers")
         if min(self.box[2:]) <= 0:
             raise DataError(f"box is {short(self.box)}; its width and height must be above 0")

@@ -5,6 +5,7 @@ Python's own reader needs ten times the file in memory.
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +98,14 @@ class _Reader:
 
     def elements(self, name: str = "") -> Iterator[tuple[int, Any]]:
         """Number and value of each element of a list, after its bracket."""
-        number = 0
-        while True:
+        self._inside = f"element 0 of {name or 'the list'}"
+        for number in self._numbers("]"):
             self._inside = f"element {number} of {name or 'the list'}"
-            if (mark := self.next()) == "]" and not number:
-                return
-            self._at -= bool(mark)
             yield number, self.value()
-            number += 1
-            if (mark := self.next()) == "]":
-                return
-            if mark != ",":
-                raise self._damaged()
 
     def fields(self) -> Iterator[tuple[str, int, Any]]:
         """The elements of each list in an object, and its other values, after its brace."""
-        if self.next() == "}":
-            return
-        self._at -= 1
-        while True:
+        for _ in self._numbers("}"):
             name = self.value()
             if not isinstance(name, str) or self.next() != ":":
                 raise self._damaged()
@@ -125,8 +115,15 @@ class _Reader:
             else:
                 self._at -= bool(mark)
                 yield name, 0, self.value()
-            mark = self.next()
-            if mark == "}":
+
+    def _numbers(self, end: str) -> Iterator[int]:
+        """The number of each element when its turn to be read comes, up to the bracket `end`."""
+        if (mark := self.next()) == end:
+            return
+        self._at -= bool(mark)
+        for number in count():
+            yield number
+            if (mark := self.next()) == end:
                 return
             if mark != ",":
                 raise self._damaged()

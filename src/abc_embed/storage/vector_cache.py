@@ -4,8 +4,9 @@ A file that is renamed, moved or copied is found again, one that is changed is n
 without reading it, the hash of its content is kept with its size and time of change.
 """
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -19,7 +20,6 @@ FOLDER_VARIABLE = "ABC_EMBED_CACHE"
 """Environment variable that names another folder for the cache."""
 
 _LENGTH_TOLERANCE = 1e-3
-_MAX_VALUES = 500  # SQLite takes about a thousand values in one statement
 
 
 def default_folder() -> Path:
@@ -80,17 +80,13 @@ class VectorCache(SqliteStore):
 
     def get(self, contents: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors that are known, by content; one that is damaged is not known."""
-        vectors: dict[str, NDArray[np.float32]] = {}
-        for part, marks in _parts(list(dict.fromkeys(contents))):
-            rows = self.query(
-                f"SELECT content, vector FROM vectors WHERE model = ? AND content IN ({marks})",
-                (self._key, *part),
-            )
-            for content, blob in rows:
-                vector = _read_vector(blob)
-                if vector is not None:
-                    vectors[content] = vector
-        return vectors
+        rows = self.query(
+            "SELECT content, vector FROM vectors WHERE model = ? AND content IN"
+            " (SELECT value FROM json_each(?))",
+            (self._key, json.dumps(list(contents))),
+        )
+        vectors = ((content, _read_vector(blob)) for content, blob in rows)
+        return {content: vector for content, vector in vectors if vector is not None}
 
     def put(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Remember vectors by content, all or none of them."""
@@ -100,13 +96,10 @@ class VectorCache(SqliteStore):
     def known_contents(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
         """The contents of the files that were last read with these stamps."""
         paths = {os.path.abspath(path): path for path in stamps}
-        contents: dict[Path, str] = {}
-        for part, marks in _parts(list(paths)):
-            rows = self.query(f"SELECT * FROM files WHERE path IN ({marks})", part)
-            for name, size, mtime_ns, content in rows:
-                if stamps[paths[name]] == (size, mtime_ns):
-                    contents[paths[name]] = content
-        return contents
+        query = "SELECT * FROM files WHERE path IN (SELECT value FROM json_each(?))"
+        rows = self.query(query, (json.dumps(list(paths)),))
+        known = ((paths[name], (size, mtime), content) for name, size, mtime, content in rows)
+        return {path: content for path, stamp, content in known if stamps[path] == stamp}
 
     def put_contents(self, files: Mapping[Path, tuple[FileStamp, str]]) -> None:
         """Remember the contents of files, each by its stamp from before it was read."""
@@ -122,10 +115,3 @@ def _read_vector(blob: object) -> NDArray[np.float32] | None:
     with np.errstate(over="ignore", invalid="ignore"):
         length = float(np.linalg.norm(vector.astype(np.float64)))
     return vector if abs(length - 1) < _LENGTH_TOLERANCE else None  # NaN is not near 1
-
-
-def _parts(values: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
-    """As many values as fit into one statement, and their place in it."""
-    for start in range(0, len(values), _MAX_VALUES):
-        part = values[start : start + _MAX_VALUES]
-        yield part, ", ".join("?" * len(part))

@@ -137,15 +137,14 @@ def write_instructions(
     report.asking = dict(endpoint_report())
     report_path = file_beside(out, "report.json")
     atomic_write_json(report_path, dataclasses.asdict(report), ensure_ascii=False)
-    if report.complete:
-        if report.written:
-            _put_in_place(partial, out, report, overwrite)
-        elif overwrite and out.exists():
+    if report.complete and not report.written:
+        if overwrite and out.exists():
             rename_file(partial, out)
         else:
             partial.unlink()
-    if report.complete and not report.written:
         raise DataError(_why_nothing(out, report, rejects, replaced=overwrite))
+    if report.complete:
+        _put_in_place(partial, out, report, overwrite)
     return report
 
 

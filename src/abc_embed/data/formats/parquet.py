@@ -159,13 +159,8 @@ def write_parquet(file: BinaryIO, rows: Sequence[tuple[Record, bytes]]) -> None:
         values.append({**to_json(record), "image": picture, "meta": meta})
     text, integer, texts = arrow.string(), arrow.int64(), arrow.list_(arrow.string())
     region = {"phrase": text, "box": arrow.list_(arrow.float64())}
-    instruction = {
-        "instruction": text,
-        "answer": text,
-        "kind": text,
-        "paraphrases": texts,
-        "region": integer,
-    }
+    instruction = dict.fromkeys(("instruction", "answer", "kind"), text)
+    instruction |= {"paraphrases": texts, "region": integer}
     schema = {
         "id": text,
         "image": arrow.struct({"bytes": arrow.binary(), "path": text}),
