@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from abc_embed.errors import OutputError
@@ -98,11 +98,8 @@ def recover_folder(path: str | os.PathLike[str]) -> None:
     folder = Path(os.path.realpath(path))
     old = _old_path(folder)
     if not folder.exists() and old.is_dir():
-        partial = partial_path(folder)
-        if not partial.is_dir():
-            os.rename(old, folder)
-            return
-        with _locked(partial, wait=True):  # if its writer lives, it is between two renames
+        partial = partial_path(folder)  # if its writer lives, it is between two renames
+        with _locked(partial, wait=True) if partial.is_dir() else nullcontext():
             if not folder.exists() and old.is_dir():
                 os.rename(old, folder)
     if (folder / _READY).is_dir() or (folder / _MOVING).is_dir():
