@@ -21,8 +21,8 @@ from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, read_benchmark
 from abc_embed.bench.ctrlbench.schema import write_benchmark as write
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
 from abc_embed.bench.encoders.registry import NativeEncoder
+from abc_embed.bench.encoders.wrapped import LateFusion, RandomEncoder
 from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import Kind
 from abc_embed.interop.mteb import MtebEncoder, batch_items, ctrlbench_task

@@ -62,7 +62,7 @@ def draw_bars(records: Sequence[Record], path: Path) -> None:
 def draw_formats(records: Sequence[Record], path: Path) -> None:
     """R@1 of image + instruction against the bytes of a stored vector, a line a number format.
 
-    One panel a benchmark; `records` are of `encoders.formatted.FormattedEncoder`.
+    One panel a benchmark; `records` are of `encoders.wrapped.FormattedEncoder`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -176,8 +176,8 @@ def _formatted(
     encoder: "Encoder", cached: "Encoder", choices: "list[tuple[int | None, str]]"
 ) -> "list[Encoder]":
     """The encoder at each width and in each number format; what is embedded is embedded once."""
-    from abc_embed.bench.encoders.formatted import FormattedEncoder
     from abc_embed.bench.encoders.registry import NativeEncoder
+    from abc_embed.bench.encoders.wrapped import FormattedEncoder
 
     facts = None
     if isinstance(encoder, NativeEncoder):

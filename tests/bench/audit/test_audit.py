@@ -16,7 +16,7 @@ from abc_embed.bench.audit.measure import audit, solved_questions
 from abc_embed.bench.audit.questions import AuditSet, read_audit_set
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.encoders.baselines import RandomEncoder
+from abc_embed.bench.encoders.wrapped import RandomEncoder
 from abc_embed.data import open_dataset
 from abc_embed.data.formats.convert import convert
 from abc_embed.data.records import Instruction, Record, write_records

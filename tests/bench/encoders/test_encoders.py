@@ -11,11 +11,10 @@ from golden_parts import BASE, INSTRUCT, PRETRAIN
 from PIL import Image
 
 from abc_embed import Embedder, Item
-from abc_embed.bench.encoders import cached
+from abc_embed.bench.encoders import wrapped
 from abc_embed.bench.encoders.base import Encoder, content_keys, shrink, strip_path
-from abc_embed.bench.encoders.baselines import LateFusion, RandomEncoder
-from abc_embed.bench.encoders.cached import CachedEncoder
 from abc_embed.bench.encoders.registry import NativeEncoder, load_encoder
+from abc_embed.bench.encoders.wrapped import CachedEncoder, LateFusion, RandomEncoder
 from abc_embed.errors import ImageNotFoundError, InputError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
 from abc_embed.search.folder import index_images
@@ -249,7 +248,7 @@ def test_a_folder_outlives_the_process(photos: list[Path], tmp_path: Path) -> No
 def test_what_was_embedded_before_a_stop_is_kept(
     photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "SAVE_EVERY", 2)
+    monkeypatch.setattr(wrapped, "SAVE_EVERY", 2)
     items = mixed(photos)
     with (
         CachedEncoder(Counting(fail_after=2), tmp_path) as stopped,

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from abc_embed.bench.encoders.baselines import RandomEncoder
-from abc_embed.bench.encoders.formatted import FormattedEncoder
+from abc_embed.bench.encoders.wrapped import FormattedEncoder, RandomEncoder
 from abc_embed.errors import UsageError
 from abc_embed.vectors import VectorFacts, quantize, truncate
 

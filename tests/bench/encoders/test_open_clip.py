@@ -17,8 +17,8 @@ from PIL import Image
 
 from abc_embed import Item
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.encoders.baselines import LateFusion
 from abc_embed.bench.encoders.registry import load_encoder
+from abc_embed.bench.encoders.wrapped import LateFusion
 from abc_embed.errors import CheckpointError, MissingExtraError, UsageError
 from abc_embed.inputs import Kind
 

@@ -20,9 +20,9 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from abc_embed import Embedder, Item
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.encoders.baselines import LateFusion
+from abc_embed.bench.encoders.foreign import SentenceTransformerEncoder
 from abc_embed.bench.encoders.registry import load_encoder
-from abc_embed.bench.encoders.sentence_transformers import SentenceTransformerEncoder
+from abc_embed.bench.encoders.wrapped import LateFusion
 from abc_embed.errors import CheckpointError, OfflineError, UnknownModelError, UsageError
 from abc_embed.inputs import Kind
 from abc_embed.interop.export import save_sentence_transformer

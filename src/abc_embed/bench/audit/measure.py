@@ -24,7 +24,7 @@ from abc_embed import runtime
 from abc_embed.bench import metrics
 from abc_embed.bench.audit.questions import AuditSet
 from abc_embed.bench.encoders.base import Encoder, Vectors
-from abc_embed.bench.encoders.cached import CachedEncoder
+from abc_embed.bench.encoders.wrapped import CachedEncoder
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
 

@@ -87,22 +87,6 @@ class Encoder(ABC):
         """As `embed`, of items whose kinds are supported."""
 
 
-class WrappedEncoder(Encoder):
-    """Another encoder, the same but for `_embed`, which subclasses write."""
-
-    def __init__(self, inner: Encoder) -> None:
-        self.inner = inner
-        self.name, self.dim = inner.name, inner.dim
-        self.supported_kinds, self.library = inner.supported_kinds, inner.library
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    def _details(self) -> dict[str, Any]:
-        return self.inner._details()
-
-
 def no_direction(name: str) -> NotFiniteError:
     """The error for a vector of the encoder `name` that `l2_normalize` cannot scale."""
     return NotFiniteError(

@@ -10,8 +10,7 @@ random, random:DIM               chance
 from typing import Any
 
 from abc_embed.bench.encoders.base import Encoder, Vectors, strip_path
-from abc_embed.bench.encoders.baselines import RANDOM_DIM, LateFusion, RandomEncoder
-from abc_embed.bench.encoders.cached import CachedEncoder
+from abc_embed.bench.encoders.wrapped import RANDOM_DIM, CachedEncoder, LateFusion, RandomEncoder
 from abc_embed.embedder import Embedder
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
@@ -84,21 +83,10 @@ def load_encoder(
         return NativeEncoder(embedder, name, batch_size=batch_size)
     if not rest:
         raise UsageError(f"{name!r} names no model; write it behind the colon")
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
     if kind == "late":
-        return LateFusion(
-            load_encoder(
-                rest,
-                device=device,
-                dtype=dtype,
-                attn=attn,
-                batch_size=batch_size,
-                truncate=truncate,
-            )
-        )
-    if kind == "st":
-        from abc_embed.bench.encoders.sentence_transformers import load_sentence_transformer
+        return LateFusion(load_encoder(rest, attn=attn, truncate=truncate, **options))
+    from abc_embed.bench.encoders import foreign
 
-        return load_sentence_transformer(rest, device=device, dtype=dtype, batch_size=batch_size)
-    from abc_embed.bench.encoders.open_clip import load_open_clip
-
-    return load_open_clip(rest, device=device, dtype=dtype, batch_size=batch_size)
+    load = foreign.load_sentence_transformer if kind == "st" else foreign.load_open_clip
+    return load(rest, **options)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from abc_embed import figures
-from abc_embed.bench.encoders.base import Encoder, Vectors, WrappedEncoder
+from abc_embed.bench.encoders.base import Encoder, Vectors
+from abc_embed.bench.encoders.wrapped import WrappedEncoder
 from abc_embed.bench.sets.findings import Findings
 from abc_embed.errors import DataError
 from abc_embed.inputs import Item
