@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 
 DRAWS = 2000
 """Bootstrap resamples behind each 95 % interval."""
+BLOCK = 512
+"""Queries ranked at a time: 512 × 25,000 scores are 50 MB."""
 ENOUGH = 30
 """Questions of a kind below which its score says nothing about chance."""
 
@@ -49,6 +51,33 @@ def best_ranks(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> Ints:
     best = np.where(right, table, -np.inf).max(axis=1, initial=-np.inf)
     above: Ints = ((table >= best[:, None]) & ~right).sum(axis=1, dtype=np.int64)
     return above + 1
+
+
+def rank_vectors(
+    queries: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    golds: Sequence[Sequence[int]],
+    own: Sequence[Sequence[int] | None] | None = None,
+) -> Ints:
+    """`best_ranks` `(Q,)` of the products of `(Q, D)` and `(K, D)`, `BLOCK` queries at a time.
+
+    Args:
+        golds: Numbers of the right candidates of each query.
+        own: Numbers of the candidates that a query chooses from; None: all.
+
+    Raises:
+        NotFiniteError, ValueError: as `best_ranks`.
+    """
+    found = np.zeros(len(queries), dtype=np.int64)
+    rows = [row for row in range(len(queries)) if own is None or own[row] is None]
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        found[block] = best_ranks(queries[block] @ candidates.T, [golds[row] for row in block])
+    for row, among in enumerate(own or ()):
+        if among is not None:
+            right = [[place for place, number in enumerate(among) if number in golds[row]]]
+            found[row] = best_ranks(queries[row : row + 1] @ candidates[list(among)].T, right)[0]
+    return found
 
 
 def map_at_r(scores: ArrayLike, golds: Sequence[Sequence[int]]) -> Floats:

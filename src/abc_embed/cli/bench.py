@@ -369,33 +369,31 @@ def audit(
     settings.check(*model)
     if settings.name is not None and len(set(model)) > 1:
         raise UsageError("--name is for one model, and several are given; leave it out")
-    from abc_embed.bench.audit import tables as audit_tables
-    from abc_embed.bench.audit.measure import audit as run_audit
-    from abc_embed.bench.audit.questions import read_audit_set
+    from abc_embed.bench import audit as bench
     from abc_embed.storage.files import atomic_write, make_folder
     from abc_embed.storage.json_files import atomic_write_json
 
     if out is not None:
         make_folder(out)
-    questions = read_audit_set(source, limit=limit, image_folder=image_folder)
+    questions = bench.read_audit_set(source, limit=limit, image_folder=image_folder)
     panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
-    findings = run_audit(
+    findings = bench.audit(
         panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json
     )
     if as_json:
         print_json(findings)
     else:
-        print_table(audit_tables.HEAD, audit_tables.rows(findings))
-        if by_kind := audit_tables.kind_rows(findings):
-            print_table(audit_tables.KINDS_HEAD, by_kind)
-        print_result(audit_tables.summary(findings))
-    for sentence in audit_tables.warnings(findings):
+        print_table(bench.HEAD, bench.rows(findings))
+        if by_kind := bench.kind_rows(findings):
+            print_table(bench.KINDS_HEAD, by_kind)
+        print_result(bench.summary(findings))
+    for sentence in bench.warnings(findings):
         print_message(f"warning: {sentence}")
     if out is not None:
         atomic_write_json(out / "audit.json", findings)
         with atomic_write(out / "audit.md") as file:
-            file.write(audit_tables.markdown(findings).encode())
-        audit_tables.draw_bars(findings, out / "audit.png")
+            file.write(bench.markdown(findings).encode())
+        bench.draw_bars(findings, out / "audit.png")
         print_message(f"the audit is in {out}")
 
 

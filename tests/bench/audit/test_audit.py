@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from abc_embed import Item
-from abc_embed.bench.audit import measure
-from abc_embed.bench.audit import tables as audit_table
-from abc_embed.bench.audit.measure import audit, solved_questions
-from abc_embed.bench.audit.questions import AuditSet, read_audit_set
+from abc_embed.bench import audit as audit_table
+from abc_embed.bench import metrics
+from abc_embed.bench.audit import AuditSet, audit, read_audit_set, solved_questions
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
 from abc_embed.bench.encoders.base import Encoder
 from abc_embed.bench.encoders.wrapped import RandomEncoder
@@ -168,7 +167,7 @@ def test_scores_in_parts_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPa
     rows = [row("red", f"ask {n}?", str(rng.choice(texts))) for n in range(40)]
     asked = read_audit_set(lines(folder, *rows))
     whole = solved_questions(RandomEncoder(8), asked)
-    monkeypatch.setattr(measure, "BLOCK", 7)
+    monkeypatch.setattr(metrics, "BLOCK", 7)
     parts = solved_questions(RandomEncoder(8), asked)
     assert all(np.array_equal(whole[way], parts[way]) for way in whole)
     assert whole["any"].any()

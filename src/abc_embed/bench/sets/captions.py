@@ -18,16 +18,19 @@ import numpy as np
 
 from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder, Vectors
-from abc_embed.bench.metrics import DRAWS, share
-from abc_embed.bench.sets.findings import Findings, check_not_empty, content_hash
-from abc_embed.errors import DataError, MissingExtraError, UsageError
-from abc_embed.inputs import Item, Kind
+from abc_embed.bench.metrics import BLOCK, DRAWS, rank_vectors, share
+from abc_embed.bench.sets.findings import (
+    Findings,
+    check_not_empty,
+    check_takes_both,
+    content_hash,
+)
+from abc_embed.errors import DataError, MissingExtraError
+from abc_embed.inputs import Item
 from abc_embed.storage.json_files import read_json
 
 CAPTIONS_PER_IMAGE = 5
 """Those that take part; some images of MSCOCO have six or seven."""
-BLOCK = 512
-"""Queries ranked at a time: 512 × 25,000 scores are 50 MB."""
 
 Pairs = dict[int, tuple[int, ...]]
 """Query -> its right candidates, by their places in the set."""
@@ -205,8 +208,7 @@ def measure(
         DataError: not one image is there.
         NotFiniteError, InputError: as the encoder.
     """
-    if not {Kind.IMAGE, Kind.TEXT} <= encoder.supported_kinds:
-        raise UsageError(f"{encoder.name} does not take both images and texts; measure another")
+    check_takes_both(encoder)
     check_not_empty(captions.images, captions.missing)
     items = [Item(image=path) for path in captions.images]
     images = encoder.embed(items, max_pixels=max_pixels, progress=progress)
@@ -228,11 +230,11 @@ def measure(
 
 def both_directions(images: Vectors, texts: Vectors, captions: CaptionSet) -> dict[str, Any]:
     """`(I, D)` and `(C, D)` -> R@1, R@5, R@10 of both directions, and RSUM in per cent."""
-    own: dict[int, list[int]] = {image: [] for image in range(len(images))}
+    own: list[list[int]] = [[] for _ in images]
     for caption, image in enumerate(captions.image_of):
         own[image].append(caption)
-    to_text, _ = _rank(images, texts, own)
-    to_image, _ = _rank(texts, images, {c: (i,) for c, i in enumerate(captions.image_of)})
+    to_text = rank_vectors(images, texts, own)
+    to_image = rank_vectors(texts, images, [(image,) for image in captions.image_of])
     scores = {
         f"{direction}_r{k}": share(ranks <= k, clusters)
         for direction, ranks, clusters in (
@@ -252,23 +254,15 @@ def _further_scores(images: Vectors, texts: Vectors, positives: Positives) -> di
         ("image_to_text", images, texts, positives.to_text),
         ("text_to_image", texts, images, positives.to_image),
     ):
-        ranks, precisions = _rank(queries, candidates, pairs)
+        golds, asked = list(pairs.values()), queries[list(pairs)]
+        ranks = rank_vectors(asked, candidates, golds)
+        precisions = np.concatenate(
+            [
+                metrics.map_at_r(asked[at : at + BLOCK] @ candidates.T, golds[at : at + BLOCK])
+                for at in range(0, len(asked), BLOCK)
+            ]
+        )
         for name, values in (("r1", ranks == 1), ("r5", ranks <= 5), ("map_at_r", precisions)):
             key = f"{positives.name}_{direction}_{name}"
             scores[key] = share(values, np.arange(len(ranks)))
     return scores
-
-
-def _rank(
-    queries: Vectors, candidates: Vectors, pairs: Mapping[int, Sequence[int]]
-) -> tuple[metrics.Ints, metrics.Floats]:
-    """Rank of the best right candidate and mAP@R of each query in `pairs`, blockwise."""
-    numbers = list(pairs)
-    ranks, precisions = [], []
-    for start in range(0, len(numbers), BLOCK):
-        block = numbers[start : start + BLOCK]
-        scores = queries[block] @ candidates.T
-        golds = [pairs[number] for number in block]
-        ranks.append(metrics.best_ranks(scores, golds))
-        precisions.append(metrics.map_at_r(scores, golds))
-    return np.concatenate(ranks), np.concatenate(precisions)

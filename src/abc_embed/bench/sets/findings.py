@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from abc_embed.errors import DataError
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.errors import DataError, UsageError
+from abc_embed.inputs import Kind
 from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256
 
@@ -27,6 +29,12 @@ def check_not_empty(present: Sequence[object], missing: Sequence[str]) -> None:
     if not present:
         first = f", {missing[0]} for one" if missing else ""
         raise DataError(f"none of the set's images is there{first}; give the folder of the images")
+
+
+def check_takes_both(encoder: Encoder) -> None:
+    """Raise `UsageError` if a model does not take both images and texts."""
+    if not {Kind.IMAGE, Kind.TEXT} <= encoder.supported_kinds:
+        raise UsageError(f"{encoder.name} does not take both images and texts; measure another")
 
 
 def content_hash(rows: Iterable[object], images: Iterable[Path | bytes]) -> str:

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from abc_embed.bench import metrics
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.metrics import DRAWS, share
+from abc_embed.bench.metrics import DRAWS, rank_vectors, share
 from abc_embed.bench.sets.findings import Findings, check_not_empty, content_hash
 from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item
@@ -165,11 +164,8 @@ def measure(
     asked = [choice.query for choice in task.choices]
     queries = encoder.embed(asked, max_pixels=max_pixels, progress=progress)
     vectors = encoder.embed(list(task.candidates), max_pixels=max_pixels, progress=progress)
-    ranks = [
-        int(metrics.ranks(query[None] @ vectors[list(choice.candidates)].T, [choice.gold])[0])
-        for query, choice in zip(queries, task.choices, strict=True)
-    ]
-    hits = np.asarray(ranks) == 1
+    golds = [(choice.candidates[choice.gold],) for choice in task.choices]
+    hits = rank_vectors(queries, vectors, golds, [c.candidates for c in task.choices]) == 1
     rows: list[Any] = [
         ((c.query.text, c.query.instruction), c.candidates, c.gold) for c in task.choices
     ]

@@ -13,21 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.schema import normalize_text
-from abc_embed.bench.encoders.base import Encoder, Vectors
-from abc_embed.bench.metrics import DRAWS, Ints, by_kind, share
-from abc_embed.bench.sets.findings import Findings, content_hash
+from abc_embed.bench.encoders.base import Encoder
+from abc_embed.bench.metrics import DRAWS, Ints, by_kind, rank_vectors, share
+from abc_embed.bench.sets.findings import Findings, check_takes_both, content_hash
 from abc_embed.data import Dataset, Rejected
 from abc_embed.data.records import Instruction, Record
-from abc_embed.errors import DataError, UsageError
+from abc_embed.errors import DataError
 from abc_embed.inputs import Item, Kind
 
 Repeated = Literal["equal", "apart"]
-BLOCK = 512
-"""Queries ranked at a time."""
 
 
 @dataclass
@@ -140,8 +135,7 @@ def measure(
         UsageError: the encoder takes no images or no texts.
         NotFiniteError, InputError: as the encoder.
     """
-    if not {Kind.IMAGE, Kind.TEXT} <= encoder.supported_kinds:
-        raise UsageError(f"{encoder.name} does not take both images and texts; measure another")
+    check_takes_both(encoder)
     captions, answers = read.captions, read.answers
     images = encoder.embed(
         [Item(image=image) for image in read.images], max_pixels=max_pixels, progress=progress
@@ -149,18 +143,19 @@ def measure(
     scores: dict[str, Any] = {}
     by_aspect: dict[str, Any] = {}
     if captions.golds:
-        scores |= _scores(
-            "image_to_caption", _ranks(encoder, images[captions.images], captions), captions
-        )
+        texts = encoder.embed(captions.texts)
+        ranks = rank_vectors(images[captions.images], texts, captions.golds)
+        scores |= _scores("image_to_caption", ranks, captions)
     if answers.golds:
-        alone = _ranks(encoder, images[answers.images], answers)
+        texts = encoder.embed(answers.texts)
+        alone = rank_vectors(images[answers.images], texts, answers.golds)
         if Kind.INSTRUCTED in encoder.supported_kinds:
             items = [
                 Item(image=read.images[image], instruction=words)
                 for image, words in zip(answers.images, read.instructions, strict=True)
             ]
             joint = encoder.embed(items, max_pixels=max_pixels, progress=progress)
-            ranks = _ranks(encoder, joint, answers)
+            ranks = rank_vectors(joint, texts, answers.golds)
             scores |= _scores("instruction_to_answer", ranks, answers)
             by_aspect = by_kind(ranks == 1, answers.golds, read.kinds, answers.images)
         scores["image_alone_to_answer_r1"] = share(alone == 1, answers.images)
@@ -198,16 +193,6 @@ def repeated_message(findings: Findings) -> str:
     if findings["settings"]["repeated"] == "equal":
         return f"{many} at several images, and counts as right for each (--repeated equal)"
     return f"{many} at several images, and counts as right for its own alone (--repeated apart)"
-
-
-def _ranks(encoder: Encoder, queries: Vectors, texts: Texts) -> Ints:
-    """Rank of the best right text of each query `(Q, D)`, blockwise."""
-    candidates = encoder.embed(texts.texts)
-    parts = [
-        metrics.best_ranks(queries[at : at + BLOCK] @ candidates.T, texts.golds[at : at + BLOCK])
-        for at in range(0, len(queries), BLOCK)
-    ]
-    return np.concatenate(parts)
 
 
 def _scores(task: str, ranks: Ints, texts: Texts) -> dict[str, Any]:

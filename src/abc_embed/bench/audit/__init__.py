@@ -1,1 +1,0 @@
-"""Which questions of a set need both the picture and the words."""
