@@ -10,7 +10,6 @@ Controls: random maps, a model with random layers, the instruction of another sc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from abc_embed.bench import attention_maps
 from abc_embed.bench.metrics import share
 from abc_embed.explain import Evidence, Method, TokenProbe
-from abc_embed.figures import BLUE, GREY, ORANGE, RED, draw_shares
+from abc_embed.figures import BLUE, GREY, ORANGE, RED
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, questions
@@ -45,7 +44,10 @@ LABELS = {
 }
 """Shares of a row -> what they are called for people."""
 COLOURS = dict(zip(LABELS.values(), (BLUE, ORANGE, GREY, RED), strict=True))
-
+TITLE = "Where the peak of the evidence lies, on scenes whose boxes are known"
+ROW_HEIGHT = 0.9
+"""Inches of a row of the figure."""
+HEAD = ("", *LABELS.values(), "deletion", "insertion", "passes")
 
 Case = tuple[Scene, Question]
 """A scene with a question about one of its things."""
@@ -111,15 +113,18 @@ def measure(
     }
 
 
-def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Bars of every method and control, with their intervals.
+def rows(record: Mapping[str, Any]) -> Sequence[tuple[object, ...]]:
+    """Every method and control, for a table under `HEAD`."""
 
-    Raises:
-        OutputError: the file cannot be written.
-        MissingExtraError: matplotlib is not installed.
-    """
-    title = "Where the peak of the evidence lies, on scenes whose boxes are known"
-    draw_shares(record["scores"], LABELS, COLOURS, title, path, row_height=0.9)
+    def cell(share: Mapping[str, Any]) -> str:
+        low, high = share["interval"]
+        return f"{share['value']:.2f} ({low:.2f}–{high:.2f})"
+
+    further = HEAD[1 + len(LABELS) :]
+    return [
+        (name, *(cell(row[key]) for key in LABELS), *(row[key] for key in further))
+        for name, row in record["scores"].items()
+    ]
 
 
 Explainer = Callable[[Item, str, int], Evidence]
@@ -127,40 +132,33 @@ Explainer = Callable[[Item, str, int], Evidence]
 
 
 def _explainer(embedder: "Embedder", name: str) -> Explainer:
-    if name == "random map":
-
-        def random_map(item: Item, answer: str, number: int) -> Evidence:
-            shape = embedder.explain(item, answer, method="last_layer").contributions.shape
-            values = np.random.default_rng([SEED, number]).random(shape, dtype=np.float32)
-            return Evidence(values, "midpoint")
-
-        return random_map
-    if name in attention_maps.METHODS:
-        attention_map = attention_maps.METHODS[name]
-
-        def by_attention(item: Item, answer: str, number: int) -> Evidence:
-            text = torch.from_numpy(embedder.embed(answer))
-            with TokenProbe.of(embedder.model, embedder.processor, item, text) as probe:
-                return Evidence(probe.on_grid(attention_map(probe)), "last_layer")
-
-        return by_attention
     if name == "random layers":
         other = with_random_layers(embedder)
         return lambda item, answer, _: other.explain(item, embedder.embed(answer))
-    if name == "other instruction":
 
-        def shuffled(item: Item, answer: str, number: int) -> Evidence:
-            if item.instruction is None:
-                return embedder.explain(item, answer)
-            scene = make_scene(SEED + 1, number)
-            others = questions(scene)
-            order = np.random.default_rng([SEED, number]).permutation(len(others))
-            instruction = others[order[0]].instruction
-            return embedder.explain(Item(image=item.image, instruction=instruction), answer)
+    def random_map(item: Item, answer: str, number: int) -> Evidence:
+        shape = embedder.explain(item, answer, method="last_layer").contributions.shape
+        values = np.random.default_rng([SEED, number]).random(shape, dtype=np.float32)
+        return Evidence(values, "midpoint")
 
-        return shuffled
-    method: Method = name  # type: ignore[assignment]
-    return lambda item, answer, _: embedder.explain(item, answer, method=method)
+    def by_attention(item: Item, answer: str, number: int) -> Evidence:
+        text = torch.from_numpy(embedder.embed(answer))
+        with TokenProbe.of(embedder.model, embedder.processor, item, text) as probe:
+            return Evidence(probe.on_grid(attention_maps.METHODS[name](probe)), "last_layer")
+
+    def shuffled(item: Item, answer: str, number: int) -> Evidence:
+        if item.instruction is not None:
+            others = questions(make_scene(SEED + 1, number))
+            first = np.random.default_rng([SEED, number]).permutation(len(others))[0]
+            item = Item(image=item.image, instruction=others[first].instruction)
+        return embedder.explain(item, answer)
+
+    def by_method(item: Item, answer: str, number: int) -> Evidence:
+        return embedder.explain(item, answer, method=name)  # type: ignore[arg-type]
+
+    controls = {"random map": random_map, "other instruction": shuffled}
+    attention = dict.fromkeys(attention_maps.METHODS, by_attention)
+    return (controls | attention).get(name, by_method)
 
 
 def with_random_layers(embedder: "Embedder") -> "Embedder":

@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from abc_embed import figures
-from abc_embed.bench.ctrlbench.queries import select_queries
-from abc_embed.bench.ctrlbench.schema import Benchmark, Query, questions_by_image
+from abc_embed.bench.ctrlbench.schema import Benchmark, Query, questions_by_image, select_queries
 from abc_embed.bench.records import unpack
 from abc_embed.bench.tables import CONDITIONS, TITLES, first_recall
 from abc_embed.errors import DataError

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance
 from abc_embed import vectors
 from abc_embed.bench.metrics import auc, share
 from abc_embed.bench.tables import score_cell
-from abc_embed.figures import BLUE, GREY, draw_shares
+from abc_embed.figures import BLUE, GREY
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, all_answers, questions, unanswerable
@@ -39,6 +39,10 @@ SIDE = 224
 QUESTIONS_OF_A_SCENE = 3
 PLAIN = "as drawn"
 LABELS = {"r1": "R@1", "kept": "first choice kept"}
+TITLE = "What changes, and how many answers stay right"
+ROW_HEIGHT = 0.42
+"""Inches of a row of the figure."""
+HEAD = ("", *LABELS.values())
 COLOURS = dict(zip(LABELS.values(), (BLUE, GREY), strict=True))
 
 # Sentences around what is asked for; none of their words around it are in training's wordings.
@@ -94,56 +98,43 @@ def sample_questions(scenes: int) -> list[Asked]:
     return asked
 
 
-def _item(scene: Scene, instruction: str, side: int = SIDE) -> Item:
-    return Item(image=np.asarray(render(scene, side)), instruction=instruction)
+def _item(asked: Asked, picture: Image.Image | None = None, words: str | None = None) -> Item:
+    """The question as it is, but for its picture or its words."""
+    shown = np.asarray(render(asked.scene, SIDE) if picture is None else picture)
+    return Item(image=shown, instruction=words or asked.question.instruction)
 
 
-def _changed(change: Callable[[Image.Image], Image.Image]) -> Change:
-    return lambda asked: Item(
-        image=np.asarray(change(render(asked.scene, SIDE))), instruction=asked.question.instruction
-    )
+def _compressed(asked: Asked, quality: int) -> Item:
+    buffer = io.BytesIO()
+    render(asked.scene, SIDE).save(buffer, "JPEG", quality=quality)
+    return _item(asked, Image.open(buffer).convert("RGB"))
 
 
-def _jpeg(quality: int) -> Change:
-    def compress(picture: Image.Image) -> Image.Image:
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
-        return Image.open(buffer).convert("RGB")
-
-    return _changed(compress)
+def _scaled(asked: Asked, side: int) -> Item:
+    return _item(asked, render(asked.scene, side))
 
 
-def _turned(degrees: float) -> Change:
-    def change(asked: Asked) -> Item:
-        turned = render(asked.scene, SIDE).rotate(
-            degrees, Image.Resampling.BICUBIC, fillcolor=asked.scene.tint
-        )
-        return Item(image=np.asarray(turned), instruction=asked.question.instruction)
-
-    return change
+def _lit(asked: Asked, factor: float) -> Item:
+    return _item(asked, ImageEnhance.Brightness(render(asked.scene, SIDE)).enhance(factor))
 
 
-def _scaled(side: int) -> Change:
-    return lambda asked: _item(asked.scene, asked.question.instruction, side)
-
-
-def _lit(factor: float) -> Change:
-    return _changed(lambda picture: ImageEnhance.Brightness(picture).enhance(factor))
+def _turned(asked: Asked, degrees: float) -> Item:
+    picture, tint = render(asked.scene, SIDE), asked.scene.tint
+    return _item(asked, picture.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=tint))
 
 
 def _any_ground(asked: Asked) -> Item:
-    colour = np.random.default_rng([SEED, asked.number, 1]).integers(0, 256, 3)
-    ground = (int(colour[0]), int(colour[1]), int(colour[2]))
-    return _item(replace(asked.scene, tint=ground), asked.question.instruction)
+    red, green, blue = np.random.default_rng([SEED, asked.number, 1]).integers(0, 256, 3).tolist()
+    return _item(asked, render(replace(asked.scene, tint=(red, green, blue)), SIDE))
 
 
 CONDITIONS: dict[str, Change] = {
-    PLAIN: _scaled(SIDE),
-    "other words": lambda asked: _item(asked.scene, in_other_words(asked.question, asked.number)),
-    **{f"JPEG quality {q}": _jpeg(q) for q in (95, 75, 50, 30)},
-    **{f"{side} px": _scaled(side) for side in (112, 160, 336, 448)},
-    **{f"brightness × {factor}": _lit(factor) for factor in (0.6, 0.8, 1.3)},
-    **{f"turned {degrees}°": _turned(degrees) for degrees in (-6, -3, 3, 6)},
+    PLAIN: _item,
+    "other words": lambda asked: _item(asked, words=in_other_words(asked.question, asked.number)),
+    **{f"JPEG quality {q}": partial(_compressed, quality=q) for q in (95, 75, 50, 30)},
+    **{f"{side} px": partial(_scaled, side=side) for side in (112, 160, 336, 448)},
+    **{f"brightness × {factor}": partial(_lit, factor=factor) for factor in (0.6, 0.8, 1.3)},
+    **{f"turned {degrees}°": partial(_turned, degrees=degrees) for degrees in (-6, -3, 3, 6)},
     "ground of any colour": _any_ground,
 }
 """What changes of a question or its picture."""
@@ -180,8 +171,8 @@ def measure(
     for name, choice in first.items():
         rows = on_things if name == "ground of any colour" else np.ones_like(on_things)
         table[name] = {
-            "r1": share((choice == gold)[rows].tolist(), clusters[rows].tolist()),
-            "kept": share((choice == first[PLAIN])[rows].tolist(), clusters[rows].tolist()),
+            "r1": share((choice == gold)[rows], clusters[rows]),
+            "kept": share((choice == first[PLAIN])[rows], clusters[rows]),
         }
     nothing = embedder.embed([_asks_for_nothing(n) for n in range(scenes)])
     on_progress(len(CONDITIONS) + 1, len(CONDITIONS) + 1)
@@ -199,8 +190,8 @@ def measure(
 
 def _asks_for_nothing(number: int) -> Item:
     scene = make_scene(SEED, number)
-    question = unanswerable(scene, np.random.default_rng([SEED, number, 2]))
-    return _item(scene, question.instruction)
+    rng = np.random.default_rng([SEED, number, 2])
+    return _item(Asked(number, scene, unanswerable(scene, rng)))
 
 
 def _cut(
@@ -218,17 +209,6 @@ def _cut(
         vectors.dequantize(vectors.quantize(v, "int8", ranges), "int8", ranges) for v in both
     )
     return {name: (q @ c.T).argmax(1) for name, (q, c) in compared.items()}
-
-
-def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Bars of every condition, with their intervals.
-
-    Raises:
-        OutputError: the file cannot be written.
-        MissingExtraError: matplotlib is not installed.
-    """
-    title = "What changes, and how many answers stay right"
-    draw_shares(record["scores"], LABELS, COLOURS, title, path, row_height=0.42)
 
 
 def rows(record: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:

@@ -3,9 +3,12 @@
 The sets of others are in bench_sets.py, and CtrlBench from one's own images in bench_replica.py.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,13 +22,12 @@ from abc_embed.cli.output import (
     print_table,
 )
 from abc_embed.errors import UsageError
-from abc_embed.progress import ProgressCallback, progress_bar
+from abc_embed.progress import progress_bar
 from abc_embed.vectors import check_output
 
 if TYPE_CHECKING:
     from abc_embed.bench.ctrlbench.schema import Benchmark
     from abc_embed.bench.encoders.base import Encoder
-    from abc_embed.embedder import Embedder
 
 EXAMPLES = epilog("""
   abc-embed bench build --tier B --out ctrlbench-b
@@ -207,16 +209,18 @@ def _report_formats(records: list[dict[str, Any]], figure: Path | None, as_json:
 def _benchmarks(tiers: list[str] | None, data: Path | None) -> "list[tuple[Benchmark, str]]":
     """What is to be measured, read or drawn before a model is loaded for nothing."""
     from abc_embed.bench.ctrlbench.schema import read_benchmark
-    from abc_embed.bench.ctrlbench.tiers import load
 
     if data is not None:
         benchmark = read_benchmark(data)
         return [(benchmark, name) for name in tiers or benchmark.tiers]
-    benchmarks = []
-    for name in tiers or ("G", "B"):
-        with progress_bar(f"drawing tier {name}") as on_progress:
-            benchmarks.append((load(name, on_progress), name))
-    return benchmarks
+    return [(_drawn_tier(name), name) for name in tiers or ("G", "B")]
+
+
+def _drawn_tier(name: str) -> "Benchmark":
+    from abc_embed.bench.ctrlbench.tiers import load
+
+    with progress_bar(f"drawing tier {name}") as on_progress:
+        return load(name, on_progress)
 
 
 def _print_record(record: dict[str, Any]) -> None:
@@ -324,8 +328,7 @@ def _drawn(record: dict[str, Any]) -> "Benchmark | None":
 
     for tier, frozen_tier in tiers.TIERS.items():
         if frozen_tier.content_hash == record["benchmark_hash"]:
-            with progress_bar(f"drawing tier {tier}") as on_progress:
-                return tiers.load(tier, on_progress)
+            return _drawn_tier(tier)
     print_message(
         f"the pictures of {record['benchmark']} are not at hand; name their folder with --data"
     )
@@ -397,16 +400,14 @@ def audit(
         print_message(f"the audit is in {out}")
 
 
+Scenes = Annotated[int, typer.Option(min=2, help="How many generated scenes are asked about.")]
+
+
 @app.command(epilog=EVIDENCE_EXAMPLES)
 @options.with_settings
 def evidence(
-    scenes: Annotated[
-        int, typer.Option(min=2, help="How many generated scenes are asked about.")
-    ] = 200,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the record and its figure."),
-    ] = None,
+    scenes: Scenes = 200,
+    out: bench_speed.RecordFolder = None,
     *,
     settings: options.ModelSettings,
     as_json: options.AsJson = False,
@@ -419,33 +420,15 @@ def evidence(
     settings.check()
     from abc_embed.bench import evidence as bench
 
-    record = _measure_scenes(bench, settings, scenes, out, "methods and controls")
-    if not as_json:
-        columns = ("", *bench.LABELS.values(), "deletion", "insertion", "passes")
-        rows = [
-            (
-                name,
-                *(_with_interval(row[key]) for key in bench.LABELS),
-                row["deletion"],
-                row["insertion"],
-                row["passes"],
-            )
-            for name, row in record["scores"].items()
-        ]
-        print_table(columns, rows)
-    keep_record(record, out, bench.draw, as_json)
+    record = _measure_scenes(bench, settings, scenes, out, "methods and controls", as_json)
+    keep_record(record, out, partial(_draw_scenes, bench), as_json)
 
 
 @app.command(epilog=ROBUST_EXAMPLES)
 @options.with_settings
 def robust(
-    scenes: Annotated[
-        int, typer.Option(min=2, help="How many generated scenes are asked about.")
-    ] = 300,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the record and its figure."),
-    ] = None,
+    scenes: Scenes = 300,
+    out: bench_speed.RecordFolder = None,
     *,
     settings: options.ModelSettings,
     as_json: options.AsJson = False,
@@ -457,29 +440,27 @@ def robust(
     settings.check()
     from abc_embed.bench import robust as bench
 
-    record = _measure_scenes(bench, settings, scenes, out, "conditions")
+    record = _measure_scenes(bench, settings, scenes, out, "conditions", as_json)
     if not as_json:
-        print_table(("", *bench.LABELS.values()), bench.rows(record))
         print_message(
             "answerable questions score above unanswerable ones in "
             f"{record['nothing_fits']['auc']:.3f} of pairs"
         )
-    keep_record(record, out, bench.draw, as_json)
-
-
-class _SceneBench(Protocol):
-    """A module that measures a model on scenes that it draws."""
-
-    def measure(
-        self, embedder: "Embedder", *, scenes: int, on_progress: ProgressCallback
-    ) -> dict[str, Any]:
-        """What goes into the record."""
+    keep_record(record, out, partial(_draw_scenes, bench), as_json)
 
 
 def _measure_scenes(
-    bench: _SceneBench, settings: options.ModelSettings, scenes: int, out: Path | None, what: str
+    bench: ModuleType,
+    settings: options.ModelSettings,
+    scenes: int,
+    out: Path | None,
+    what: str,
+    as_json: bool,
 ) -> dict[str, Any]:
-    """The record of a model, once its folder is there; the progress bar counts `what`."""
+    """The record of a model, once its folder is there, with its table; the bar counts `what`.
+
+    `bench` is a module that measures a model on scenes that it draws, `evidence` or `robust`.
+    """
     from abc_embed.bench.encoders.registry import NativeEncoder
     from abc_embed.bench.records import make_record
     from abc_embed.storage.files import make_folder
@@ -489,9 +470,17 @@ def _measure_scenes(
     embedder = settings.load()
     with progress_bar(what) as on_progress:
         findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
-    return make_record(NativeEncoder(embedder, settings.model), findings)
+    record = make_record(NativeEncoder(embedder, settings.model), findings)
+    if not as_json:
+        print_table(bench.HEAD, bench.rows(record))
+    return record
 
 
-def _with_interval(share: dict[str, Any]) -> str:
-    low, high = share["interval"]
-    return f"{share['value']:.2f} ({low:.2f}\u2013{high:.2f})"
+def _draw_scenes(bench: ModuleType, record: Mapping[str, Any], path: Path) -> None:
+    """Bars of every row, with their intervals."""
+    from abc_embed.figures import draw_shares
+
+    draw_shares(
+        *(record["scores"], bench.LABELS, bench.COLOURS, bench.TITLE, path),
+        row_height=bench.ROW_HEIGHT,
+    )

@@ -23,6 +23,11 @@ EXAMPLES = epilog("""
 """)
 
 
+RecordFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for the record and its figure.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpeedSettings(options.ModelSettings):
     """A model, or a shape with random weights."""
@@ -77,9 +82,7 @@ def speed(
         typer.Option(help="The same weights and items through that library's encode besides."),
     ] = None,
     max_pixels: options.MaxPixels = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the record and its figure.")
-    ] = None,
+    out: RecordFolder = None,
     *,
     settings: SpeedSettings,
     as_json: options.AsJson = False,
@@ -114,8 +117,7 @@ def speed(
         )
     record = make_record(settings.encoder(embedder), findings)
     if not as_json:
-        columns = ("items", "way", "a second", "a processor second", "of the peak", "peak MiB")
-        print_table(columns, bench.rows(record))
+        print_table(bench.HEAD, bench.rows(record))
         print_table(("ms an item", *bench.STAGES), bench.stage_rows(record))
         print_result(
             f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "

@@ -6,12 +6,13 @@ the time on the clock, after all that was asked of it is done.
 Shapes: `T` tokens, `P` patches.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,9 +25,8 @@ PEAK_SIDE = {"cpu": 1024}
 """Side of the matrices whose product is the peak; elsewhere 8192."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """How long something took."""
+class Seconds(NamedTuple):
+    """How long something took, by two clocks; NumPy takes several as rows `(N, 2)`."""
 
     processor: float
     wall: float
@@ -51,10 +51,8 @@ class Stopwatch:
     def lap(self) -> Seconds:
         """Since the last lap."""
         synchronize(self._device)
-        now = time.process_time(), time.perf_counter()
-        taken = Seconds(now[0] - self._since[0], now[1] - self._since[1])
-        self._since = now
-        return taken
+        before, self._since = self._since, (time.process_time(), time.perf_counter())
+        return Seconds(*np.subtract(self._since, before).tolist())
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> Seconds:
@@ -64,11 +62,14 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> Seconds:
     return watch.lap()
 
 
-def median(seconds: Iterable[Seconds]) -> Seconds:
+def median(seconds: Sequence[Seconds]) -> Seconds:
     """Of each clock."""
-    found = list(seconds)
-    clocks = [s.processor for s in found], [s.wall for s in found]
-    return Seconds(*(statistics.median(clock) for clock in clocks))
+    return Seconds(*np.median(seconds, axis=0).tolist())
+
+
+def sum_seconds(seconds: Sequence[Seconds], times: float = 1.0) -> Seconds:
+    """Of each clock, so many times."""
+    return Seconds(*(np.sum(seconds, axis=0) * times).tolist())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, times: int = 5) -> float:

@@ -6,7 +6,6 @@ apart: `forward` has its batches ready on the device, `embed` begins with the by
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from abc_embed.speed.costs import (
     median,
     peak_flops,
     seconds_of,
+    sum_seconds,
 )
 from abc_embed.speed.workloads import Workload
 from abc_embed.storage.hashing import sha256_json
@@ -39,6 +39,7 @@ from abc_embed.storage.hashing import sha256_json
 STAGES = ("decode", "resize", "tokenise", "collate", "copy", "vision", "language", "head")
 FORWARD, EMBED, OTHER = "forward", "embed", "sentence-transformers"
 ADAPTER_OFF = ", adapter off"
+HEAD = ("items", "way", "a second", "a processor second", "of the peak", "peak MiB")
 _COLOURS = {FORWARD: GREY, EMBED: BLUE, EMBED + ADAPTER_OFF: RED, OTHER: ORANGE}
 _PALETTE = (
     *("#1b3a5c", "#266ec8", "#7fb0e6", "#c9cdd4", "#8a8f98"),
@@ -187,21 +188,11 @@ def _ways(
     ways: Ways = {FORWARD: forward, EMBED: embed}
     asks = any(isinstance(item, Item) and item.instruction for item in workload.items)
     if asks and model.has_instruct_adapter:
-        ways[FORWARD + ADAPTER_OFF] = _inside(model.adapter_off, forward)
-        ways[EMBED + ADAPTER_OFF] = _inside(model.adapter_off, embed)
+        ways[FORWARD + ADAPTER_OFF] = model.adapter_off()(forward)
+        ways[EMBED + ADAPTER_OFF] = model.adapter_off()(embed)
     if against:
         ways[OTHER] = _other_library(embedder, workload, max_pixels)
     return ways
-
-
-def _inside(
-    context: Callable[[], AbstractContextManager[None]], work: Callable[[], object]
-) -> Callable[[], object]:
-    def run() -> object:
-        with context():
-            return work()
-
-    return run
 
 
 def _other_library(
@@ -273,11 +264,7 @@ def _head_and_rest(
         for hook in hooks:
             hook.remove()
     head.append(watch.lap())  # the vectors' length
-    return _sum(head), _sum(rest)
-
-
-def _sum(seconds: Sequence[Seconds]) -> Seconds:
-    return Seconds(sum(s.processor for s in seconds), sum(s.wall for s in seconds))
+    return sum_seconds(head), sum_seconds(rest)
 
 
 def _add_shares(row: dict[str, Any], peak: float, clock: str) -> None:
@@ -293,20 +280,18 @@ def _add_shares(row: dict[str, Any], peak: float, clock: str) -> None:
 
 def rows(record: dict[str, Any]) -> list[tuple[object, ...]]:
     """A line for each workload and way: items a second, of processor time, share of the peak."""
-    lines: list[tuple[object, ...]] = []
-    for name, row in record["scores"].items():
-        for way, rates in row["ways"].items():
-            lines.append(
-                (
-                    f"{name} ({row['items']})",
-                    way,
-                    f"{rates['items_per_s']:.1f}",
-                    f"{rates['items_per_processor_s']:.1f}",
-                    f"{rates['share_of_peak']:.0%}",
-                    f"{row['peak_memory_bytes'] / 2**20:,.0f}",
-                )
-            )
-    return lines
+    return [
+        (
+            f"{name} ({row['items']})",
+            way,
+            f"{rates['items_per_s']:.1f}",
+            f"{rates['items_per_processor_s']:.1f}",
+            f"{rates['share_of_peak']:.0%}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+        )
+        for name, row in record["scores"].items()
+        for way, rates in row["ways"].items()
+    ]
 
 
 def stage_rows(record: dict[str, Any]) -> list[tuple[object, ...]]:

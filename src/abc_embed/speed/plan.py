@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,14 @@ from abc_embed.inputs import Item, Kind, read_header
 from abc_embed.model import MERGE_SHARE, AbcModel
 from abc_embed.pipeline import CPU_BATCH_TOKENS, WINDOW_VISUAL_TOKENS, EmbeddingPipeline
 from abc_embed.processor import Features, Processor
-from abc_embed.speed.costs import Arithmetic, Seconds, Stopwatch, peak_flops, seconds_of
+from abc_embed.speed.costs import (
+    Arithmetic,
+    Seconds,
+    Stopwatch,
+    peak_flops,
+    seconds_of,
+    sum_seconds,
+)
 from abc_embed.speed.shapes import fill_weights, keep_layers, language_layers, vision_layers
 from abc_embed.storage.json_files import read_json
 from abc_embed.train.batches import GroupSampler, TrainBatch, make_batch
@@ -190,7 +198,6 @@ def plan_embedding(
 
     compute, tried = _try_layers(model, device, dtype, batches)
     pipeline = pipelines[0]
-    scale = count / len(tiles)
     memory = _embedding_memory(model, pipeline, tiles, _largest(sample), device, dtype)
     if device.type == "cpu":
         memory["the process itself, with its libraries"] = process
@@ -203,7 +210,7 @@ def plan_embedding(
         devices=devices,
         start_s=start_s,
         prepare=prepare.processor * count / len(sample),
-        compute=Seconds(compute.processor * scale, compute.wall * scale),
+        compute=sum_seconds([compute], count / len(tiles)),
         threads=pipeline.threads,
         memory=memory,
         tried=tried,
@@ -318,12 +325,10 @@ def _try_layers(
         for depth in ((1, 1), (min(2, deep[0]), 1), (1, min(2, deep[1])))
     )
 
-    def total(first: float, second: float, third: float) -> float:
-        more = max(0.0, second - first) * (deep[0] - 1) + max(0.0, third - first) * (deep[1] - 1)
-        return first + more
-
-    processor = total(one.processor, language.processor, vision.processor)
-    return Seconds(processor, total(one.wall, language.wall, vision.wall)), "some"
+    more = np.maximum(0, np.subtract(language, one)) * (deep[0] - 1) + np.maximum(
+        0, np.subtract(vision, one)
+    ) * (deep[1] - 1)
+    return Seconds(*np.add(one, more).tolist()), "some"
 
 
 class _OneWord(nn.Embedding):
@@ -355,11 +360,7 @@ def _seconds_of_all(tasks: Sequence[Task], device: torch.device) -> Seconds:
         if sum(seconds.on(device) for seconds in taken) > PROBE_S:
             break
     done = sum(amount for _, amount in tasks[: len(taken)])
-    share = sum(amount for _, amount in tasks) / done
-    return Seconds(
-        sum(seconds.processor for seconds in taken) * share,
-        sum(seconds.wall for seconds in taken) * share,
-    )
+    return sum_seconds(taken, sum(amount for _, amount in tasks) / done)
 
 
 def _embedding_memory(
@@ -452,10 +453,8 @@ def plan_training(
     step, tried = _try_layers(
         meta, device, dtype, lambda model: _steps(config, model, processor, batch)
     )
-    steps, per_step = config.train.steps, share / STEPS
-    compute = Seconds(step.processor * per_step * steps, step.wall * per_step * steps)
-    memory = rehearsal.report.memory
-    parts = asdict(memory)
+    steps = config.train.steps
+    parts = asdict(rehearsal.report.memory)
     return _plan(
         job="train",
         model=config.model.base,
@@ -465,7 +464,7 @@ def plan_training(
         devices=devices,
         start_s=start_s,
         prepare=prepare * steps,
-        compute=compute,
+        compute=sum_seconds([step], steps * share / STEPS),
         threads=config.data.workers,
         memory={name: size for name, size in parts.items() if size},
         tried=tried,

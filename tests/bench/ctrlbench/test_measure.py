@@ -12,9 +12,8 @@ import pytest
 
 from abc_embed.bench.ctrlbench import measure as ctrlbench
 from abc_embed.bench.ctrlbench.measure import CONDITIONS, GENERIC, item_keys, measure
-from abc_embed.bench.ctrlbench.queries import select_queries
 from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, unanswerable_queries
-from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark
+from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark, select_queries
 from abc_embed.bench.ctrlbench.unseen_scenes import split_mirrors
 from abc_embed.bench.records import unpack
 from abc_embed.errors import DataError, NotFiniteError, UsageError

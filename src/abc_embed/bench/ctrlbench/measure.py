@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from abc_embed.bench import records
-from abc_embed.bench.ctrlbench.queries import TierQueries, select_queries
-from abc_embed.bench.ctrlbench.schema import Benchmark
+from abc_embed.bench.ctrlbench.schema import Benchmark, TierQueries, select_queries
 from abc_embed.bench.ctrlbench.scores import compute_scores
 from abc_embed.bench.ctrlbench.validate import validate
 from abc_embed.bench.encoders.base import Encoder, Vectors
@@ -86,7 +85,6 @@ def measure(
         UsageError: the model takes no texts.
         NotFiniteError: the model gave a vector that is not finite.
     """
-    settings = _settings(max_pixels, limit, draws, unanswerable)
     bounds = validate(benchmark, tier)
     queries = select_queries(benchmark, tier, limit)
     supported = supported_conditions(encoder, conditions)
@@ -120,8 +118,19 @@ def measure(
     )
     joint_items = {key for part in keys.get("joint", ()) for key in part}
     return {
-        **_identity(encoder, benchmark, tier, conditions, **settings),
-        "sizes": _sizes(queries),
+        **_identity(
+            *(encoder, benchmark, tier, conditions, unanswerable),
+            max_pixels=max_pixels,
+            limit=limit,
+            draws=draws,
+        ),
+        "sizes": {
+            "queries": len(queries.scored),
+            "queries_left_out": queries.left_out,
+            "images": len(asked),
+            "candidates": len(benchmark.corpus),
+            "mirrored_pairs": len(queries.mirrored_pairs()),
+        },
         "missing": list(benchmark.missing),
         **scores,
         "bounds": bounds,
@@ -140,39 +149,26 @@ def measure_once(
     tier: str,
     folder: Path,
     *,
-    max_pixels: int | None = None,
-    limit: int | None = None,
-    draws: int = DRAWS,
-    unanswerable: Sequence[tuple[str, str]] = (),
     again: bool = False,
     progress: bool = False,
+    **settings: Any,
 ) -> tuple[dict[str, Any], Path | None]:
     """The record, and where it was written; no path where it was there already in `folder`.
 
-    The arguments are those of `measure`; `again` measures even so.
+    `settings` are those of `measure`, but for the conditions; `again` measures even so.
 
     Raises:
         DataError: a file of the folder is no record, or as `measure`.
         OutputError: the record cannot be written.
     """
-    settings = _settings(max_pixels, limit, draws, unanswerable)
     if not again:
-        identity = _identity(encoder, benchmark, tier, CONDITIONS, **settings)
+        identity = _identity(encoder, benchmark, tier, **settings)
         identity["missing"] = list(benchmark.missing)
         key = records.record_key(records.make_record(encoder, identity))
         for record in records.read_records(folder):
             if records.record_key(record) == key:
                 return {**record, "model": {**record["model"], "name": encoder.name}}, None
-    findings = measure(
-        encoder,
-        benchmark,
-        tier,
-        max_pixels=max_pixels,
-        limit=limit,
-        draws=draws,
-        unanswerable=unanswerable,
-        progress=progress,
-    )
+    findings = measure(encoder, benchmark, tier, progress=progress, **settings)
     record = records.make_record(encoder, findings)
     return record, records.write_record(record, folder)
 
@@ -192,42 +188,31 @@ def supported_conditions(
     return tuple(name for name in conditions if REQUIRED_KINDS[name] <= encoder.supported_kinds)
 
 
-def _settings(
-    max_pixels: int | None,
-    limit: int | None,
-    draws: int,
-    unanswerable: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
-    """What a record's numbers depend on besides model and folder; older ones asked nothing more."""
-    settings: dict[str, Any] = {"max_pixels": max_pixels, "limit": limit, "draws": draws}
-    return settings | ({"unanswerable": len(unanswerable)} if unanswerable else {})
-
-
 def _identity(
-    encoder: Encoder, benchmark: Benchmark, tier: str, conditions: Sequence[str], **settings: Any
+    encoder: Encoder,
+    benchmark: Benchmark,
+    tier: str,
+    conditions: Sequence[str] = CONDITIONS,
+    unanswerable: Sequence[tuple[str, str]] = (),
+    *,
+    max_pixels: int | None = None,
+    limit: int | None = None,
+    draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """What is measured, and how."""
+    """What is measured, and how; older records asked nothing that has no answer."""
     name = benchmark.name
     return {
         "benchmark": name if name.endswith(f"-{tier}") else f"{name}-{tier}",
         "benchmark_hash": benchmark.content_hash(),
         "settings": {
             "tier": tier,
-            **settings,
+            "max_pixels": max_pixels,
+            "limit": limit,
+            "draws": draws,
+            **({"unanswerable": len(unanswerable)} if unanswerable else {}),
             "generic": GENERIC,
             "ways": list(supported_conditions(encoder, conditions)),
         },
-    }
-
-
-def _sizes(queries: TierQueries) -> dict[str, int]:
-    """On how much the scores stand."""
-    return {
-        "queries": len(queries.scored),
-        "queries_left_out": queries.left_out,
-        "images": len({query.image_id for query in queries.scored}),
-        "candidates": len(queries.benchmark.corpus),
-        "mirrored_pairs": len(queries.mirrored_pairs()),
     }
 
 

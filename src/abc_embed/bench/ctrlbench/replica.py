@@ -27,6 +27,7 @@ from abc_embed.bench.ctrlbench.schema import (
     Query,
     normalize_text,
     write_benchmark,
+    write_picture,
 )
 from abc_embed.data.image_files import find_images
 from abc_embed.data.records import Record
@@ -236,13 +237,16 @@ def build(
         raise OutputError(f"{folder} holds {min(strange)}; give a new or an empty folder")
     pairs: dict[str, list[Pair]] = {}
     images: list[Picture] = []
-    with atomic_write(folder / "rejects.jsonl") as file:
-        rejects = Rejects(file)
+    with atomic_write(folder / "rejects.jsonl") as out_file:
+        rejects = Rejects(out_file)
         for done, entry in enumerate(entries, start=1):
             usable = _usable_pairs(entry, leaks, rejects)
             if usable:
-                images.append(_copy_image(folder, f"i{len(images):05}", entry))
-                pairs[images[-1].image_id] = usable
+                name = f"i{len(images):05}"
+                pairs[name] = usable
+                facts = {"source": entry.source, "license": entry.license}
+                file = f"images/{name}{entry.suffix}"
+                images.append(write_picture(folder, name, file, entry.image, **facts))
             on_progress(done)
     left_out = dict(rejects.counts.most_common())
     if not images:
@@ -299,19 +303,6 @@ def _judge_pair(pair: Pair, leaks: bool) -> Verdict:
         return Verdict(pair.prompt, Reason.PHRASE, "no description in one line")
     verdict = check_prompt(pair.prompt, desc)
     return Verdict(pair.prompt) if leaks and verdict.reason is Reason.LEAK else verdict
-
-
-def _copy_image(folder: Path, name: str, entry: ImagePairs) -> Picture:
-    path = make_folder(folder / "images") / f"{name}{entry.suffix}"
-    with atomic_write(path) as file:
-        file.write(entry.image)
-    return Picture(
-        image_id=name,
-        file=f"images/{path.name}",
-        sha256=sha256(entry.image),
-        source=entry.source,
-        license=entry.license,
-    )
 
 
 def _corpus_and_queries(

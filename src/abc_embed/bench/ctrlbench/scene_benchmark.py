@@ -9,18 +9,22 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from abc_embed.bench.ctrlbench.schema import Benchmark, Caption, Picture, Query, write_benchmark
+from abc_embed.bench.ctrlbench.schema import (
+    Benchmark,
+    Caption,
+    Query,
+    write_benchmark,
+    write_picture,
+)
 from abc_embed.errors import UsageError
 from abc_embed.scenes.dataset import MIN_SIDE
 from abc_embed.scenes.layout import Scene
 from abc_embed.scenes.questions import unanswerable
 from abc_embed.scenes.render import render
-from abc_embed.storage.files import atomic_write, make_folder
-from abc_embed.storage.hashing import sha256
+from abc_embed.storage.files import make_folder
 
 SIDE = 112
 """Pixels a side of every picture."""
@@ -82,15 +86,13 @@ def write_scene_benchmark(
     if side < MIN_SIDE:
         raise UsageError(f"side is {side}; give at least {MIN_SIDE} pixels")
     folder = make_folder(out)
-    make_folder(folder / "images")
     pictures = []
     for number, image in enumerate(spec.images):
-        file = f"images/{number:05}.bmp"
+        bmp = io.BytesIO()
+        render(image.scene, side).save(bmp, format="BMP")
         pictures.append(
-            Picture(
-                image_id=_image_id(number),
-                file=file,
-                sha256=_draw(image.scene, side, folder / file),
+            write_picture(
+                *(folder, _image_id(number), f"images/{number:05}.bmp", bmp.getvalue()),
                 source=f"abc-embed scenes, world {spec.seed}",
                 license="MIT",
                 mirror=None if image.mirror is None else _image_id(image.mirror),
@@ -137,15 +139,6 @@ def unanswerable_queries(spec: SceneBenchmark) -> list[tuple[str, str]]:
         (_image_id(n), unanswerable(image.scene, np.random.default_rng((spec.seed, n))).instruction)
         for n, image in enumerate(spec.images)
     ]
-
-
-def _draw(scene: Scene, side: int, path: Path) -> str:
-    """Write the picture; SHA-256 of its bytes."""
-    bmp = io.BytesIO()
-    render(scene, side).save(bmp, format="BMP")
-    with atomic_write(path) as file:
-        file.write(bmp.getvalue())
-    return sha256(bmp.getvalue())
 
 
 def _image_id(number: int) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.bench import metrics
-from abc_embed.bench.ctrlbench.queries import TierQueries
 from abc_embed.bench.ctrlbench.scene_benchmark import NOVEL
+from abc_embed.bench.ctrlbench.schema import TierQueries
 from abc_embed.bench.metrics import RANK_METRICS, Ints, share
 from abc_embed.bench.records import pack
 
