@@ -159,16 +159,6 @@ def share(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> dict[st
     return {"value": float(column.mean()), "interval": interval(means), "of": len(column)}
 
 
-def constant_share(golds: Sequence[Sequence[int]]) -> float:
-    """Chance for one kind of question: R@1 of who always gives its most common answer.
-
-    Args:
-        golds: The right candidates of each of `Q` questions.
-    """
-    counts = Counter(number for right in golds for number in set(right))
-    return max(counts.values()) / len(golds)
-
-
 def by_kind(
     right: NDArray[np.bool_],
     golds: Sequence[Sequence[int]],
@@ -177,6 +167,8 @@ def by_kind(
     draws: int = DRAWS,
 ) -> dict[str, dict[str, Any]]:
     """R@1 of each kind of question as `share` has it, and its `chance`.
+
+    Chance is R@1 of who always gives the most common answer to that kind.
 
     Args:
         right: `(Q,)`, whether the first choice is right.
@@ -188,7 +180,8 @@ def by_kind(
     found = {}
     for kind in np.unique(named):
         own = np.flatnonzero(named == kind)
-        chance = constant_share([golds[number] for number in own.tolist()])
+        answers = Counter(answer for number in own.tolist() for answer in set(golds[number]))
+        chance = max(answers.values()) / len(own)
         found[str(kind)] = {**share(right[own], images[own], draws), "chance": chance}
     return found
 

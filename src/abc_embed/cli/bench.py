@@ -420,7 +420,7 @@ def evidence(
     settings.check()
     from abc_embed.bench import evidence as bench
 
-    record = _measure_scenes(bench, settings, scenes, out, "methods and controls", as_json)
+    record = bench_speed.run(bench, settings, out, "methods and controls", as_json, scenes=scenes)
     keep_record(record, out, partial(_draw_scenes, bench), as_json)
 
 
@@ -440,40 +440,13 @@ def robust(
     settings.check()
     from abc_embed.bench import robust as bench
 
-    record = _measure_scenes(bench, settings, scenes, out, "conditions", as_json)
+    record = bench_speed.run(bench, settings, out, "conditions", as_json, scenes=scenes)
     if not as_json:
         print_message(
             "answerable questions score above unanswerable ones in "
             f"{record['nothing_fits']['auc']:.3f} of pairs"
         )
     keep_record(record, out, partial(_draw_scenes, bench), as_json)
-
-
-def _measure_scenes(
-    bench: ModuleType,
-    settings: options.ModelSettings,
-    scenes: int,
-    out: Path | None,
-    what: str,
-    as_json: bool,
-) -> dict[str, Any]:
-    """The record of a model, once its folder is there, with its table; the bar counts `what`.
-
-    `bench` is a module that measures a model on scenes that it draws, `evidence` or `robust`.
-    """
-    from abc_embed.bench.encoders.registry import NativeEncoder
-    from abc_embed.bench.records import make_record
-    from abc_embed.storage.files import make_folder
-
-    if out is not None:
-        make_folder(out)
-    embedder = settings.load()
-    with progress_bar(what) as on_progress:
-        findings = bench.measure(embedder, scenes=scenes, on_progress=on_progress)
-    record = make_record(NativeEncoder(embedder, settings.model), findings)
-    if not as_json:
-        print_table(bench.HEAD, bench.rows(record))
-    return record
 
 
 def _draw_scenes(bench: ModuleType, record: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,19 +58,6 @@ class SpeedSettings(options.ModelSettings):
                 embedder.compile()
             return embedder
 
-    def encoder(self, embedder: "Embedder") -> "Encoder":
-        """The embedder as records describe it."""
-        from abc_embed.bench.encoders.registry import NativeEncoder
-
-        if self.shape is None:
-            return NativeEncoder(embedder, self.model)
-        from abc_embed.speed.shapes import shape_fingerprint
-
-        encoder = NativeEncoder(embedder, self.shape)
-        # Gigabytes of random numbers are not hashed: their recipe is.
-        embedder._fingerprint = shape_fingerprint(self.shape)
-        return encoder
-
 
 @options.with_settings
 def speed(
@@ -96,34 +84,63 @@ def speed(
     area = None if max_pixels is None else options.area_in_pixels(max_pixels)
     width, height = parse_sides(size)
     settings.check()
-    from abc_embed.storage.files import make_folder
-
-    if out is not None:
-        make_folder(out)
-    embedder = settings.load()
-    from abc_embed.bench.records import make_record
     from abc_embed.speed import measure as bench
 
-    with progress_bar("workloads") as on_progress:
-        findings = bench.measure(
-            embedder,
-            images=images,
-            instructions=instructions,
-            size=(width, height),
-            rounds=rounds,
-            max_pixels=area,
-            against=against is not None,
-            on_progress=on_progress,
-        )
-    record = make_record(settings.encoder(embedder), findings)
+    record = run(
+        *(bench, settings, out, "workloads", as_json),
+        images=images,
+        instructions=instructions,
+        size=(width, height),
+        rounds=rounds,
+        max_pixels=area,
+        against=against is not None,
+    )
     if not as_json:
-        print_table(bench.HEAD, bench.rows(record))
         print_table(("ms an item", *bench.STAGES), bench.stage_rows(record))
         print_result(
             f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "
             f"{record['settings']['hardware']} in {record['model']['dtype']}"
         )
     keep_record(record, out, bench.draw, as_json)
+
+
+def run(
+    bench: ModuleType,
+    settings: options.ModelSettings,
+    out: Path | None,
+    what: str,
+    as_json: bool,
+    **measure_options: Any,
+) -> dict[str, Any]:
+    """The record of a model, once its folder is there, with its table; the bar counts `what`.
+
+    `bench` is a module that measures an `Embedder`: `speed.measure`, `evidence` or `robust`.
+    """
+    from abc_embed.bench.records import make_record
+    from abc_embed.storage.files import make_folder
+
+    if out is not None:
+        make_folder(out)
+    embedder = settings.load()
+    with progress_bar(what) as on_progress:
+        findings = bench.measure(embedder, on_progress=on_progress, **measure_options)
+    record = make_record(_encoder(settings, embedder), findings)
+    if not as_json:
+        print_table(bench.HEAD, bench.rows(record))
+    return record
+
+
+def _encoder(settings: options.ModelSettings, embedder: "Embedder") -> "Encoder":
+    """The embedder as records describe it."""
+    from abc_embed.bench.encoders.registry import NativeEncoder
+
+    if not isinstance(settings, SpeedSettings) or settings.shape is None:
+        return NativeEncoder(embedder, settings.model)
+    from abc_embed.speed.shapes import shape_fingerprint
+
+    # Gigabytes of random numbers are not hashed: their recipe is.
+    embedder._fingerprint = shape_fingerprint(settings.shape)
+    return NativeEncoder(embedder, settings.shape)
 
 
 def parse_sides(text: str) -> tuple[int, int]:

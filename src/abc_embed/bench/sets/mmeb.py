@@ -134,7 +134,9 @@ def load_task(
         needed = [path for _, path in (query, *targets) if path]
         if any(images.get(path) is None for path in needed):
             continue
-        shuffled = _shuffled(targets, np.random.default_rng((seed, row)))
+        distinct = list(dict.fromkeys(targets))  # in an order that does not tell the right one
+        order = np.random.default_rng((seed, row)).permutation(len(distinct))
+        shuffled = [distinct[place] for place in order]
         for target in shuffled:
             if target not in numbers:
                 numbers[target] = len(candidates)
@@ -257,12 +259,6 @@ def _without_mark(text: str) -> str:
     return text.replace(IMAGE_MARK, "").strip()
 
 
-def _shuffled(targets: list[Side], random: np.random.Generator) -> list[Side]:
-    """Each different candidate once, in an order that does not tell the right one."""
-    distinct = list(dict.fromkeys(targets))
-    return [distinct[i] for i in random.permutation(len(distinct))]
-
-
 class _Images:
     """Paths of the rows -> files, or what `images.zip` holds of them."""
 
@@ -285,15 +281,11 @@ class _Images:
     def get(self, path: str) -> Path | bytes | None:
         """The image; None if it is not there, or its path leads out of the folder."""
         if path not in self._known:
-            self._known[path] = self._find(path)
+            parts, file = PurePosixPath(path), None
+            if not parts.is_absolute() and ".." not in parts.parts:
+                file = next((f / path for f in self._folders if (f / path).is_file()), None)
+            self._known[path] = file.read_bytes() if isinstance(file, zipfile.Path) else file
         return self._known[path]
-
-    def _find(self, path: str) -> Path | bytes | None:
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts:
-            return None
-        file = next((f / path for f in self._folders if (f / path).is_file()), None)
-        return file.read_bytes() if isinstance(file, zipfile.Path) else file
 
     def item(self, place: str, words: str, path: str) -> Item:
         """What a side of a row shows.
