@@ -66,8 +66,18 @@ class ForeignEncoder(Encoder):
         return fingerprint(self._config(), self.model.state_dict())
 
     def _details(self) -> dict[str, Any]:
-        dtype, device = self._place()
-        return {"dtype": dtype, "device": device, "prompt_hash": None, "config": self._config()}
+        return {
+            "dtype": str(self._parameter.dtype).removeprefix("torch."),
+            "device": self._parameter.device.type,
+            "prompt_hash": None,
+            "config": self._config(),
+        }
+
+    @property
+    def _parameter(self) -> torch.Tensor:
+        """One that says in which number format and where the model is."""
+        parameter: torch.Tensor = next(self.model.parameters(), torch.zeros(()))
+        return parameter
 
     def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
         vectors = np.zeros((len(items), self.dim), dtype=np.float32)
@@ -98,10 +108,6 @@ class ForeignEncoder(Encoder):
     @abstractmethod
     def _config(self) -> dict[str, Any]:
         """What decides a vector besides the weights, as JSON values."""
-
-    @abstractmethod
-    def _place(self) -> tuple[str, str]:
-        """Number format and kind of device."""
 
 
 def _open_pictures(items: Sequence[Item], max_pixels: int | None) -> list[Image.Image]:
@@ -178,10 +184,6 @@ class SentenceTransformerEncoder(ForeignEncoder):
             "model_type": None if transformer is None else transformer.config.model_type,
         }
 
-    def _place(self) -> tuple[str, str]:
-        dtype = str(self.model.dtype or "float32").removeprefix("torch.")
-        return dtype, self.model.device.type
-
 
 def load_sentence_transformer(
     name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int | None = None
@@ -250,7 +252,6 @@ class OpenClipEncoder(ForeignEncoder):
     ) -> None:
         self._prepare = prepare
         self._tokenize = tokenize
-        self._parameter = next(model.parameters())
         kinds = frozenset({Kind.TEXT, Kind.IMAGE})
         super().__init__(model.eval(), f"open_clip:{name}", kinds, dim=None, batch_size=batch_size)
 
@@ -266,10 +267,6 @@ class OpenClipEncoder(ForeignEncoder):
 
     def _config(self) -> dict[str, Any]:
         return {"preparation": str(self._prepare), "name": self.name}
-
-    def _place(self) -> tuple[str, str]:
-        parameter = self._parameter
-        return str(parameter.dtype).removeprefix("torch."), parameter.device.type
 
 
 def load_open_clip(
