@@ -303,7 +303,7 @@ def _check_candidates(candidates: Any, right: Sequence[str]) -> None:
         raise DataError("candidates has only one text, so nothing is asked; give wrong ones too")
 
 
-# -- the audit -----------------------------------------------------------------------------------
+# -- the audit -------------------------------------------------------------------------------------
 
 
 def audit(
@@ -387,7 +387,11 @@ def solved_questions(
         )
     with CachedEncoder(encoder, cache) as cached:
         texts, queries = _vectors(cached, questions, conditions, max_pixels, progress)
-    hits = {name: _is_solved(queries[name], texts, questions) for name in conditions}
+    right = [question.right for question in questions.questions]
+    own = [question.candidates for question in questions.questions]
+    hits: dict[str, Hits] = {
+        name: metrics.rank_vectors(queries[name], texts, right, own) == 1 for name in conditions
+    }
     hits["any"] = np.any([hits[name] for name in WITHOUT_CONTROL if name in hits], axis=0)
     if "both" in hits:
         hits["only together"] = hits["both"] & ~hits["any"]
@@ -418,14 +422,6 @@ def _vectors(
     if "sum" in conditions:  # of unit vectors, so equal in weight
         queries["sum"] = queries["image"] + queries["words"]
     return texts, queries
-
-
-def _is_solved(queries: Vectors, texts: Vectors, questions: AuditSet) -> Hits:
-    """Whether a right candidate comes first `(Q,)`."""
-    asked = questions.questions
-    right = [question.right for question in asked]
-    hits: Hits = metrics.rank_vectors(queries, texts, right, [q.candidates for q in asked]) == 1
-    return hits
 
 
 def _shares(hits: Mapping[str, Hits], pictures: Sequence[int], draws: int) -> dict[str, Any]:

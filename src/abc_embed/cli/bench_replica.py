@@ -66,33 +66,24 @@ def build_replica(
     What is left out is in the folder's rejects.jsonl, with its reason, and counted in its card.
     """
     from abc_embed.bench.ctrlbench import replica
-    from abc_embed.data.records import read_records
 
-    if vlm.vlm is None and vlm.dry_run:
-        raise UsageError("without --vlm nobody is asked; leave --dry-run out")
-    about: dict[str, Any]
+    if vlm.vlm is None:
+        if vlm.dry_run:
+            raise UsageError("without --vlm nobody is asked; leave --dry-run out")
+        _print_benchmark(*_from_records(source, out, count, seed, leaks), as_json)
+        return
+    files = replica.sample(source, count or DEFAULT_COUNT, seed)
+    replies = out.with_name(f"{out.name}.replies.sqlite")
     with ExitStack() as stack:
-        if vlm.vlm is None:
-            how = "records with instructions, such as human region captions"
-            about = {"records": source.name}
-            if count is not None:
-                about |= {"count": count, "seed": seed}
-            chosen = replica.sample_records(lambda: read_records(source), count, seed)
-            folder = source if source.is_dir() else source.parent
-            pairs, total = replica.pairs_from_records(chosen, folder), None
-        else:
-            how = "a VLM, one request an image"
-            files = replica.sample(source, count or DEFAULT_COUNT, seed)
-            replies = out.with_name(f"{out.name}.replies.sqlite")
-            client = vlm.client(stack, replies, max_tokens=max_tokens, json_mode=json_mode)
-            if vlm.dry_run:
-                requests = replica.planned_requests(files)
-                vlm_options.print_estimate(client, requests, tries, replica.RETRY_TOKENS, as_json)
-                return
-            about = {**replica.about(client), "seed": seed, "license": license}
-            pairs = replica.pairs_from_model(files, source, client, license=license, tries=tries)
-            total = len(files)
-        on_progress = stack.enter_context(progress_bar("images", total))
+        client = vlm.client(stack, replies, max_tokens=max_tokens, json_mode=json_mode)
+        if vlm.dry_run:
+            requests = replica.planned_requests(files)
+            vlm_options.print_estimate(client, requests, tries, replica.RETRY_TOKENS, as_json)
+            return
+        about = {**replica.about(client), "seed": seed, "license": license}
+        how = "a VLM, one request an image"
+        pairs = replica.pairs_from_model(files, source, client, license=license, tries=tries)
+        on_progress = stack.enter_context(progress_bar("images", len(files)))
         try:
             benchmark, left_out = replica.build(
                 out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress
@@ -100,6 +91,23 @@ def build_replica(
         except CostLimitError as reached:
             raise CostLimitError(f"{reached} (--max-cost)") from None
     _print_benchmark(benchmark, left_out, as_json)
+
+
+def _from_records(
+    source: Path, out: Path, count: int | None, seed: int, leaks: bool
+) -> "tuple[Benchmark, dict[str, int]]":
+    from abc_embed.bench.ctrlbench import replica
+    from abc_embed.data.records import read_records
+
+    folder = source if source.is_dir() else source.parent
+    about: dict[str, Any] = {"records": source.name}
+    if count is not None:
+        about |= {"count": count, "seed": seed}
+    how = "records with instructions, such as human region captions"
+    chosen = replica.sample_records(lambda: read_records(source), count, seed)
+    pairs = replica.pairs_from_records(chosen, folder)
+    with progress_bar("images") as on_progress:
+        return replica.build(out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress)
 
 
 def _print_benchmark(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:

@@ -25,7 +25,12 @@ from typing import Any
 import numpy as np
 
 from abc_embed.bench import records
-from abc_embed.bench.ctrlbench.schema import Benchmark, TierQueries, select_queries
+from abc_embed.bench.ctrlbench.schema import (
+    Benchmark,
+    TierQueries,
+    questions_by_image,
+    select_queries,
+)
 from abc_embed.bench.ctrlbench.scores import compute_scores
 from abc_embed.bench.ctrlbench.validate import validate
 from abc_embed.bench.encoders.base import Encoder, Vectors
@@ -95,15 +100,8 @@ def measure(
     nothing = [key for key in unanswerable if key[0] in asked and "joint" in keys]
     all_keys = (key for parts in keys.values() for part in parts for key in part)
     wanted = [key for key in dict.fromkeys((*all_keys, *nothing)) if key is not None]
-    files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
-    items = [
-        Item(text=words) if image is None else Item(image=files[image], instruction=words)
-        for image, words in wanted
-    ]
-    embedded = encoder.embed(items, max_pixels=max_pixels, progress=progress)
-    vectors: dict[ItemKey | None, Vectors] = dict(zip(wanted, embedded, strict=True))
+    vectors = _embed_keys(encoder, benchmark, wanted, max_pixels, progress)
     embedding_s = time.perf_counter() - began
-    vectors[None] = np.zeros(encoder.dim, dtype=np.float32)  # where there is nothing to ask
     query_vectors = {  # two parts are two unit vectors, so neither outweighs the other
         name: np.sum([np.stack([vectors[key] for key in part]) for part in parts], axis=0)
         for name, parts in keys.items()
@@ -124,23 +122,35 @@ def measure(
             limit=limit,
             draws=draws,
         ),
-        "sizes": {
-            "queries": len(queries.scored),
-            "queries_left_out": queries.left_out,
-            "images": len(asked),
-            "candidates": len(benchmark.corpus),
-            "mirrored_pairs": len(queries.mirrored_pairs()),
-        },
+        "sizes": queries.sizes(),
         "missing": list(benchmark.missing),
         **scores,
         "bounds": bounds,
         "cost": {
-            "items": len(benchmark.corpus) + len(items),
+            "items": len(benchmark.corpus) + len(wanted),
             "items_of_joint_alone": len(benchmark.corpus) + len(joint_items),
             "embedding_s": round(embedding_s, 2),
         },
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def _embed_keys(
+    encoder: Encoder,
+    benchmark: Benchmark,
+    keys: Sequence[ItemKey],
+    max_pixels: int | None,
+    progress: bool,
+) -> dict[ItemKey | None, Vectors]:
+    """The vector of each key in one call; zeros for None, where there is nothing to ask."""
+    files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
+    items = [
+        Item(text=words) if image is None else Item(image=files[image], instruction=words)
+        for image, words in keys
+    ]
+    embedded = encoder.embed(items, max_pixels=max_pixels, progress=progress)
+    nothing = np.zeros(encoder.dim, dtype=np.float32)
+    return {None: nothing, **dict(zip(keys, embedded, strict=True))}
 
 
 def measure_once(
@@ -238,18 +248,13 @@ def item_keys(queries: TierQueries, condition: str) -> list[list[ItemKey | None]
 
 def _shuffled(queries: TierQueries) -> list[ItemKey | None]:
     """The next instruction of the same image that has another answer; None where there is none."""
-    groups = defaultdict(list)
-    for query in queries.scored:
-        groups[query.image_id].append(query)
-    keys: list[ItemKey | None] = []
-    position: dict[str, int] = defaultdict(int)
-    for query in queries.scored:
-        group, number = groups[query.image_id], position[query.image_id]
-        position[query.image_id] += 1
-        following = [*group[number + 1 :], *group[:number]]
-        others = [q for q in following if not set(q.positives) & set(query.positives)]
-        keys.append((query.image_id, others[0].instruction) if others else None)
-    return keys
+    keys: dict[str, ItemKey | None] = {}
+    for image, group in questions_by_image(queries.scored).items():
+        for number, query in enumerate(group):
+            following = [*group[number + 1 :], *group[:number]]
+            others = [q for q in following if not set(q.positives) & set(query.positives)]
+            keys[query.query_id] = (image, others[0].instruction) if others else None
+    return [keys[query.query_id] for query in queries.scored]
 
 
 def _other_images(queries: TierQueries) -> list[ItemKey | None]:

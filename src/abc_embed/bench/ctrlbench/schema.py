@@ -335,6 +335,16 @@ class TierQueries:
         """Those that are scored, then the others."""
         return self.scored + self.pairs_only
 
+    def sizes(self) -> dict[str, int]:
+        """On how much the scores stand."""
+        return {
+            "queries": len(self.scored),
+            "queries_left_out": self.left_out,
+            "images": len({query.image_id for query in self.scored}),
+            "candidates": len(self.benchmark.corpus),
+            "mirrored_pairs": len(self.mirrored_pairs()),
+        }
+
     def caption_numbers(self, captions: Sequence[tuple[str, ...]]) -> list[list[int]]:
         """Ids of captions -> their places in the corpus."""
         places = {c.cap_id: number for number, c in enumerate(self.benchmark.corpus)}
