@@ -189,13 +189,12 @@ def _formatted(
 
 def _report_formats(records: list[dict[str, Any]], figure: Path | None, as_json: bool) -> None:
     from abc_embed.bench import figures
-    from abc_embed.bench.tables import score_cell
+    from abc_embed.bench.tables import first_recall, score_cell
 
     rows = []
     for record in records:
         form = record["model"]["config"]["vectors"]
-        recall = record["scores"]["joint"]
-        cell = score_cell({"value": recall["r1"], "interval": recall["r1_interval"]})
+        cell = score_cell(first_recall(record["scores"]["joint"]))
         name = (record["benchmark"], str(form["dim"]), form["output"], str(form["bytes"]))
         rows.append((*name, cell, score_cell(record["composition_gap"])))
     if not as_json:
