@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from abc_embed.train.dry_run import DryRunReport
     from abc_embed.train.trials import LearningRates
 
-EXAMPLES = "Example:\n\n\b\n  abc-embed train pretrain --config configs/pretrain-tiny.toml\n"
+EXAMPLES = epilog("\n  abc-embed train pretrain --config configs/pretrain-tiny.toml\n")
 STAGES_EXAMPLES = epilog("""
   abc-embed scenes --count 400 --out data/scenes
   abc-embed train {stage} --config configs/{stage}-tiny.toml --set train.steps=20
@@ -34,12 +34,9 @@ MINING_EXAMPLES = epilog("""
   abc-embed train mining-model --config configs/mining-model-tiny.toml
   abc-embed mine data/scenes --model runs/mining-model-tiny/model --out data/scenes/mined.jsonl
 """)
-PLOT_EXAMPLES = """\
-Example:
-
-\b
-  abc-embed train plot runs/pretrain-tiny runs/instruct-tiny --out runs.png
-"""
+PLOT_EXAMPLES = epilog(
+    "\n  abc-embed train plot runs/pretrain-tiny runs/instruct-tiny --out runs.png\n"
+)
 EXPORT_EXAMPLES = epilog("""
   abc-embed train export-checkpoint runs/pretrain-tiny --out runs/halfway
   abc-embed bench ctrlbench --model runs/pretrain-tiny/checkpoints/step-00000100
@@ -170,63 +167,62 @@ def _train(settings: StageSettings, config: "TrainConfig") -> None:
     from accelerate import PartialState
 
     from abc_embed.train.dry_run import dry_run
-    from abc_embed.train.run import read_run_config, train_from_config
+    from abc_embed.train.run import check_complete, train_from_config
 
-    if settings.find_lr or settings.profile:
-        _try_out(settings)
-        return
-    if not settings.dry_run:
-        judged = None
-        if settings.plan is not None:
-            judged = judge_plan(settings.plan, "train", config.model.base)
+    if settings.dry_run or settings.find_lr or settings.profile:
+        check_complete(config, str(settings.config))
+    if settings.dry_run:
+        plan = dry_run(config, settings.gpu)
+        if settings.as_json:
+            print_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
+        else:
+            _print_plan(plan, config)
+    elif settings.profile:
+        _profile(config, settings.profile, settings.as_json)
+    elif settings.find_lr:
+        _find_learning_rate(config, settings.find_lr, settings.as_json)
+    else:
+        judged = settings.plan and judge_plan(settings.plan, "train", config.model.base)
         folder = train_from_config(
             settings.config, settings.assignments, resume=settings.resume, moved=settings.moved
         )
         if PartialState().is_main_process:  # of several, one speaks
             print_result(f"the model is in {folder}")
-            if judged is not None:
+            if judged:
                 device = "cpu" if config.model.device == "cpu" else "auto"
                 print_message(judged(device, config.train.steps))
+
+
+def _profile(config: "TrainConfig", out: Path, as_json: bool) -> None:
+    from abc_embed.train.trials import profile_steps
+
+    with progress_bar("steps") as on_progress:
+        found = profile_steps(config, out, on_progress)
+    if as_json:
+        print_json(asdict(found))
         return
-    read_run_config(settings.config, settings.assignments)
-    plan = dry_run(config, settings.gpu)
-    if settings.as_json:
-        print_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
-    else:
-        _print_plan(plan, config)
+    total = sum(found.parts.values())
+    parts = [(name, f"{ms:.1f}", f"{ms / total:.1%}") for name, ms in found.parts.items()]
+    print_table(("one step", "ms", "share"), parts)
+    slowest = found.operations[:12]
+    rows = [(row["operation"], row["calls"], f"{row['ms']:.1f}") for row in slowest]
+    print_table(("operation", "calls", "ms, its own"), rows)
+    print_message(f"{out} has trace.json (for chrome://tracing) and all operations")
 
 
-def _try_out(settings: StageSettings) -> None:
-    from abc_embed.train.run import read_run_config
-    from abc_embed.train.trials import find_learning_rate, profile_steps
+def _find_learning_rate(config: "TrainConfig", out: Path, as_json: bool) -> None:
+    from abc_embed.train.trials import find_learning_rate
 
-    config = read_run_config(settings.config, settings.assignments)
-    if settings.profile:
-        with progress_bar("steps") as on_progress:
-            found = profile_steps(config, settings.profile, on_progress)
-        if settings.as_json:
-            print_json(asdict(found))
-            return
-        total = sum(found.parts.values())
-        parts = [(name, f"{ms:.1f}", f"{ms / total:.1%}") for name, ms in found.parts.items()]
-        print_table(("one step", "ms", "share"), parts)
-        slowest = found.operations[:12]
-        rows = [(row["operation"], row["calls"], f"{row['ms']:.1f}") for row in slowest]
-        print_table(("operation", "calls", "ms, its own"), rows)
-        print_message(
-            f"{settings.profile} has trace.json (for chrome://tracing) and all operations"
-        )
-    elif settings.find_lr:
-        with progress_bar("learning rates") as on_progress:
-            rates = find_learning_rate(config, settings.find_lr, on_progress)
-        if settings.as_json:
-            print_json(asdict(rates))
-            return
-        columns = ("learning_rate", "loss", "smoothed")
-        lines = [[f"{row[name]:.3g}" for name in columns] for row in rates.rows[::10]]
-        print_table(("learning rate", "loss", "running mean"), lines)
-        print_result(_advice(rates, config))
-        print_message(f"all of it is in {settings.find_lr}, drawn")
+    with progress_bar("learning rates") as on_progress:
+        rates = find_learning_rate(config, out, on_progress)
+    if as_json:
+        print_json(asdict(rates))
+        return
+    columns = ("learning_rate", "loss", "smoothed")
+    lines = [[f"{row[name]:.3g}" for name in columns] for row in rates.rows[::10]]
+    print_table(("learning rate", "loss", "running mean"), lines)
+    print_result(_advice(rates, config))
+    print_message(f"all of it is in {out}, drawn")
 
 
 def _advice(rates: "LearningRates", config: "TrainConfig") -> str:
@@ -244,20 +240,11 @@ def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
     total = sum(g.parameters for g in plan.groups)
     rows.append(("all of it", sum(g.tensors for g in plan.groups), f"{total:,}"))
     print_table(("trains", "tensors", "parameters"), rows)
-    load = plan.load
-    padding = 1 - load.tokens / load.padded if load.padded else 0.0
-    print_table(
-        ("one step", "number"),
-        [
-            ("images", f"{load.images:,}"),
-            ("queries", f"{load.queries:,}"),
-            ("candidates", f"{load.candidates:,}"),
-            ("tokens", f"{load.tokens:,}"),
-            ("padding besides", f"{padding:.1%}"),
-            ("patches", f"{load.patches:,}"),
-            ("chunks", f"{load.chunks:,}"),
-        ],
-    )
+    load = {name: f"{number:,}" for name, number in asdict(plan.load).items()}
+    share = plan.load.tokens / plan.load.padded if plan.load.padded else 1.0
+    load["padded"] = f"{1 - share:.1%}"
+    names = {"padded": "padding besides"}
+    print_table(("one step", "number"), [(names.get(n, n), text) for n, text in load.items()])
     memory = plan.memory
     parts = [
         (f"frozen weights ({plan.frozen:,}, {plan.number_format})", memory.frozen),
@@ -276,25 +263,21 @@ def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
     print_message(_verdict(plan, config))
 
 
-def _cpu_verdict(plan: "DryRunReport") -> str:
-    import torch
-
-    from abc_embed.runtime import free_memory_bytes
-
-    free = free_memory_bytes(torch.device("cpu"))
-    there = f"; {free / 2**30:.1f} GiB are free here" if free else ""
-    return (
-        f"On the CPU it takes {plan.memory.total / 2**30:.1f} GiB of main memory at its peak by "
-        f"this estimate{there}. For a GPU give --gpu 24GB."
-    )
-
-
 def _verdict(plan: "DryRunReport", config: "TrainConfig") -> str:
     if not plan.gpu_bytes:
-        return _cpu_verdict(plan)
+        import torch
+
+        from abc_embed.runtime import free_memory_bytes
+
+        free = free_memory_bytes(torch.device("cpu"))
+        there = f"; {free / 2**30:.1f} GiB are free here" if free else ""
+        return (
+            f"On the CPU it takes {plan.memory.total / 2**30:.1f} GiB of main memory at its peak "
+            f"by this estimate{there}. For a GPU give --gpu 24GB."
+        )
     if plan.fits:
-        free = (plan.gpu_bytes - plan.memory.total) / 2**30
-        return f"It fits a GPU of {plan.gpu}, with {free:.1f} GiB to spare by this estimate."
+        spare = (plan.gpu_bytes - plan.memory.total) / 2**30
+        return f"It fits a GPU of {plan.gpu}, with {spare:.1f} GiB to spare by this estimate."
     size = config.train.chunk_size
     if plan.fitting_chunk and plan.fitting_chunk != size:
         return (

@@ -44,10 +44,10 @@ from abc_embed.storage.json_files import read_json
 from abc_embed.train.batches import GroupSampler, TrainBatch, make_batch
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.dry_run import Rehearsal, base_model, patch_count, rehearse
-from abc_embed.train.loop import _optimizer, autocast_dtype, make_accelerator
+from abc_embed.train.loop import autocast_dtype, make_accelerator, make_optimizer
 from abc_embed.train.memory import ChunkShape, RunShape, pass_bytes, reserve_bytes
 from abc_embed.train.processes import ProcessGroup
-from abc_embed.train.stages import Instruct, Pretrain
+from abc_embed.train.stages import STAGES
 
 PROBE_S = 1.5
 """Time on the clock of the device that computing the sample takes, about."""
@@ -495,14 +495,14 @@ def _steps(
     config: TrainConfig, model: AbcModel, processor: Processor, batch: TrainBatch
 ) -> list[Task]:
     """A step of the optimizer, some times; in stage 2 the answers are new each time."""
-    stage_class = Pretrain if config.stage == "pretrain" else Instruct
     train = config.train
     if train.chunk_size:  # chunked still, where only a part of a step is tried
         rows = len(batch.queries) + len(batch.candidates)
         train = replace(train, chunk_size=max(1, min(train.chunk_size, rows // 2)))
     process_group = ProcessGroup(make_accelerator(config.model))
-    stage = stage_class(replace(config, train=train), model, processor, process_group)
-    optimizer = _optimizer(stage, config.optim)
+    settings = replace(config, train=train)
+    stage = STAGES[config.stage](settings, model, processor, process_group)
+    optimizer = make_optimizer(stage, config.optim)
 
     def step() -> None:
         stage.text_cache.clear()

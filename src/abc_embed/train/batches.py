@@ -25,6 +25,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -131,12 +132,6 @@ class TrainBatch:
     rejected: tuple[Rejected, ...] = ()
     """Groups of the step that were left out."""
 
-    @property
-    def text_tokens(self) -> dict[str, int]:
-        """Tokens of each of the texts."""
-        pairs = zip(self.texts, self.candidates, strict=True)
-        return {text: features.tokens for text, features in pairs}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchShard:
@@ -162,7 +157,6 @@ def make_batch(
     """Open, resize and tokenize the groups of one step.
 
     Args:
-        groups: Of all processes and workers together.
         max_pixels: Of each image after resizing; 0 keeps the processor's own budget.
 
     Raises:
@@ -191,8 +185,7 @@ def make_shard(
     rejected: list[Rejected] = []
     if not groups:
         raise DataError("the sampler gave a step without groups")
-    for number in range(len(groups)):
-        group = groups[number]
+    for group in groups:
         if isinstance(group, Rejected):
             rejected.append(group)
             continue
@@ -217,9 +210,7 @@ def make_shard(
         texts |= right | wrong
         rejected += unusable
     asked = (
-        tuple(
-            f"{query.image_key} {words}" for query, (words, _) in zip(own, group.pairs, strict=True)
-        )
+        tuple(f"{own[0].image_key} {words}" for words, _ in group.pairs)
         for own, group in zip(queries, used, strict=True)
     )
     return BatchShard(
@@ -287,22 +278,16 @@ def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
 def split_queries(
     batch: TrainBatch, chunk_size: int, chunk_tokens: int = 0
 ) -> list[tuple[Features, ...]]:
-    """Cut queries into chunks of at most `chunk_size` rows and `chunk_tokens` tokens, their padding
-    counted (0: any number), never through a group.
+    """Cut queries into chunks as `split_texts` does, never through a group.
 
-    So no image is encoded twice; a group larger than that is a chunk of its own.
+    So no image is encoded twice; a group larger than a chunk is a chunk of its own.
     """
-    chunks: list[tuple[Features, ...]] = []
-    start = end = longest = 0
-    for size in batch.group_sizes:
-        tokens = max((query.tokens for query in batch.queries[end : end + size]), default=0)
-        longest = max(longest, tokens)
-        rows = end + size - start
-        if end > start and _is_over(rows, longest, chunk_size, chunk_tokens):
-            chunks.append(batch.queries[start:end])
-            start, longest = end, tokens
-        end += size
-    return [*chunks, batch.queries[start:end]]
+    rows = iter(batch.queries)
+    groups = [tuple(islice(rows, size)) for size in batch.group_sizes]
+    chunks = _split(
+        groups, chunk_size, chunk_tokens, len, lambda group: max(query.tokens for query in group)
+    )
+    return [tuple(chain.from_iterable(chunk)) for chunk in chunks]
 
 
 def split_texts(
@@ -313,21 +298,26 @@ def split_texts(
 ) -> list[tuple[T, ...]]:
     """Cut texts, or what stands for them, into chunks of at most `chunk_size`, and of at most
     `chunk_tokens` with their padding (0: any number)."""
+    return [*map(tuple, _split(texts, chunk_size, chunk_tokens, lambda _: 1, tokens_of))]
+
+
+def _split(
+    items: Sequence[T],
+    chunk_size: int,
+    chunk_tokens: int,
+    rows_of: Callable[[T], int],
+    tokens_of: Callable[[T], int],
+) -> list[list[T]]:
     chunks: list[list[T]] = []
-    longest = 0
-    for text in texts:
-        tokens = tokens_of(text)
-        longest = max(longest, tokens)
-        if not chunks or _is_over(len(chunks[-1]) + 1, longest, chunk_size, chunk_tokens):
+    rows = longest = 0
+    for item in items:
+        rows, longest = rows + rows_of(item), max(longest, tokens_of(item))
+        too_many = chunk_size and rows > chunk_size
+        if not chunks or too_many or (chunk_tokens and rows * longest > chunk_tokens):
             chunks.append([])
-            longest = tokens
-        chunks[-1].append(text)
-    return [tuple(chunk) for chunk in chunks]
-
-
-def _is_over(rows: int, longest: int, chunk_size: int, chunk_tokens: int) -> bool:
-    too_many = chunk_size and rows > chunk_size
-    return bool(too_many or (chunk_tokens and rows * longest > chunk_tokens))
+            rows, longest = rows_of(item), tokens_of(item)
+        chunks[-1].append(item)
+    return chunks
 
 
 # -- ahead of the model ----------------------------------------------------------------------------

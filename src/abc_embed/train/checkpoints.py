@@ -30,10 +30,10 @@ from abc_embed.errors import OutputError, TrainingError
 from abc_embed.storage.files import is_partial, unwritable
 from abc_embed.storage.folders import replace_folder
 from abc_embed.train.config import TrainConfig, ValidationConfig, default_config
-from abc_embed.train.fingerprints import FIELD_OF, Fingerprint
 from abc_embed.train.processes import ProcessGroup
-from abc_embed.train.provenance import provenance
+from abc_embed.train.provenance import FIELD_OF, Fingerprint, provenance
 from abc_embed.train.sharding import full_tensor, shard_like
+from abc_embed.train.stages import Stage
 from abc_embed.train.toml_config import flatten
 from abc_embed.train.validation import ValidationRecord
 from abc_embed.train.zero import Optimizer
@@ -58,8 +58,6 @@ CHANGEABLE_FIELDS = frozenset(
 """May differ when a run goes on: they say where and how it runs, not what is learnt."""
 STEP_FOLDER = re.compile(r"step-\d{8}")
 """What a checkpoint is called; other names in its folder are somebody's, and left alone."""
-
-
 LOCK_FILE = ".lock"
 """In a run's folder: held by the process that writes there."""
 
@@ -98,29 +96,20 @@ class CheckpointManager:
         """How the model came about that has done so many steps."""
         return [*self.earlier, provenance(self.config, self.fingerprint, steps)]
 
-    def save(
-        self,
-        state: RunState,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: Optimizer,
-        text_cache: Mapping[str, Tensor],
-        name: str = "",
-    ) -> None:
+    def save(self, state: RunState, stage: Stage, optimizer: Optimizer, name: str = "") -> None:
         """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
 
         With a `name` it is kept under that, until another takes it. All processes call it and one
-        writes.
-
-        Raises:
-            OutputError: on all of them, for a full disk or a folder that cannot be written; older
-                checkpoints are untouched then.
+        writes; what it cannot write is an `OutputError` on all, and older ones are untouched.
         """
         # Where weights are split, all processes bring their parts together here.
-        trained = {k: full_tensor(v.detach()).cpu().contiguous() for k, v in parameters.items()}
+        trained = {
+            k: full_tensor(v.detach()).cpu().contiguous() for k, v in stage.parameters.items()
+        }
         optimizer_state = optimizer.state_dict()
         with self.process_group.propagate_errors():
             if self.process_group.is_main:
-                self._write(state, trained, optimizer_state, text_cache, name)
+                self._write(state, trained, optimizer_state, stage.text_cache, name)
 
     def _write(
         self,
@@ -131,11 +120,14 @@ class CheckpointManager:
         name: str,
     ) -> None:
         partial = self.folder / ".partial"
-        values: dict[str, Any] = {"config": asdict(self.config)}
-        values["fingerprint"] = asdict(self.fingerprint)
-        values |= {"texts": list(text_cache), "step": state.step, "at_floor": state.at_floor}
-        values |= {"best": state.best and asdict(state.best), "not_better": state.not_better}
-        values["training"] = self.provenance(state.step)
+        values = {
+            "config": asdict(self.config),
+            "fingerprint": asdict(self.fingerprint),
+            "texts": list(text_cache),
+            **asdict(state),
+            "training": self.provenance(state.step),
+        }
+        del values["planned_steps"]  # the configuration has them
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -155,20 +147,8 @@ class CheckpointManager:
         for old in list_checkpoints(self.folder)[: -self.config.train.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(
-        self,
-        path: Path,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: Optimizer,
-    ) -> tuple[RunState, dict[str, Tensor]]:
-        """Put a checkpoint back into parameters and optimizer.
-
-        Returns:
-            Where the run stands, and the cached vectors.
-
-        Raises:
-            TrainingError: it belongs to another run or is damaged.
-        """
+    def load(self, path: Path, stage: Stage, optimizer: Optimizer) -> RunState:
+        """Put a checkpoint back into stage and optimizer; where the run stands."""
         values = read_state(path, self.config, self.fingerprint, moved=self.moved)
         try:
             trained = load_file(path / "trained.safetensors")
@@ -178,16 +158,16 @@ class CheckpointManager:
             optimizer_state = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _unreadable(path, error) from error
-        _fill(parameters, trained, path)
+        _fill(stage.parameters, trained, path)
         optimizer.load_state_dict(optimizer_state)
-        state = RunState(
+        stage.text_cache = text_cache
+        return RunState(
             step=values["step"],
             at_floor=values["at_floor"],
             planned_steps=int(flatten(values["config"])["train.steps"]),
             best=ValidationRecord(**values["best"]) if values.get("best") else None,
             not_better=values.get("not_better", 0),
         )
-        return state, text_cache
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -209,12 +189,7 @@ def clear_leftovers(run_folder: Path) -> None:
 
 
 def lock_run(run_folder: Path) -> FileLock:
-    """The lock of a run's folder, taken; it can be taken again by who has it.
-
-    Raises:
-        TrainingError: another process has it.
-        OutputError: the folder cannot be written.
-    """
+    """The lock of a run's folder, taken; it can be taken again by who has it."""
     lock = FileLock(run_folder / LOCK_FILE, is_singleton=True)
     try:
         lock.acquire(blocking=False)
@@ -229,11 +204,7 @@ def lock_run(run_folder: Path) -> FileLock:
 
 
 def find_resumable(run_folder: Path, resume: bool) -> Path | None:
-    """The newest whole checkpoint of a run, or None.
-
-    Raises:
-        TrainingError: there is one, and `resume` is False.
-    """
+    """The newest whole checkpoint of a run, or None; with `resume` False there must be none."""
     found = list_checkpoints(run_folder / "checkpoints")
     if found and not resume:
         raise TrainingError(
@@ -267,7 +238,7 @@ def read_state(
         raise _unreadable(path, error) from error
     now = _flat(config)
     # A field that was added since then had no other value than its default.
-    then = {k: v for k, v in _flat(default_config(config)).items() if k not in then} | then
+    then = _flat(default_config(config)) | then
     for name in sorted(now.keys() | then.keys()):
         if name not in CHANGEABLE_FIELDS and now.get(name) != then.get(name):
             _check_change(name, then.get(name), now.get(name), path, state["step"], moved)

@@ -23,6 +23,13 @@ def _require(valid: bool, name: str, value: object, rule: str) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be {rule}")
 
 
+def _require_at_least(section: str, config: object, **lowest: int) -> None:
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        rule = f"at least {low}" if low else "0 or more"
+        _require(value >= low, f"{section}.{name}", value, rule)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """What is trained and in which numbers."""
@@ -47,7 +54,7 @@ class ModelConfig:
     with "flash" need a GPU, bfloat16 and their own package."""
 
     def __post_init__(self) -> None:
-        _require(self.head_width >= 1, "model.head_width", self.head_width, "at least 1")
+        _require_at_least("model", self, head_width=1)
         smallest, largest = self.pixels
         valid = min(smallest, largest) >= 0 and (not largest or smallest <= largest)
         _require(valid, "model.pixels", self.pixels, "[smallest, largest], each 0 or more")
@@ -95,12 +102,9 @@ class DataConfig:
     first thousand or all of a smaller set; one row is always let pass, unless this is 0."""
 
     def __post_init__(self) -> None:
-        _require(self.max_pixels >= 0, "data.max_pixels", self.max_pixels, "0 or more")
-        _require(self.negatives >= 0, "data.negatives", self.negatives, "0 or more")
-        _require(self.instructions >= 1, "data.instructions", self.instructions, "at least 1")
+        _require_at_least("data", self, max_pixels=0, negatives=0, instructions=1, workers=0)
         for kind, weight in self.kinds.items():
             _require(weight >= 0, f"data.kinds.{kind}", weight, "0 or more")
-        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         valid = 0 <= self.max_bad_share <= 1
         _require(valid, "data.max_bad_share", self.max_bad_share, "from 0 to 1")
 
@@ -118,8 +122,7 @@ class AdapterConfig:
     published its adapters in has 0.05."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")
-        _require(self.alpha >= 1, "adapter.alpha", self.alpha, "at least 1")
+        _require_at_least("adapter", self, rank=1, alpha=1)
         _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "from 0 to below 1")
 
 
@@ -140,13 +143,9 @@ class TemperatureConfig:
 
     def __post_init__(self) -> None:
         _require(self.floor > 0, "temperature.floor", self.floor, "above 0")
-        _require(
-            self.start >= self.floor,
-            "temperature.start",
-            self.start,
-            f"at least temperature.floor ({self.floor})",
-        )
-        _require(self.patience >= 1, "temperature.patience", self.patience, "at least 1")
+        rule = f"at least temperature.floor ({self.floor})"
+        _require(self.start >= self.floor, "temperature.start", self.start, rule)
+        _require_at_least("temperature", self, patience=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,10 +168,9 @@ class OptimConfig:
         _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
         valid = all(0 <= beta < 1 for beta in self.betas)
         _require(valid, "optim.betas", self.betas, "two numbers from 0 to below 1")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         valid = 0 <= self.warmup_share < 1
         _require(valid, "optim.warmup_share", self.warmup_share, "from 0 to below 1")
-        _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 or more")
+        _require_at_least("optim", self, weight_decay=0, clip_norm=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,11 +217,8 @@ class RunConfig:
     (project `abc-embed` unless WANDB_PROJECT says otherwise)."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
-            value = getattr(self, name)
-            _require(value >= 1, f"train.{name}", value, "at least 1")
-        _require(self.chunk_size >= 0, "train.chunk_size", self.chunk_size, "0 or more")
-        _require(self.chunk_tokens >= 0, "train.chunk_tokens", self.chunk_tokens, "0 or more")
+        _require_at_least("train", self, steps=1, batch_size=1, chunk_size=0, chunk_tokens=0)
+        _require_at_least("train", self, checkpoint_every=1, keep_checkpoints=1, log_every=1)
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "from 0 to below 2^63")
         valid = 0 <= self.label_smoothing < 1
         _require(valid, "train.label_smoothing", self.label_smoothing, "from 0 to below 1")
@@ -249,9 +244,7 @@ class ValidationConfig:
     """Whether the pictures may be among those of `data.records`."""
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, "validation.every", self.every, "at least 1")
-        _require(self.images >= 1, "validation.images", self.images, "at least 1")
-        _require(self.patience >= 0, "validation.patience", self.patience, "0 or more")
+        _require_at_least("validation", self, every=1, images=1, patience=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,7 +266,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_stage()
-        model, data, train = self.model, self.data, self.train
+        model, data = self.model, self.data
         if model.pixels[0] and 0 < data.max_pixels < model.pixels[0]:
             raise ConfigError(
                 f"data.max_pixels is {data.max_pixels}, less than the smallest picture of "
@@ -289,12 +282,11 @@ class TrainConfig:
                 "validation.records is missing, so nothing else of [validation] would be used; "
                 "name records or a CtrlBench folder, or remove the section"
             )
-        others = data.negatives if self.stage == "pretrain" else data.instructions - 1
-        if train.batch_size == 1 and not others:
-            name = "negatives" if self.stage == "pretrain" else "instructions"
+        name, alone = ("negatives", 0) if self.stage == "pretrain" else ("instructions", 1)
+        if self.train.batch_size == 1 and getattr(data, name) == alone:
             raise ConfigError(
-                f"train.batch_size is 1 and data.{name} is {getattr(data, name)}: every query has "
-                "one candidate and nothing is learnt; raise one of the two"
+                f"train.batch_size is 1 and data.{name} is {alone}: every query has one candidate "
+                "and nothing is learnt; raise one of the two"
             )
 
     def _check_stage(self) -> None:
@@ -304,27 +296,27 @@ class TrainConfig:
                 "temperature is set for stage 2, which keeps the temperature of stage 1; "
                 "remove the [temperature] section"
             )
-        belongs: dict[str, dict[str, tuple[object, str]]] = {
-            "pretrain": {
-                "data.instructions": (self.data.instructions, "asks none"),
-                "data.kinds": (self.data.kinds, "asks none"),
-            },
-            "instruct": {
-                "data.negatives": (self.data.negatives, "draws none"),
-                "data.negatives_file": (self.data.negatives_file, "draws none"),
-                "model.head_width": (self.model.head_width, "keeps the head of stage 1"),
-                "model.pixels": (self.model.pixels, "keeps the pictures' sizes of stage 1"),
-            },
-        }
-        defaults = {"data": DataConfig(), "model": ModelConfig()}
-        for name, (value, why) in belongs[self.stage].items():
+        for name, why in _FOR_THE_OTHER[self.stage].items():
             section, _, key = name.partition(".")
-            if value != getattr(defaults[section], key):
+            value = getattr(getattr(self, section), key)
+            if value != getattr(ModelConfig() if section == "model" else DataConfig(), key):
                 other = 2 if self.stage == "pretrain" else 1
                 raise ConfigError(
                     f"{name} is {value!r}, which is for stage {other}, and this is stage "
                     f"{3 - other}, which {why}; remove it"
                 )
+
+
+_FOR_THE_OTHER = {
+    "pretrain": {"data.instructions": "asks none", "data.kinds": "asks none"},
+    "instruct": {
+        "data.negatives": "draws none",
+        "data.negatives_file": "draws none",
+        "model.head_width": "keeps the head of stage 1",
+        "model.pixels": "keeps the pictures' sizes of stage 1",
+    },
+}
+"""Of each stage the fields that it would ignore, and why."""
 
 
 def default_config(config: TrainConfig) -> TrainConfig:

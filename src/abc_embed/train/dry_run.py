@@ -41,7 +41,7 @@ from abc_embed.train.sampler import RecordSampler
 from abc_embed.train.stages import attach_adapter
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TrainedPart:
     """Tensors that train, of one part of the model."""
 
@@ -103,17 +103,13 @@ class Rehearsal:
 def dry_run(
     config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = None
 ) -> DryRunReport:
-    """Try a run out.
+    """Try a run out; a `sampler` stands in for `data.records`.
 
-    Args:
-        gpu: A size ("24GB"; a card's GB are counted as GiB, as its makers do), or empty for the
-            one that is present.
-        sampler: Stands in for `data.records`.
+    `gpu` is a size ("24GB"; a card's GB are counted as GiB, as its makers do), or empty for the one
+    that is present.
 
     Raises:
-        DataError: as training would for its records.
         OfflineError: `model.base` is not on this machine.
-        UsageError: `gpu` is no size.
     """
     return rehearse(config, gpu, sampler).report
 
@@ -121,14 +117,18 @@ def dry_run(
 def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = None) -> Rehearsal:
     """As `dry_run`, for who goes on from its batch."""
     name, size = _gpu_memory(gpu) if gpu or config.model.device != "cpu" else ("", 0)
-    model, processor = meta_model(config)
+    base = config.model
+    model, processor = base_model(base.base, base.pixels, base.head_width)
+    with torch.device("meta"):
+        attach_adapter(model, config)
     on_gpu = size > 0
-    half = config.model.precision == "bfloat16" or (config.model.precision == "auto" and on_gpu)
+    half = base.precision == "bfloat16" or (base.precision == "auto" and on_gpu)
     shape = _run_shape(config, model, processor, 2 if half else 4, on_gpu)
     if sampler is None:
         sampler = RecordSampler(config.data.records, config.stage, config.data)
     groups = list(sampler.groups(0, config.train.batch_size, config.train.seed))
     batch = make_batch(groups, processor, config.data.max_pixels)
+    chunks = _chunk_shapes(config, batch, config.train.chunk_size)
     memory = _estimate(config, shape, batch, config.train.chunk_size, on_gpu)
     if not on_gpu:
         memory = replace(memory, process=resident_bytes())
@@ -136,7 +136,15 @@ def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = 
         stage=config.stage,
         groups=_trained_parts(model),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        load=_step_load(config, batch),
+        load=StepLoad(
+            images=len(batch.group_sizes),
+            queries=len(batch.queries),
+            candidates=len(batch.candidates),
+            tokens=sum(f.tokens for f in (*batch.queries, *batch.candidates)),
+            padded=sum(chunk.tokens for chunk in chunks),
+            patches=patch_count(batch.queries),
+            chunks=len(chunks),
+        ),
         memory=memory,
         number_format="bfloat16" if half else "float32",
         gpu=name,
@@ -144,18 +152,6 @@ def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = 
         fitting_chunk=_fitting_chunk(config, shape, batch, size) if on_gpu else 0,
     )
     return Rehearsal(report=report, processor=processor, groups=groups, batch=batch)
-
-
-def meta_model(config: TrainConfig) -> tuple[AbcModel, Processor]:
-    """The model of a run, set up for its stage, without weights (on the meta device).
-
-    Raises:
-        OfflineError: `model.base` is a name whose files are not on this machine.
-    """
-    model, processor = base_model(config.model.base, config.model.pixels, config.model.head_width)
-    with torch.device("meta"):
-        attach_adapter(model, config)
-    return model, processor
 
 
 def base_model(
@@ -276,32 +272,14 @@ def patch_count(chunk: Sequence[Features]) -> int:
     return sum(map(math.prod, grids.values()))
 
 
-def _step_load(config: TrainConfig, batch: TrainBatch) -> StepLoad:
-    chunks = _chunk_shapes(config, batch, config.train.chunk_size)
-    return StepLoad(
-        images=len(batch.group_sizes),
-        queries=len(batch.queries),
-        candidates=len(batch.candidates),
-        tokens=sum(f.tokens for f in (*batch.queries, *batch.candidates)),
-        padded=sum(chunk.tokens for chunk in chunks),
-        patches=patch_count(batch.queries),
-        chunks=len(chunks),
-    )
-
-
 def _trained_parts(model: AbcModel) -> tuple[TrainedPart, ...]:
-    """What trains, by part."""
     sizes: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        part = name.partition(".")[0]
         if ".lora_" in name:
-            part = "language model" if ".language_model." in name else "vision encoder"
-            part = f"LoRA, {part}"
-        else:
-            part = "temperature" if name.startswith("temperature.") else name.partition(".")[0]
+            encoder = "language model" if ".language_model." in name else "vision encoder"
+            part = f"LoRA, {encoder}"
         sizes.setdefault(part, []).append(parameter.numel())
-    return tuple(
-        TrainedPart(name=part, tensors=len(counts), parameters=sum(counts))
-        for part, counts in sizes.items()
-    )
+    return tuple(TrainedPart(part, len(counts), sum(counts)) for part, counts in sizes.items())

@@ -22,20 +22,6 @@ from torch import Tensor
 Chunk = TypeVar("Chunk")
 
 
-class RandomState:
-    """The random state of CPU and GPU now, to be put back later."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def restore(self) -> None:
-        """Go on from the kept state, so that the same dropout is drawn again."""
-        torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-
-
 def plain_backward(
     chunks: Sequence[Chunk],
     encode: Callable[[Chunk], Tensor],
@@ -75,7 +61,7 @@ def cached_backward(
     states, vectors = [], []
     with torch.no_grad():
         for chunk in chunks:
-            states.append(RandomState())
+            states.append((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
             vectors.append(encode(chunk))
     lengths = [len(vector) for vector in vectors]
     leaves = torch.cat(vectors).requires_grad_()  # (N, D)
@@ -85,8 +71,9 @@ def cached_backward(
     if leaves.grad is None:
         raise ValueError("the loss does not depend on the vectors")
     gradients = leaves.grad.split(lengths)
-    for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
-        state.restore()
+    for chunk, (cpu, cuda), gradient in zip(chunks, states, gradients, strict=True):
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(cuda)
         # A scalar whose derivative by each vector is the kept gradient: unlike
         # `Tensor.backward(gradient)` it also passes through the wrappers of accelerate.
         backward((encode(chunk) * gradient).sum())

@@ -13,12 +13,13 @@ import math
 import time
 from collections.abc import Iterator, Sized
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.autograd.profiler import record_function
 
 from abc_embed import checkpoint
 from abc_embed.bench.tables import chance_warnings
@@ -41,8 +42,13 @@ from abc_embed.train.checkpoints import (
     lock_run,
 )
 from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
-from abc_embed.train.fingerprints import Fingerprint
-from abc_embed.train.metrics_logger import MetricsLogger, StepRecord, open_tracker
+from abc_embed.train.metrics_logger import (
+    MetricsLogger,
+    StepRecord,
+    append_lines,
+    drop_lines_after,
+    open_tracker,
+)
 from abc_embed.train.optimizer import AdamW
 from abc_embed.train.processes import (
     GlobalBatch,
@@ -50,10 +56,11 @@ from abc_embed.train.processes import (
     check_batch_size,
     exchange_batch_info,
 )
+from abc_embed.train.provenance import Fingerprint
 from abc_embed.train.rejects import RejectLog
 from abc_embed.train.sharding import fsdp_requested
-from abc_embed.train.stages import Instruct, Pretrain, Stage
-from abc_embed.train.validation import ValidationLog, ValidationSet, Validator
+from abc_embed.train.stages import STAGES, Stage
+from abc_embed.train.validation import VALIDATION_FILE, ValidationSet, Validator
 from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
 from abc_embed.vectors import VectorFacts
 
@@ -79,10 +86,8 @@ def run_stage(
     With several processes all of them call this, with the same arguments.
 
     Args:
-        sampler: What it learns from, by step number.
         model: For stage 1 a vision-language model with head, without adapters; for stage 2 what
-            stage 1 returned or saved. Where weights are split over processes it is used up, and
-            the trained one is what is returned.
+            stage 1 returned or saved. Where weights are split over processes it is used up.
         out_dir: Folder of the run; the trained model lies in `out_dir/model`.
         resume: False refuses a folder that holds a run.
         fingerprint: What it learns from, by content; a run goes on with the same alone.
@@ -91,9 +96,6 @@ def run_stage(
 
     Returns:
         The model, with stage 1 merged or the adapter of stage 2 attached.
-
-    Raises:
-        AbcError: `ConfigError`, `DataError`, `InputError`, `OutputError` or `TrainingError`.
     """
     out_dir = Path(out_dir)
     process_group = ProcessGroup(make_accelerator(config.model))
@@ -110,13 +112,13 @@ def run_stage(
         )
         last = process_group.broadcast_from_main(lambda: _take_up(out_dir, resume, stack))
         seed_everything(config.train.seed)
-        stage = make_stage(config, model, processor, process_group)
+        stage = STAGES[config.stage](config, model, processor, process_group)
         run = _Run(
             config=config,
             sampler=sampler,
             stage=stage,
             process_group=process_group,
-            optimizer=_optimizer(stage, config.optim),
+            optimizer=make_optimizer(stage, config.optim),
             checkpoints=checkpoints,
             out_dir=out_dir,
             validator=Validator(config, validation, stage, processor) if validation else None,
@@ -124,8 +126,7 @@ def run_stage(
         state = RunState(step=0)
         with process_group.propagate_errors():
             if last:
-                loaded = checkpoints.load(last, stage.parameters, run.optimizer)
-                state, stage.text_cache = loaded
+                state = checkpoints.load(last, stage, run.optimizer)
                 if process_group.is_main:
                     logger.info(_resumption(config, state, out_dir))
         rank, world_size = process_group.rank, process_group.world_size
@@ -149,7 +150,6 @@ def _take_up(out_dir: Path, resume: bool, stack: ExitStack) -> Path | None:
 
 
 def _resumption(config: TrainConfig, state: RunState, out_dir: Path) -> str:
-    """What is said of a run that was not begun now."""
     step, steps = state.step, config.train.steps
     if step == steps:
         return f"{out_dir}: all {steps:,} steps are done; the model is saved again"
@@ -210,7 +210,10 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> RunState
             with process_group.propagate_errors():
                 if rejects:
                     rejects.add(step + 1, (step + 1) * train.batch_size, global_batch.rejected)
-            record = _step(run, batch, global_batch, step)
+            rate = run.config.optim.learning_rate * learning_rate_factor(step, run.config)
+            record = take_step(
+                run.config, stage, run.optimizer, batch, global_batch, step=step, learning_rate=rate
+            )
             with process_group.propagate_errors():
                 if metrics_logger:
                     metrics_logger.log(record, waited_s)
@@ -218,7 +221,7 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> RunState
             state = validate(state)
             last = state.step == train.steps or validate.enough(state)
             if state.step % train.checkpoint_every == 0 or last:
-                run.checkpoints.save(state, stage.parameters, run.optimizer, stage.text_cache)
+                run.checkpoints.save(state, stage, run.optimizer)
     return state
 
 
@@ -227,8 +230,9 @@ class _Validation:
 
     def __init__(self, run: _Run, first_step: int, metrics_logger: MetricsLogger | None) -> None:
         self._run, self._metrics_logger = run, metrics_logger
-        writes = run.validator is not None and run.process_group.is_main
-        self._log = ValidationLog(run.out_dir, first_step) if writes else None
+        self._path = run.out_dir / VALIDATION_FILE
+        if run.validator is not None and metrics_logger:
+            drop_lines_after(self._path, first_step)
 
     def __call__(self, state: RunState) -> RunState:
         run, config = self._run, self._run.config
@@ -243,32 +247,26 @@ class _Validation:
             not_better=0 if better else state.not_better + 1,
         )
         with run.process_group.propagate_errors():
-            if self._log and self._metrics_logger:
-                self._log.add(record)
+            if self._metrics_logger:
+                append_lines(self._path, [asdict(record)])
                 self._metrics_logger.track(record.numbers(), record.step)
                 logger.info(record.sentence(better))
                 if self.enough(state):
-                    logger.info(self._reason(state))
+                    logger.info(
+                        f"stopped early at step {state.step:,}: {state.not_better} validations in "
+                        "a row were not better than that of step "
+                        f"{state.best.step if state.best else 0:,}"
+                    )
                 if self.enough(state) or state.step == config.train.steps:
                     for sentence in chance_warnings(record.kinds):
                         logger.warning("validation: %s", sentence)
         if better and state.step:
-            stage = run.stage
-            run.checkpoints.save(
-                state, stage.parameters, run.optimizer, stage.text_cache, name="best"
-            )
+            run.checkpoints.save(state, run.stage, run.optimizer, name="best")
         return state
 
     def enough(self, state: RunState) -> bool:
         patience = self._run.config.validation.patience
         return self._run.validator is not None and 0 < patience <= state.not_better
-
-    def _reason(self, state: RunState) -> str:
-        best = state.best.step if state.best else 0
-        return (
-            f"stopped early at step {state.step:,}: {state.not_better} validations in a row were "
-            f"not better than that of step {best:,}"
-        )
 
 
 def _reject_log(run: _Run, state: RunState) -> RejectLog:
@@ -282,31 +280,44 @@ def _reject_log(run: _Run, state: RunState) -> RejectLog:
     )
 
 
-def _step(run: _Run, batch: TrainBatch, global_batch: GlobalBatch, step: int) -> StepRecord:
-    """One step of the optimizer; `step` counts from 0."""
-    stage, optim, train = run.stage, run.config.optim, run.config.train
-    seed_everything(step_seed(train.seed, step, run.process_group.rank))
-    learning_rate = optim.learning_rate * learning_rate_factor(step, run.config)
-    run.optimizer.set_learning_rate(learning_rate)
+def take_step(
+    config: TrainConfig,
+    stage: Stage,
+    optimizer: Optimizer,
+    batch: TrainBatch,
+    global_batch: GlobalBatch,
+    *,
+    step: int,
+    learning_rate: float,
+) -> StepRecord:
+    """One step of the optimizer; `step` counts from 0.
+
+    Raises:
+        TrainingError: loss or gradient are not finite; the weights stay as they are.
+    """
+    process_group = stage.process_group
+    seed_everything(step_seed(config.train.seed, step, process_group.rank))
+    optimizer.set_learning_rate(learning_rate)
     tau = stage.model.temperature.value
-    with run.optimizer.grad_sync():
+    with record_function("vectors and gradients"), optimizer.grad_sync():
         loss, accuracy = stage.backward(batch, global_batch)
-    grad_norm = run.optimizer.clip_grad_norm(optim.clip_norm)
-    record = StepRecord(
-        step=step + 1,
-        loss=loss.item(),
-        accuracy=accuracy.item(),
-        tau=tau,
-        grad_norm=grad_norm,
-        learning_rate=learning_rate,
-        queries=global_batch.query_count,
-        candidates=len(global_batch.candidate_numbers()),
-        rejected=len(global_batch.rejected),
-    )
-    with run.process_group.propagate_errors():
-        _check_finite(record)  # before the step: the weights stay those of the last good one
-    run.optimizer.step()
-    stage.after_update()
+    with record_function("update"):
+        grad_norm = optimizer.clip_grad_norm(config.optim.clip_norm)
+        record = StepRecord(
+            step=step + 1,
+            loss=loss.item(),
+            accuracy=accuracy.item(),
+            tau=tau,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            queries=global_batch.query_count,
+            candidates=len(global_batch.candidate_numbers()),
+            rejected=len(global_batch.rejected),
+        )
+        with process_group.propagate_errors():
+            _check_finite(record)  # before the step: the weights stay those of the last good one
+        optimizer.step()
+        stage.after_update()
     return record
 
 
@@ -350,15 +361,8 @@ def _watch_temperature(run: _Run, record: StepRecord, state: RunState) -> RunSta
     return state
 
 
-def make_stage(
-    config: TrainConfig, model: AbcModel, processor: Processor, process_group: ProcessGroup
-) -> Stage:
-    """The stage that the configuration names, set up to train the model."""
-    stage = Pretrain if config.stage == "pretrain" else Instruct
-    return stage(config, model, processor, process_group)
-
-
-def _optimizer(stage: Stage, config: OptimConfig) -> Optimizer:
+def make_optimizer(stage: Stage, config: OptimConfig) -> Optimizer:
+    """AdamW for a stage, its state split where accelerate's launcher was told so."""
     zero = zero_settings()
     if zero and stage.process_group.world_size > 1:
         return ZeroAdamW(stage.parameters, config, stage.process_group, zero)

@@ -11,7 +11,7 @@ import importlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,26 +65,17 @@ class MetricsLogger:
         every: int = 1,
         tracker: "TensorBoard | Wandb | None" = None,
     ) -> None:
-        """Begin or go on with a log.
+        """Go on with a log after `first_step`, of `steps` in all, with a line each `every` steps.
 
-        Args:
-            path: The file; its lines after `first_step` are dropped.
-            first_step: Steps that are done already.
-            steps: Of the whole run.
-            every: Steps between lines.
-            tracker: Is given each line too, and closed in the end.
+        The tracker is given each line too, and closed in the end.
         """
-        self._path = path
-        self._first_step = first_step
-        self._steps = steps
-        self._every = every
-        self._tracker = tracker
+        self._path, self._tracker = path, tracker
+        self._first_step, self._steps, self._every = first_step, steps, every
         kept = drop_lines_after(path, first_step)
         self._exit_stack = ExitStack()
         self._last_line = time.perf_counter()
         self._start = self._last_line - (kept[-1].get("elapsed_s", 0.0) if kept else 0.0)
-        self._items = 0
-        self._waited_s = 0.0
+        self._items, self._waited_s = 0, 0.0
 
     def __enter__(self) -> Self:
         with full_disk_is_one_sentence(self._path):
@@ -118,14 +109,9 @@ class MetricsLogger:
                 self._tracker.log(values, step)
 
     def log(self, record: StepRecord, waited_s: float = 0.0) -> None:
-        """Show the step, and append its line if it is due.
+        """Show the step, and append its line if it is due; its fields of time are filled in here.
 
-        Args:
-            record: The step; the three fields of time are filled in here.
-            waited_s: Time before it in which the model had nothing to do but wait for data.
-
-        Raises:
-            OutputError: the disk is full or the file gone.
+        For `waited_s` before it the model had nothing to do but wait for data.
         """
         now = time.perf_counter()
         self._items += record.queries + record.candidates
@@ -177,26 +163,31 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a log of the run."""
+    with full_disk_is_one_sentence(path), path.open("ab") as file:
+        file.writelines(map(format_line, rows))
+
+
+def format_line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of a log, whatever a name of a file is made of."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
 def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Cut a log off after a step; the lines that stay."""
     if not path.exists():
         return []
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     with atomic_write(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        file.writelines(map(format_line, rows))
     return rows
 
 
 def open_tracker(
     config: TrainConfig, out_dir: Path, first_step: int
 ) -> "TensorBoard | Wandb | None":
-    """The tracker that `train.log_to` names; lines after `first_step` are logged anew.
-
-    Raises:
-        MissingExtraError: its library is not installed.
-        OutputError: its folder cannot be written.
-        TrainingError: W&B refuses.
-    """
+    """The tracker that `train.log_to` names; lines after `first_step` are logged anew."""
     if config.train.log_to == "tensorboard":
         return TensorBoard(out_dir, first_step)
     return Wandb(config, out_dir, first_step) if config.train.log_to == "wandb" else None

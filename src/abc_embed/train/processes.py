@@ -18,10 +18,12 @@ Shapes: `C` distinct candidates of all processes, `c` of one, `D` width, `Q` que
 """
 
 import atexit
+from collections import ChainMap
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -63,7 +65,7 @@ class ProcessGroup:
         self.sharded = self.world_size > 1 and fsdp_requested()
         """Whether weights are split, so that every process must make the same passes."""
         if self.world_size > 1:
-            atexit.register(_destroy_process_group)
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
     @property
     def is_main(self) -> bool:
@@ -160,9 +162,7 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
         )
 
 
-def _destroy_process_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+BatchInfo = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +186,24 @@ class GlobalBatch:
     @classmethod
     def single(cls, batch: TrainBatch) -> "GlobalBatch":
         """Of a process that is alone."""
-        answers = _several_answers([_answers(batch)])
-        texts, sizes = (batch.texts,), (batch.group_sizes,)
-        return cls(0, texts, sizes, (1,), batch.rejected, answers, batch.text_tokens)
+        return cls.merge(0, [_batch_info(batch, 1)])
+
+    @classmethod
+    def merge(cls, rank: int, infos: Iterable[BatchInfo]) -> "GlobalBatch":
+        """Of the `_batch_info` of each process, as process `rank` sees it."""
+        texts, group_sizes, query_chunks, rejected, answers, tokens = zip(*infos, strict=True)
+        right: dict[str, set[str]] = {}
+        for asked, text in chain.from_iterable(answers):
+            right.setdefault(asked, set()).add(text)
+        return cls(
+            rank,
+            texts,
+            group_sizes,
+            query_chunks,
+            tuple(chain.from_iterable(rejected)),
+            {asked: frozenset(some) for asked, some in right.items() if len(some) > 1},
+            dict(ChainMap(*tokens)),
+        )
 
     @property
     def query_count(self) -> int:
@@ -240,33 +255,18 @@ def exchange_batch_info(
 ) -> GlobalBatch:
     """Tell the others what this process brings, and hear what they do."""
     chunks = len(split_queries(batch, chunk_size, chunk_tokens))
-    infos = process_group.all_gather_object(
-        (batch.texts, batch.group_sizes, chunks, batch.rejected, _answers(batch), batch.text_tokens)
-    )
-    texts, group_sizes, query_chunks, rejected, answers, tokens = zip(*infos, strict=True)
-    return GlobalBatch(
-        process_group.rank,
-        texts,
-        group_sizes,
-        query_chunks,
-        tuple(one for some in rejected for one in some),
-        _several_answers(answers),
-        {text: count for part in tokens for text, count in part.items()},
-    )
+    infos = process_group.all_gather_object(_batch_info(batch, chunks))
+    return GlobalBatch.merge(process_group.rank, infos)
 
 
-def _answers(batch: TrainBatch) -> list[tuple[str, str]]:
-    """What each query asks, and its right text."""
+def _batch_info(batch: TrainBatch, chunks: int) -> BatchInfo:
+    """What of a batch all processes know; of each query what it asks, and its right text."""
     right = (batch.texts[number] for number in batch.positives.tolist())
-    return list(zip(batch.asked, right, strict=True)) if batch.asked else []
-
-
-def _several_answers(answers: Iterable[list[tuple[str, str]]]) -> dict[str, frozenset[str]]:
-    """The right texts of what is asked more than once and answered differently."""
-    right: dict[str, set[str]] = {}
-    for asked, text in (pair for some in answers for pair in some):
-        right.setdefault(asked, set()).add(text)
-    return {asked: frozenset(texts) for asked, texts in right.items() if len(texts) > 1}
+    answers = list(zip(batch.asked, right, strict=True)) if batch.asked else []
+    tokens = {
+        text: features.tokens for text, features in zip(batch.texts, batch.candidates, strict=True)
+    }
+    return batch.texts, batch.group_sizes, chunks, batch.rejected, answers, tokens
 
 
 def gather_candidates(own: Tensor, global_batch: GlobalBatch, mode: GatherMode) -> Tensor:

@@ -1,25 +1,67 @@
-"""What a trained model says of its own making: each run with its recipe, data and parent.
+"""What a run learns from, by content, and what the trained model says of its making.
 
-It goes into `abc.json` and the card of the saved folder, and from there into every record. Paths of
-one machine do not: an absolute one is cut to its last part.
+A path says where something lies, not what it is. Checkpoints keep these names of contents, so that
+a run which is taken up again after its base or its data were changed is refused instead of going on
+with a mixture; and one whose data only moved can go on.
 """
 
-from dataclasses import asdict
-from pathlib import PurePath
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 from abc_embed import hub
+from abc_embed.errors import DataError
+from abc_embed.train.batches import GroupSampler
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.fingerprints import Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """SHA-256 of each, in hex; empty for what is not known or not there."""
+
+    base: str = ""
+    """The files of `model.base`."""
+    records: str = ""
+    """What `data.records` says, and the images that lie in the same files."""
+    negatives: str = ""
+    """`data.negatives_file`."""
+
+
+FIELD_OF = {
+    "model.base": "base",
+    "data.records": "records",
+    "data.image_folder": "records",
+    "data.negatives_file": "negatives",
+}
+"""The field of a configuration that names a place -> the part of a fingerprint that is there."""
+
+
+def fingerprint_of(config: TrainConfig, sampler: GroupSampler) -> Fingerprint:
+    """What a run with this configuration learns from; reads all weights once.
+
+    A sampler of one's own may have a `fingerprint`, too.
+
+    Raises:
+        CheckpointError: a file of the model cannot be read; or as `hub.locate`.
+        DataError: the negatives cannot be read.
+    """
+    negatives = ""
+    if config.data.negatives_file:
+        path = Path(config.data.negatives_file)
+        try:
+            negatives = hub.hash_files(path, hub.files_of(path, ("*.parquet",)))
+        except OSError as problem:
+            raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
+    return Fingerprint(
+        base=hub.fingerprint(config.model.base),
+        records=str(getattr(sampler, "fingerprint", "")),
+        negatives=negatives,
+    )
 
 
 def provenance(config: TrainConfig, fingerprint: Fingerprint, steps: int) -> dict[str, Any]:
-    """One run, as JSON values.
-
-    Args:
-        fingerprint: Of what it learnt from.
-        steps: That were done.
-    """
+    """One run of so many steps, as JSON values: for `abc.json`, the card, and from there every
+    record. Paths of one machine are cut to their last part."""
     return {
         "stage": config.stage,
         "steps": steps,
@@ -43,6 +85,5 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, tuple):
         return list(value)
-    return (
-        PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
-    )
+    is_path = isinstance(value, str) and PurePath(value).is_absolute()
+    return PurePath(value).name if is_path else value

@@ -6,7 +6,6 @@ Which row is bad follows from the data alone. So a resumed run leaves out the sa
 lines after its checkpoint, as the metrics do, and counts on from there.
 """
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from abc_embed.data import Rejected
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
-from abc_embed.train.metrics_logger import full_disk_is_one_sentence, read_metrics
+from abc_embed.train.metrics_logger import append_lines, format_line, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +35,11 @@ class RejectLog:
         rows: int | None,
         unreadable: Iterable[Rejected] = (),
     ) -> None:
-        """Begin or go on with a log.
+        """Go on with the log of a run's folder after `first_step`.
 
         Args:
-            folder: Of the run.
-            first_step: Steps that are done already; lines of later ones are dropped.
-            max_share: `data.max_bad_share`.
             rows: How many the sampler has, if it knows.
             unreadable: Rows that were found bad before the first step; they do not count.
-
-        Raises:
-            OutputError: the file cannot be written.
         """
         self.path = folder / REJECTS_FILE
         self._max_share, self._rows = max_share, rows
@@ -56,25 +49,20 @@ class RejectLog:
         self._places = {line["place"]: line["why"] for line in kept}
         if lines or kept or self.path.exists():
             with atomic_write(self.path) as file:
-                file.writelines(map(_format, [*lines, *kept]))
+                file.writelines(map(format_line, [*lines, *kept]))
 
     def add(self, step: int, seen: int, rejected: Iterable[Rejected]) -> None:
-        """What was left out of a step, which is the first of 1.
-
-        Args:
-            seen: Rows of the run so far, repeated ones too.
+        """What was left out of a step, of `seen` rows so far, repeated ones too.
 
         Raises:
             DataError: that is too much.
-            OutputError: the file cannot be written.
         """
         new = {r.place: r.why for r in rejected if r.place not in self._places}
         if not new:
             return
         self._places |= new
-        with full_disk_is_one_sentence(self.path), self.path.open("ab") as file:
-            for place, why in new.items():
-                file.write(_format({"step": step, "place": place, "why": why}))
+        lines = ({"step": step, "place": place, "why": why} for place, why in new.items())
+        append_lines(self.path, lines)
         for place, why in new.items():
             logger.warning("step %d leaves out %s: %s", step, place, why)
         rows = seen if self._rows is None else min(seen, self._rows)
@@ -86,7 +74,3 @@ class RejectLog:
                 f"more than data.max_bad_share ({self._max_share:g}) lets pass; the first is "
                 f"{place}: {why}; all are in {self.path}; mend them, or raise data.max_bad_share"
             )
-
-
-def _format(line: dict[str, object]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"

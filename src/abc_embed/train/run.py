@@ -21,16 +21,11 @@ from abc_embed.processor import Processor
 from abc_embed.train.batches import GroupSampler
 from abc_embed.train.checkpoints import LOCK_FILE, find_resumable, lock_run, read_state
 from abc_embed.train.config import TrainConfig, load_config
-from abc_embed.train.fingerprints import fingerprint_of
 from abc_embed.train.loop import autocast_dtype, run_stage
 from abc_embed.train.metrics_logger import check_tracker
+from abc_embed.train.provenance import fingerprint_of
 from abc_embed.train.sampler import RecordSampler
-from abc_embed.train.validation import (
-    ValidationSet,
-    check_overlap,
-    overlap_with,
-    read_validation,
-)
+from abc_embed.train.validation import Overlap, ValidationSet, read_validation
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +38,7 @@ def train_from_config(
     moved: bool = False,
     sampler: GroupSampler | None = None,
 ) -> Path:
-    """Run what a TOML file says; called again, a broken run goes on.
-
-    Args:
-        overrides: `"section.field=value"` each.
-        resume: False refuses a folder that holds a run.
-        moved: The base, the records or the negatives of a broken run lie somewhere else now.
-        sampler: Stands in for `data.records`.
-
-    Returns:
-        The folder of the trained model, ready for `--model`.
-
-    Raises:
-        ConfigError: before anything is loaded.
-        AbcError: as `run_stage`.
-    """
+    """Run what a TOML file says, as `train`; a `sampler` stands in for `data.records`."""
     config = read_run_config(path, overrides, needs_records=sampler is None)
     return _train(config, sampler, resume, moved)
 
@@ -91,7 +72,7 @@ def train(
         raise ConfigError(
             f"data.records is {config.data.records!r} and a data set is given besides; give one"
         )
-    _check_complete(config, "the configuration", needs_records=dataset is None)
+    check_complete(config, "the configuration", needs_records=dataset is None)
     rows = None if dataset is None else open_dataset(dataset, columns)
     return _train(config, None, resume, moved, rows)
 
@@ -135,26 +116,22 @@ def _record_sampler(
     records = config.data.records if dataset is None else dataset
     if validation is None or config.validation.allow_overlap:
         return RecordSampler(records, config.stage, config.data)
-    overlap = overlap_with(validation)
+    overlap = Overlap(validation)
     sampler = RecordSampler(records, config.stage, config.data, overlap.look)
-    check_overlap(overlap)
+    overlap.check()
     return sampler
 
 
 def read_run_config(
     path: str | Path, overrides: Sequence[str] = (), *, needs_records: bool = True
 ) -> TrainConfig:
-    """The configuration of a run that can start.
-
-    Raises:
-        ConfigError: as `load_config`, and where the run would not know what, on what or where.
-    """
+    """The configuration of a run that can start, by `load_config` and `check_complete`."""
     config = load_config(path, overrides)
-    _check_complete(config, str(path), needs_records)
+    check_complete(config, str(path), needs_records)
     return config
 
 
-def _check_complete(config: TrainConfig, where: str, needs_records: bool) -> None:
+def check_complete(config: TrainConfig, where: str, needs_records: bool = True) -> None:
     """Raise `ConfigError` where a run would not know what, on what or where."""
     needed = [("out", config.out), ("model.base", config.model.base)]
     needed += [("data.records", config.data.records)] if needs_records else []
@@ -169,13 +146,10 @@ def _check_complete(config: TrainConfig, where: str, needs_records: bool) -> Non
 
 
 def check_folder(config: TrainConfig, resume: bool, moved: bool = False) -> Path | None:
-    """Look at the folder of a run before a model is loaded; nothing is made.
-
-    Returns:
-        The checkpoint that the run would go on from, if any.
+    """The checkpoint that a run would go on from, if any; looked for before a model is loaded.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: its folder cannot be written.
         TrainingError: the run in it cannot go on with this configuration, or must not.
     """
     out = Path(config.out)

@@ -3,7 +3,7 @@
 Other samplers need only the one method of `batches.GroupSampler`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -63,10 +63,21 @@ class RecordSampler:
 
         scan = self._dataset.scan(field, self.unreadable.append if skip else None, see)
         self._usable = np.setdiff1d(scan.numbers, unasked) if data.kinds else scan.numbers
-        _check_kinds(data, kinds)
+        unknown = sorted(data.kinds.keys() - kinds)
+        if unknown and kinds:  # of published sets none is known
+            raise ConfigError(
+                f"data.kinds names {unknown[0]!r}, which no instruction has; there are "
+                f"{', '.join(sorted(kinds))}"
+            )
         self.fingerprint = scan.fingerprint
         """Of what the records say, in their order."""
-        self._check_unreadable()
+        bad, of, share = len(self.unreadable), len(self._dataset), data.max_bad_share
+        if bad > max(share * of, share > 0):
+            first = self.unreadable[0]
+            raise DataError(
+                f"{bad:,} of the {of:,} rows of {self._name} cannot be used, more than "
+                f"data.max_bad_share ({share:g}) lets pass; the first is {first.place}: {first.why}"
+            )
         if not len(self._usable):
             raise DataError(
                 f"{self._name} has no record with {field}; give records made for this stage"
@@ -74,15 +85,6 @@ class RecordSampler:
         path = data.negatives_file
         self._mined = read_mined(Path(path), len(self._dataset), scan.captions) if path else None
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None
-
-    def _check_unreadable(self) -> None:
-        bad, of, share = len(self.unreadable), len(self._dataset), self._data.max_bad_share
-        if bad > max(share * of, share > 0):
-            first = self.unreadable[0]
-            raise DataError(
-                f"{bad:,} of the {of:,} rows of {self._name} cannot be used, more than "
-                f"data.max_bad_share ({share:g}) lets pass; the first is {first.place}: {first.why}"
-            )
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -145,24 +147,16 @@ class RecordSampler:
         if self._mined is None:
             return _sample(random, pool, count)
         rows = _sample(random, self._mined.of(number).tolist(), count)
-        texts = [self._dataset.caption(row) for row in rows]
-        if None in texts:
-            bad = rows[texts.index(None)]
-            raise DataError(
-                f"{self._data.negatives_file} names row {bad} of {self._name}, which has "
-                "no caption; mine these records again"
-            )
-        return [text for text in texts if text is not None]
-
-
-def _check_kinds(data: DataConfig, kinds: Collection[str]) -> None:
-    """Raise `ConfigError` for a kind that no record has; of published sets none is known."""
-    unknown = sorted(data.kinds.keys() - set(kinds))
-    if unknown and kinds:
-        raise ConfigError(
-            f"data.kinds names {unknown[0]!r}, which no instruction has; there are "
-            f"{', '.join(sorted(kinds))}"
-        )
+        texts: list[str] = []
+        for row in rows:
+            text = self._dataset.caption(row)
+            if text is None:
+                raise DataError(
+                    f"{self._data.negatives_file} names row {row} of {self._name}, which has "
+                    "no caption; mine these records again"
+                )
+            texts.append(text)
+        return texts
 
 
 def _sample(random: np.random.Generator, pool: Sequence[T], count: int) -> list[T]:

@@ -39,6 +39,8 @@ from abc_embed.train.sharding import meta_copy, shard, unshard_into
 
 T = TypeVar("T")
 Chunk = tuple[Features, ...]
+Loss = tuple[Tensor, Tensor]
+"""Loss and accuracy, both scalars."""
 
 
 def attach_adapter(model: AbcModel, config: TrainConfig) -> None:
@@ -112,9 +114,7 @@ class Stage(ABC):
         process_group.broadcast_parameters(self.parameters.values())
 
     @abstractmethod
-    def backward(
-        self, batch: TrainBatch, global_batch: GlobalBatch | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: TrainBatch, global_batch: GlobalBatch | None = None) -> Loss:
         """Add the gradients of a step to the parameters.
 
         Args:
@@ -122,8 +122,8 @@ class Stage(ABC):
             global_batch: What all processes bring; None: there is no other.
 
         Returns:
-            Loss and accuracy, both scalars, of all processes. The gradients are this process's own
-            until the optimizer's `grad_sync` ends.
+            Those of all processes. The gradients are this process's own until the optimizer's
+            `grad_sync` ends.
         """
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class Stage(ABC):
 
     def _loss(
         self, query: Tensor, candidates: Tensor, batch: TrainBatch, global_batch: GlobalBatch
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Loss:
         """This process's part of the loss: its queries among the candidates of all `(C, D)`."""
         loss, accuracy = contrastive_loss(
             query,
@@ -172,15 +172,25 @@ class Stage(ABC):
         weight = global_batch.loss_weight(len(query))
         return loss * weight, accuracy * weight
 
-    def _split_queries(self, batch: TrainBatch) -> list[Chunk]:
+    def _query_chunks(self, batch: TrainBatch, global_batch: GlobalBatch) -> list[Chunk]:
         train = self._config.train
-        return split_queries(batch, train.chunk_size, train.chunk_tokens)
+        chunks = split_queries(batch, train.chunk_size, train.chunk_tokens)
+        return self._pad_chunks(chunks, global_batch.query_chunks)
 
-    def _split_texts(
-        self, texts: Sequence[T], tokens_of: Callable[[T], int]
-    ) -> list[tuple[T, ...]]:
+    def _text_chunks(
+        self,
+        batch: TrainBatch,
+        own: Sequence[Features],
+        texts: Sequence[Sequence[str]],
+        global_batch: GlobalBatch,
+    ) -> list[Chunk]:
+        """The chunks of this process's `own` texts; `texts` are those of each process."""
         train = self._config.train
-        return split_texts(texts, train.chunk_size, train.chunk_tokens, tokens_of)
+        size, tokens = train.chunk_size, train.chunk_tokens
+        chunks = split_texts(own, size, tokens, lambda features: features.tokens)
+        tokens_of = global_batch.tokens.__getitem__
+        counts = [len(split_texts(some, size, tokens, tokens_of)) for some in texts]
+        return self._pad_chunks(chunks, counts, idle=batch.candidates[:1])
 
     def _pad_chunks(
         self, chunks: Sequence[Chunk], counts: Sequence[int], idle: Chunk = ()
@@ -188,14 +198,14 @@ class Stage(ABC):
         """The chunks, and where weights are split as many idle ones as it takes to make equally
         many passes on every process; `counts` has the number of chunks of each."""
         missing = max(counts) - len(chunks) if self.process_group.sharded else 0
-        return [*chunks, *([idle or chunks[-1][:1]] * missing)]
+        return [*chunks, *([chunks[-1][:1] if chunks else idle] * missing)]
 
     def _backward_chunks(
         self,
         chunks: Sequence[T],
         encode: Callable[[T], Tensor],
-        loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, Tensor]:
+        loss_of: Callable[[Tensor], Loss],
+    ) -> Loss:
         """Plain or cached, as the settings say; then the mean over the processes.
 
         LoRA's products run in the format of autocast: PEFT would first turn what goes into them
@@ -212,23 +222,15 @@ class Stage(ABC):
 class Pretrain(Stage):
     """Stage 1: image to caption, among all captions of the batch."""
 
-    def backward(
-        self, batch: TrainBatch, global_batch: GlobalBatch | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: TrainBatch, global_batch: GlobalBatch | None = None) -> Loss:
         if any(query.kind is not Kind.IMAGE for query in batch.queries):
             raise DataError("stage 1 asks with the image alone; the sampler gave an instruction")
         everyone = global_batch or GlobalBatch.single(batch)
-        images = self._pad_chunks(self._split_queries(batch), everyone.query_chunks)
-        texts = self._pad_chunks(
-            self._split_texts(batch.candidates, lambda features: features.tokens),
-            [
-                len(self._split_texts(texts, everyone.tokens.__getitem__))
-                for texts in everyone.texts
-            ],
-        )
+        images = self._query_chunks(batch, everyone)
+        texts = self._text_chunks(batch, batch.candidates, everyone.texts, everyone)
         first_text = sum(map(len, images))  # behind idle passes if any
 
-        def loss_of(vectors: Tensor) -> tuple[Tensor, Tensor]:
+        def loss_of(vectors: Tensor) -> Loss:
             own = vectors[first_text : first_text + len(batch.candidates)]
             candidates = gather_candidates(own, everyone, self._config.train.gather)
             return self._loss(vectors[: len(batch.queries)], candidates, batch, everyone)
@@ -256,15 +258,12 @@ class Instruct(Stage):
     GradCache.
     """
 
-    def backward(
-        self, batch: TrainBatch, global_batch: GlobalBatch | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: TrainBatch, global_batch: GlobalBatch | None = None) -> Loss:
         if any(query.kind is not Kind.INSTRUCTED for query in batch.queries):
             raise DataError("stage 2 needs an instruction with every image; the sampler gave none")
         everyone = global_batch or GlobalBatch.single(batch)
         candidates = self._candidates(batch, everyone)
-        queries = self._split_queries(batch)
-        chunks = [self._see(chunk) for chunk in self._pad_chunks(queries, everyone.query_chunks)]
+        chunks = [self._see(chunk) for chunk in self._query_chunks(batch, everyone)]
         count = len(batch.queries)
         return self._backward_chunks(
             chunks, self._encode, lambda v: self._loss(v[:count], candidates, batch, everyone)
@@ -289,32 +288,28 @@ class Instruct(Stage):
         """`(C, D)` float32: from the cache, after embedding what is new."""
         new = global_batch.new_texts(self.text_cache)
         if any(new):
-            own = new[global_batch.rank]
-            vectors = self._embed_texts(batch, own, new, global_batch).cpu()
+            vectors = self._embed_texts(batch, new, global_batch).cpu()
             for text, vector in zip((t for texts in new for t in texts), vectors, strict=True):
                 self.text_cache[text] = vector.clone()
         texts = global_batch.candidate_numbers()
         return torch.stack([self.text_cache[text] for text in texts]).to(self.model.device)
 
     def _embed_texts(
-        self,
-        batch: TrainBatch,
-        texts: Sequence[str],
-        new: Sequence[Sequence[str]],
-        global_batch: GlobalBatch,
+        self, batch: TrainBatch, new: Sequence[Sequence[str]], global_batch: GlobalBatch
     ) -> Tensor:
-        """Vectors `(C, D)` of the `new` texts of all processes; `texts` are those of this one."""
+        """Vectors `(C, D)` of the `new` texts of each process, one after the other."""
         features = dict(zip(batch.texts, batch.candidates, strict=True))
-        chunks = self._pad_chunks(
-            self._split_texts([features[text] for text in texts], lambda f: f.tokens),
-            [len(self._split_texts(texts, global_batch.tokens.__getitem__)) for texts in new],
-            idle=batch.candidates[:1],
-        )
+        texts = [features[text] for text in new[global_batch.rank]]
+        chunks = self._text_chunks(batch, texts, new, global_batch)
         self.model.eval()
         with self.model.adapter_off(), self._accelerator.autocast():
             vectors = [self.model.embed(self._collate(chunk), None) for chunk in chunks]
         self.model.train()
         nothing = torch.empty(0, self.model.dim, device=self.model.device)
         own = torch.cat([*vectors, nothing])[: len(texts)]
-        counts = [len(texts) for texts in new]
+        counts = list(map(len, new))
         return own if len(counts) == 1 else gather_rows(own, counts, "published")
+
+
+STAGES: Mapping[str, type[Stage]] = {"pretrain": Pretrain, "instruct": Instruct}
+"""By `stage` of a configuration."""

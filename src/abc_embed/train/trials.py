@@ -13,18 +13,18 @@ from typing import Any
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
-from abc_embed.errors import UsageError
+from abc_embed.errors import TrainingError, UsageError
 from abc_embed.figures import new_figure, save_figure
 from abc_embed.progress import ProgressCallback
 from abc_embed.runtime import seed_everything
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.train.batches import load_batches
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.loop import make_accelerator, make_stage, step_seed
-from abc_embed.train.optimizer import AdamW
-from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.loop import make_accelerator, make_optimizer, take_step
+from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.run import load_for_training
 from abc_embed.train.sampler import RecordSampler
+from abc_embed.train.stages import STAGES
 
 LOWEST, HIGHEST = 1e-6, 1e-1
 """Learning rates between which the sweep rises, by the same factor each step."""
@@ -40,10 +40,13 @@ FALLEN = 0.98
 
 
 class Trial:
-    """A stage set up as a run sets it up, whose steps leave nothing behind."""
+    """A stage set up as a run sets it up, whose steps leave nothing behind.
+
+    Raises:
+        UsageError: several processes train.
+    """
 
     def __init__(self, config: TrainConfig, steps: int) -> None:
-        """Raises `UsageError` where several processes train; else as a run."""
         self.config = replace(config, train=replace(config.train, steps=steps))
         process_group = ProcessGroup(make_accelerator(config.model))
         if process_group.world_size > 1:
@@ -51,8 +54,8 @@ class Trial:
         sampler = RecordSampler(config.data.records, config.stage, config.data)
         model, processor = load_for_training(config)
         seed_everything(config.train.seed)
-        self.stage = make_stage(self.config, model, processor, process_group)
-        self._optimizer = AdamW(list(self.stage.parameters.values()), config.optim, process_group)
+        self.stage = STAGES[config.stage](self.config, model, processor, process_group)
+        self._optimizer = make_optimizer(self.stage, config.optim)
         self._batches = load_batches(sampler, processor, self.config, 0)
 
     def step(self, number: int, learning_rate: float) -> float:
@@ -60,20 +63,18 @@ class Trial:
 
         Where loss or gradient are not finite the weights stay as they are.
         """
-        seed_everything(step_seed(self.config.train.seed, number, 0))
         with record_function("data"):
             batch = next(self._batches)
-        with record_function("vectors and gradients"), self._optimizer.grad_sync():
-            loss, _ = self.stage.backward(batch)
-        with record_function("update"):
-            norm = self._optimizer.clip_grad_norm(self.config.optim.clip_norm)
-            value = loss.item()
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                return math.nan
-            self._optimizer.set_learning_rate(learning_rate)
-            self._optimizer.step()
-            self.stage.after_update()
-        return value
+        alone = GlobalBatch.single(batch)
+        try:
+            record = take_step(
+                *(self.config, self.stage, self._optimizer, batch, alone),
+                step=number,
+                learning_rate=learning_rate,
+            )
+        except TrainingError:
+            return math.nan
+        return record.loss
 
 
 # -- learning rates --------------------------------------------------------------------------------
@@ -97,13 +98,8 @@ def find_learning_rate(
 ) -> LearningRates:
     """Raise the learning rate from step to step, and see at which the loss falls.
 
-    Args:
-        config: A run that could begin; its `optim.learning_rate` and `train.steps` do not count.
-        out: Folder for `learning_rates.csv` and `learning_rates.png`.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed; said before anything is trained.
-        AbcError: as a run.
+    `optim.learning_rate` and `train.steps` do not count. `learning_rates.csv` and
+    `learning_rates.png` are in the folder `out` then.
     """
     figure = new_figure(7, 4)
     make_folder(out)
@@ -117,8 +113,9 @@ def find_learning_rate(
         smoothed = mean / (1 - SMOOTHING ** (step + 1))
         diverged = not smoothed <= DIVERGED * lowest  # true of what is no number, too
         if math.isfinite(loss):
-            row = {"step": step + 1, "learning_rate": rate, "loss": loss, "smoothed": smoothed}
-            rows.append(row)
+            rows.append(
+                {"step": step + 1, "learning_rate": rate, "loss": loss, "smoothed": smoothed}
+            )
         on_progress(step + 1, SWEEP_STEPS)
         if diverged:
             break
@@ -186,13 +183,8 @@ def profile_steps(
 ) -> Profile:
     """Look at a few steps with torch's profiler.
 
-    Args:
-        config: A run that could begin.
-        out: Folder for `trace.json`, which chrome://tracing and Perfetto show, and
-            `operations.csv`.
-
-    Raises:
-        AbcError: as a run.
+    The folder `out` has `trace.json`, which chrome://tracing and Perfetto show, and
+    `operations.csv` then.
     """
     make_folder(out)
     trial = Trial(config, PROFILE_STEPS + 1)
@@ -211,13 +203,9 @@ def profile_steps(
     forward = {"forward passes": parts.pop(_PARTS[1]) - backward, "backward passes": backward}
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     operations = [
-        {
-            "operation": event.key,
-            "calls": event.count // PROFILE_STEPS,
-            "ms": _ms(getattr(event, own)),
-        }
-        for event in events
-        if event.key not in _PARTS
+        {"operation": e.key, "calls": e.count // PROFILE_STEPS, "ms": _ms(getattr(e, own))}
+        for e in events
+        if e.key not in _PARTS
     ]
     operations.sort(key=lambda row: -row["ms"])
     _write_csv(out / "operations.csv", operations)

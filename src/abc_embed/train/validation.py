@@ -8,7 +8,7 @@ and nothing kept in the model, so the run is the same to the last bit as without
 Shapes: `N` items, `D` width, `Q` questions, `C` candidates (all different texts of the set).
 """
 
-import json
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,10 +26,6 @@ from abc_embed.inputs import ImageInput, Item
 from abc_embed.processor import Features, Processor
 from abc_embed.storage.hashing import sha256, sha256_file
 from abc_embed.train.config import StageName, TrainConfig, ValidationConfig
-from abc_embed.train.metrics_logger import (
-    drop_lines_after,
-    full_disk_is_one_sentence,
-)
 from abc_embed.train.stages import Stage
 
 VALIDATION_FILE = "validation.jsonl"
@@ -189,26 +185,26 @@ class Validator:
             if self._config.stage == "instruct":  # nothing that could change them trains
                 self._texts = texts
         with_words = [q for q in questions if q.instruction is not None]
-        alone = list(dict.fromkeys((q.image, None) for q in questions))
-        asked = [(q.image, q.instruction) for q in with_words]
-        keys: list[tuple[int | None, str | None]] = sorted({*alone, *asked}, key=_by_image)
+        alone = {(q.image, None) for q in questions}
+        asked = {(q.image, q.instruction) for q in with_words}
+        keys: list[tuple[int | None, str | None]] = sorted(
+            {*alone, *asked}, key=lambda key: (key[0], key[1] or "")
+        )
         row = {key: number for number, key in enumerate(keys)}
         vectors = self._embed(keys)
-        by_image = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
+        control = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
         asked_of = len(questions), len(texts)
         if not with_words:
-            loss, hit = by_image
+            loss, hit = control
             return ValidationRecord(step, loss, _mean(hit), None, None, *asked_of)
         query = vectors[[row[q.image, q.instruction] for q in with_words]]
         loss, hit = self._score(query, texts, with_words)
-        kinds = by_kind(
-            hit,
-            [question.right for question in with_words],
-            [question.kind for question in with_words],
-            [question.image for question in with_words],
+        right, kind, image = zip(*((q.right, q.kind, q.image) for q in with_words), strict=True)
+        kinds = by_kind(hit, right, kind, image)
+        image_loss, image_hit = control
+        return ValidationRecord(
+            *(step, loss, _mean(hit), image_loss, _mean(image_hit), *asked_of, kinds)
         )
-        control = by_image[0], _mean(by_image[1])
-        return ValidationRecord(step, loss, _mean(hit), *control, *asked_of, kinds)
 
     def _score(
         self, query: torch.Tensor, texts: torch.Tensor, questions: Sequence[Question]
@@ -241,28 +237,24 @@ class Validator:
             vectors = self._stage.embed(features).cpu().numpy()
             if number < len(chunks):
                 own[number] = vectors
-        parts = {
-            number: part for some in group.all_gather_object(own) for number, part in some.items()
-        }
+        parts = dict(ChainMap(*group.all_gather_object(own)))
         rows = np.concatenate([parts[number] for number in range(len(chunks))])
         return torch.from_numpy(rows).double()
 
     def _features(self, keys: Sequence[tuple[int | None, str | None]]) -> list[Features]:
         features: list[Features] = []
-        opened: dict[int, Any] = {}
-        area = self._config.data.max_pixels or None
+        processor, area = self._processor, self._config.data.max_pixels or None
+        opened: int | None = None
         for number, words in keys:
             if number is None:
-                features.append(self._processor.features(Item(text=words)))
+                features.append(processor.features(Item(text=words)))
                 continue
             image = self._set.images[number]
             try:
-                if number not in opened:
-                    opened = {number: self._processor.pixels(image, max_pixels=area)}
+                if number != opened:
+                    opened, pixels = number, processor.pixels(image, max_pixels=area)
                 item = Item(image=image, instruction=words)
-                features.append(
-                    self._processor.features(item, max_pixels=area, pixels=opened[number])
-                )
+                features.append(processor.features(item, max_pixels=area, pixels=pixels))
             except InputError as error:
                 raise type(error)(f"{self._set.places[number]}: {error}") from error
         return features
@@ -272,59 +264,47 @@ def _mean(hit: NDArray[np.bool_]) -> float:
     return round(float(hit.mean()), 6)
 
 
-def _by_image(key: tuple[int | None, str | None]) -> tuple[int, str]:
-    return (key[0] or 0, key[1] or "")
-
-
-# -- what is written down --------------------------------------------------------------------------
-
-
-class ValidationLog:
-    """`validation.jsonl` of a run; lines after the checkpoint that it goes on from are dropped."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self._path = folder / VALIDATION_FILE
-        drop_lines_after(self._path, first_step)
-
-    def add(self, record: ValidationRecord) -> None:
-        """Append a line.
-
-        Raises:
-            OutputError: the disk is full.
-        """
-        with full_disk_is_one_sentence(self._path), self._path.open("a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-
-
 # -- pictures that are in both ---------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
 class Overlap:
-    """Looks for images of one set among the rows of another, by their bytes.
+    """Looks for the images of a set among the rows of another, by their bytes.
 
     A picture that was saved anew has other bytes, and is not found.
     """
 
-    sizes: dict[int, dict[str, str]] = field(default_factory=dict)
-    """Size of a file -> SHA-256 of those that have it -> where each stands."""
-    found: list[tuple[str, str]] = field(default_factory=list)
-    """Places in the other set and in this one."""
-
-    def expect(self, image: ImageInput, place: str) -> None:
-        """An image of this set; `OSError` when it cannot be read."""
-        if isinstance(image, bytes | Path):
-            self.sizes.setdefault(_size(image), {})[_sha256(image)] = place
+    def __init__(self, chosen: ValidationSet) -> None:
+        """Raises `DataError` when an image cannot be read."""
+        self._sizes: dict[int, dict[str, str]] = {}
+        """Size of a file -> SHA-256 of those that have it -> where each stands."""
+        self._found: list[tuple[str, str]] = []
+        """Places in the other set and in this one."""
+        for image, place in zip(chosen.images, chosen.places, strict=True):
+            try:
+                if isinstance(image, bytes | Path):
+                    self._sizes.setdefault(_size(image), {})[_sha256(image)] = place
+            except OSError as problem:
+                raise DataError(f"{place}: the image cannot be read ({problem.strerror})") from None
 
     def look(self, row: Row) -> None:
         """A row of the other set. Only images of a size that was expected are read."""
         try:
-            same_size = self.sizes.get(_size(row.image))
+            same_size = self._sizes.get(_size(row.image))
             place = same_size and same_size.get(_sha256(row.image))
         except OSError:
             return  # training says so when its turn comes
         if place:
-            self.found.append((row.place, place))
+            self._found.append((row.place, place))
+
+    def check(self) -> None:
+        """Raise `DataError` when training and validation show the same pictures."""
+        if self._found:
+            there, here = self._found[0]
+            raise DataError(
+                f"{len(self._found):,} pictures of data.records are in validation.records too, "
+                f"{there} as {here} the first; a score on them would be memory: take them out of "
+                "one, or set validation.allow_overlap = true"
+            )
 
 
 def _size(image: Path | bytes) -> int:
@@ -333,29 +313,3 @@ def _size(image: Path | bytes) -> int:
 
 def _sha256(image: Path | bytes) -> str:
     return sha256(image) if isinstance(image, bytes) else sha256_file(image)
-
-
-def overlap_with(chosen: ValidationSet) -> Overlap:
-    """An `Overlap` that expects the images of a set.
-
-    Raises:
-        DataError: one cannot be read.
-    """
-    overlap = Overlap()
-    for image, place in zip(chosen.images, chosen.places, strict=True):
-        try:
-            overlap.expect(image, place)
-        except OSError as problem:
-            raise DataError(f"{place}: the image cannot be read ({problem.strerror})") from None
-    return overlap
-
-
-def check_overlap(overlap: Overlap) -> None:
-    """Raise `DataError` when training and validation show the same pictures."""
-    if overlap.found:
-        there, here = overlap.found[0]
-        raise DataError(
-            f"{len(overlap.found):,} pictures of data.records are in validation.records too, "
-            f"{there} as {here} the first; a score on them would be memory: take them out of one, "
-            "or set validation.allow_overlap = true"
-        )
