@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_json, print_message, print_table
+from abc_embed.cli.output import epilog, print_json, print_table
 from abc_embed.cli.rankings import Ranking
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from abc_embed.cli.remote import RemoteModel
     from abc_embed.embedder import Embedder
     from abc_embed.inputs import Item
@@ -26,7 +24,6 @@ EXAMPLES = epilog("""
   abc-embed compare photo.jpg "a dog" "a cat" --plot ranking.png --explain
   abc-embed compare photo.jpg "a dog" "a cat" --server http://127.0.0.1:8765
 """)
-
 
 HEEDED = ("image", "texts", "instruction", "plot")
 """What a server can heed."""
@@ -72,7 +69,7 @@ def compare(
         if plot is not None:
             from abc_embed.inputs import open_image
 
-            _write_plot(plot, open_image(image), rankings, [])
+            plots.write_plot(plot, open_image(image), rankings)
         return
     from abc_embed.inputs import DECODE_LIMIT, Item, open_image
 
@@ -89,26 +86,13 @@ def compare(
             for question, ranking in zip(questions, rankings, strict=True)
             if explain
         ]
-        _write_plot(plot, photo, rankings, overlays)
-
-
-def _write_plot(
-    out: Path, photo: "Image.Image", rankings: list[Ranking], overlays: "list[Image.Image]"
-) -> None:
-    from abc_embed.cli import plot as plots
-
-    plots.write_plot(out, photo, rankings, overlays)
-    print_message(f"drawn in {out}")
+        plots.write_plot(plot, photo, rankings, overlays)
 
 
 def rank_remote(
     served: "RemoteModel", image: str, asked: Sequence[str | None], texts: list[str]
 ) -> list[Ranking]:
-    """The same by a running server; the image alone has no place among instructions there.
-
-    Raises:
-        AbcError: as `RemoteModel.ask`.
-    """
+    """The same by a running server; the image alone has no place among instructions there."""
     from abc_embed.cli.remote import image_data
 
     body: dict[str, Any] = {"image": image_data(image), "texts": texts}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.journal import Journal, item_key, job_of
+from abc_embed.cli.journal import Journal, item_key
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import epilog, print_message, print_outcome, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
@@ -66,11 +66,7 @@ class JobSettings:
     plan: options.PlanFile = None
 
     def check(self, inputs: list[str] | None, out: Path | None) -> None:
-        """Refuse what does not go together.
-
-        Raises:
-            UsageError: it does not.
-        """
+        """Refuse what does not go together."""
         if self.plan is not None and (self.processes > 1 or out is None):
             raise UsageError("--plan is for a job in one process that writes a file; give -o alone")
         if self.window is not None and (inputs != [STDIN] or self.processes > 1):
@@ -124,9 +120,7 @@ def embed(
         if served is None:  # after the place to write to, before anything heavy
             settings.check()
         stream = _stream(served, settings, job.processes, total)
-        journal = None
-        if out is not None and served is None:
-            journal = stack.enter_context(Journal(out, job_of(settings)))
+        journal = stack.enter_context(Journal(out if served is None else None, settings))
         vectors = _embed(named_items, report, stream, job.window, journal)
         dim = _write(vectors, writer, report, total, at_once=job.window is not None)
         if not report.written:
@@ -134,8 +128,7 @@ def embed(
             raise InputError("nothing could be embedded, and nothing is written")
         if writer is not None:
             writer.finish()
-        if journal is not None:
-            journal.remove()
+        journal.remove()
     report.print_skipped()
     if writer is not None:
         _summarize(writer.files, report, dim, (served or settings).model, as_json)
@@ -229,7 +222,7 @@ def _embed(
     report: Report,
     stream: "Stream",
     window: int | None,
-    journal: Journal | None = None,
+    journal: Journal,
 ) -> "Iterator[tuple[str, Vector]]":
     """Name and vector `(D,)` of every item that can be embedded, in order.
 
@@ -248,19 +241,17 @@ def _embed(
             if named.item is None:
                 report.skip(named, named.error or InputError("the item is empty"))
                 continue
-            in_flight.append((named, "" if journal is None else item_key(named.item)))
-            if journal is None or in_flight[-1][1] not in journal:
+            key = item_key(named.item)
+            in_flight.append((named, key))
+            if key not in journal:
                 yield named.item
 
     def known() -> "Iterator[tuple[str, Vector]]":
-        while in_flight and journal is not None:
-            vector = journal.get(in_flight[0][1])
-            if vector is None:
-                return
+        while in_flight and (vector := journal.get(in_flight[0][1])) is not None:
             yield in_flight.popleft()[0].name, vector
 
     coming = items()
-    if journal is not None and len(journal):
+    if len(journal):
         first = list(islice(coming, 1))
         where = f"item {reached:,}" if first else "the end"
         print_message(
@@ -275,8 +266,7 @@ def _embed(
             if isinstance(result, Skipped):
                 report.skip(named, result.error)
                 continue
-            if journal is not None:
-                journal.add(key, result)
+            journal.add(key, result)
             yield named.name, result
     yield from known()
 

@@ -12,6 +12,7 @@ from abc_embed.cli.options import OnError
 from abc_embed.cli.output import (
     counted,
     epilog,
+    print_first,
     print_json,
     print_message,
     print_outcome,
@@ -252,22 +253,20 @@ def _fill(
     if as_json:
         print_json(facts)
         return
-    if kept := facts.pop("stored_recall", None):
+    if kept:
         print_message(
             f"{index.dim} numbers in {index.settings['dtype']} find {kept['recall']:.3f} of what "
             f"the model's own find (recall@10 of {kept['images']:,} images)"
         )
-    bad = facts.pop("bad", [])
-    left_out = facts.pop("left_out", 0)
-    print_result(", ".join(f"{count} {name}" for name, count in facts.items()))
-    if left_out:
-        print_message(f"the filter left out {counted(left_out, 'image')}")
-    if bad:
+    names = ("images", "added", "changed", "found", "vanished", "unchanged")
+    print_result(", ".join(f"{facts[name]} {name}" for name in names if name in facts))
+    if facts.get("left_out"):
+        print_message(f"the filter left out {counted(facts['left_out'], 'image')}")
+    if bad := facts.get("bad"):
         print_message(f"left out {counted(len(bad), 'bad image')}:")
-    for image in bad[:SHOWN]:
-        print_message(f"  {image['path']}: {image['error']}")
-    if bad and not facts["images"]:
-        raise DataError("none of the images can be used")
+        print_first([f"  {image['path']}: {image['error']}" for image in bad], SHOWN, "")
+        if not facts["images"]:
+            raise DataError("none of the images can be used")
 
 
 def _add_npy(index: "Index", file: Path) -> None:

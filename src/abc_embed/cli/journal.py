@@ -10,6 +10,8 @@ import base64
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,28 +29,29 @@ KEPT_AFTER_S = 5.0
 
 
 class Journal:
-    """Vectors by item; context manager, closed with the run and gone with `remove`."""
+    """Vectors by item; context manager, closed with the run and gone with `remove`.
 
-    def __init__(self, out: Path, job: str) -> None:
-        """Read what an earlier run for this file left; one of another job is not used.
+    Raises:
+        OutputError: by all methods, where the journal cannot be read or written.
+    """
 
-        Args:
-            out: the file that is written in the end.
-            job: whatever else decides a vector, as one word.
+    def __init__(self, out: Path | None, settings: "VectorSettings") -> None:
+        """Read what an earlier run left for this file; one of another job is not used.
 
-        Raises:
-            OutputError: the journal cannot be read or written.
+        Without a file nothing is kept.
         """
-        target = Path(os.path.realpath(out))
-        self.path = target.parent / f".{target.name}.journal"
-        self._job = job
+        self._path = None
         self._places: dict[str, tuple[int, int]] = {}
         """Where in the file an item's line begins, and how long it is."""
         self._waiting: list[bytes] = []
         self._started_s = time.monotonic()
         self._file: BinaryIO | None = None
-        if self.path.is_file():
-            self._open()
+        if out is not None:
+            self._job = _job_of(settings)
+            target = Path(os.path.realpath(out))
+            self._path = target.parent / f".{target.name}.journal"
+            if self._path.is_file():
+                self._file = self._open(self._path)
 
     def __enter__(self) -> "Journal":
         return self
@@ -59,28 +62,22 @@ class Journal:
         self._file.close()
         if kind is not None:
             print_message(
-                f"what is embedded is kept in {str(self.path)!r}: the same command goes on from it"
+                f"what is embedded is kept in {str(self._path)!r}: the same command goes on from it"
             )
 
     def __len__(self) -> int:
         return len(self._places)
 
     def get(self, key: str) -> "Vector | None":
-        """The vector of an item, if it is there.
-
-        Raises:
-            OutputError: the journal cannot be read.
-        """
+        """The vector of an item, if it is there."""
+        if key not in self._places or self._path is None or self._file is None:
+            return None
         import numpy as np
 
-        if key not in self._places or self._file is None:
-            return None
         start, size = self._places[key]
-        try:
+        with _errors_of(self._path):
             self._file.seek(start)
             entry = json.loads(self._file.read(size))
-        except OSError as error:
-            raise unwritable(self.path, error) from error
         vector: Vector = np.frombuffer(base64.b64decode(entry["vector"]), entry["dtype"])
         return vector
 
@@ -88,46 +85,39 @@ class Journal:
         return key in self._places
 
     def add(self, key: str, vector: "Vector") -> None:
-        """Keep the vector of an item.
-
-        Raises:
-            OutputError: the journal cannot be written.
-        """
+        """Keep the vector of an item."""
+        if self._path is None:
+            return
         coded = base64.b64encode(vector.tobytes()).decode()
         entry = {"key": key, "dtype": vector.dtype.str, "vector": coded}
         self._waiting.append(json.dumps(entry).encode() + b"\n")
         if time.monotonic() - self._started_s < KEPT_AFTER_S:
             return
-        if self._file is None:
-            self._open()
+        self._file = self._file or self._open(self._path)
         if self._file is not None:
-            try:
+            with _errors_of(self._path):
                 self._file.seek(0, os.SEEK_END)
                 self._file.writelines(self._waiting)
                 self._file.flush()
-            except OSError as error:
-                raise unwritable(self.path, error) from error
         self._waiting.clear()
 
     def remove(self) -> None:
         """The file is written: nothing of this is needed any more."""
-        if self._file is not None:
-            self.path.unlink(missing_ok=True)
+        if self._path is not None and self._file is not None:
+            self._path.unlink(missing_ok=True)
 
-    def _open(self) -> None:
+    def _open(self, path: Path) -> BinaryIO | None:
         """Read the lines that are whole; without a lock on the file it is another run's."""
-        try:
-            self._file = open(self.path, "a+b")  # noqa: SIM115  (closed with the run)
-            if not lock_file(self._file.fileno()):
-                self._file.close()
-                self._file = None
-                return
-            end = self._read(self._file)
-            self._file.truncate(end)
+        with _errors_of(path):
+            file = open(path, "a+b")  # noqa: SIM115  (closed with the run)
+            if not lock_file(file.fileno()):
+                file.close()
+                return None
+            end = self._read(file)
+            file.truncate(end)
             if not end:
-                self._file.write(json.dumps({"job": self._job}).encode() + b"\n")
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+                file.write(json.dumps({"job": self._job}).encode() + b"\n")
+            return file
 
     def _read(self, file: BinaryIO) -> int:
         """Where the last whole line of this job ends; 0 where there is none."""
@@ -149,6 +139,14 @@ class Journal:
         return end
 
 
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def item_key(item: "Item") -> str:
     """What an item is: equal for equal words about the same state of the same file."""
     image = item.image if isinstance(item.image, str | os.PathLike) else None
@@ -162,12 +160,8 @@ def item_key(item: "Item") -> str:
     return sha256_json(state)
 
 
-def job_of(settings: "VectorSettings") -> str:
-    """The job of `Journal`: the model's files, sampled, and all settings.
-
-    Raises:
-        AbcError: as `hub.locate`.
-    """
+def _job_of(settings: "VectorSettings") -> str:
+    """Whatever decides a vector besides its item: the model's files, sampled, and all settings."""
     from abc_embed import __version__, hub
     from abc_embed.storage.hashing import sample_hash
 

@@ -9,11 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import typer
 
@@ -107,11 +107,7 @@ OTHER_LIBRARIES = ("st", "open_clip", "late", "random")
 
 
 def check_machine(device: str, dtype: str) -> None:
-    """Whether there can be such a device and number format at all; torch is not asked.
-
-    Raises:
-        UsageError: no such name.
-    """
+    """Refuse names that no device or number format has; torch is not asked."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise UsageError(f"device is {device!r}; use auto, cpu, cuda, cuda:N or mps")
     if dtype != "auto" and dtype not in DTYPES:
@@ -119,11 +115,7 @@ def check_machine(device: str, dtype: str) -> None:
 
 
 def check_model(name: str) -> None:
-    """Whether a model's name can mean one; the hub's package is imported only for names of it.
-
-    Raises:
-        UnknownModelError: neither bundled, nor a folder, nor a name that a hub may have.
-    """
+    """Refuse a name that no model can have; the hub's package is imported only for names of it."""
     if name != MODEL and not Path(name).expanduser().is_dir():
         from abc_embed.hub import is_remote_folder, resolve
 
@@ -147,12 +139,7 @@ def announced(what: str) -> Iterator[None]:
 
 def judge_plan(path: Path, job: str, model: str) -> Callable[[str, int], str]:
     """Read a plan before its job starts; what it gives, once the job is done, says how far off it
-    was, from the device's name and the number of items or steps.
-
-    Raises:
-        DataError: the file is no plan.
-        UsageError: it is of another job.
-    """
+    was, from the device's name and the number of items or steps."""
     from abc_embed.speed.plan import Plan, check_job, comparison  # torch comes with it: seconds
 
     plan = Plan.read(path)
@@ -172,21 +159,11 @@ def with_settings(command: Command) -> Command:
     settings: dict[str, Any] = {}
     for parameter in signature(command, eval_str=True).parameters.values():
         kind: Any = parameter.annotation
-        if not is_dataclass(kind):
+        if is_dataclass(kind):
+            settings[parameter.name] = kind
+            options += signature(settings[parameter.name], eval_str=True).parameters.values()
+        else:
             options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-            continue
-        settings[parameter.name] = kind
-        hints = get_type_hints(kind, include_extras=True)
-        for field in fields(kind):
-            default = Parameter.empty if field.default is MISSING else field.default
-            options.append(
-                Parameter(
-                    field.name,
-                    Parameter.KEYWORD_ONLY,
-                    default=default,
-                    annotation=hints[field.name],
-                )
-            )
 
     @wraps(command)
     def run(**values: Any) -> None:
@@ -219,11 +196,7 @@ class ModelSettings:
     ] = False
 
     def load(self) -> "Embedder":
-        """The model that the options name.
-
-        Raises:
-            CheckpointError, DeviceError: as `Embedder.from_pretrained`.
-        """
+        """The model that the options name."""
         self.check()
         from abc_embed.runtime import no_garbage_collection
 
@@ -239,12 +212,7 @@ class ModelSettings:
             )
 
     def check(self) -> None:
-        """Find out what is wrong with the options before anything heavy is imported.
-
-        Raises:
-            UsageError: no such device or number format by name.
-            UnknownModelError: no such model.
-        """
+        """Find out what is wrong with the options before anything heavy is imported."""
         check_machine(self.device, self.dtype)
         check_model(self.model)
 
@@ -274,13 +242,8 @@ class RemoteSettings:
     ) -> "RemoteModel | None":
         """The model of the server; None where none was named.
 
-        Args:
-            context: of the command; it knows what stands on the command line.
-            model: what `--model` says; only one that was really given is insisted on.
-            heeded: options of the command that the server can heed.
-
-        Raises:
-            UsageError: another option was given, or the key cannot be read.
+        `model` is insisted on only where it stands on the command line. Other options than those
+        `heeded` are a `UsageError`.
         """
         if not self.server:
             return None
@@ -313,12 +276,7 @@ class ImageModelSettings(ModelSettings):
     truncate: Truncate = "error"
 
     def load_with_pixels(self) -> "tuple[Embedder, int | None]":
-        """The model that the options name, and the `max_pixels` to call it with.
-
-        Raises:
-            UsageError: an option is wrong; found before anything is loaded, where that is possible.
-            CheckpointError, DeviceError: as `Embedder.from_pretrained`.
-        """
+        """The model that the options name, and the `max_pixels` to call it with."""
         area = None if self.max_pixels is None else parse_area(self.max_pixels)
         embedder = self.load()
         embedder.processor.truncate = self.truncate
@@ -359,7 +317,6 @@ class VectorSettings(BatchSettings):
     ] = "float32"
 
     def check(self) -> None:
-        """As `ModelSettings.check`; the number format of vectors too."""
         super().check()
         check_output(self.output)
 
@@ -412,11 +369,7 @@ class EncoderSettings:
 
 
 def parse_areas(text: str | None) -> list[int | None]:
-    """`"128,256 tokens"` or `"100352"` -> areas in pixels; None: as the model says.
-
-    Raises:
-        UsageError: a part is no area.
-    """
+    """`"128,256 tokens"` or `"100352"` -> areas in pixels; None: as the model says."""
     if text is None:
         return [None]
     parts = [part.strip() for part in text.split(",")]
@@ -426,11 +379,7 @@ def parse_areas(text: str | None) -> list[int | None]:
 
 
 def parse_widths(name: str, text: str | None) -> list[int]:
-    """`"256,128"` -> widths of vectors; None: none.
-
-    Raises:
-        UsageError: a part is no whole number; names the option.
-    """
+    """`"256,128"` -> widths of vectors; None: none. A refusal names the option."""
     try:
         return [] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
@@ -461,11 +410,7 @@ class IndexSettings(BatchSettings):
 
 
 def parse_area(text: str) -> tuple[int, bool]:
-    """`"200704"` or `"256 tokens"` -> the number, and whether it counts tokens.
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """`"200704"` or `"256 tokens"` -> the number, and whether it counts tokens."""
     match = re.fullmatch(r"\s*([0-9][0-9_]*)\s*(tokens?)?\s*", text)
     if not match:
         raise UsageError(
@@ -482,11 +427,7 @@ def _in_pixels(area: tuple[int, bool], processor: "Processor") -> int:
 
 
 def parse_size(text: str, option: str) -> int:
-    """`"512 MB"` or `"2.5 GB"` -> bytes, powers of ten; `option` is named in the message.
-
-    Raises:
-        UsageError: it is no size.
-    """
+    """`"512 MB"` or `"2.5 GB"` -> bytes, powers of ten. A refusal names the option."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([MGT]B)\s*", text, re.IGNORECASE)
     if not match:
         raise UsageError(f"{option} is {text!r}; give a size like '512 MB' or '2 GB'")

@@ -109,8 +109,7 @@ def _name_values(function: Callable[..., Any]) -> None:
     for parameter in signature(function, eval_str=True).parameters.values():
         kind = parameter.annotation
         value, *about = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-        parts = (value, *get_args(value))
-        types = [METAVARS[t] for t in (*parts, *_inner(value)) if t in METAVARS]
+        types = [METAVARS[t] for t in _types_in(value) if t in METAVARS]
         for info in about:
             if isinstance(info, OptionInfo) and info.metavar is None and types:
                 info.metavar = types[0]
@@ -128,9 +127,9 @@ def _own_examples(examples: str, words: str) -> str:
     return "\n".join(kept)
 
 
-def _inner(value: Any) -> tuple[Any, ...]:
-    """The types in the lists of a union."""
-    return tuple(inner for part in get_args(value) for inner in get_args(part))
+def _types_in(kind: Any) -> tuple[Any, ...]:
+    """A type, and those in its lists and unions."""
+    return (kind, *(inner for part in get_args(kind) for inner in _types_in(part)))
 
 
 def _print_version(wanted: bool) -> None:

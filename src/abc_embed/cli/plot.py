@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from abc_embed.cli.output import print_message
 from abc_embed.cli.rankings import Ranking
 from abc_embed.errors import UsageError
 from abc_embed.figures import draw_text, text_width, wrap_text
@@ -36,12 +37,7 @@ MOST = 20
 
 
 def check_plot(path: Path) -> None:
-    """Find out before the work whether the picture can be written.
-
-    Raises:
-        UsageError: no such format.
-        OutputError: the file cannot be written there.
-    """
+    """Find out before the work whether the picture can be written."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{str(path)!r} does not end in {', '.join(FORMATS)}; give one of these")
     check_writable(path)
@@ -53,11 +49,7 @@ def write_plot(
     rankings: Sequence[Ranking],
     overlays: Sequence[Image.Image] = (),
 ) -> None:
-    """Draw and write the picture; with `overlays`, each ranking stands beside its own.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Draw and write the picture; with `overlays`, each ranking stands beside its own."""
     if overlays:
         panels = zip(overlays, rankings, strict=True)
         picture = stack([draw(overlay, [ranking]) for overlay, ranking in panels])
@@ -65,6 +57,7 @@ def write_plot(
         picture = draw(photo, rankings)
     with atomic_write(path) as file:
         picture.save(file, FORMATS[path.suffix.lower()])
+    print_message(f"drawn in {path}")
 
 
 def draw(photo: Image.Image, rankings: Sequence[Ranking]) -> Image.Image:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_message, print_result
+from abc_embed.cli.output import epilog, print_result
 
 EXAMPLES = epilog("""
   abc-embed quickstart
@@ -55,7 +55,6 @@ def quickstart(
         print_result(verdict)
     if plot is not None:
         plots.write_plot(plot, open_image(picture), rankings)
-        print_message(f"drawn in {plot}")
     if not swaps:
         raise typer.Exit(1)
 

@@ -33,12 +33,9 @@ HEEDED = {"server", "api_key_file", "model", "as_json"}
 
 
 class RemoteModel:
-    """The model of a server.
+    """The model of the server at `url`, with `key` if it wants one.
 
-    Args:
-        url: where it is, like `http://127.0.0.1:8765`.
-        key: one of its keys; None: it wants none.
-        model: its name, where the user insists on one; None: whatever it has.
+    `model` is its name, where the user insists on one; None: whatever it has.
 
     Raises:
         UsageError: that is no address of a server.
@@ -138,31 +135,28 @@ class RemoteModel:
 
         In float32 it is a memoryview, which the writers of vectors.py take as well.
         """
-        chunk: list[tuple[Item, dict[str, Any] | InputError]] = []
-        size = start = 0
-        for item in items:
+        chunk: list[tuple[int, Item, dict[str, Any] | InputError]] = []
+        size = 0
+        for index, item in enumerate(items):
             part = _as_part(item)
-            chunk.append((item, part))
+            chunk.append((index, item, part))
             size += len(part.get("image", "")) if isinstance(part, dict) else 0
-            if len(chunk) < CHUNK_ITEMS and size < CHUNK_BYTES:
-                continue
-            yield from self._chunk(chunk, start, dim, output)
-            start, size = start + len(chunk), 0
-            chunk = []
-        yield from self._chunk(chunk, start, dim, output)
+            if len(chunk) >= CHUNK_ITEMS or size >= CHUNK_BYTES:
+                yield from self._chunk(chunk, dim, output)
+                chunk, size = [], 0
+        yield from self._chunk(chunk, dim, output)
 
     def _chunk(
         self,
-        chunk: "Sequence[tuple[Item, dict[str, Any] | InputError]]",
-        start: int,
+        chunk: "Sequence[tuple[int, Item, dict[str, Any] | InputError]]",
         dim: int | None,
         output: str,
     ) -> "Iterator[Vector | Skipped]":
         from abc_embed.inputs import Skipped
 
-        inputs = [part for _, part in chunk if isinstance(part, dict)]
+        inputs = [part for *_, part in chunk if isinstance(part, dict)]
         rows = iter(self._rows(inputs, dim, output) if inputs else [])
-        for index, (item, part) in enumerate(chunk, start):
+        for index, item, part in chunk:
             if not isinstance(part, dict):
                 yield Skipped(index, item, part)
                 continue

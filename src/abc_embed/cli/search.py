@@ -186,8 +186,8 @@ def search(
         found = _search_folder(folder, queries, output.count, settings, reading)
     results = _show(queries, found.results, output, settings.model, as_json, found.bad)
     if output.plot is not None:
-        panels = _evidence(found, queries, asked.ask) if output.explain else _photo
-        _draw(output.plot, queries, results, panels)
+        explain = _explainer(found, queries, asked.ask) if output.explain else None
+        _draw(output.plot, queries, results, explain)
     if output.open_best:
         shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
         for path in shown[:1]:
@@ -243,22 +243,20 @@ def _search_index(
     index = Index.open(folder, embedder, max_pixels=max_pixels)
     if asked.ask is None:
         results = index.search_many(queries, count, where=asked.where)
-        return Found(results=results, embedder=embedder, max_pixels=max_pixels)
-    results = []
-    for query in queries:
-        with progress_bar("looking") as on_progress:
-            found = ask(
-                index,
-                query,
-                asked.ask,
-                count=count,
-                budget=asked.budget,
-                where=asked.where,
-                keep_tokens=asked.keep_tokens,
-                on_progress=on_progress,
-            )
-        _print_passes(found.passes, found.images, found.share, found.unreadable)
-        results.append(found.hits)
+    else:
+        results = []
+        for query in queries:
+            with progress_bar("looking") as on_progress:
+                found = ask(
+                    *(index, query, asked.ask),
+                    count=count,
+                    budget=asked.budget,
+                    where=asked.where,
+                    keep_tokens=asked.keep_tokens,
+                    on_progress=on_progress,
+                )
+            _print_passes(found.passes, found.images, found.share, found.unreadable)
+            results.append(found.hits)
     return Found(results=results, embedder=embedder, max_pixels=max_pixels)
 
 
@@ -398,39 +396,33 @@ def _shorter(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(here) else str(path)
 
 
-Panels = Callable[[int, Path, "Image.Image"], "Iterable[tuple[Image.Image, str | None]]"]
+Explainer = Callable[[int, Path, "Image.Image"], "Iterable[tuple[Image.Image, str]]"]
 """The number of a query, a hit and its image -> what is drawn of it, and what that shows."""
 
 
-def _photo(
-    query: int, path: Path, photo: "Image.Image"
-) -> "Iterable[tuple[Image.Image, str | None]]":
-    """The image as it is."""
-    return [(photo, None)]
-
-
-def _evidence(found: Found, queries: "Sequence[Query]", ask: str | None) -> Panels:
+def _explainer(found: Found, queries: "Sequence[Query]", ask: str | None) -> Explainer:
     """The image under the map of what spoke for it: as a whole, and where the instruction asks."""
     from abc_embed.inputs import Item
     from abc_embed.search.queries import embed_queries
 
-    embedder, max_pixels = found.embedder, found.max_pixels
-    vectors = embed_queries(queries, embedder, max_pixels)
-    instructions = [None] if ask is None else [None, ask]
+    vectors = embed_queries(queries, found.embedder, found.max_pixels)
 
-    def panels(
+    def explain(
         query: int, path: Path, photo: "Image.Image"
-    ) -> "Iterable[tuple[Image.Image, str | None]]":
-        for words in instructions:
+    ) -> "Iterable[tuple[Image.Image, str]]":
+        for words in [None] if ask is None else [None, ask]:
             item = Item(image=path, instruction=words)
-            evidence = embedder.explain(item, vectors[query], max_pixels=max_pixels)
+            evidence = found.embedder.explain(item, vectors[query], max_pixels=found.max_pixels)
             yield evidence.overlay(photo), words or "the image alone"
 
-    return panels
+    return explain
 
 
 def _draw(
-    out: Path, queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", panels: Panels
+    out: Path,
+    queries: "Sequence[Query]",
+    results: "Sequence[Sequence[Hit]]",
+    explain: Explainer | None,
 ) -> None:
     """A contact sheet of the hits; one whose file is gone is left out."""
     from abc_embed.data.contact_sheet import FAINT, INK, draw_cell, write_sheet
@@ -439,15 +431,16 @@ def _draw(
     cells = []
     for number, (query, hits) in enumerate(zip(queries, results, strict=True)):
         for rank, hit in enumerate(hits, 1):
+            place = "below the line" if hit.is_answer is False else f"number {rank}"
+            lines = [(str(query), INK), (f"{place}, cosine {hit.score:.3f}", FAINT)]
             try:
-                drawn = list(panels(number, hit.path, open_image(hit.path)))
+                photo = open_image(hit.path)
+                drawn = list(explain(number, hit.path, photo)) if explain else [(photo, "")]
             except InputError as error:
                 print_message(f"not drawn: {error}")
                 continue
-            place = "below the line" if hit.is_answer is False else f"number {rank}"
-            lines = [(str(query), INK), (f"{place}, cosine {hit.score:.3f}", FAINT)]
             for picture, shown in drawn:
-                more = [] if shown is None else [(shown, INK)]
+                more = [(shown, INK)] if shown else []
                 cells.append(draw_cell(picture, _shorter(hit.path), [*lines, *more]))
     if not cells:
         print_message(f"there is nothing to draw, so {out} is not written")
@@ -473,11 +466,7 @@ def _open_cache(
 
 
 def _report(index: "FolderIndex", on_error: OnError) -> None:
-    """What the folder held, and what was left out.
-
-    Raises:
-        InputError: an image is bad, and that is to end the work; or all of them are.
-    """
+    """What the folder held, and what was left out."""
     bad = index.bad
     if bad and (on_error == "raise" or not index.paths):
         raise bad[0].error
