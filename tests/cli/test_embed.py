@@ -17,6 +17,7 @@ from PIL import Image
 from abc_embed import Embedder, Item
 from abc_embed.cli import STOPPED, items, journal
 from abc_embed.cli import embed as embed_command
+from abc_embed.cli.options import VectorSettings
 
 # A vector does not depend on its company, but for the last bit of a sum.
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -125,7 +126,8 @@ def test_a_window_is_answered_before_more_is_read(
             yield items.NamedItem(str(number), Item(str(number)))
 
     report = embed_command.Report("raise")
-    answers = embed_command._embed(coming(), report, embedder.stream, 2)
+    nowhere = journal.Journal(None, VectorSettings())
+    answers = embed_command._embed(coming(), report, embedder.stream, 2, nowhere)
     seen = [(name, len(read)) for name, _ in answers]
     assert seen == [("0", 2), ("1", 2), ("2", 4), ("3", 4), ("4", 5)]
     whole = cli("embed", "-", "--model", tiny, stdin=LINES).out

@@ -276,16 +276,16 @@ def test_a_killed_worker_is_one_sentence_wherever_the_process_is(
 ) -> None:
     from abc_embed.train import loop
 
-    step: Callable[..., Any] = loop._step
+    step: Callable[..., Any] = loop.take_step
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **named: Any) -> Any:
         """The signal of the worker's end arrives here, not in the loader."""
         end = time.monotonic() + 30
         while time.monotonic() < end:
             np.zeros(10)
-        return step(*arguments)
+        return step(*arguments, **named)
 
-    monkeypatch.setattr(loop, "_step", slow)
+    monkeypatch.setattr(loop, "take_step", slow)
     settings = config("pretrain", steps=3)
     settings = replace(settings, data=replace(settings.data, workers=1))
     began = time.monotonic()

@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.output import epilog, print_first, print_json, print_message, print_table
 from abc_embed.progress import progress_bar
-
-if TYPE_CHECKING:
-    from abc_embed.scale.job import BatchReport
 
 EXAMPLES = epilog("""
   abc-embed batch scenes --out vectors
@@ -101,11 +98,7 @@ def batch(
         print_first([f"  {bad.place}: {bad.why}" for bad in report.first_bad], 10, "")
     if as_json:
         print_json({"out": str(out), "model": settings.model, **report.as_json()})
-    else:
-        _print_report(report, out)
-
-
-def _print_report(report: "BatchReport", out: Path) -> None:
+        return
     rows = [
         ("rows", report.rows),
         ("there already", report.done_before),

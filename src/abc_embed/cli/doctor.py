@@ -24,8 +24,8 @@ EXAMPLES = epilog("""
 
 PUBLISHED_GB = 17
 """Size of the published model's base and adapters, on disk and in memory as bfloat16."""
-
-
+HELPS = 0.9
+"""A share of the time, or less, is worth another option."""
 _YES_NO = {True: "yes", False: "no"}
 
 
@@ -136,14 +136,14 @@ def _published() -> list[Check]:
 
     from abc_embed.hub import ADAPTER_FILES, BASE_FILES, PUBLISHED, is_cached
 
-    checks: list[Check] = []
-    seen: set[str] = set()
+    files: dict[str | None, tuple[str, ...]] = {}
     for recipe in PUBLISHED.values():
         for name in (recipe.base, recipe.pretrain, recipe.instruct):
-            if name is None or name in seen:
-                continue
-            seen.add(name)
-            here = is_cached(name, BASE_FILES if name == recipe.base else ADAPTER_FILES)
+            files.setdefault(name, BASE_FILES if name == recipe.base else ADAPTER_FILES)
+    checks: list[Check] = []
+    for name, needed in files.items():
+        if name is not None:
+            here = is_cached(name, needed)
             mend = "" if here else "fetched when a published model is first used, with a network"
             checks.append(Check(name, here, "fetched" if here else "not fetched", mend))
     folder = next(p for p in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if p.exists())
@@ -165,10 +165,6 @@ def _memory(hardware: dict[str, Any]) -> Check:
     mend = f"it takes {needed} GB"
     mend += "" if gpus else f"; {PUBLISHED_GB} GB with --dtype bfloat16, which is slow on a CPU"
     return Check(name, False, found, mend)
-
-
-HELPS = 0.9
-"""A share of the time, or less, is worth another option."""
 
 
 def _speed(times_s: dict[tuple[str, int], float], threads: int) -> Check:

@@ -131,7 +131,7 @@ def embed(
         journal.remove()
     report.print_skipped()
     if writer is not None:
-        _summarize(writer.files, report, dim, (served or settings).model, as_json)
+        report.print_written(writer.files, dim, (served or settings).model, as_json)
     if judged is not None:
         print_message(judged(settings.device, report.written))
 
@@ -169,6 +169,22 @@ class Report:
         """The list of what was left out."""
         lines = [f"{name}: {why}" for name, why in self.skipped]
         print_skipped(lines, self.written + len(lines))
+
+    def print_written(self, files: tuple[Path, ...], dim: int, model: str, as_json: bool) -> None:
+        """What is in the files, vectors `(dim,)` of that model."""
+        *ids, file = map(str, files)
+        facts = {
+            "out": file,
+            "ids": ids[0] if ids else None,
+            "count": self.written,
+            "dim": dim,
+            "model": model,
+            "skipped": [{"id": name, "reason": why} for name, why in self.skipped],
+        }
+        noun = "vector" if self.written == 1 else "vectors"
+        names = "".join(f", names in {name}" for name in ids)
+        sentence = f"{self.written} {noun} of {dim} numbers in {file}{names}"
+        print_outcome(facts, sentence, as_json)
 
 
 def _write(
@@ -289,21 +305,3 @@ def read_items(
         raise UsageError("an instruction goes with images; give at least one")
     named_items = items.from_arguments(inputs, texts, instruction)
     return named_items, len(named_items)
-
-
-def _summarize(
-    files: tuple[Path, ...], report: Report, dim: int, model: str, as_json: bool
-) -> None:
-    ids = str(files[0]) if len(files) > 1 else None
-    facts = {
-        "out": str(files[-1]),
-        "ids": ids,
-        "count": report.written,
-        "dim": dim,
-        "model": model,
-        "skipped": [{"id": name, "reason": why} for name, why in report.skipped],
-    }
-    names = "" if ids is None else f", names in {ids}"
-    noun = "vector" if report.written == 1 else "vectors"
-    sentence = f"{report.written} {noun} of {dim} numbers in {files[-1]}{names}"
-    print_outcome(facts, sentence, as_json)

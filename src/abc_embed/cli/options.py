@@ -34,7 +34,6 @@ _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 MODEL = "bundled"
 """The model of every command that is given none: in the package, on any machine."""
 
-
 OnError = Literal["raise", "skip"]
 """What a bad item does."""
 Model = Annotated[
@@ -42,6 +41,17 @@ Model = Annotated[
     typer.Option(
         help="bundled, a published name like TIGER-Lab/ABC-Qwen2VL-Instruct, or a saved folder."
     ),
+]
+IndexModel = Annotated[
+    str,
+    typer.Option(
+        help="bundled, a published name, or a saved folder.",
+        show_default="that of the index; else bundled",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[
@@ -396,13 +406,7 @@ def area_in_pixels(text: str) -> int:
 class IndexSettings(BatchSettings):
     """The same for what may be an index, which knows its model by name."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            help="bundled, a published name, or a saved folder.",
-            show_default="that of the index; else bundled",
-        ),
-    ] = ""
+    model: IndexModel = ""
 
     def with_default(self, model: str) -> Self:
         """The settings with this model, where the user named none."""

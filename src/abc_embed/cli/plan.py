@@ -119,10 +119,7 @@ def embed(
 @app.command(epilog=EXAMPLES)
 def train(
     config: Annotated[Path, typer.Option(help="The recipe: a TOML file; configs/ has examples.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
-    ] = None,
+    overrides: options.Overrides = None,
     devices: Devices = 1,
     out: Out = None,
     as_json: options.AsJson = False,

@@ -202,13 +202,27 @@ def _show(
     as_json: bool,
     bad: "Sequence[Bad] | None",
 ) -> "list[list[Hit]]":
-    """Print the hits of each query; those that were shown."""
+    """Print the hits of each query, and for programs what of a folder was skipped; those that were
+    shown."""
     if not output.show_all:
         results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
     if as_json:
-        _print_json(queries, results, model, bad)
-    else:
-        _print(queries, results, output)
+        lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
+        named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
+        facts = {"model": model, **({"queries": named} if len(named) > 1 else named[0])}
+        if bad is not None:
+            facts["skipped"] = [{"path": _shorter(b.path), "reason": str(b.error)} for b in bad]
+        print_json(facts)
+        return results
+    none = "nothing matches" if output.show_all else "nothing matches; --all shows the rest"
+    for query, hits in zip(queries, results, strict=True):
+        rows: list[tuple[object, object, object]] = [
+            ("-" if hit.is_answer is False else rank, _shorter(hit.path), hit.score)
+            for rank, hit in enumerate(hits, 1)
+        ]
+        if len(hits) < output.count and all(hit.is_answer for hit in hits):
+            rows.append(("-", NOTHING if hits else none, ""))
+        print_table(("", "image", "cosine"), rows, title=str(query) if len(queries) > 1 else None)
     return results
 
 
@@ -248,7 +262,9 @@ def _search_index(
         for query in queries:
             with progress_bar("looking") as on_progress:
                 found = ask(
-                    *(index, query, asked.ask),
+                    index,
+                    query,
+                    asked.ask,
                     count=count,
                     budget=asked.budget,
                     where=asked.where,
@@ -353,36 +369,6 @@ def _search_folder(
     _report(index, reading.on_error)
     results = [index.search(vector, count) for vector in vectors]
     return Found(results=results, embedder=embedder, max_pixels=max_pixels, bad=index.bad)
-
-
-def _print_json(
-    queries: "Sequence[Query]",
-    results: "Sequence[Sequence[Hit]]",
-    model: str,
-    bad: "Sequence[Bad] | None",
-) -> None:
-    """The hits of each query, and of a folder what was skipped."""
-    lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
-    named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
-    facts = {"model": model, **({"queries": named} if len(named) > 1 else named[0])}
-    if bad is not None:
-        facts["skipped"] = [{"path": _shorter(b.path), "reason": str(b.error)} for b in bad]
-    print_json(facts)
-
-
-def _print(
-    queries: "Sequence[Query]", results: "Sequence[Sequence[Hit]]", output: OutputSettings
-) -> None:
-    """The hits of each query, a table for each."""
-    none = "nothing matches" if output.show_all else "nothing matches; --all shows the rest"
-    for query, hits in zip(queries, results, strict=True):
-        rows: list[tuple[object, object, object]] = [
-            ("-" if hit.is_answer is False else rank, _shorter(hit.path), hit.score)
-            for rank, hit in enumerate(hits, 1)
-        ]
-        if len(hits) < output.count and all(hit.is_answer for hit in hits):
-            rows.append(("-", NOTHING if hits else none, ""))
-        print_table(("", "image", "cosine"), rows, title=str(query) if len(queries) > 1 else None)
 
 
 def _as_json(rank: int, hit: "Hit") -> dict[str, Any]:

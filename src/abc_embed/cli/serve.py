@@ -72,13 +72,7 @@ def serve(
             "--no-key", envvar="ABC_EMBED_NO_KEY", help="Let other machines in without a key."
         ),
     ] = False,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="bundled, a published name, or a saved folder.",
-            show_default="that of the index; else bundled",
-        ),
-    ] = "",
+    model: options.IndexModel = "",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     load: LoadSettings,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli.options import AsJson, PlanFile, judge_plan, with_settings
+from abc_embed.cli.options import AsJson, Overrides, PlanFile, judge_plan, with_settings
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
@@ -60,10 +60,7 @@ class StageSettings:
     """A configuration, and what is done with it."""
 
     config: Annotated[Path, typer.Option(help="A TOML file; configs/ has examples.")]
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
-    ] = None
+    overrides: Overrides = None
     resume: Annotated[
         bool,
         typer.Option(
@@ -302,7 +299,7 @@ def export_checkpoint(
     no_checkpoint = UsageError(
         f"{checkpoint} is no checkpoint of a run; name one of its checkpoints/"
     )
-    if not checkpoint.is_dir():
+    if not checkpoint.is_dir():  # found before torch is imported
         raise no_checkpoint
     from abc_embed import checkpoint as models
     from abc_embed.train.checkpoints import list_checkpoints

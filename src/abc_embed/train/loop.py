@@ -185,7 +185,13 @@ def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> RunState
         with process_group.propagate_errors():
             metrics_logger = rejects = None
             if process_group.is_main:
-                rejects = _reject_log(run, state)
+                rejects = RejectLog(
+                    run.out_dir,
+                    first_step=state.step,
+                    max_share=run.config.data.max_bad_share,
+                    rows=len(run.sampler) if isinstance(run.sampler, Sized) else None,
+                    unreadable=getattr(run.sampler, "unreadable", ()),
+                )
                 opened = MetricsLogger(
                     run.out_dir / "metrics.jsonl",
                     first_step=state.step,
@@ -267,17 +273,6 @@ class _Validation:
     def enough(self, state: RunState) -> bool:
         patience = self._run.config.validation.patience
         return self._run.validator is not None and 0 < patience <= state.not_better
-
-
-def _reject_log(run: _Run, state: RunState) -> RejectLog:
-    sampler = run.sampler
-    return RejectLog(
-        run.out_dir,
-        first_step=state.step,
-        max_share=run.config.data.max_bad_share,
-        rows=len(sampler) if isinstance(sampler, Sized) else None,
-        unreadable=getattr(sampler, "unreadable", ()),
-    )
 
 
 def take_step(

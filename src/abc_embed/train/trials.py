@@ -68,7 +68,11 @@ class Trial:
         alone = GlobalBatch.single(batch)
         try:
             record = take_step(
-                *(self.config, self.stage, self._optimizer, batch, alone),
+                self.config,
+                self.stage,
+                self._optimizer,
+                batch,
+                alone,
                 step=number,
                 learning_rate=learning_rate,
             )

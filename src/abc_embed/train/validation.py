@@ -203,7 +203,7 @@ class Validator:
         kinds = by_kind(hit, right, kind, image)
         image_loss, image_hit = control
         return ValidationRecord(
-            *(step, loss, _mean(hit), image_loss, _mean(image_hit), *asked_of, kinds)
+            step, loss, _mean(hit), image_loss, _mean(image_hit), *asked_of, kinds
         )
 
     def _score(
