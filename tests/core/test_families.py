@@ -27,8 +27,8 @@ from abc_embed.backbone import LAZY_REGISTRY, parse_config
 from abc_embed.errors import CheckpointError
 from abc_embed.inputs import Item
 from abc_embed.train.batches import caption_group, instruction_group, make_batch
-from abc_embed.train.config import AdapterConfig, ModelConfig, RunConfig, StageName, TrainConfig
-from abc_embed.train.dry_run import meta_model
+from abc_embed.train.config import AdapterConfig, RunConfig, StageName, TrainConfig
+from abc_embed.train.dry_run import base_model
 from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain
 
@@ -113,14 +113,7 @@ def test_a_new_family_is_one_file_and_one_line(
     loaded = checkpoint.load(str(tmp_path / "saved"))
     first = golden_parts.vectors((model, processor), ITEMS)
     assert torch.equal(golden_parts.vectors(loaded, ITEMS), first)
-    planned, _ = meta_model(
-        TrainConfig(
-            stage="pretrain",
-            model=ModelConfig(base=str(folder), head_width=96),
-            adapter=AdapterConfig(rank=4, alpha=8),
-            train=RunConfig(steps=1, batch_size=2),
-        )
-    )
+    planned, _ = base_model(str(folder), head_width=96)
     assert planned.backbone.vision_shape() == model.backbone.vision_shape()
 
 
