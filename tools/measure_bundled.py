@@ -138,7 +138,7 @@ def pictures() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command("scenes", "--count", 30, "--out", "scenes", cwd=folder)
         hits = ("-k", 2, "--plot", IMAGES / "tour-hits.png")
-        command("search", "scenes/images", "a kangaroo", "a turtle", *hits, cwd=folder)
+        command("search", "scenes/images", "a trumpet", "a turtle", *hits, cwd=folder)
         audited = ("--model", "bundled", "--model", "random", "--out", folder)
         command("bench", "audit", "scenes", *audited)
         shutil.copy(Path(folder) / "audit.png", IMAGES / "audit.png")

@@ -1,4 +1,4 @@
-"""The bundled model from nothing: five lessons, the last four times, then the paper's two stages.
+"""The bundled model from nothing: five lessons, the last five times, then the paper's two stages.
 
 Every part resumes. Ends with `out/model`, a model folder in float16; docs/bundled.md says how long
 it took.
@@ -45,7 +45,7 @@ from experiments.curriculum.language import (
     token_id,
 )
 from experiments.curriculum.sampler import SceneSampler
-from experiments.curriculum.together import WIDTHS, VisionLanguage, learn_together
+from experiments.curriculum.together import WIDTHS, VisionLanguage, interpolate, learn_together
 from experiments.curriculum.tokenizer import CHAT_TEMPLATE, SPECIAL, make_tokenizer
 from experiments.curriculum.vision import learn_to_see, vision_config
 from experiments.curriculum.wide import (
@@ -62,6 +62,8 @@ logger = logging.getLogger(__name__)
 # Between 25 and 35 visual tokens: a square of 140 pixels, or the same area in another shape.
 BUDGET = ImageBudget(min_pixels=140 * 140, max_pixels=200 * 140)
 MAX_TOKENS = 512
+PARTS_SHARE = 0.7
+"""How far the weights go towards those that know single tokens: sizes suffer from more."""
 BATCH_SIZES = (64, 32)
 """Images of a step in stage 1 and in stage 2."""
 
@@ -77,7 +79,8 @@ class Lengths:
     together: int = 3600
     again: int = 2500
     further: int = 2700
-    larger: int = 2850
+    larger: int = 4350
+    parts: int = 600
     stage1: int = 20
     stage2: int = 60
 
@@ -113,6 +116,7 @@ def run(
     asking, looking = out / "asking.pt", out / "looking.pt"
     both, again = out / "together.pt", out / "again.pt"
     further, larger = out / "further.pt", out / "larger.pt"
+    parts, between = out / "parts.pt", out / "between.pt"
     if not words.exists():
         make_tokenizer().save(str(words))
     tokenizer = Tokenizer.from_file(str(words))
@@ -134,15 +138,18 @@ def run(
         learn_together(
             again, tokenizer, (both,), steps.again, rate=2.5e-4, seed=11, **where, **fast
         )
-    more_pictures: dict[str, Any] = {"scenes": 64, "per_scene": 2, "rate": 1.2e-4}
-    more_pictures |= where | fast
+    fast |= where | {"scenes": 64, "per_scene": 2}
     if not further.exists():
-        learn_together(further, tokenizer, (again,), steps.further, seed=13, **more_pictures)
+        learn_together(further, tokenizer, (again,), steps.further, rate=1.2e-4, seed=13, **fast)
+    fast["grids"] = LARGE_GRIDS
     if not larger.exists():
-        more_pictures |= {"seed": 17, "grids": LARGE_GRIDS}
-        learn_together(larger, tokenizer, (further,), steps.larger, **more_pictures)
+        learn_together(larger, tokenizer, (further,), steps.larger, rate=1.2e-4, seed=17, **fast)
+    if not parts.exists():
+        fast["part_weight"] = 1.0
+        learn_together(parts, tokenizer, (larger,), steps.parts, rate=1e-4, seed=29, **fast)
     if not (out / "base").exists():
-        assemble(out / "base", words, larger)
+        interpolate(between, larger, parts, PARTS_SHARE)
+        assemble(out / "base", words, between)
     return stages(out, steps, **where)
 
 

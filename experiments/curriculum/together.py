@@ -1,10 +1,11 @@
 """Lesson five: vision and language learn together, in a wider world.
 
 Every step asks several questions about each of some pictures and draws captions of them now and
-then; all weights move. Scores are taken at several widths at once (Matryoshka, arXiv 2205.13147),
-so that a vector may be cut. Questions about things that are not there have no candidate: all of
-them must score below `NOTHING_COSINE`, and the right one of other questions above it, so that a
-low best score says that nothing fits.
+then; all weights move. Where asked, each visual token of a picture alone has to name what it shows,
+since an index keeps such parts of a picture (`abc_embed.search.detail`). Scores are taken at
+several widths at once (Matryoshka, arXiv 2205.13147), so that a vector may be cut. Questions about
+things that are not there have no candidate: all of them must score below `NOTHING_COSINE`, and the
+right one of other questions above it, so that a low best score says that nothing fits.
 
 Shapes: `N` pictures, `B` queries, `T` tokens, `V` visual tokens, `C` candidates, `D` width.
 """
@@ -26,6 +27,7 @@ from abc_embed.scenes.questions import (
     hard_captions,
     unanswerable,
 )
+from abc_embed.storage.files import atomic_write
 from experiments.curriculum.language import (
     LanguageEmbedder,
     PromptTokenizer,
@@ -62,7 +64,7 @@ NOTHING_COSINE = 0.5
 UNANSWERABLE = 0.15  # share of questions
 CHUNK = 64
 """Questions computed at once."""
-CAPTION_EVERY = 4
+CAPTION_EVERY = 2
 """One step of so many draws captions as well."""
 TOKEN_WEIGHT = 1.0
 """Of the vision lesson's own loss, which keeps tokens saying what they show, and where."""
@@ -188,8 +190,28 @@ def _ask(language: LanguageEmbedder, batch: Asked, visual: Tensor) -> tuple[Tens
     return query, F.binary_cross_entropy_with_logits(torch.cat(points), torch.cat(meant))
 
 
+def _part_loss(
+    language: LanguageEmbedder, hidden: Tensor, batch: Asked, answer_ids: Tensor
+) -> Tensor:
+    """How badly each visual token of a picture alone, through the head, names what it shows.
+
+    `hidden` is `(N, T, D)`, that of `batch.alone`.
+    """
+    shown, target = batch.labels.flatten().unique(return_inverse=True)  # numbered as answers are
+    names = language.pool(*language.hidden(answer_ids[shown]))
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = language.head(hidden[batch.alone == language.image_id].float())
+    parts = F.normalize(parts, dim=-1)
+    return matryoshka_loss(parts, names, target, language.temperature(), nothing=False)
+
+
 def asked_loss(
-    model: VisionLanguage, batch: Asked, answer_ids: Tensor, extra: int, book: Codebook
+    model: VisionLanguage,
+    batch: Asked,
+    answer_ids: Tensor,
+    extra: int,
+    book: Codebook,
+    part_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """All losses of a step; the share of questions with an answer whose answer comes first."""
     language, count = model.language, len(batch.pixels)
@@ -207,10 +229,13 @@ def asked_loss(
     loss = matryoshka_loss(query, candidates, target, temperature, nothing=True)
     loss = loss + TOKEN_WEIGHT * seen + POINTING_WEIGHT * pointing
     if len(batch.alone):
-        alone = language.pool(*language.hidden(batch.alone, visual))
+        hidden, mask = language.hidden(batch.alone, visual)
+        alone = language.pool(hidden, mask)
         texts = language.pool(*language.hidden(batch.captions))
         matches = torch.arange(count, device=alone.device)
         loss = loss + matryoshka_loss(alone, texts, matches, temperature, nothing=False)
+        if part_weight:
+            loss = loss + part_weight * _part_loss(language, hidden, batch, answer_ids)
     right = (query @ candidates.T).argmax(1) == target
     return loss, right[answered].float().mean()
 
@@ -227,6 +252,7 @@ def learn_together(
     rate: float = 5e-4,
     seed: int = 7,
     extra: int = 96,
+    part_weight: float = 0.0,
     device: str = "cpu",
     workers: int = 1,
     compile: bool = False,
@@ -234,7 +260,7 @@ def learn_together(
     """Lesson five; the weights of vision and language go to `out`.
 
     It goes on from `weights`: of the vision encoder and of the `LanguageEmbedder`, or one file that
-    this lesson wrote.
+    this lesson wrote. `part_weight` is that of the loss of single visual tokens.
     With `compile` its layers are compiled: 1.4 times as fast on a CPU, after some minutes.
     """
     model, book = VisionLanguage(tokenizer), Codebook(WIDTH, device)
@@ -253,7 +279,7 @@ def learn_together(
     def loss_of(batch: Asked) -> tuple[Tensor, Tensor, int]:
         batch = to_device(batch, device)
         with torch.autocast(batch.pixels.device.type, torch.bfloat16):
-            loss, accuracy = asked_loss(model, batch, answer_ids, extra, book)
+            loss, accuracy = asked_loss(model, batch, answer_ids, extra, book, part_weight)
         return loss, accuracy, len(batch.ids)
 
     return learn(
@@ -266,3 +292,16 @@ def learn_together(
         tau=model.language.tau,
         workers=workers,
     )
+
+
+def interpolate(out: Path, first: Path, second: Path, share: float) -> Path:
+    """Weights between two that this lesson wrote, `share` of the way from the first to the second.
+
+    What was fine-tuned keeps most of both this way (arXiv 2109.01903).
+    """
+    ends = [torch.load(path, map_location="cpu") for path in (first, second)]
+    with atomic_write(out) as file:
+        torch.save(
+            {name: torch.lerp(ends[0][name], ends[1][name], share) for name in ends[0]}, file
+        )
+    return out

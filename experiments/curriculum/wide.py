@@ -25,7 +25,7 @@ KIND_SHARES = {"place": 0.16, "relation": 0.1, "kind": 0.17, "size": 0.52, "back
 ANY_COLOUR = 0.4  # share of scenes on a ground of any RGB colour
 CHANGED = 0.6  # share of pictures that are not left as they are drawn
 REWORDED = 0.5  # share of instructions in other words than the scenes have
-ZOOMS = (0.8, 0.8, 1.0, 1.0, 1.6, 2.3, 3.5)  # below 1: a picture too small, drawn larger
+ZOOMS = (0.8, 0.8, 0.8, 1.0, 1.6, 2.3, 3.5)  # below 1: a picture too small, drawn larger
 
 # What an instruction may say instead, and what may stand around it.
 SYNONYMS = (

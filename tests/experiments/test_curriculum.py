@@ -24,6 +24,7 @@ from experiments.curriculum.together import (
     VisionLanguage,
     WideStream,
     asked_loss,
+    interpolate,
     matryoshka_loss,
 )
 from experiments.curriculum.tokenizer import SPECIAL, corpus
@@ -201,6 +202,30 @@ def test_chunks_of_like_length_change_no_vector(
         torch.manual_seed(0)
         losses.append(float(asked_loss(model, batch, answers, 8, book)[0].detach()))
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_single_tokens_have_to_name_what_they_show_where_captions_are_drawn(
+    tokenizer_file: Path,
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    model, book = VisionLanguage(tokenizer), Codebook(256)
+    stream = WideStream(tokenizer, seed=3, scenes=2, per_scene=1)
+    answers = PromptTokenizer(tokenizer).texts(all_answers())
+
+    def loss(step: int, weight: float) -> float:
+        torch.manual_seed(0)
+        return float(asked_loss(model, stream.make(step), answers, 8, book, weight)[0].detach())
+
+    assert loss(0, 1.0) > loss(0, 0.5) > loss(0, 0.0)
+    assert loss(0, 1.0) - loss(0, 0.0) == pytest.approx(2 * (loss(0, 0.5) - loss(0, 0.0)), abs=1e-3)
+    assert loss(1, 1.0) == loss(1, 0.0)  # no captions in this step
+
+
+def test_weights_between_two(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        torch.save({"w": torch.full((2,), value)}, tmp_path / f"{name}.pt")
+    found = interpolate(tmp_path / "c.pt", tmp_path / "a.pt", tmp_path / "b.pt", 0.75)
+    assert torch.load(found)["w"].tolist() == [2.5, 2.5]
 
 
 class _Numbers:
