@@ -34,7 +34,6 @@ from serve_process import serving
 from abc_embed import Embedder, Item, runtime
 
 CLIENTS = 16
-REST_S = 0.03
 GOALS = {"single_text": 1.3, "load": 0.9}
 """A single text takes at most so much of `embed_one`; the clients get at least so much of the rate
 offline."""
@@ -52,12 +51,8 @@ def processor_time_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def as_body(inputs: Any) -> bytes:
-    """A request as it goes over the wire."""
-    return json.dumps({"input": inputs, "encoding_format": "base64"}).encode()
-
-
-def ask(client: http.client.HTTPConnection, body: bytes) -> None:
+def ask(client: http.client.HTTPConnection, inputs: Any) -> None:
+    body = json.dumps({"input": inputs, "encoding_format": "base64"}).encode()
     client.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
     answer = client.getresponse()
     text = answer.read()
@@ -65,7 +60,7 @@ def ask(client: http.client.HTTPConnection, body: bytes) -> None:
         raise SystemExit(f"{answer.status}: {text[:300]!r}")
 
 
-def by_clients(url: str, requests: Sequence[bytes]) -> None:
+def by_clients(url: str, requests: Sequence[Any]) -> None:
     """All requests, through 16 clients at a time."""
     todo = iter(requests)
     lock = threading.Lock()
@@ -88,22 +83,16 @@ def by_clients(url: str, requests: Sequence[bytes]) -> None:
 
 
 def latency(url: str, pid: int, embedder: Embedder, rounds: int) -> dict[str, Any]:
-    """A single text: seconds of the request and of the engine, in turns.
-
-    Before each the machine rests a moment: torch's threads in the other process still spin.
-    """
+    """A single text: seconds of the request and of the engine, in turns."""
     client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     pipeline = embedder.pipeline()
     item = Item(text="a dog on a mat")
-    body = as_body(item.text)
     served, engine, offline_s = [], [], 0.0
-    ask(client, body)
+    ask(client, item.text)
     pipeline.embed_one(item)
     before = processor_time_s(pid)
     for _ in range(rounds):
-        time.sleep(REST_S)
-        served.append(timed(lambda: ask(client, body)))
-        time.sleep(REST_S)
+        served.append(timed(lambda: ask(client, item.text)))
         begun = time.process_time()
         engine.append(timed(lambda: pipeline.embed_one(item)))
         offline_s += time.process_time() - begun
@@ -141,14 +130,13 @@ def load(
 ) -> dict[str, Any]:
     """Items a second, offline and through 16 clients with `size` items a request, in turns.
 
-    Every round has items that the server has not seen, so that nothing it keeps can help it. The
-    clients' requests are written before the clock starts: those of real ones are written elsewhere.
+    Every round has items that the server has not seen, so that nothing it keeps can help it.
     """
     offline, served, cost = [], [], 0.0
     for number in range(rounds + 1):
         items = [make(number * count + n) for n in range(count)]
         inputs = [as_input(item) for item in items]
-        requests = [as_body(inputs[at : at + size]) for at in range(0, count, size)]
+        requests = [inputs[at : at + size] for at in range(0, count, size)]
         offline.append(timed(partial(embedder.embed, items)))
         before = processor_time_s(pid)
         served.append(timed(partial(by_clients, url, requests)))
