@@ -26,7 +26,11 @@ LINE = re.compile(
 )
 TRAIN = {
     "stage 1": ("pretrain", "configs/pretrain-tiny.toml", ()),
-    "stage 2": ("instruct", "configs/instruct-tiny.toml", ("model.base=bundled",)),
+    "stage 2": (
+        "instruct",
+        "configs/instruct-tiny.toml",
+        ("model.base=bundled", "adapter.rank=16", "adapter.alpha=32"),
+    ),
     "stage 1, whole batches": (
         "pretrain",
         "configs/pretrain-tiny.toml",
