@@ -114,8 +114,8 @@ def learn(
             if time.monotonic() - saved_s > CHECKPOINT_EVERY_S:
                 saved_s = time.monotonic()
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                _save(state | {"step": step + 1}, last)
-    _save(model.state_dict(), out)
+                save_state(state | {"step": step + 1}, last)
+    save_state(model.state_dict(), out)
     last.unlink(missing_ok=True)
     return out
 
@@ -131,6 +131,7 @@ def _unchanged(batch: Any) -> Any:
     return batch  # a batch as it was made
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write what a lesson has learnt, whole or not at all."""
     with atomic_write(path) as file:
         torch.save(state, file)

@@ -27,13 +27,12 @@ from abc_embed.scenes.questions import (
     hard_captions,
     unanswerable,
 )
-from abc_embed.storage.files import atomic_write
 from experiments.curriculum.language import (
     LanguageEmbedder,
     PromptTokenizer,
     looking_schedule,
 )
-from experiments.curriculum.lesson import learn, to_device
+from experiments.curriculum.lesson import learn, save_state, to_device
 from experiments.curriculum.vision import (
     GROUPED_ATTENTION,
     WIDTH,
@@ -299,9 +298,6 @@ def interpolate(out: Path, first: Path, second: Path, share: float) -> Path:
 
     What was fine-tuned keeps most of both this way (arXiv 2109.01903).
     """
-    ends = [torch.load(path, map_location="cpu") for path in (first, second)]
-    with atomic_write(out) as file:
-        torch.save(
-            {name: torch.lerp(ends[0][name], ends[1][name], share) for name in ends[0]}, file
-        )
+    start, end = (torch.load(path, map_location="cpu") for path in (first, second))
+    save_state({name: start[name].lerp(end[name], share) for name in start}, out)
     return out
