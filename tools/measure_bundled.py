@@ -98,7 +98,7 @@ def robust() -> None:
 def evidence() -> None:
     """Whether the map of evidence lies where the answer is."""
     remove(RESULTS / "evidence", "evidence-bundled-*")
-    command("bench", "evidence", "--out", RESULTS / "evidence")
+    command("bench", "evidence", "--scenes", 60, "--out", RESULTS / "evidence")
 
 
 def speed() -> None:
