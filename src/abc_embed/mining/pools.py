@@ -128,6 +128,16 @@ class QueryBlock:
         lowest = self.best[queries].amin(dim=1)
         return torch.where(lowest == _NONE, -torch.inf, _score_of(lowest))
 
+    def score(self, rows: Tensor, vectors: Tensor, places: Tensor, room_bytes: int) -> Tensor:
+        """The exact score of each pair `(n,)` of a query and one of `vectors`."""
+        step = max(1, room_bytes // (24 * vectors.shape[1]))
+        pairs = zip(rows.split(step), places.split(step), strict=True)
+        scores = [
+            exact_scores(self.vectors.index_select(0, row), vectors.index_select(0, place))
+            for row, place in pairs
+        ]
+        return torch.cat(scores)
+
     def add(self, queries: Tensor, texts: Tensor, scores: Tensor) -> None:
         """Take in pairs that are not positive, each once; `queries` ascend."""
         below = scores <= self.line[queries]
@@ -197,6 +207,20 @@ def largest(values: Tensor, count: int) -> Tensor:
     if values.device.type == "cpu":  # NumPy's quickselect takes a tenth of the time of torch's
         return torch.from_numpy(np.partition(values.numpy(), -count, axis=1)[:, -count:])
     return values.topk(count, dim=1, sorted=False).values
+
+
+def ascending(values: Tensor) -> Tensor:
+    """The same whole numbers in order."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy()))
+    return values.sort().values
+
+
+def ranges(starts: Tensor, stops: Tensor) -> Tensor:
+    """All whole numbers from each start to its stop, one after the other."""
+    counts = stops - starts
+    shift = starts - counts.cumsum(0) + counts
+    return shift.repeat_interleave(counts) + torch.arange(int(counts.sum()), device=starts.device)
 
 
 # A key is one int64 whose order is that of the pool: the score in the upper 32 bits, and below it

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from abc_embed.errors import DataError
 from abc_embed.mining.ivf import InvertedLists, require_faiss
-from abc_embed.mining.pools import Pools, PositiveIndex, QueryBlock, exact_scores, largest
+from abc_embed.mining.pools import Pools, PositiveIndex, QueryBlock, exact_scores
 from abc_embed.mining.settings import (
     EPSILON,
     POOL,
@@ -36,14 +36,13 @@ from abc_embed.mining.settings import (
     check_rule,
     share_memory,
 )
+from abc_embed.mining.sieve import Loaded, Sieve
 from abc_embed.runtime import resolve_device
 
 SAMPLED = 128
 """Queries whose pools are compared with exact ones, found apart."""
 LONGEST = 1e18
 """Length of a vector at most: products of longer ones do not fit float32."""
-_GROUP = 32
-"""Candidates of which only the best score is looked at, until it may matter."""
 
 
 def search(
@@ -243,20 +242,6 @@ class _Job:
     on_progress: Callable[[float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """Vectors on a device: as they are, as they are multiplied, and what lies between."""
-
-    exact: Tensor
-    """`(m, D)` float32."""
-    fast: Tensor
-    """`(m, D)`; the same tensor where that is the format."""
-    norms: Tensor
-    """`(m,)`: their lengths at most."""
-    rounding: Tensor
-    """`(m,)`: length of what the faster format leaves out, at most."""
-
-
 class _Worker:
     """One device: goes through all candidates for each block of queries."""
 
@@ -275,8 +260,7 @@ class _Worker:
         self._dtype = dtype or _fastest_dtype(device.type)
         # Exact scores, and what is found, live where float64 is to be had.
         self._home = torch.device("cpu") if device.type == "mps" else device
-        self._candidates: tuple[int, _Loaded] | None = None
-        self._rooms: list[Tensor] = []
+        self._candidates: tuple[int, Loaded] | None = None
         if job.settings.method is Method.IVF:
             self._lists = InvertedLists(job.candidates, job.settings)
         sample = np.random.default_rng([job.settings.seed, 1]).permutation(count)[: job.sampled]
@@ -317,7 +301,7 @@ class _Worker:
             start += len(part)
         return torch.cat(scores)
 
-    def _load(self, name: str, vectors: Vectors, start: int, stop: int) -> _Loaded:
+    def _load(self, name: str, vectors: Vectors, start: int, stop: int) -> Loaded:
         """Vectors from files to the device, a few at a time."""
         count, width = stop - start, vectors.shape[1]
         apart = self._dtype != torch.float32 or self._home != self._device
@@ -348,9 +332,9 @@ class _Worker:
 
         step = max(1, self._pair_bytes // (12 * width))
         self._lanes.run(load, range(0, count, step))
-        return _Loaded(exact, fast, norms, rounding)
+        return Loaded(exact, fast, norms, rounding)
 
-    def _load_candidates(self, first: int) -> _Loaded:
+    def _load_candidates(self, first: int) -> Loaded:
         """A block of candidates; read again only if it is another than the last."""
         if self._candidates is None or self._candidates[0] != first:
             self._candidates = None  # or two would be in memory while the next is read
@@ -364,42 +348,17 @@ class _Worker:
     # -- comparing ---------------------------------------------------------------------------------
 
     def _compare(
-        self, queries: QueryBlock, vectors: _Loaded, candidates: _Loaded, first: int
+        self, queries: QueryBlock, vectors: Loaded, candidates: Loaded, first: int
     ) -> None:
         """Take in all candidates of a block that may matter."""
-        count, m = len(queries.own), len(candidates.exact)
-        group = _GROUP
-        while group > 1 and m < 4 * group * self._job.pool:
-            group //= 2
-        groups, rows = -(-m // group), max(1, self.blocks.rows // self._lanes.count)
-        most = (self.blocks.candidates + _GROUP) * rows
-        longest, left_out = candidates.norms.max().item(), candidates.rounding.max().item()
+        count, rows = len(queries.own), self.blocks.rows
 
         def compare(start: int) -> None:
             span = slice(start, min(start + rows, count))
-            size = groups * group * (span.stop - start)
-            room = self._rooms.pop() if self._rooms else _room(most, self._dtype, self._device)
-            scores = room[:size].view(groups, group, -1)
-            bound = self._bound(vectors, span, longest, left_out)
-            stretch = _Stretch(queries, span, candidates, first, scores, bound, self.blocks.tile)
-            stretch.take(vectors.fast[span], self._pair_bytes)
-            self._rooms.append(room)
+            sieve = Sieve(queries, span, vectors, candidates, first, self._pair_bytes)
+            sieve.take(vectors.fast[span], self.blocks.tile)
 
         self._lanes.run(compare, range(0, count, rows))
-
-    def _bound(self, queries: _Loaded, span: slice, longest: float, left_out: float) -> "_Bound":
-        """How far products of these queries can be from the exact scores (Cauchy-Schwarz, and the
-        error of a float32 sum in any order), for candidates that are no longer than this."""
-        width = queries.exact.shape[1]
-        norm, rounding = queries.norms[span].double(), queries.rounding[span].double()
-        # A CUDA device cuts off where a CPU rounds, and may add parts of a sum in bfloat16.
-        cuda = self._device.type == "cuda"
-        unit = (width + 4) * 2.0 ** (-22 if cuda else -24)
-        error = rounding * longest + (norm + rounding) * left_out
-        error += (norm + rounding) * (longest + left_out) * unit / (1 - unit)
-        error += (width + 4) * 2.0**-126 * (1 + norm + longest)
-        relative = 2.0**-22 if self._dtype == torch.float32 else 2.0 ** (-7 if cuda else -8)
-        return _Bound((error * (1 + 1e-6)).float(), relative)
 
     def _look_up(self, queries: QueryBlock, vectors: Tensor, first: int) -> None:
         """Take in what the inverted lists find; more are asked for where a pool stays open."""
@@ -418,7 +377,7 @@ class _Worker:
                 place = places[row, column]
                 allowed = ~torch.isin(some[row] * len(vectors) + place, positive)
                 row, place = row[allowed], place[allowed]
-                scores = _score_pairs(queries, some[row], vectors, place, self.blocks.pair_bytes)
+                scores = queries.score(some[row], vectors, place, self.blocks.pair_bytes)
                 below = torch.bincount(row[scores <= queries.line[some[row]]], minlength=len(some))
                 enough = (below >= self._job.pool) | (places[:, -1] < 0)
                 enough |= ask == len(vectors)
@@ -426,19 +385,6 @@ class _Worker:
                 queries.add(some[row][sure], place[sure] + first, scores[sure])
                 left.append(some[~enough])
             todo, ask = torch.cat(left), 4 * ask
-
-
-def _score_pairs(
-    queries: QueryBlock, rows: Tensor, vectors: Tensor, places: Tensor, room_bytes: int
-) -> Tensor:
-    """The exact score of each pair `(n,)`."""
-    step = max(1, room_bytes // (24 * vectors.shape[1]))
-    pairs = zip(rows.split(step), places.split(step), strict=True)
-    scores = [
-        exact_scores(queries.vectors.index_select(0, row), vectors.index_select(0, place))
-        for row, place in pairs
-    ]
-    return torch.cat(scores)
 
 
 def _room(shape: int | tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -449,137 +395,3 @@ def _room(shape: int | tuple[int, int], dtype: torch.dtype, device: torch.device
     kind = np.int16 if dtype.itemsize == 2 else np.int32
     room: Tensor = torch.from_numpy(np.empty(shape, dtype=kind)).view(dtype)
     return room
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """What a fast score can be, for an exact one; in that sense both never lie."""
-
-    error: Tensor
-    """`(n,)` before the score is rounded to its format."""
-    relative: float
-    """By which it is rounded at most."""
-
-    def lower(self, exact: Tensor) -> Tensor:
-        """No candidate that scores `exact` or more has a fast score below this."""
-        value = exact - self.error
-        return (value - self.relative * value.abs()).clamp_min(torch.finfo(torch.float32).min)
-
-    def upper(self, exact: Tensor) -> Tensor:
-        """No candidate that scores `exact` or less has a fast score above this."""
-        value = exact + self.error
-        return value + self.relative * value.abs()
-
-    def at_least(self, fast: Tensor) -> Tensor:
-        """What a candidate with this fast score has at least."""
-        return fast - self.relative * fast.abs() - self.error
-
-
-class _Stretch:
-    """Some queries and a block of candidates: their fast scores, and what is made of them."""
-
-    def __init__(
-        self,
-        queries: QueryBlock,
-        span: slice,
-        candidates: _Loaded,
-        first: int,
-        scores: Tensor,
-        bound: _Bound,
-        tile: int,
-    ) -> None:
-        self._queries, self._span, self._bound = queries, span, bound
-        self._candidates, self._first, self._tile = candidates, first, tile
-        self._scores = scores
-        """`(groups, size of a group, n)`"""
-        self._best_of = scores.new_empty(scores.shape[0], scores.shape[2])
-        line, own = queries.line[span], queries.own[span]
-        bounds = (bound.upper(line), bound.lower(line), bound.upper(own), bound.lower(own))
-        self._line_top, self._line_low, self._own_top, self._own_low = (
-            limit.to(scores.device) for limit in bounds
-        )
-
-    def take(self, vectors: Tensor, pair_bytes: int) -> None:
-        """Score these vectors `(n, D)`, the queries in the fast format, and take in what counts."""
-        self._multiply(vectors)
-        crowded = (self._best_of > self._line_top).sum(dim=0) > len(self._best_of) // 4
-        if crowded.any():
-            self._count_above(crowded.nonzero()[:, 0], pair_bytes)
-        floor = self._floor()
-        # Group by group, in the order of memory.
-        group, row = (self._best_of >= floor).nonzero().T
-        step = max(1, pair_bytes // (16 * self._scores.shape[1] + 64))
-        for some, rows in zip(group.split(step), row.split(step), strict=True):
-            scores = self._scores[some, :, rows].float()
-            which, member = (scores >= floor[rows, None]).nonzero().T
-            place = some[which] * scores.shape[1] + member
-            self._take(rows[which], place, scores[which, member], pair_bytes)
-
-    def _multiply(self, vectors: Tensor) -> None:
-        """All fast scores, -∞ for what is true of an image, and the best one of each group."""
-        fast, tile, size = self._candidates.fast, self._tile, self._scores.shape[1]
-        flat = self._scores.view(-1, len(vectors))
-        texts = slice(self._first, self._first + len(fast))
-        query, text = self._queries.positives_of(self._span, texts)
-        order = text.argsort()
-        query, text = (part[order].to(vectors.device) for part in (query, text))
-        ends = [*range(tile, len(fast), tile), len(fast)]
-        bounds = [0, *torch.searchsorted(text, text.new_tensor(ends)).tolist()]
-        flat[len(fast) :] = -torch.inf
-        for number, end in enumerate(ends):
-            start = number * tile
-            torch.mm(fast[start:end], vectors.T, out=flat[start:end])
-            here = slice(bounds[number], bounds[number + 1])
-            flat[text[here], query[here]] = -torch.inf
-            groups = slice(start // size, -(-end // size))
-            torch.amax(self._scores[groups], dim=1, out=self._best_of[groups])
-
-    def _count_above(self, rows: Tensor, pair_bytes: int) -> None:
-        """Count what is surely above the line of queries that have much of it, and be rid of it."""
-        size, home = self._scores.shape[1], self._queries.own.device
-        queries = self._span.start + rows.to(home)
-        step = max(1, pair_bytes // (16 * size * len(rows)))
-        for first in range(0, len(self._scores), step):
-            groups = self._scores[first : first + step]
-            scores = groups[..., rows]
-            above, better = scores > self._line_top[rows], scores > self._own_top[rows]
-            near_own = above & ~better & (scores >= self._own_low[rows])
-            self._queries.above[queries] += (above & ~near_own).sum(dim=(0, 1)).to(home)
-            self._queries.better[queries] += (above & better).sum(dim=(0, 1)).to(home)
-            group, member, column = near_own.nonzero().T
-            self._add(rows[column], (first + group) * size + member, pair_bytes)
-            groups[..., rows] = scores.masked_fill_(above, -torch.inf)
-            self._best_of[first : first + step, rows] = scores.amax(dim=1)
-
-    def _floor(self) -> Tensor:
-        """`(n,)`: what has a lower fast score changes nothing, neither a pool nor a count."""
-        last, pool = self._queries.last(self._span), self._queries.pool
-        if len(self._best_of) >= pool:
-            # The best of as many groups, all surely below the line, are that many candidates.
-            sure = torch.where(self._best_of < self._line_low, self._best_of, -torch.inf).float()
-            lowest = largest(sure.T.contiguous(), pool).amin(dim=1).to(last.device)
-            last = torch.maximum(last, self._bound.at_least(lowest))
-        least = torch.minimum(last, self._queries.own[self._span])
-        return self._bound.lower(least).to(self._scores.device)
-
-    def _take(self, row: Tensor, place: Tensor, score: Tensor, pair_bytes: int) -> None:
-        """Count what is surely above the line; score the rest exactly, and take it in."""
-        home = self._queries.own.device
-        above, better = score > self._line_top[row], score > self._own_top[row]
-        doubtful = ~above | ((score >= self._own_low[row]) & ~better)
-        count = self._scores.shape[2]
-        for total, sure in (
-            (self._queries.above, above & ~doubtful),
-            (self._queries.better, better & ~doubtful),
-        ):
-            total[self._span] += torch.bincount(row[sure], minlength=count).to(home)
-        self._add(row[doubtful], place[doubtful], pair_bytes)
-
-    def _add(self, row: Tensor, place: Tensor, pair_bytes: int) -> None:
-        """Score pairs exactly, and take them in."""
-        home = self._queries.own.device
-        row, order = row.sort(stable=True)
-        rows, places = (row + self._span.start).to(home), place[order].to(home)
-        vectors = self._candidates.exact
-        scores = _score_pairs(self._queries, rows, vectors, places, pair_bytes)
-        self._queries.add(rows, places + self._first, scores)

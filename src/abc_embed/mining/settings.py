@@ -132,7 +132,7 @@ class Blocks(NamedTuple):
     queries: int
     candidates: int
     rows: int
-    """Queries whose scores with all candidates of a block are held together."""
+    """Queries of one product."""
     tile: int
     """Candidates of one product."""
     pair_bytes: int
@@ -145,7 +145,7 @@ _SHARES = {"cpu": (0.5, 0.12, 0.18, 0.05), "cuda": (0.7, 0.08, 0.12, 0.04)}
 """Of the memory: candidates, queries, scores, pairs. The rest is for what the allocator keeps."""
 _TILES = {"cpu": 2048, "cuda": 131072}
 _MIN_ROWS = {"cpu": 128, "cuda": 512}
-_MAX_ROWS = {"cpu": 256, "cuda": 8192}
+_MAX_ROWS = {"cpu": 1024, "cuda": 4096}
 _MAX_PAIR_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}  # what a cache holds is scored anew faster
 
 
@@ -179,8 +179,8 @@ def share_memory(
     by_scores = int(for_scores / (_MIN_ROWS[kind] * score_bytes))
     candidates = min(int(for_candidates / candidate), max(by_scores, 16))
     queries = min(int(for_queries / query), MAX_QUERIES)
-    rows = min(int(for_scores / (score_bytes * max(candidates, 1))), _MAX_ROWS[kind])
-    if min(candidates, queries, rows) < 16 or for_pairs < 64 * width:
+    rows = min(max(int(for_scores / (256 * pool)), 16), _MAX_ROWS[kind])
+    if min(candidates, queries) < 16 or for_pairs < 64 * width:
         shares = _SHARES[kind]
         least = max(16 * candidate / shares[0], 16 * query / shares[1], 64 * width / shares[3])
         least = max(least, 16 * 16 * score_bytes / shares[2])
