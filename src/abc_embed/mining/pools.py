@@ -130,13 +130,16 @@ class QueryBlock:
 
     def score(self, rows: Tensor, vectors: Tensor, places: Tensor, room_bytes: int) -> Tensor:
         """The exact score of each pair `(n,)` of a query and one of `vectors`."""
-        step = max(1, room_bytes // (24 * vectors.shape[1]))
-        pairs = zip(rows.split(step), places.split(step), strict=True)
-        scores = [
-            exact_scores(self.vectors.index_select(0, row), vectors.index_select(0, place))
-            for row, place in pairs
-        ]
-        return torch.cat(scores)
+        width, scores = vectors.shape[1], torch.empty(len(rows), device=vectors.device)
+        step = max(1, room_bytes // (24 * width))
+        left, right = vectors.new_empty(2, min(step, len(rows)), width)
+        parts = (part.split(step) for part in (rows, places, scores))
+        for row, place, out in zip(*parts, strict=True):
+            asked, some = left[: len(row)], right[: len(row)]
+            torch.index_select(self.vectors, 0, row, out=asked)
+            torch.index_select(vectors, 0, place, out=some)
+            out.copy_(exact_scores(asked, some))
+        return scores
 
     def add(self, queries: Tensor, texts: Tensor, scores: Tensor) -> None:
         """Take in pairs that are not positive, each once; `queries` ascend."""
@@ -209,11 +212,12 @@ def largest(values: Tensor, count: int) -> Tensor:
     return values.topk(count, dim=1, sorted=False).values
 
 
-def ascending(values: Tensor) -> Tensor:
-    """The same whole numbers in order."""
+def sort_in_place(values: Tensor) -> None:
+    """Whole numbers `(n,)`, in order."""
     if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy()))
-    return values.sort().values
+        values.numpy().sort()
+    else:
+        values.copy_(values.sort().values)
 
 
 def ranges(starts: Tensor, stops: Tensor) -> Tensor:

@@ -288,6 +288,7 @@ class _Worker:
             take = partial(truth.add_all, candidates.exact, side=self._side)
             self._lanes.run(take, [first])
             job.on_progress((stop - start) * len(candidates.exact) / total)
+            del candidates, take  # or two blocks would be in memory while the next is read
         return queries.pools(start, total, truth, sampled)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ class _Worker:
     def _load_candidates(self, first: int) -> Loaded:
         """A block of candidates; read again only if it is another than the last."""
         if self._candidates is None or self._candidates[0] != first:
-            self._candidates = None  # or two would be in memory while the next is read
+            self._candidates = None
             stop = min(first + self.blocks.candidates, self._job.candidates.shape[0])
             loaded = self._load("candidate", self._job.candidates, first, stop)
             self._candidates = (first, loaded)

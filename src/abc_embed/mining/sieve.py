@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abc_embed.mining.pools import QueryBlock, ascending, ranges
+from abc_embed.mining.pools import QueryBlock, ranges, sort_in_place
 
 FAST = torch.bfloat16
 """Format of scores that are looked at, whatever the format of the product."""
@@ -56,11 +56,10 @@ class Sieve:
         self._own_low, self._own_top = self._lower(self._own), self._upper(self._own)
         self._last = queries.last(span)
         """`(n,)`: what a member of the pool scores at least, as far as is known."""
-        self._keys = queries.best.new_empty(0)
-        """Of the pairs that may matter, in order."""
-        self._new: list[Tensor] = []
-        """Of those that came since."""
-        self._held, self._most = 0, 3 * queries.pool * len(line)
+        self._most = 3 * queries.pool * len(line)
+        self._keys = queries.best.new_empty(2 * self._most)
+        """Of the pairs that may matter: the first `_held`."""
+        self._held = 0
 
     def take(self, vectors: Tensor, tile: int) -> None:
         """Score these vectors `(n, D)`, the queries in the fast format, and take in what counts."""
@@ -86,7 +85,7 @@ class Sieve:
             if end > begin:
                 scores[text[begin:end] - start, query[begin:end]] = -torch.inf
             for keys in _reaching(scores, floor, shift, start).split(self._most):
-                self._new.append(keys)
+                self._keys[self._held : self._held + len(keys)] = keys
                 self._held += len(keys)
                 if self._held > self._most or start == 0:
                     self._sift()
@@ -117,7 +116,8 @@ class Sieve:
         What is left, if it is much or the `last`, is scored exactly and taken in.
         """
         queries, pool, count = self._queries, self._queries.pool, len(self._own)
-        keys = ascending(torch.cat([self._keys, *(new.to(self._own.device) for new in self._new)]))
+        keys = self._keys[: self._held]
+        sort_in_place(keys)
         rows = torch.arange(count, device=keys.device)
 
         def first(limit: Tensor, *, above: bool = False) -> Tensor:
@@ -145,7 +145,8 @@ class Sieve:
             queries.add(query, place + self._first, exact)
             self._last = self._last.maximum(queries.last(self._span))
             keys = keys[:0]
-        self._keys, self._new, self._held = keys, [], len(keys)
+        self._held = len(keys)
+        self._keys[: self._held] = keys
 
 
 def _error(queries: Loaded, span: slice, candidates: Loaded, cuda: bool) -> Tensor:

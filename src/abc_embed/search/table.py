@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ MAX_FRAGMENTS = 32
 KEEP_OLD = timedelta(hours=1)
 """For how long a search that began before a change finds the table as it was."""
 RECALL_GOAL = 0.98
-PROBES, REFINE = (20, 40, 80, 160), (20, 50, 100)
+PROBES, REFINE = (20, 40, 80, 160), (20, 30, 40, 50, 100)
 
 
 class ImageTable:
@@ -339,7 +340,7 @@ class ImageTable:
                 kind_of_index = Bitmap() if column == "vanished" else BTree()
                 self.lance.create_index(column, config=kind_of_index, replace=True)
             exact = [set(ids.tolist()) for ids in self._exact(queries, 10, None)]
-            for nprobes, refine in ((n, r) for r in REFINE for n in PROBES):
+            for nprobes, refine in product(PROBES, REFINE):
                 found = (self._approximate(q, 10, None, nprobes, refine)[0] for q in queries)
                 hits = [len(best & set(f.tolist())) for best, f in zip(exact, found, strict=True)]
                 recall = sum(hits) / (10 * len(queries))
