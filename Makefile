@@ -6,7 +6,7 @@
 #   make test                                        what CI runs: scripts/check, then scripts/test
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
 #   make serve-stress                                10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
-#   make serve-load                                  latency and rate of the server, on an idle machine; under 5 minutes
+#   make serve-load                                  latency and rate of the server, two models, on an idle machine; a quarter of an hour
 #   make batch-kills                                 20,000 pictures through `batch`, 20 workers and 5 drivers killed
 #   make fuzz                                        damaged pictures, records and models, kills, full disks, in parts that go on after a stop
 #   make docs                                        the documentation as a site, in build/site
