@@ -16,7 +16,7 @@ from abc_embed.mining.settings import MiningSettings
 PROBE_S = 2.0
 """How long embedding is tried, to guess how long all of it takes."""
 _PROBED_ITEMS = 16  # at a time
-_PROBED_QUERIES, _PROBED_BYTES = 256, 128 << 20
+_PROBED_QUERIES, _PROBED_BYTES = 1024, 128 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,10 +161,12 @@ class QueryBlock:
             new[row_of[here], rank[here] - start] = keys[here]
             self.best[rows] = largest(torch.cat([self.best[rows], new], dim=1), self.pool)
 
-    def add_all(self, vectors: Tensor, first: int, side: int) -> None:
-        """Score all with every candidate `(m, D)`, in tiles of `side` × `side`, in float64."""
-        for top in range(0, len(self.own), side):
-            rows = slice(top, min(top + side, len(self.own)))
+    def add_all(self, start: int, count: int, vectors: Tensor, first: int, side: int) -> None:
+        """Score `count` queries from `start` on with every candidate `(m, D)`, in float64, in tiles
+        of `side` × `side`."""
+        stop = min(start + count, len(self.own))
+        for top in range(start, stop, side):
+            rows = slice(top, min(top + side, stop))
             own, line = self.own[rows, None], self.line[rows, None]
             for left in range(0, len(vectors), side):
                 texts = slice(first + left, first + min(left + side, len(vectors)))

@@ -280,13 +280,16 @@ class _Worker:
         for first in range(0, total, self.blocks.candidates):
             candidates = self._load_candidates(first)
             if job.settings.method is Method.PLAIN:
-                queries.add_all(candidates.exact, first, self._side)
+                queries.add_all(0, stop - start, candidates.exact, first, self._side)
             elif job.settings.method is Method.IVF:
                 self._look_up(queries, candidates.exact, first)
             else:
                 self._compare(queries, loaded, candidates, first)
-            take = partial(truth.add_all, candidates.exact, side=self._side)
-            self._lanes.run(take, [first])
+            each = -(-len(sampled) // self._lanes.count) or 1
+            take = partial(
+                truth.add_all, count=each, vectors=candidates.exact, first=first, side=self._side
+            )
+            self._lanes.run(take, range(0, len(sampled), each))
             job.on_progress((stop - start) * len(candidates.exact) / total)
             del candidates, take  # or two blocks would be in memory while the next is read
         return queries.pools(start, total, truth, sampled)
@@ -352,7 +355,8 @@ class _Worker:
         self, queries: QueryBlock, vectors: Loaded, candidates: Loaded, first: int
     ) -> None:
         """Take in all candidates of a block that may matter."""
-        count, rows = len(queries.own), self.blocks.rows
+        count = len(queries.own)
+        rows = min(self.blocks.rows, -(-count // self._lanes.count))
 
         def compare(start: int) -> None:
             span = slice(start, min(start + rows, count))
