@@ -10,15 +10,17 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from abc_embed.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers"),
@@ -305,6 +307,17 @@ def _status_bytes(field: str) -> int:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def in_own_thread(work: Callable[[], T]) -> T:
+    """What `work` returns, computed in a thread that ends with it.
+
+    Each thread that computes with torch on a CPU has helpers of OpenMP, which stay as long as it
+    does. With more of them in a process than cores, even idle ones, none waits actively for the
+    next operation any more, and the same work takes half as long again, or twice.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="abc-embed-once") as thread:
+        return thread.submit(work).result()
 
 
 def trim_memory() -> None:

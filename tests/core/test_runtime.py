@@ -3,6 +3,7 @@
 import gc
 import platform
 import random
+import threading
 from importlib.metadata import PackageNotFoundError
 
 import numpy as np
@@ -122,3 +123,13 @@ def test_the_collector_rests_within_and_is_as_before_after() -> None:
     with pytest.raises(UsageError), runtime.no_garbage_collection():
         raise UsageError("a fault within")
     assert gc.isenabled()
+
+
+def test_work_in_a_thread_of_its_own_leaves_no_thread() -> None:
+    def fail() -> None:
+        raise UsageError("not so")
+
+    thread = runtime.in_own_thread(threading.current_thread)
+    assert thread is not threading.current_thread() and not thread.is_alive()
+    with pytest.raises(UsageError, match="not so"):
+        runtime.in_own_thread(fail)

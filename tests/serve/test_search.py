@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,22 @@ def search(url: str, **body: Any) -> httpx.Response:
 def names(answer: httpx.Response) -> list[str]:
     assert answer.status_code == 200, answer.text
     return [hit["name"] for hit in answer.json()["data"]]
+
+
+def test_what_may_use_the_model_has_a_thread_that_ends(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second thread with helpers of OpenMP would slow every later batch (`in_own_thread`)."""
+    used: list[threading.Thread] = []
+    embed = Index.search_embedded
+
+    def noted(*values: Any, **named: Any) -> Any:
+        used.append(threading.current_thread())
+        return embed(*values, **named)
+
+    monkeypatch.setattr(Index, "search_embedded", noted)
+    assert search(url, text="a dog").status_code == 200
+    assert [thread.is_alive() for thread in used] == [False]
 
 
 # -- what is found ---------------------------------------------------------------------------------

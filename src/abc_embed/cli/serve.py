@@ -102,6 +102,7 @@ def serve(
     settings = options.ModelSettings(model=model or options.MODEL, device=device, dtype=dtype)
     settings.check()
     try:
+        from abc_embed.runtime import in_own_thread
         from abc_embed.serve.run import run_server
     except ImportError:
         raise MissingExtraError.of("serve", "the server") from None
@@ -111,6 +112,8 @@ def serve(
 
     print_message(f"loading {settings.model}")
     try:
-        run_server(settings.load(), Path(settings.model).name, chosen, on_start=started)
+        run_server(
+            in_own_thread(settings.load), Path(settings.model).name, chosen, on_start=started
+        )
     except OSError as error:
         raise OutputError(f"cannot listen on {host}:{port} ({error.strerror or error})") from None

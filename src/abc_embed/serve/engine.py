@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from abc_embed.errors import InputError, RequestError
 from abc_embed.inputs import Item
 from abc_embed.pipeline import Vector
 from abc_embed.processor import Truncate
+from abc_embed.runtime import in_own_thread
 from abc_embed.serve.queue import Embedded, EmbeddingQueue
 from abc_embed.serve.settings import ServerSettings
 
@@ -122,7 +124,9 @@ class Engine:
             raise RequestError("too many requests of this kind wait; try again later", None, 429)
         given_up = threading.Event()
         try:
-            future: Future[T] = self._pools[kind].submit(work, given_up.is_set)
+            job = partial(work, given_up.is_set)
+            job = job if kind == "read" else partial(in_own_thread, job)  # it may use the model
+            future: Future[T] = self._pools[kind].submit(job)
         except RuntimeError:
             raise RequestError("the server is stopping; ask another one", status=503) from None
         self._work[kind] += 1
