@@ -255,12 +255,11 @@ def test_what_is_no_index(tmp_path: Path, index: Index, embedder: Any) -> None:
         Index.open(index.folder)
 
 
-def test_a_line_that_needs_the_model_is_kept_without_it(index: Index) -> None:
-    index.settings["cutoffs"]["joint"] = 0.5
-    index.save_settings()
+def test_the_lines_are_drawn_without_the_model_too(index: Index) -> None:
+    lines = dict(index.settings["cutoffs"])
     other = Index.open(index.folder)
     other.compact()
-    assert Index.open(index.folder).settings["cutoffs"]["joint"] == 0.5
+    assert Index.open(index.folder).settings["cutoffs"] == lines
     assert other.remove(["gone"]) == 0
 
 

@@ -116,3 +116,24 @@ def test_halves_are_half_right() -> None:
     bank = np.eye(8, dtype=np.float32)
     best = (cutoff.halves(bank, 100) @ bank.T).max(axis=1)
     assert best == pytest.approx(0.5**0.5)
+
+
+def test_an_image_with_an_instruction_says_what_its_closest_text_says() -> None:
+    bank, images = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[:2]
+    near = np.array([0.8, 0.6, 0, 0], np.float32)
+    found = cutoff.score(near, images, bank, 0.1, joint=True)
+    assert np.array_equal(found, cutoff.score(near, images, bank[1:], 0.1))
+    assert found[0] > cutoff.score(near, images, bank, 0.1)[0]  # as a text, against its own answer
+    unclear = np.full(4, 0.4, np.float32)
+    same = [cutoff.score(unclear, images, bank, 0.1, joint=joint) for joint in (True, False)]
+    assert np.array_equal(*same)
+
+
+def test_an_image_with_an_instruction_has_the_line_of_texts(scenes_index: Index) -> None:
+    vectors = scenes_index.table.sample(5)
+    bank, own = scenes_index.text_bank(), scenes_index.settings
+    found = cutoff.answers(
+        scenes_index, as_query(Item(image="a.png", instruction="?")), vectors[0], vectors
+    )
+    scores = cutoff.score(vectors[0], vectors, bank, own["temperature"], joint=True)
+    assert found is not None and found.tolist() == (scores > own["cutoffs"]["text"]).tolist()

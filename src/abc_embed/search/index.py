@@ -516,8 +516,7 @@ class Index:
                 self.settings["stored_recall"] = kept
         self.originals = []
         if rows:
-            # Without a model the line for images with an instruction stays where it was.
-            self.settings["cutoffs"] = self.settings.get("cutoffs", {}) | cutoff.calibrate(self)
+            self.settings["cutoffs"] = cutoff.calibrate(self)
         self.save_settings()
 
 
