@@ -275,6 +275,8 @@ def main() -> int:
             asked, faults = ask_by_schema(url, options.examples)
             keep("by_schema", {"requests": asked, "faults": faults[:20]})
             keep("memory_mb_at_the_end", round(resident_mb(pid), 1))
+        log = (Path(place) / "log").read_text().splitlines()
+        sys.stderr.writelines(f"{line}\n" for line in log if not line.startswith("{"))
     mutated_round, statuses = record["mutated"], record["at_once"]["statuses"]
     survived = not (
         mutated_round["unanswered"]

@@ -117,7 +117,8 @@ def score_bars(
         error = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.barh(y, value, height * 0.92, color=colour, label=label)
         axes.errorbar(value, y, xerr=error, color=INK, linewidth=1, capsize=2)
-        axes.text(high + 0.01, y, f"{value:.2f}", va="center", fontsize=fontsize)
+        label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over dashed lines
+        axes.text(high + 0.01, y, f"{value:.2f}", va="center", fontsize=fontsize, bbox=label_box)
 
 
 def legend_below(figure: "Figure", *, columns: int, fontsize: int) -> None:

@@ -26,7 +26,8 @@ def ask_by_schema(url: str, examples: int) -> tuple[int, list[str]]:
                 answer = case.call(timeout=120)
                 text = answer.content.decode("utf-8", "replace")
                 if answer.status_code >= 500 or any(word in text for word in NEVER):
-                    faults.append(f"{case.method} {case.formatted_path}: {text[:200]}")
+                    asked_for = f"{case.method} {case.formatted_path} {case.body!r:.500}"
+                    faults.append(f"{asked_for}: {text[:200]}")
 
             try:
                 strategy = operation.as_strategy(generation_mode=mode)
