@@ -221,6 +221,7 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"text": '-"a"'}, 400, "says only what is not wanted", "text"),
     ({"text": "a", "filter": "colour = 1"}, 400, "columns here are: width", "filter"),
     ({"text": "a", "filter": "width > 'x'"}, 400, "LanceDB refuses the filter", "filter"),
+    ({"text": "a", "filter": ""}, 400, "LanceDB refuses the filter", "filter"),
     ({"text": "a", "filter": "1=1) or (1=1"}, 400, "cannot be read", "filter"),
     ({"image": {"id": "nope"}}, 404, "no image of this id", "id"),
     ({"image": {"name": "a"}}, 400, "image.id is missing", "image.id"),

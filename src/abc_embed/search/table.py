@@ -369,6 +369,6 @@ class ImageTable:
             text = text.removeprefix("Invalid input, ").rstrip(". ")[:400]
             if "No space left" in text or "storage full" in text.lower():
                 text = "the disk is full; make room and give the command again, it goes on"
-            elif where and isinstance(error, ValueError):
+            elif where is not None and isinstance(error, ValueError):
                 raise UsageError(f"LanceDB refuses the filter: {text}") from error
             raise OutputError(f"the index {str(self.folder)!r} cannot be used: {text}") from error
