@@ -43,8 +43,9 @@ BLOCK, WARM = 25, 5
 GOALS = {"single_text": 1.3, "load": 0.9}
 """A single text takes at most so much of `embed_one`; the clients get at least so much of the rate
 offline."""
-COUNTS = {"bundled": (2048, 256, 512), "55m": (512, 64, 128)}
-"""Items of a round: texts, pictures with an instruction, texts that come one a request."""
+COUNTS = {"bundled": (8192, 512, 1024), "55m": (1024, 64, 256)}
+"""Items of a round: texts, pictures with an instruction, texts that come one a request. Seconds of
+work each, or the first and the last batch would count for much."""
 
 
 def timed(work: Callable[[], object]) -> float:
