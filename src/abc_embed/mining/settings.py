@@ -179,6 +179,7 @@ def share_memory(
     by_scores = int(for_scores / (_MIN_ROWS[kind] * score_bytes))
     candidates = min(int(for_candidates / candidate), max(by_scores, 16))
     queries = min(int(for_queries / query), MAX_QUERIES)
+    # For each member of a pool some numbers of 8 bytes are kept, sorted and looked at meanwhile.
     rows = min(max(int(for_scores / (256 * pool)), 16), _MAX_ROWS[kind])
     if min(candidates, queries) < 16 or for_pairs < 64 * width:
         shares = _SHARES[kind]
