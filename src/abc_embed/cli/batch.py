@@ -42,7 +42,6 @@ class ClusterOptions:
     ] = None
 
 
-@options.with_settings
 def batch(
     source: Annotated[
         str,
@@ -50,7 +49,7 @@ def batch(
             help="A data set: records, Parquet, tars, a folder, abc-pretrain:FOLDER; s3:// or gs://"
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, or to go on with.")],
     image_folder: options.ImageFolder = None,
     instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
     form: Annotated[

@@ -73,7 +73,6 @@ app.command(epilog=bench_speed.EXAMPLES)(bench_speed.speed)
 
 
 @app.command(epilog=EXAMPLES)
-@options.with_settings
 def ctrlbench(
     model: options.EncoderName = options.MODEL,
     tier: Annotated[
@@ -88,11 +87,10 @@ def ctrlbench(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder of records.", show_default="the cache folder"),
+        Path | None, typer.Option(help="Folder of records.", show_default="the cache folder")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Measure even if the record is there already.")
+        bool, typer.Option(help="Measure even if the record is there already.")
     ] = False,
     max_pixels: options.MaxPixelsList = None,
     dims: Annotated[
@@ -235,7 +233,7 @@ def _print_record(record: dict[str, Any]) -> None:
 @app.command(epilog=EXAMPLES)
 def build(
     tier: Annotated[str, typer.Option(help=f"{', '.join(DRAWN)}.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the benchmark in.")],
+    out: Annotated[Path, typer.Option(help="Folder to put the benchmark in.")],
     as_json: options.AsJson = False,
 ) -> None:
     """Draw a frozen tier into a folder: the same bytes everywhere, or an error."""
@@ -287,7 +285,7 @@ def diff(
 @app.command(epilog=EXAMPLES)
 def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of records.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
     data: Annotated[
         list[Path] | None,
         typer.Option(help="A CtrlBench folder that was measured; again for more."),
@@ -335,7 +333,6 @@ def _drawn(record: dict[str, Any]) -> "Benchmark | None":
 
 
 @app.command(epilog=AUDIT_EXAMPLES)
-@options.with_settings
 def audit(
     source: Annotated[
         str,
@@ -354,8 +351,7 @@ def audit(
         int | None, typer.Option(min=1, help="Only the first so many questions.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for audit.json, audit.md and audit.png."),
+        Path | None, typer.Option(help="Folder for audit.json, audit.md and audit.png.")
     ] = None,
     image_folder: options.ImageFolder = None,
     max_pixels: options.MaxPixels = None,
@@ -403,7 +399,6 @@ Scenes = Annotated[int, typer.Option(min=2, help="How many generated scenes are 
 
 
 @app.command(epilog=EVIDENCE_EXAMPLES)
-@options.with_settings
 def evidence(
     scenes: Scenes = 200,
     out: bench_speed.RecordFolder = None,
@@ -424,7 +419,6 @@ def evidence(
 
 
 @app.command(epilog=ROBUST_EXAMPLES)
-@options.with_settings
 def robust(
     scenes: Scenes = 300,
     out: bench_speed.RecordFolder = None,

@@ -26,7 +26,6 @@ DEFAULT_COUNT = 1000
 """Images that a VLM is asked about, unless told otherwise; so many the published recipe has."""
 
 
-@options.with_settings
 def build_replica(
     source: Annotated[
         Path,
@@ -35,7 +34,7 @@ def build_replica(
             "`abc-embed data instruct` writes them for human region captions."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the benchmark.")],
+    out: Annotated[Path, typer.Option(help="New folder for the benchmark.")],
     count: Annotated[
         int | None,
         typer.Option(
@@ -49,8 +48,7 @@ def build_replica(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other images.")] = 0,
     license: Annotated[str, typer.Option(help="Of the images, for the rows.")] = "",
     leaks: Annotated[
-        bool,
-        typer.Option("--leaks", help="Keep prompts with a word of their answer, as published."),
+        bool, typer.Option(help="Keep prompts with a word of their answer, as published.")
     ] = False,
     tries: Annotated[int, typer.Option(min=1, help="Of a reply that has no such form.")] = 2,
     json_mode: Annotated[

@@ -47,9 +47,7 @@ class EvaluationSettings(options.EncoderSettings):
 
     model: options.EncoderName = options.MODEL
     max_pixels: options.MaxPixelsList = None
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to put the records in, as JSON.")
-    ] = None
+    out: Annotated[Path | None, typer.Option(help="Folder to put the records in, as JSON.")] = None
     figure: Annotated[
         Path | None, typer.Option(help="PNG of several resolutions: score and speed.")
     ] = None
@@ -70,7 +68,6 @@ class EvaluationSettings(options.EncoderSettings):
         return options.parse_areas(self.max_pixels)
 
 
-@options.with_settings
 def coco(
     data: Karpathy,
     images: Images,
@@ -85,7 +82,6 @@ def coco(
     _evaluate_captions(data, images, split, positives or [], settings)
 
 
-@options.with_settings
 def flickr30k(
     data: Karpathy, images: Images, split: Split = "test", *, settings: EvaluationSettings
 ) -> None:
@@ -113,16 +109,13 @@ def _evaluate_captions(
     evaluate(settings, "image_to_text_r1", [measure_set])
 
 
-@options.with_settings
 def mmeb(
     data: Annotated[Path, typer.Option(help="A local copy of TIGER-Lab/MMEB-eval.")],
     task: Annotated[
         list[str] | None,
         typer.Option(help="A set by its name; may be repeated.", show_default="all there"),
     ] = None,
-    prefix: Annotated[
-        bool, typer.Option("--prefix", help="Keep MMEB's words before a question.")
-    ] = False,
+    prefix: Annotated[bool, typer.Option(help="Keep MMEB's words before a question.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first rows of each set.")
     ] = None,
@@ -148,7 +141,6 @@ def mmeb(
         print_table(("MMEB v1, %", "rows", "accuracy", "paper"), table_rows(findings))
 
 
-@options.with_settings
 def zero_shot(
     data: Annotated[Path, typer.Option(help="A folder with a subfolder per class.")],
     labels: Annotated[
@@ -165,7 +157,6 @@ def zero_shot(
     evaluate(settings, "accuracy", [measure_set])
 
 
-@options.with_settings
 def records(
     source: Annotated[
         str, typer.Argument(metavar="RECORDS", help="Any data set: a file, a folder, NAME:FOLDER.")

@@ -59,7 +59,6 @@ class SpeedSettings(options.ModelSettings):
             return embedder
 
 
-@options.with_settings
 def speed(
     images: Annotated[int, typer.Option(min=4, help="Pictures of the workload of images.")] = 32,
     instructions: Annotated[int, typer.Option(min=1, help="Instructions a picture.")] = 4,

@@ -29,7 +29,6 @@ HEEDED = ("image", "texts", "instruction", "plot")
 """What a server can heed."""
 
 
-@options.with_settings
 def compare(
     context: typer.Context,
     image: Annotated[str, typer.Argument(help="An image file.")],
@@ -44,8 +43,7 @@ def compare(
         Path | None, typer.Option(help="Also draw image and rankings: .png, .jpg or .webp.")
     ] = None,
     explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Draw over the image what spoke for each best text."),
+        bool, typer.Option(help="Draw over the image what spoke for each best text.")
     ] = False,
     *,
     settings: options.ImageModelSettings,

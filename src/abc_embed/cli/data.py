@@ -67,9 +67,9 @@ def fetch(
     name: Annotated[
         str, typer.Argument(help="abc-pretrain or abc-vg-instruct, with or without @revision.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to fetch into.")],
+    out: Annotated[Path, typer.Option(help="Folder to fetch into.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.")
+        bool, typer.Option(help="Say what would be fetched, and fetch nothing.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -105,7 +105,7 @@ def index(
             help="Between two places where reading can begin; less: quicker to read, more disk."
         ),
     ] = "4 MB",
-    again: Annotated[bool, typer.Option("--again", help="Drop the index that is there.")] = False,
+    again: Annotated[bool, typer.Option(help="Drop the index that is there.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Find every image in the tar parts, once, so that it is read from there without unpacking.
@@ -152,7 +152,7 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
 @app.command(epilog=EXAMPLES)
 def unpack(
     folder: Folder,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to unpack into.")],
+    out: Annotated[Path, typer.Option(help="Folder to unpack into.")],
     limit: Annotated[
         str | None, typer.Option(help="Most that is unpacked.", show_default="the free disk")
     ] = None,
@@ -196,7 +196,7 @@ def check(
         int, typer.Option(min=1, help="Characters beyond which a text is long.")
     ] = 2000,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail for what comes twice or is long as well.")
+        bool, typer.Option(help="Fail for what comes twice or is long as well.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -225,7 +225,7 @@ def check(
 @app.command(epilog=RECORDS_EXAMPLES)
 def convert(
     data: DataSet,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
     to: Annotated[
         Literal["jsonl", "parquet", "webdataset", "folder"], typer.Option(help="What to write.")
     ] = "jsonl",
@@ -254,7 +254,7 @@ def convert(
 @app.command(epilog=RECORDS_EXAMPLES)
 def show(
     data: DataSet,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
     columns: Columns = None,
     images: options.ImageFolder = None,
     number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,

@@ -67,7 +67,6 @@ class RegionOptions:
         )
 
 
-@options.with_settings
 def instruct(
     source: Annotated[
         Path,
@@ -76,19 +75,17 @@ def instruct(
             "style, or records."
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Records to write, in a folder above the images.")
-    ],
+    out: Annotated[Path, typer.Option(help="Records to write, in a folder above the images.")],
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images.", show_default="that of the source")
     ] = None,
     own: Annotated[
-        bool, typer.Option("--own", help="Take the records' own questions; needs no model.")
+        bool, typer.Option(help="Take the records' own questions; needs no model.")
     ] = False,
     tries: Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")] = 2,
     max_tokens: vlm_options.MaxTokens = 128,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --out even by less than it holds.")
+        bool, typer.Option(help="Replace --out even by less than it holds.")
     ] = False,
     *,
     regions: RegionOptions,

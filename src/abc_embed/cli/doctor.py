@@ -42,7 +42,6 @@ class Check:
     """Whether nothing works without it."""
 
 
-@options.with_settings
 def doctor(
     *,
     settings: options.ModelSettings,

@@ -73,7 +73,6 @@ class JobSettings:
             raise UsageError("--window is for lines on stdin (-), and one process")
 
 
-@options.with_settings
 def embed(
     context: typer.Context,
     inputs: Annotated[
@@ -87,8 +86,6 @@ def embed(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            "-o",
             help="File to write: .npy (names in NAME.ids.json), .jsonl or .parquet.",
             show_default="JSONL on stdout",
         ),

@@ -60,7 +60,6 @@ class Intake:
 
 
 @app.command(epilog=EXAMPLES)
-@options.with_settings
 def build(
     index: Place,
     sources: Annotated[
@@ -78,8 +77,7 @@ def build(
         typer.Option(min=1, help="Numbers of a vector that are kept.", show_default="all of them"),
     ] = None,
     detail: Annotated[
-        bool,
-        typer.Option("--detail", help="Also keep vectors of each image's parts, for --ask."),
+        bool, typer.Option(help="Also keep vectors of each image's parts, for --ask.")
     ] = False,
     *,
     intake: Intake,
@@ -112,7 +110,6 @@ def build(
 
 
 @app.command(epilog=EXAMPLES)
-@options.with_settings
 def add(
     index: Place,
     sources: Annotated[

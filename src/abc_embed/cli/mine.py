@@ -112,7 +112,6 @@ class MiningOptions:
         )
 
 
-@options.with_settings
 def mine(
     records: Annotated[
         str,

@@ -1,19 +1,17 @@
 """Options that several commands take, declared once, and the model that they name.
 
-A command takes such options as one object: a dataclass of them, spread out for typer by
-`with_settings`. An option is named after its parameter or field. torch is imported only when a
-model is loaded.
+A command takes such options as one object: a dataclass of them, which parser.py spreads out. An
+option is named after its parameter or field. torch is imported only when a model is loaded.
 """
 
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial, wraps
-from inspect import Parameter, Signature, signature
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
@@ -55,10 +53,7 @@ Overrides = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[
-    str,
-    typer.Option(
-        help="auto (float32 on a CPU, else bfloat16), float32, bfloat16 or float16.",
-    ),
+    str, typer.Option(help="auto (float32 on a CPU, else bfloat16), float32, bfloat16 or float16.")
 ]
 MaxPixels = Annotated[
     str | None,
@@ -157,36 +152,6 @@ def judge_plan(path: Path, job: str, model: str) -> Callable[[str, int], str]:
     return partial(comparison, plan)
 
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def with_settings(command: Command) -> Command:
-    """Let typer see the fields of each dataclass that `command` takes as options of their own.
-
-    A field is declared like an option: its type is `Annotated` with a `typer.Option`.
-    """
-    options: list[Parameter] = []
-    settings: dict[str, Any] = {}
-    for parameter in signature(command, eval_str=True).parameters.values():
-        kind: Any = parameter.annotation
-        if is_dataclass(kind):
-            settings[parameter.name] = kind
-            options += signature(settings[parameter.name], eval_str=True).parameters.values()
-        else:
-            options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        for name, kind in settings.items():
-            chosen = {field.name: values.pop(field.name) for field in fields(kind)}
-            values[name] = kind(**chosen)
-        command(**values)
-
-    run.__signature__ = Signature(options)  # type: ignore[attr-defined]
-    run.__annotations__ = {option.name: option.annotation for option in options}
-    return run  # type: ignore[return-value]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The model, and the machine that it computes on."""
@@ -201,9 +166,7 @@ class ModelSettings:
             show_default="as --dtype says",
         ),
     ] = None
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the layers first: for many items.")
-    ] = False
+    compile: Annotated[bool, typer.Option(help="Compile the layers first: for many items.")] = False
 
     def load(self) -> "Embedder":
         """The model that the options name."""

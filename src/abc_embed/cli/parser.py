@@ -3,14 +3,17 @@
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from inspect import signature
+from copy import copy
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command_name
-from typer.models import ArgumentInfo, OptionInfo
+from typer.models import ArgumentInfo
 
 from abc_embed.cli.output import epilog
 
@@ -70,7 +73,7 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-    app.callback()(_root)
+    app.callback()(_for_typer(_root))
     words = arguments or _words_to_complete()
     called = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
@@ -80,8 +83,8 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
         module = importlib.import_module(f"abc_embed.cli.{name}")
         if hasattr(module, "app"):
             for command in module.app.registered_commands:
-                _name_values(command.callback)
                 own = command.name or get_command_name(command.callback.__name__)
+                command.callback = _for_typer(command.callback)
                 command.epilog = _own_examples(command.epilog, f"{name} {own}")
             app.add_typer(
                 module.app,
@@ -92,9 +95,8 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
                 no_args_is_help=True,
             )
         else:
-            register = app.command(name, short_help=summary, epilog=module.EXAMPLES)
-            _name_values(getattr(module, name))
-            register(getattr(module, name))
+            command = _for_typer(getattr(module, name))
+            app.command(name, short_help=summary, epilog=module.EXAMPLES)(command)
     return typer.main.get_command(app)
 
 
@@ -104,17 +106,48 @@ def _words_to_complete() -> list[str]:
     return line.split()[1:]
 
 
-def _name_values(function: Callable[..., Any]) -> None:
-    """Give every value of a command that has none a plain name in its help."""
-    for parameter in signature(function, eval_str=True).parameters.values():
+def _for_typer(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with each dataclass that it takes spread out: its fields are options too."""
+    options: list[Parameter] = []
+    settings: dict[str, Any] = {}
+    for parameter in signature(command, eval_str=True).parameters.values():
         kind = parameter.annotation
-        value, *about = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-        types = [METAVARS[t] for t in _types_in(value) if t in METAVARS]
-        for info in about:
-            if isinstance(info, OptionInfo) and info.metavar is None and types:
-                info.metavar = types[0]
-            if isinstance(info, ArgumentInfo) and info.metavar is None:
-                info.metavar = parameter.name.upper()
+        if is_dataclass(kind):
+            settings[parameter.name] = kind
+            options += signature(settings[parameter.name], eval_str=True).parameters.values()
+        else:
+            options.append(parameter)
+    options = [_completed(option) for option in options]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, kind in settings.items():
+            chosen = {field.name: values.pop(field.name) for field in fields(kind)}
+            values[name] = kind(**chosen)
+        command(**values)
+
+    run.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+def _completed(parameter: Parameter) -> Parameter:
+    """A parameter with what goes without saying of an option: a plain name of its value in help,
+    `-o` for `--out`, and no `--no-NAME` beside `--NAME`."""
+    kind = parameter.annotation
+    if get_origin(kind) is Annotated:
+        value, info = get_args(kind)
+        info = copy(info)  # several commands may share it
+        if isinstance(info, ArgumentInfo):
+            info.metavar = info.metavar or parameter.name.upper()
+        else:
+            types = [METAVARS[t] for t in _types_in(value) if t in METAVARS]
+            info.metavar = info.metavar or next(iter(types), None)
+            if info.default is ...:  # else that is the first of its names
+                name = f"--{parameter.name.replace('_', '-')}"
+                info.param_decls = {"out": (name, "-o")}.get(parameter.name, (name,))
+        kind = Annotated.__class_getitem__((value, info))
+    return parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind)
 
 
 def _own_examples(examples: str, words: str) -> str:
@@ -142,10 +175,7 @@ def _print_version(wanted: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
+        bool, typer.Option(help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """What stands before the command; `_print_version` has seen to it."""

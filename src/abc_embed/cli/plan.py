@@ -61,7 +61,6 @@ class PlanSettings(options.BatchSettings):
 
 
 @app.command(epilog=EXAMPLES)
-@options.with_settings
 def embed(
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Image files and folders of images.")

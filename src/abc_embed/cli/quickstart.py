@@ -23,7 +23,6 @@ QUESTIONS = {
 TEXTS = ("a dog", "a cat", "a horse", "a rabbit", "a car", "a house")
 
 
-@options.with_settings
 def quickstart(
     *,
     plot: Annotated[

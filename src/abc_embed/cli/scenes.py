@@ -21,12 +21,12 @@ SHOWN = 12
 
 
 def scenes(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many images.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
     side: Annotated[int, typer.Option(help="Pixels a side.")] = 112,
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Pairs of things that are kept out of training.")
+        bool, typer.Option(help="Pairs of things that are kept out of training.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:

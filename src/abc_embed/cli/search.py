@@ -67,7 +67,7 @@ class OutputSettings:
         Path | None, typer.Option(help="Also draw the hits on a page: a .png file.")
     ] = None
     explain: Annotated[
-        bool, typer.Option("--explain", help="Draw over each image of --plot what spoke for it.")
+        bool, typer.Option(help="Draw over each image of --plot what spoke for it.")
     ] = False
     open_best: Annotated[
         bool, typer.Option("--open", help="Open the page of --plot, or else the best hit.")
@@ -88,19 +88,16 @@ class IndexQuery:
     """What an index can be asked beyond a folder."""
 
     where: Annotated[
-        str | None,
-        typer.Option(help="A filter: \"width > 1000 and taken >= '2025-01-01'\"."),
+        str | None, typer.Option(help="A filter: \"width > 1000 and taken >= '2025-01-01'\".")
     ] = None
     ask: Annotated[
-        str | None,
-        typer.Option(help="Look again at the best images with this instruction."),
+        str | None, typer.Option(help="Look again at the best images with this instruction.")
     ] = None
     budget: Annotated[
         float, typer.Option(help="The share of the images that --ask may look at; 1 is exact.")
     ] = 0.1
     keep_tokens: Annotated[
-        bool,
-        typer.Option("--keep-tokens", help="Keep what --ask saw, for the next instruction."),
+        bool, typer.Option(help="Keep what --ask saw, for the next instruction.")
     ] = False
 
 
@@ -120,8 +117,7 @@ class FolderSettings:
     """How a folder is read; an index knows its images already."""
 
     on_error: Annotated[
-        OnError,
-        typer.Option(help="A bad image is left out and listed, or ends the work."),
+        OnError, typer.Option(help="A bad image is left out and listed, or ends the work.")
     ] = "skip"
     cache: Annotated[
         Path | None,
@@ -131,11 +127,10 @@ class FolderSettings:
         ),
     ] = None
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Remember nothing, and embed every image anew.")
+        bool, typer.Option(help="Remember nothing, and embed every image anew.")
     ] = False
 
 
-@options.with_settings
 def search(
     context: typer.Context,
     folder: Annotated[

@@ -54,7 +54,6 @@ class LoadSettings:
     ] = None
 
 
-@options.with_settings
 def serve(
     *,
     host: Annotated[
@@ -67,10 +66,7 @@ def serve(
         Path | None, typer.Option(envvar="ABC_EMBED_API_KEY_FILE", help="Keys, one a line.")
     ] = None,
     no_key: Annotated[
-        bool,
-        typer.Option(
-            "--no-key", envvar="ABC_EMBED_NO_KEY", help="Let other machines in without a key."
-        ),
+        bool, typer.Option(envvar="ABC_EMBED_NO_KEY", help="Let other machines in without a key.")
     ] = False,
     model: options.IndexModel = "",
     device: options.Device = "auto",

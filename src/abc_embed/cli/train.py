@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli.options import AsJson, Overrides, PlanFile, judge_plan, with_settings
+from abc_embed.cli.options import AsJson, Overrides, PlanFile, judge_plan
 from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
@@ -68,19 +68,13 @@ class StageSettings:
         ),
     ] = True
     moved: Annotated[
-        bool,
-        typer.Option(
-            "--moved", help="The base or the data of a broken run lie somewhere else now."
-        ),
+        bool, typer.Option(help="The base or the data of a broken run lie somewhere else now.")
     ] = False
     log_to: Annotated[
         str | None, typer.Option(help="none, tensorboard or wandb; short for --set train.log_to=…")
     ] = None
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Load one batch, count, estimate memory, and change nothing."
-        ),
+        bool, typer.Option(help="Load one batch, count, estimate memory, and change nothing.")
     ] = False
     find_lr: Annotated[
         Path | None,
@@ -134,21 +128,18 @@ class StageSettings:
 
 
 @app.command(epilog=STAGES_EXAMPLES.format(stage="pretrain"))
-@with_settings
 def pretrain(settings: StageSettings) -> None:
     """Stage 1: from an image to its caption."""
     _train(settings, settings.load_config("pretrain"))
 
 
 @app.command(epilog=STAGES_EXAMPLES.format(stage="instruct"))
-@with_settings
 def instruct(settings: StageSettings) -> None:
     """Stage 2: from an image and an instruction to the answer."""
     _train(settings, settings.load_config("instruct"))
 
 
 @app.command(epilog=MINING_EXAMPLES)
-@with_settings
 def mining_model(settings: StageSettings) -> None:
     """Stage 0: the model that finds hard negatives; stage 1 with in-batch negatives alone."""
     config = settings.load_config("pretrain")
@@ -293,7 +284,7 @@ def export_checkpoint(
     checkpoint: Annotated[
         Path, typer.Argument(help="One of a run's checkpoints/, or a run: its newest one.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
 ) -> None:
     """Save what a run had reached at a checkpoint as a model of its own."""
     no_checkpoint = UsageError(
@@ -314,9 +305,7 @@ def export_checkpoint(
 @app.command(epilog=PLOT_EXAMPLES)
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or their metrics.jsonl.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")
-    ] = Path("runs.png"),
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("runs.png"),
 ) -> None:
     """Loss, accuracy, temperature and gradient norm of several runs in one picture."""
     from abc_embed.train.plot import draw_runs

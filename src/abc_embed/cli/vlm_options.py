@@ -53,8 +53,7 @@ class VlmSettings:
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for one reply.")] = 120.0
     retries: Annotated[int, typer.Option(min=0, help="After faults that may pass.")] = 6
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be asked and what it costs; ask nothing."),
+        bool, typer.Option(help="Say what would be asked and what it costs; ask nothing.")
     ] = False
 
     def client(
