@@ -138,7 +138,7 @@ def measure(case: Case, batch_size: int) -> tuple[float, float]:
     from abc_embed.adapters import detach
     from abc_embed.train.batches import make_batch
     from abc_embed.train.config import AdapterConfig, RunConfig, TrainConfig
-    from abc_embed.train.processes import ProcessGroup, exchange_batch_info
+    from abc_embed.train.processes import GlobalBatch, ProcessGroup
     from abc_embed.train.stages import Instruct, Pretrain
 
     torch.set_num_threads(1)
@@ -165,7 +165,7 @@ def measure(case: Case, batch_size: int) -> tuple[float, float]:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         held = _status("VmRSS")
-        stage.backward(batch, exchange_batch_info(stage.process_group, batch, case.chunk_size))
+        stage.backward(GlobalBatch.gather(stage.process_group, batch, case.chunk_size))
         most = _status("VmHWM")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

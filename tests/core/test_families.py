@@ -29,7 +29,7 @@ from abc_embed.inputs import Item
 from abc_embed.train.batches import caption_group, instruction_group, make_batch
 from abc_embed.train.config import AdapterConfig, RunConfig, StageName, TrainConfig
 from abc_embed.train.dry_run import base_model
-from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain
 
 REGISTRY = tiny_families.ALL
@@ -390,7 +390,7 @@ def test_one_step_gives_gradients_exactly_to_what_the_stage_trains(
         for i, image in enumerate(images)
         if image is not None
     ]
-    loss, _ = stage.backward(make_batch(made, processor))
+    loss, _ = stage.backward(GlobalBatch.single(make_batch(made, processor)))
     assert torch.isfinite(loss)
 
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.norm() > 0}

@@ -213,24 +213,23 @@ def gathered_step(
     import torch
     from accelerate import Accelerator
 
+    from abc_embed.train.batches import TrainBatch
     from abc_embed.train.losses import contrastive_loss
-    from abc_embed.train.processes import GlobalBatch, ProcessGroup, gather_candidates
+    from abc_embed.train.processes import BatchInfo, GlobalBatch, ProcessGroup, gather_candidates
 
     process_group = ProcessGroup(Accelerator(cpu=True))
     query, names_of_positives, own, _ = parts[process_group.rank]
     query, own = torch.tensor(query).requires_grad_(), torch.tensor(own).requires_grad_()
     temperature = torch.nn.Parameter(torch.tensor(tau))
-    global_batch = GlobalBatch(
-        rank=process_group.rank,
-        texts=tuple(tuple(names) for *_, names in parts),
-        group_sizes=tuple((len(queries),) for queries, *_ in parts),
-        query_chunks=(1,) * len(parts),
-    )
+    infos = [
+        BatchInfo(dict.fromkeys(names, 1), tuple(("what?", name) for name in positives), 1)
+        for _, positives, _, names in parts
+    ]
+    global_batch = GlobalBatch(TrainBatch((), {}), infos, process_group.rank)
     candidates = gather_candidates(own, global_batch, mode)
-    numbers = global_batch.candidate_numbers()
-    right = torch.tensor([numbers[name] for name in names_of_positives])
+    right = torch.tensor([global_batch.numbers[name] for name in names_of_positives])
     loss, accuracy = contrastive_loss(query, candidates, right, temperature, smoothing)
-    weight = global_batch.loss_weight(len(query))
+    weight = global_batch.loss_weight
     (loss * weight).backward()
     process_group.average_gradients([temperature])
     found = process_group.mean(torch.stack([loss * weight, accuracy * weight]).detach())

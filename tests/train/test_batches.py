@@ -26,6 +26,7 @@ from abc_embed.train.batches import (
     split_queries,
     split_texts,
 )
+from abc_embed.train.processes import GlobalBatch
 
 
 def test_equal_texts_are_one_candidate(tiny: Any, pictures: Any) -> None:
@@ -41,8 +42,8 @@ def test_equal_texts_are_one_candidate(tiny: Any, pictures: Any) -> None:
         processor,
     )
     assert sorted(batch.texts) == ["a cat in the rain", "a cow", "a dog"]
-    assert [batch.texts[i] for i in batch.positives] == ["a dog", "a cow", "a dog"]
-    lengths = [features.tokens for features in batch.candidates]
+    assert [query.answer for query in batch.queries] == ["a dog", "a cow", "a dog"]
+    lengths = [features.tokens for features in batch.texts.values()]
     assert lengths == sorted(lengths)
 
 
@@ -55,15 +56,16 @@ def test_one_image_is_cut_once_for_all_that_is_asked(
     pixels = type(processor).pixels
     monkeypatch.setattr(type(processor), "pixels", lambda *a, **k: cut.append(1) or pixels(*a, **k))
     batch = make_batch(groups, processor)
-    assert len(cut) == 3 and len(batch.queries) == 6 and batch.group_sizes == (2, 2, 2)
-    assert batch.queries[0].pixels is batch.queries[1].pixels
-    assert len({f.image_key for f in batch.queries}) == 3
+    assert len(cut) == 3 and [len(group) for group in batch.groups] == [2, 2, 2]
+    assert batch.queries[0].features.pixels is batch.queries[1].features.pixels
+    assert len({query.features.image_key for query in batch.queries}) == 3
 
 
 def test_max_pixels_limits_training_images(tiny: Any, pictures: Any) -> None:
     _, processor = tiny()
     groups = pictures("pretrain").groups(0, 2, 0)
-    full, small = (make_batch(groups, processor, limit).queries[0].tokens for limit in (0, 784))
+    batches = (make_batch(groups, processor, limit) for limit in (0, 784))
+    full, small = (batch.queries[0].features.tokens for batch in batches)
     assert full - small == 3  # four visual tokens or one
 
 
@@ -81,14 +83,14 @@ def test_max_pixels_limits_training_images(tiny: Any, pictures: Any) -> None:
 def test_chunks_hold_whole_groups(
     batch_of: Any, sizes: tuple[int, ...], chunk_size: int, expected: list[int]
 ) -> None:
-    query = batch_of("pretrain").queries[0]
-    batch = replace(batch_of("pretrain"), queries=(query,) * sum(sizes), group_sizes=sizes)
+    batch = batch_of("pretrain")
+    batch = replace(batch, groups=tuple(batch.queries[:1] * size for size in sizes))
     assert [len(chunk) for chunk in split_queries(batch, chunk_size)] == expected
 
 
 def test_texts_are_cut_evenly_and_none_is_lost() -> None:
-    assert split_texts(range(7), 3) == [(0, 1, 2), (3, 4, 5), (6,)]
-    assert split_texts(range(7), 0) == [tuple(range(7))]
+    assert split_texts(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert split_texts(range(7), 0) == [[*range(7)]]
     assert split_texts([], 4) == split_texts([], 0) == []
 
 
@@ -114,11 +116,8 @@ def test_workers_give_the_same_batches_in_the_same_order(
     apart = list(load_batches(sampler, processor, with_workers, first_step))
     assert len(alone) == len(apart) == 4 - first_step
     for one, two in zip(alone, apart, strict=True):
-        assert one.texts == two.texts and torch.equal(one.positives, two.positives)
-        for f, g in zip(one.queries, two.queries, strict=True):
-            assert torch.equal(f.input_ids, g.input_ids)
-            assert f.pixels is not None and g.pixels is not None
-            assert torch.equal(f.pixels, g.pixels)
+        same_batch(one, two)
+        assert all(query.features.pixels is not None for query in one.queries)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
@@ -159,7 +158,7 @@ def test_a_shard_travels_as_one_tensor(tiny: Any) -> None:
     assert sum(isinstance(value, torch.Tensor) for value in tensors) == 1
     pairs = [("what is it?", "nothing"), ("which colour?", "black")]
     packed = PackedShard.pack(make_shard([instruction_group(picture, pairs)], processor))
-    one, two = packed.unpack().queries[0]
+    one, two = (query.features for query in packed.unpack().queries)
     assert one.pixels is two.pixels  # one picture, however much is asked of it
     assert one.pixels is not None and len(packed.pickled) < 5000
     pixels = one.pixels.numel()
@@ -167,10 +166,12 @@ def test_a_shard_travels_as_one_tensor(tiny: Any) -> None:
 
 
 def same_batch(one: TrainBatch, two: TrainBatch) -> None:
-    assert one.texts == two.texts and one.group_sizes == two.group_sizes
-    assert torch.equal(one.positives, two.positives)
-    pairs = zip(one.queries + one.candidates, two.queries + two.candidates, strict=True)
-    for f, g in pairs:
+    assert list(one.texts) == list(two.texts)
+    assert list(map(len, one.groups)) == list(map(len, two.groups))
+    for query, other in zip(one.queries, two.queries, strict=True):
+        for name in ("answer", "asks", "also_right"):
+            assert getattr(query, name) == getattr(other, name)
+    for f, g in zip(one.features, two.features, strict=True):
         assert (f.kind, f.grid_thw, f.image_key) == (g.kind, g.grid_thw, g.image_key)
         assert torch.equal(f.input_ids, g.input_ids)
         assert (f.pixels is None) == (g.pixels is None)
@@ -193,21 +194,23 @@ def test_short_ones_first_pads_less_and_gives_the_same_gradients(
         else (lambda i: instruction_group(images[i], [("what is it?", f"answer {i}")]))
     )
     packed = make_batch([ask(i) for i in range(4)], processor)
-    order = [packed.texts.index(t) for t in sorted(packed.texts, key=lambda t: int(t.split()[1]))]
-    rows = [packed.positives.tolist().index(place) for place in order]
-    plain = replace(
-        packed,
-        queries=tuple(packed.queries[row] for row in rows),
-        positives=packed.positives[rows],
-    )
-    assert [f.tokens for f in plain.queries] != [f.tokens for f in packed.queries]
+    number = lambda group: int(group[0].answer.split()[1])  # noqa: E731
+    plain = replace(packed, groups=tuple(sorted(packed.groups, key=number)))
+
+    def lengths(batch: TrainBatch) -> list[int]:
+        return [query.features.tokens for query in batch.queries]
+
+    assert lengths(plain) != lengths(packed)
 
     def padded(batch: TrainBatch) -> int:
         return sum(len(c) * max(f.tokens for f in c) for c in split_queries(batch, 2))
 
-    assert padded(packed) == sum(f.tokens for f in packed.queries) < padded(plain)
+    assert padded(packed) == sum(lengths(packed)) < padded(plain)
     one, other = (make_stage(config(stage, chunk_size=2)) for _ in range(2))
-    (loss, right), (loss_too, right_too) = one.backward(packed), other.backward(plain)
+    (loss, right), (loss_too, right_too) = (
+        one.backward(GlobalBatch.single(packed)),
+        other.backward(GlobalBatch.single(plain)),
+    )
     assert loss.item() == pytest.approx(loss_too.item(), rel=1e-6) and right == right_too
     for (name, p), q in zip(one.parameters.items(), other.parameters.values(), strict=True):
         assert p.grad is not None and q.grad is not None, name

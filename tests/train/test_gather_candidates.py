@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from process_parts import gathered_step, run_processes, small_config, small_model
 
 from abc_embed.errors import ConfigError, DataError
 from abc_embed.train.batches import caption_group, load_batches, make_batch
-from abc_embed.train.processes import GlobalBatch, check_batch_size
+from abc_embed.train.processes import BatchInfo, GlobalBatch, check_batch_size
 
 
 def by_hand(
@@ -80,14 +79,16 @@ def test_two_processes_give_the_published_loss_and_the_gradients_of_the_formula(
 
 
 def test_what_the_processes_bring_is_numbered_alike() -> None:
-    global_batch = GlobalBatch(
-        1, (("a", "b"), ("c", "a"), ("d", "c")), ((1, 2), (3,), (1,)), (1, 1, 1)
-    )
-    assert global_batch.query_count == 7
-    assert global_batch.candidate_numbers() == {"a": 0, "b": 1, "c": 2, "d": 3}
+    infos = [
+        BatchInfo(dict.fromkeys(texts, 1), (("what?", texts[0]),) * count, 1)
+        for texts, count in (("ab", 3), ("ca", 3), ("dc", 1))
+    ]
+    own: Any = SimpleNamespace(queries=[SimpleNamespace(answer=text) for text in "aac"])
+    global_batch = GlobalBatch(own, infos, rank=1)
+    assert global_batch.query_count == 7 and global_batch.loss_weight == 9 / 7
+    assert global_batch.numbers == {"a": 0, "b": 1, "c": 2, "d": 3}
     assert global_batch.new_texts({"b"}) == [["a"], ["c"], ["d"]]
-    batch: Any = SimpleNamespace(texts=("c", "a"), positives=torch.tensor([1, 1, 0]))
-    assert global_batch.positives(batch).tolist() == [0, 0, 2]
+    assert global_batch.positives().tolist() == [0, 0, 2]
 
 
 class Named:
@@ -130,5 +131,5 @@ def test_one_batch_alone_is_its_own_share() -> None:
     _, processor = small_model()
     batch = make_batch(Named(0, 1).groups(0, 2, 0), processor)
     global_batch = GlobalBatch.single(batch)
-    assert global_batch.positives(batch) is batch.positives
-    assert list(global_batch.candidate_numbers()) == list(batch.texts)
+    assert global_batch.loss_weight == 1
+    assert list(global_batch.numbers) == list(batch.texts)

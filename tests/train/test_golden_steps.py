@@ -14,7 +14,7 @@ from abc_embed import checkpoint
 from abc_embed.adapters import load_adapter, set_trainable
 from abc_embed.train.batches import Group, caption_group, instruction_group, make_batch
 from abc_embed.train.config import AdapterConfig, RunConfig, TrainConfig
-from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 
@@ -95,7 +95,7 @@ def test_one_step_is_the_published_one(
     assert stage.model.temperature.value == pytest.approx(step["temperature"])
 
     batch = make_batch(groups_of(step, golden / "images"), stage._processor)
-    loss, accuracy = stage.backward(batch)
+    loss, accuracy = stage.backward(GlobalBatch.single(batch))
 
     assert abs(loss.item() - step["loss"]) <= 1e-5
     assert accuracy.item() == step["accuracy"]

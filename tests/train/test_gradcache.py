@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.gradcache import cached_backward, plain_backward
 from abc_embed.train.losses import contrastive_loss
+from abc_embed.train.processes import GlobalBatch
 from abc_embed.train.stages import Stage
 
 Backward = Callable[..., tuple[Tensor, Tensor]]
@@ -96,7 +97,7 @@ def test_model_chunked_equals_whole_batch(
     found = []
     for chunk_size in (0, 3):
         stage = make_stage(config(stage_name, chunk_size=chunk_size))
-        loss, _ = stage.backward(batch_of(stage_name))
+        loss, _ = stage.backward(GlobalBatch.single(batch_of(stage_name)))
         grads = {n: p.grad for n, p in stage.parameters.items() if p.grad is not None}
         assert grads.keys() == stage.parameters.keys()
         found.append({"loss": loss} | grads)
@@ -119,7 +120,7 @@ def test_model_with_dropout_equals_the_same_chunks_kept(
         monkeypatch.setattr("abc_embed.train.stages.cached_backward", run)
         stage = make_stage(settings)
         torch.manual_seed(7)
-        loss, _ = stage.backward(batch_of(stage_name))
+        loss, _ = stage.backward(GlobalBatch.single(batch_of(stage_name)))
         grads = {n: p.grad for n, p in stage.parameters.items() if p.grad is not None}
         found.append({"loss": loss} | grads)
     assert_close(*found)

@@ -24,7 +24,7 @@ from abc_embed.train.batches import TrainBatch, caption_group, instruction_group
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.dry_run import _estimate, _run_shape
 from abc_embed.train.memory import CPU_RESERVE_BYTES, ChunkShape, RunShape, estimate_memory
-from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.stages import Instruct, Pretrain, Stage
 
 ABOVE = 1.7
@@ -97,10 +97,10 @@ def counted(stage: Stage, batch: TrainBatch) -> int:
     for parameter in stage.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
         before.append(parameter.grad)
-    for features in (*batch.queries, *batch.candidates):
+    for features in batch.features:
         before += [t for t in (features.input_ids, features.pixels) if t is not None]
     with Live(before) as live:
-        stage.backward(batch)
+        stage.backward(GlobalBatch.single(batch))
     return live.peak
 
 

@@ -15,7 +15,7 @@ from abc_embed.errors import ConfigError
 from abc_embed.train.batches import caption_group, instruction_group, make_batch
 from abc_embed.train.config import DataConfig, load_config
 from abc_embed.train.losses import contrastive_loss
-from abc_embed.train.processes import GlobalBatch
+from abc_embed.train.processes import BatchInfo, GlobalBatch
 from abc_embed.train.sampler import RecordSampler
 
 
@@ -23,16 +23,13 @@ def picture(shade: int) -> np.ndarray:
     return np.full((56, 56, 3), shade, dtype=np.uint8)
 
 
-def left_out(batch: Any, everyone: GlobalBatch | None = None) -> dict[str, set[str]]:
+def left_out(batch: GlobalBatch) -> dict[str, set[str]]:
     """Right text of each query -> the texts that are no negatives of it."""
-    everyone = everyone or GlobalBatch.single(batch)
-    mask = everyone.excluded(batch)
-    texts = list(everyone.candidate_numbers())
-    rows = mask.tolist() if mask is not None else [[False] * len(texts)] * len(batch.queries)
-    right = [batch.texts[number] for number in batch.positives.tolist()]
+    mask, queries = batch.excluded(), batch.own.queries
+    rows = mask.tolist() if mask is not None else [[False] * len(batch.numbers)] * len(queries)
     return {
-        text: {name for name, out in zip(texts, row, strict=True) if out}
-        for text, row in zip(right, rows, strict=True)
+        query.answer: {name for name, out in zip(batch.numbers, row, strict=True) if out}
+        for query, row in zip(queries, rows, strict=True)
     }
 
 
@@ -43,11 +40,10 @@ def test_captions_of_equal_pictures_and_further_ones_are_no_negatives(tiny: Any)
         caption_group(picture(9), "a dark one"),
         caption_group(picture(200), "light", ["bright", "grey"], also_right=["bright", "unseen"]),
     ]
-    found = left_out(make_batch(groups, processor))
+    found = left_out(GlobalBatch.single(make_batch(groups, processor)))
     assert found == {"grey": {"a dark one"}, "a dark one": {"grey"}, "light": {"bright"}}
-    assert GlobalBatch.single(make_batch(groups[:1], processor)).excluded is not None
     plain = make_batch([groups[0], caption_group(picture(3), "other")], processor)
-    assert GlobalBatch.single(plain).excluded(plain) is None
+    assert GlobalBatch.single(plain).excluded() is None
 
 
 def test_answers_to_the_same_question_are_no_negatives(tiny: Any) -> None:
@@ -58,7 +54,7 @@ def test_answers_to_the_same_question_are_no_negatives(tiny: Any) -> None:
         instruction_group(picture(9), [("what is it?", "a grey square")]),
         instruction_group(picture(200), [("what is it?", "a light one")]),
     ]
-    found = left_out(make_batch(groups, processor))
+    found = left_out(GlobalBatch.single(make_batch(groups, processor)))
     assert found["a square"] == {"a grey square"} and found["a grey square"] == {"a square"}
     assert found["grey"] == set() == found["a light one"]  # the others stay hard negatives
 
@@ -68,12 +64,10 @@ def test_other_processes_count(tiny: Any) -> None:
     parts = [
         make_batch([caption_group(picture(9), text)], processor) for text in ("grey", "a dark one")
     ]
-    answers = {parts[0].asked[0]: frozenset({"grey", "a dark one"})}
-    for rank, (batch, other) in enumerate(zip(parts, ("a dark one", "grey"), strict=True)):
-        everyone = GlobalBatch(
-            rank, tuple(p.texts for p in parts), ((1,), (1,)), (1, 1), answers=answers
-        )
-        assert list(left_out(batch, everyone).values()) == [{other}]
+    infos = [BatchInfo.of(part) for part in parts]
+    for rank, other in enumerate(("a dark one", "grey")):
+        found = left_out(GlobalBatch(parts[rank], infos, rank))
+        assert list(found.values()) == [{other}]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

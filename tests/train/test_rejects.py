@@ -124,7 +124,7 @@ def test_a_text_that_is_too_long_is_cut_where_that_is_asked_for(
     sampler = RecordSampler(tmp_path, "pretrain", settings.data)
     batch = next(load_batches(sampler, processor, settings, 0))
     assert not batch.rejected and len(batch.queries) == COUNT
-    assert max(features.tokens for features in batch.candidates) <= processor.max_tokens
+    assert max(features.tokens for features in batch.texts.values()) <= processor.max_tokens
 
 
 def test_a_negative_that_is_too_long_costs_the_negative_alone(

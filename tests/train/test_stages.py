@@ -11,7 +11,7 @@ from torch import Tensor
 from abc_embed.errors import DataError
 from abc_embed.train.batches import make_batch, split_texts
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.stages import Instruct, Stage
 
 Config = Callable[..., TrainConfig]
@@ -55,7 +55,7 @@ def test_nothing_frozen_gets_a_gradient_or_moves(
     before = {n: v.clone() for n, v in stage.model.state_dict().items()}
     optimizer = torch.optim.AdamW(stage.model.parameters(), lr=0.01)
     for _ in range(2):
-        stage.backward(batch_of(name))
+        stage.backward(GlobalBatch.single(batch_of(name)))
         for parameter_name, parameter in stage.model.named_parameters():
             trained = parameter_name in stage.parameters
             assert (parameter.grad is not None) == trained, parameter_name
@@ -74,7 +74,7 @@ def test_gradient_checkpointing_changes_no_gradient(
     for checkpointing in (False, True):
         stage = make_stage(config(name, gradient_checkpointing=checkpointing, dropout=0.2))
         torch.manual_seed(3)
-        stage.backward(batch_of(name))
+        stage.backward(GlobalBatch.single(batch_of(name)))
         found.append({n: p.grad for n, p in stage.parameters.items()})
     for parameter, gradient in found[0].items():
         assert gradient is not None and gradient.norm() > 0, parameter
@@ -92,7 +92,7 @@ def test_temperature_may_stay_fixed_and_never_falls_below_its_floor(
     )
     assert "temperature.temp" not in fixed.parameters
     assert fixed.model.temperature.value == pytest.approx(0.03)
-    fixed.backward(batch_of("pretrain"))
+    fixed.backward(GlobalBatch.single(batch_of("pretrain")))
     assert fixed.model.temperature.temp.grad is None
 
     learnt = make_stage(plain)
@@ -107,12 +107,12 @@ def test_chunks_by_tokens_give_the_gradients_of_the_whole_batch(
     name: str, config: Config, make_stage: MakeStage, batch_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = batch_of(name)
-    longest = max(f.tokens for f in (*batch.queries, *batch.candidates))
+    longest = max(f.tokens for f in batch.features)
     found, rows = [], []
     for tokens in (0, 2 * longest):  # two queries of an image, or several short texts
         stage = make_stage(config(name, chunk_tokens=tokens))
         count = Counter(stage, monkeypatch)
-        stage.backward(batch)
+        stage.backward(GlobalBatch.single(batch))
         found.append({n: p.grad for n, p in stage.parameters.items()})
         rows.append(count.rows)
     assert max(rows[1]) < max(rows[0]) and len(rows[1]) > len(rows[0])
@@ -146,13 +146,13 @@ def test_lora_multiplies_in_the_format_of_autocast_and_keeps_its_weights_in_floa
     for module_name, module in model.named_modules():
         if module_name.endswith(("lora_A.instruct", "lora_B.instruct")):
             module.register_forward_hook(seen)
-    stage.backward(batch_of("instruct"))
+    stage.backward(GlobalBatch.single(batch_of("instruct")))
     assert formats == {(torch.bfloat16, torch.bfloat16)}
     for parameter in stage.parameters.values():
         assert parameter.dtype == torch.float32 and parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
     with torch.no_grad():  # outside of the step, without autocast, as a validation would
-        stage.model.embed(processor.collate(batch_of("instruct").candidates), None)
+        stage.model.embed(processor.collate([*batch_of("instruct").texts.values()]), None)
 
 
 class Counter:
@@ -190,15 +190,15 @@ def test_stage2_sees_each_image_once_and_embeds_each_answer_once(
     stage = make_stage(config("instruct", chunk_size=chunk_size))
     batch = batch_of("instruct")
     count = Counter(stage, monkeypatch)
-    stage.backward(batch)
+    stage.backward(GlobalBatch.single(batch))
     assert count.images == 4  # eight queries, and with chunks two passes
     passes = 1 if chunk_size == 0 else 2
     assert sum(count.rows) == len(batch.texts) + passes * len(batch.queries)
-    calls = len(split_texts(batch.texts, chunk_size))
+    calls = len(split_texts([*batch.texts], chunk_size))
     assert not any(count.with_dropout[:calls]) and all(count.with_dropout[calls:])
 
     count.rows.clear()
-    stage.backward(batch)
+    stage.backward(GlobalBatch.single(batch))
     assert sum(count.rows) == passes * len(batch.queries)  # no text a second time
 
 
@@ -207,10 +207,10 @@ def test_stage2_candidates_are_those_of_the_frozen_model(
 ) -> None:
     stage = make_stage(config("instruct", dropout=0.5))
     batch = batch_of("instruct")
-    stage.backward(batch)
+    stage.backward(GlobalBatch.single(batch))
     frozen, processor = tiny()
     with torch.no_grad():
-        expected = frozen(processor.collate(batch.candidates))
+        expected = frozen(processor.collate([*batch.texts.values()]))
     found = torch.stack([stage.text_cache[text] for text in batch.texts])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert not found.requires_grad
@@ -222,7 +222,7 @@ def test_stage1_embeds_queries_and_every_distinct_caption(
     stage = make_stage(config("pretrain"))
     batch = batch_of("pretrain")
     count = Counter(stage, monkeypatch)
-    stage.backward(batch)
+    stage.backward(GlobalBatch.single(batch))
     assert count.rows == [len(batch.queries), len(set(batch.texts))]
 
 
@@ -231,7 +231,7 @@ def test_finished_model_rests(
     name: str, config: Config, make_stage: MakeStage, batch_of: Any
 ) -> None:
     stage = make_stage(config(name, gradient_checkpointing=True))
-    stage.backward(batch_of(name))
+    stage.backward(GlobalBatch.single(batch_of(name)))
     stage.finish()
     model = stage.model
     assert not model.training and not any(p.requires_grad for p in model.parameters())
@@ -244,9 +244,9 @@ def test_a_stage_refuses_the_others_queries(
     config: Config, make_stage: MakeStage, batch_of: Any
 ) -> None:
     with pytest.raises(DataError, match="stage 2 needs an instruction"):
-        make_stage(config("instruct")).backward(batch_of("pretrain"))
+        make_stage(config("instruct")).backward(GlobalBatch.single(batch_of("pretrain")))
     with pytest.raises(DataError, match="stage 1 asks with the image alone"):
-        make_stage(config("pretrain")).backward(batch_of("instruct"))
+        make_stage(config("pretrain")).backward(GlobalBatch.single(batch_of("instruct")))
 
 
 def test_both_stages_follow_each_other(config: Config, tiny: Any, pictures: Any) -> None:
@@ -256,8 +256,8 @@ def test_both_stages_follow_each_other(config: Config, tiny: Any, pictures: Any)
     model, processor = tiny()
     process_group = ProcessGroup(Accelerator(cpu=True))
     first = Pretrain(config("pretrain"), model, processor, process_group)
-    first.backward(make_batch(pictures("pretrain").groups(0, 2, 0), processor))
+    first.backward(GlobalBatch.single(make_batch(pictures("pretrain").groups(0, 2, 0), processor)))
     first.finish()
     second = Instruct(config("instruct"), model, processor, process_group)
-    second.backward(make_batch(pictures("instruct").groups(0, 2, 0), processor))
+    second.backward(GlobalBatch.single(make_batch(pictures("instruct").groups(0, 2, 0), processor)))
     assert all(p.grad is not None for p in second.parameters.values())

@@ -44,9 +44,9 @@ from abc_embed.storage.json_files import read_json
 from abc_embed.train.batches import GroupSampler, TrainBatch, make_batch
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.dry_run import Rehearsal, base_model, patch_count, rehearse
-from abc_embed.train.loop import autocast_dtype, make_accelerator, make_optimizer
+from abc_embed.train.loop import autocast_dtype, make_accelerator
 from abc_embed.train.memory import ChunkShape, RunShape, pass_bytes, reserve_bytes
-from abc_embed.train.processes import ProcessGroup
+from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.stages import STAGES
 
 PROBE_S = 1.5
@@ -482,13 +482,13 @@ def _part_of_step(
     a step."""
     batch = rehearsal.batch
     arithmetic = Arithmetic.of(meta)
-    whole = sum(arithmetic.flops((*batch.queries, *batch.candidates)))
+    whole = sum(arithmetic.flops(batch.features))
     groups = rehearsal.groups
     count = max(1, min(len(groups), int(len(groups) * WHOLE_S * peak / (4 * whole))))
     if count == len(groups):
         return batch, 1.0
     part = make_batch(groups[:count], rehearsal.processor, config.data.max_pixels)
-    return part, whole / sum(arithmetic.flops((*part.queries, *part.candidates)))
+    return part, whole / sum(arithmetic.flops(part.features))
 
 
 def _steps(
@@ -497,16 +497,16 @@ def _steps(
     """A step of the optimizer, some times; in stage 2 the answers are new each time."""
     train = config.train
     if train.chunk_size:  # chunked still, where only a part of a step is tried
-        rows = len(batch.queries) + len(batch.candidates)
+        rows = len(batch.features)
         train = replace(train, chunk_size=max(1, min(train.chunk_size, rows // 2)))
     process_group = ProcessGroup(make_accelerator(config.model))
     settings = replace(config, train=train)
     stage = STAGES[config.stage](settings, model, processor, process_group)
-    optimizer = make_optimizer(stage, config.optim)
+    step_batch, optimizer = GlobalBatch.single(batch), stage.optimizer
 
     def step() -> None:
         stage.text_cache.clear()
-        stage.backward(batch)
+        stage.backward(step_batch)
         optimizer.clip_grad_norm(config.optim.clip_norm)
         optimizer.step()
         stage.after_update()

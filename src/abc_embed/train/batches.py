@@ -25,7 +25,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -111,44 +111,39 @@ class LazyGroups(Sequence[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TrainBatch:
-    """The features of one step, before they are cut into chunks."""
+class Query:
+    """One question of a batch, and what is right for it."""
 
-    queries: tuple[Features, ...]
-    """`Q`, whole groups one after the other, those with few tokens first."""
-    group_sizes: tuple[int, ...]
-    """Number of queries of each image; sums to `Q`."""
-    candidates: tuple[Features, ...]
-    """`C` distinct texts, short ones first."""
-    texts: tuple[str, ...]
-    """The `C` texts themselves: keys under which stage 2 caches their vectors."""
-    positives: Tensor
-    """`(Q,)` int64: the right candidate of each query."""
-    asked: tuple[str, ...] = ()
-    """Of each query what it asks: equal for equal pictures and equal words."""
-    also_right: tuple[tuple[str, ...], ...] = ()
-    """Of each query the texts that must not count against it, besides those that are right for
-    another query that asks the same."""
-    rejected: tuple[Rejected, ...] = ()
-    """Groups of the step that were left out."""
+    features: Features
+    answer: str
+    """The right text."""
+    asks: str
+    """Equal for equal pictures and equal words."""
+    also_right: tuple[str, ...] = ()
+    """Texts that must not count against it, besides those that are right for another query that
+    asks the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BatchShard:
-    """Some groups of a step as features, not yet merged with the others."""
+class TrainBatch:
+    """The features of one step, or of a shard of it, before they are cut into chunks."""
 
-    queries: tuple[tuple[Features, ...], ...]
-    """The queries of each group."""
-    answers: tuple[tuple[str, ...], ...]
-    """The right text of each of them."""
-    negatives: tuple[str, ...]
+    groups: tuple[tuple[Query, ...], ...]
+    """The `Q` queries, those of one image together."""
     texts: dict[str, Features]
-    """Features of every text above."""
-    asked: tuple[tuple[str, ...], ...]
-    """What each query of each group asks."""
-    also_right: tuple[tuple[str, ...], ...]
-    """Of each group."""
+    """The `C` candidates: all answers and negatives, each once."""
     rejected: tuple[Rejected, ...] = ()
+    """Groups of the sampler that were left out."""
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """All `Q`, one group after the other."""
+        return tuple(chain.from_iterable(self.groups))
+
+    @property
+    def features(self) -> tuple[Features, ...]:
+        """Of all `Q` queries, then of all `C` candidates."""
+        return (*(query.features for query in self.queries), *self.texts.values())
 
 
 def make_batch(
@@ -172,15 +167,16 @@ def make_shard(
     max_pixels: int = 0,
     *,
     skip: bool = False,
-) -> BatchShard:
+) -> TrainBatch:
     """The costly part of `make_batch`, which may be done apart for parts of a step.
 
     With `skip` a group that has a place and cannot be used is left out, and is in `rejected`; of
     its negatives only those are left out that cannot be used.
+
+    Returns:
+        The groups in their order, for `merge_shards`.
     """
-    used: list[Group] = []
-    queries: list[tuple[Features, ...]] = []
-    negatives: list[str] = []
+    made: list[tuple[Query, ...]] = []
     texts: dict[str, Features] = {}
     rejected: list[Rejected] = []
     if not groups:
@@ -192,7 +188,7 @@ def make_shard(
         if not group.pairs:
             raise DataError("the sampler gave a group without a query")
         try:
-            own = _queries(group, processor, max_pixels or None)
+            queries = _queries(group, processor, max_pixels or None)
             right = {
                 text: texts.get(text) or processor.features(Item(text)) for _, text in group.pairs
             }
@@ -204,24 +200,10 @@ def make_shard(
                 raise type(error)(f"{group.place}: {error}") from error
             rejected.append(Rejected(group.place, str(error)))
             continue
-        used.append(group)
-        queries.append(own)
-        negatives += wrong
+        made.append(queries)
         texts |= right | wrong
         rejected += unusable
-    asked = (
-        tuple(f"{own[0].image_key} {words}" for words, _ in group.pairs)
-        for own, group in zip(queries, used, strict=True)
-    )
-    return BatchShard(
-        queries=tuple(queries),
-        answers=tuple(tuple(answer for _, answer in group.pairs) for group in used),
-        negatives=tuple(negatives),
-        texts=texts,
-        asked=tuple(asked),
-        also_right=tuple(group.also_right for group in used),
-        rejected=tuple(rejected),
-    )
+    return TrainBatch(tuple(made), texts, tuple(rejected))
 
 
 def _negatives(
@@ -240,38 +222,34 @@ def _negatives(
     return usable, rejected
 
 
-def _queries(group: Group, processor: Processor, max_pixels: int | None) -> tuple[Features, ...]:
-    """The features of each pair, with one tensor of pixels for all of them."""
+def _queries(group: Group, processor: Processor, max_pixels: int | None) -> tuple[Query, ...]:
+    """A query of each pair, with one tensor of pixels for all of them."""
     pixels = processor.pixels(group.image, max_pixels=max_pixels)
-    items = [Item(image=group.image, instruction=instruction) for instruction, _ in group.pairs]
-    queries = [processor.features(item, max_pixels=max_pixels, pixels=pixels) for item in items]
-    # The same tensor, not an equal one: on the way out of a worker process it then travels once.
-    return tuple(replace(query, pixels=queries[0].pixels) for query in queries)
+    queries: list[Query] = []
+    for words, answer in group.pairs:
+        item = Item(image=group.image, instruction=words)
+        features = processor.features(item, max_pixels=max_pixels, pixels=pixels)
+        # The same tensor, not an equal one: out of a worker process it then travels once.
+        shared = queries[0].features.pixels if queries else features.pixels
+        features = replace(features, pixels=shared)
+        queries.append(Query(features, answer, f"{features.image_key} {words}", group.also_right))
+    return tuple(queries)
 
 
-def merge_shards(shards: Sequence[BatchShard]) -> TrainBatch:
-    """The shards of one step, in their order, as the batch that `make_batch` makes of it all."""
-    queries = [group for shard in shards for group in shard.queries]
-    answers = [group for shard in shards for group in shard.answers]
-    asked = [group for shard in shards for group in shard.asked]
-    also_right = [group for shard in shards for group in shard.also_right]
-    negatives = [text for shard in shards for text in shard.negatives]
+def merge_shards(shards: Sequence[TrainBatch]) -> TrainBatch:
+    """The shards of one step, in their order, as the batch that `make_batch` makes of it all.
+
+    Groups and texts with few tokens come first.
+    """
+    groups = [group for shard in shards for group in shard.groups]
     features = {text: value for shard in shards for text, value in shard.texts.items()}
     # Answers before negatives: texts of one length keep this order, so it must not follow the cut.
-    distinct = dict.fromkeys([*(text for texts in answers for text in texts), *negatives])
-    texts = sorted(distinct, key=lambda text: features[text].tokens)
-    number = {text: i for i, text in enumerate(texts)}
-    order = sorted(range(len(queries)), key=lambda i: max(f.tokens for f in queries[i]))
-    positives = [number[answer] for i in order for answer in answers[i]]
+    answers = [query.answer for group in groups for query in group]
+    texts = sorted(dict.fromkeys([*answers, *features]), key=lambda text: features[text].tokens)
     return TrainBatch(
-        queries=tuple(query for i in order for query in queries[i]),
-        group_sizes=tuple(len(queries[i]) for i in order),
-        candidates=tuple(features[text] for text in texts),
-        texts=tuple(texts),
-        positives=torch.tensor(positives, dtype=torch.int64),
-        asked=tuple(query for i in order for query in asked[i]),
-        also_right=tuple(also_right[i] for i in order for _ in queries[i]),
-        rejected=tuple(rejected for shard in shards for rejected in shard.rejected),
+        groups=tuple(sorted(groups, key=_longest)),
+        texts={text: features[text] for text in texts},
+        rejected=tuple(chain.from_iterable(shard.rejected for shard in shards)),
     )
 
 
@@ -282,12 +260,13 @@ def split_queries(
 
     So no image is encoded twice; a group larger than a chunk is a chunk of its own.
     """
-    rows = iter(batch.queries)
-    groups = [tuple(islice(rows, size)) for size in batch.group_sizes]
-    chunks = _split(
-        groups, chunk_size, chunk_tokens, len, lambda group: max(query.tokens for query in group)
-    )
-    return [tuple(chain.from_iterable(chunk)) for chunk in chunks]
+    chunks = _split(batch.groups, chunk_size, chunk_tokens, len, _longest)
+    return [tuple(query.features for group in chunk for query in group) for chunk in chunks]
+
+
+def _longest(group: Sequence[Query]) -> int:
+    """Tokens of the longest query."""
+    return max(query.features.tokens for query in group)
 
 
 def split_texts(
@@ -295,10 +274,10 @@ def split_texts(
     chunk_size: int,
     chunk_tokens: int = 0,
     tokens_of: Callable[[T], int] = lambda _: 0,
-) -> list[tuple[T, ...]]:
+) -> list[list[T]]:
     """Cut texts, or what stands for them, into chunks of at most `chunk_size`, and of at most
     `chunk_tokens` with their padding (0: any number)."""
-    return [*map(tuple, _split(texts, chunk_size, chunk_tokens, lambda _: 1, tokens_of))]
+    return _split(texts, chunk_size, chunk_tokens, lambda _: 1, tokens_of)
 
 
 def _split(
@@ -349,14 +328,14 @@ def load_batches(
         # A generator of its own: starting the loader must not move the random state of training.
         generator=torch.Generator(),
     )
-    waiting: list[BatchShard] = []
+    waiting: list[TrainBatch] = []
     for number, packed in enumerate(loader, 1):
         if isinstance(packed, AbcError):
             raise packed
         waiting += [packed.unpack()] if packed else []
         if number % shards == 0:
             batch, waiting = merge_shards(waiting), []
-            if not batch.queries:
+            if not batch.groups:
                 first = batch.rejected[0]
                 raise DataError(
                     f"no row of step {first_step + number // shards} can be used; the first is "
@@ -437,7 +416,7 @@ class PackedShard:
     """Of all tensors, uint8: what torch moves between processes without a copy."""
 
     @classmethod
-    def pack(cls, shard: BatchShard) -> "PackedShard":
+    def pack(cls, shard: TrainBatch) -> "PackedShard":
         """Copies the content of all tensors into one."""
         stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
         _TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(shard)
@@ -446,9 +425,9 @@ class PackedShard:
         content = torch.cat([torch.empty(0, dtype=torch.uint8), *padded])
         return cls(stream.getvalue(), tuple(map(len, parts)), content)
 
-    def unpack(self) -> BatchShard:
+    def unpack(self) -> TrainBatch:
         """The shard; its tensors are views of `content`."""
         parts = self.content.split([size + -size % 8 for size in self.sizes])
         buffers = [part[:size].numpy() for part, size in zip(parts, self.sizes, strict=True)]
-        shard: BatchShard = pickle.loads(self.pickled, buffers=buffers)
+        shard: TrainBatch = pickle.loads(self.pickled, buffers=buffers)
         return shard

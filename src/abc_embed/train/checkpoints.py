@@ -30,13 +30,11 @@ from abc_embed.errors import OutputError, TrainingError
 from abc_embed.storage.files import is_partial, unwritable
 from abc_embed.storage.folders import replace_folder
 from abc_embed.train.config import TrainConfig, ValidationConfig, default_config
-from abc_embed.train.processes import ProcessGroup
 from abc_embed.train.provenance import FIELD_OF, Fingerprint, provenance
 from abc_embed.train.sharding import full_tensor, shard_like
 from abc_embed.train.stages import Stage
 from abc_embed.train.toml_config import flatten
 from abc_embed.train.validation import ValidationRecord
-from abc_embed.train.zero import Optimizer
 
 CHANGEABLE_FIELDS = frozenset(
     {
@@ -83,8 +81,7 @@ class CheckpointManager:
     """The checkpoints of one run, in `folder`."""
 
     folder: Path
-    config: TrainConfig
-    process_group: ProcessGroup
+    stage: Stage
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     """What the run learns from."""
     moved: bool = False
@@ -94,34 +91,37 @@ class CheckpointManager:
 
     def provenance(self, steps: int) -> list[dict[str, Any]]:
         """How the model came about that has done so many steps."""
-        return [*self.earlier, provenance(self.config, self.fingerprint, steps)]
+        return [*self.earlier, provenance(self.stage.config, self.fingerprint, steps)]
 
-    def save(self, state: RunState, stage: Stage, optimizer: Optimizer, name: str = "") -> None:
+    def save(self, state: RunState, name: str = "") -> None:
         """Write a checkpoint, then remove those beyond `train.keep_checkpoints`.
 
         With a `name` it is kept under that, until another takes it. All processes call it and one
         writes; what it cannot write is an `OutputError` on all, and older ones are untouched.
         """
         # Where weights are split, all processes bring their parts together here.
-        trained = {
-            k: full_tensor(v.detach()).cpu().contiguous() for k, v in stage.parameters.items()
+        tensors = {
+            "trained": {
+                name: full_tensor(value.detach()).cpu().contiguous()
+                for name, value in self.stage.parameters.items()
+            },
+            "optimizer": self.stage.optimizer.state_dict(),
         }
-        optimizer_state = optimizer.state_dict()
-        with self.process_group.propagate_errors():
-            if self.process_group.is_main:
-                self._write(state, trained, optimizer_state, stage.text_cache, name)
+        with self.stage.process_group.propagate_errors():
+            if self.stage.process_group.is_main:
+                self._write(state, tensors, name or f"step-{state.step:08d}")
 
-    def _write(
-        self,
-        state: RunState,
-        trained: dict[str, Tensor],
-        optimizer_state: dict[str, Tensor],
-        text_cache: Mapping[str, Tensor],
-        name: str,
-    ) -> None:
-        partial = self.folder / ".partial"
+    def _write(self, state: RunState, tensors: dict[str, dict[str, Tensor]], name: str) -> None:
+        """Write a checkpoint called `name`; of `tensors` each table is a file."""
+        partial, config, text_cache = (
+            self.folder / ".partial",
+            self.stage.config,
+            self.stage.text_cache,
+        )
+        if text_cache:
+            tensors["vectors"] = {"vectors": torch.stack(list(text_cache.values()))}
         values = {
-            "config": asdict(self.config),
+            "config": asdict(config),
             "fingerprint": asdict(self.fingerprint),
             "texts": list(text_cache),
             **asdict(state),
@@ -131,25 +131,22 @@ class CheckpointManager:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_file(trained, partial / "trained.safetensors")
-            if text_cache:
-                vectors = torch.stack(list(text_cache.values()))
-                save_file({"vectors": vectors}, partial / "vectors.safetensors")
-            save_file(optimizer_state, partial / "optimizer.safetensors")
+            for file, table in tensors.items():
+                save_file(table, partial / f"{file}.safetensors")
             (partial / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-            replace_folder(partial, self.folder / (name or f"step-{state.step:08d}"))
+            replace_folder(partial, self.folder / name)
         except (OSError, SafetensorError) as error:  # which of the two a full disk is, varies
             shutil.rmtree(partial, ignore_errors=True)
             raise OutputError(
                 f"cannot write a checkpoint to {self.folder} ({error}); make room or choose "
                 "another folder, then start again: the last good checkpoint is intact"
             ) from error
-        for old in list_checkpoints(self.folder)[: -self.config.train.keep_checkpoints]:
+        for old in list_checkpoints(self.folder)[: -config.train.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, path: Path, stage: Stage, optimizer: Optimizer) -> RunState:
-        """Put a checkpoint back into stage and optimizer; where the run stands."""
-        values = read_state(path, self.config, self.fingerprint, moved=self.moved)
+    def load(self, path: Path) -> RunState:
+        """Put a checkpoint back into the stage and its optimizer; where the run stands."""
+        values = read_state(path, self.stage.config, self.fingerprint, moved=self.moved)
         try:
             trained = load_file(path / "trained.safetensors")
             vectors = path / "vectors.safetensors"
@@ -158,9 +155,9 @@ class CheckpointManager:
             optimizer_state = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _unreadable(path, error) from error
-        _fill(stage.parameters, trained, path)
-        optimizer.load_state_dict(optimizer_state)
-        stage.text_cache = text_cache
+        _fill(self.stage.parameters, trained, path)
+        self.stage.optimizer.load_state_dict(optimizer_state)
+        self.stage.text_cache = text_cache
         return RunState(
             step=values["step"],
             at_floor=values["at_floor"],

@@ -137,12 +137,12 @@ def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = 
         groups=_trained_parts(model),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         load=StepLoad(
-            images=len(batch.group_sizes),
+            images=len(batch.groups),
             queries=len(batch.queries),
-            candidates=len(batch.candidates),
-            tokens=sum(f.tokens for f in (*batch.queries, *batch.candidates)),
+            candidates=len(batch.texts),
+            tokens=sum(features.tokens for features in batch.features),
             padded=sum(chunk.tokens for chunk in chunks),
-            patches=patch_count(batch.queries),
+            patches=patch_count(batch.features),
             chunks=len(chunks),
         ),
         memory=memory,
@@ -242,7 +242,9 @@ def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> li
 
     tokens = config.train.chunk_tokens
     queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size, tokens)]
-    texts = split_texts(batch.candidates, chunk_size, tokens, lambda features: features.tokens)
+    texts = split_texts(
+        [*batch.texts.values()], chunk_size, tokens, lambda features: features.tokens
+    )
     return queries + [shape(chunk, gradient=config.stage == "pretrain") for chunk in texts]
 
 
@@ -250,14 +252,14 @@ def _estimate(
     config: TrainConfig, shape: RunShape, batch: TrainBatch, chunk_size: int, on_gpu: bool
 ) -> MemoryEstimate:
     chunks = _chunk_shapes(config, batch, chunk_size)
-    queries, candidates = len(batch.queries), len(batch.candidates)
+    queries, candidates = len(batch.queries), len(batch.texts)
     return estimate_memory(shape, chunks, queries=queries, candidates=candidates, on_gpu=on_gpu)
 
 
 def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_bytes: int) -> int:
     """The largest chunk size that fits, of those given and the powers of two."""
     chunked = replace(shape, chunked=True)
-    rows = len(batch.queries) + len(batch.candidates)
+    rows = len(batch.features)
     sizes = {2**n for n in range(rows.bit_length())} | {config.train.chunk_size}
 
     def fits(size: int) -> bool:

@@ -41,7 +41,7 @@ from abc_embed.train.checkpoints import (
     find_resumable,
     lock_run,
 )
-from abc_embed.train.config import ModelConfig, OptimConfig, TrainConfig
+from abc_embed.train.config import ModelConfig, TrainConfig
 from abc_embed.train.metrics_logger import (
     MetricsLogger,
     StepRecord,
@@ -49,19 +49,13 @@ from abc_embed.train.metrics_logger import (
     drop_lines_after,
     open_tracker,
 )
-from abc_embed.train.optimizer import AdamW
-from abc_embed.train.processes import (
-    GlobalBatch,
-    ProcessGroup,
-    check_batch_size,
-    exchange_batch_info,
-)
+from abc_embed.train.processes import GlobalBatch, ProcessGroup, check_batch_size
 from abc_embed.train.provenance import Fingerprint
 from abc_embed.train.rejects import RejectLog
 from abc_embed.train.sharding import fsdp_requested
 from abc_embed.train.stages import STAGES, Stage
 from abc_embed.train.validation import VALIDATION_FILE, ValidationSet, Validator
-from abc_embed.train.zero import Optimizer, ZeroAdamW, hide_deepspeed, zero_settings
+from abc_embed.train.zero import hide_deepspeed, zero_settings
 from abc_embed.vectors import VectorFacts
 
 logger = logging.getLogger(__name__)
@@ -102,39 +96,33 @@ def run_stage(
     with process_group.detect_lost_processes(), detect_killed_workers(), ExitStack() as stack:
         with process_group.propagate_errors():
             check_batch_size(config.train.batch_size, process_group.world_size)
-        checkpoints = CheckpointManager(
-            out_dir / "checkpoints",
-            config,
-            process_group,
-            fingerprint or Fingerprint(),
-            moved,
-            list(model.provenance),
-        )
         last = process_group.broadcast_from_main(lambda: _take_up(out_dir, resume, stack))
         seed_everything(config.train.seed)
+        earlier = list(model.provenance)
         stage = STAGES[config.stage](config, model, processor, process_group)
         run = _Run(
-            config=config,
-            sampler=sampler,
             stage=stage,
-            process_group=process_group,
-            optimizer=make_optimizer(stage, config.optim),
-            checkpoints=checkpoints,
+            checkpoints=CheckpointManager(
+                out_dir / "checkpoints", stage, fingerprint or Fingerprint(), moved, earlier
+            ),
             out_dir=out_dir,
-            validator=Validator(config, validation, stage, processor) if validation else None,
+            validator=Validator(validation, stage, processor) if validation else None,
         )
         state = RunState(step=0)
         with process_group.propagate_errors():
             if last:
-                state = checkpoints.load(last, stage, run.optimizer)
+                state = run.checkpoints.load(last)
                 if process_group.is_main:
                     logger.info(_resumption(config, state, out_dir))
         rank, world_size = process_group.rank, process_group.world_size
         batches = load_batches(sampler, processor, config, state.step, rank, world_size)
-        state = _loop(run, batches, state)
-        run.optimizer.close()
+        with ExitStack() as logs:
+            with process_group.propagate_errors():
+                if process_group.is_main:
+                    run.open_logs(state.step, sampler, logs)
+            state = run.loop(batches, state)
         stage.finish()
-        stage.model.provenance = checkpoints.provenance(state.step)
+        stage.model.provenance = run.checkpoints.provenance(state.step)
         stage.model.vector_facts = VectorFacts(matryoshka=config.train.matryoshka)
         with process_group.propagate_errors():
             if process_group.is_main:
@@ -164,138 +152,117 @@ def _resumption(config: TrainConfig, state: RunState, out_dir: Path) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Run:
-    """The parts of one run, made once."""
+    """The parts of one run, and its loop over them."""
 
-    config: TrainConfig
-    sampler: GroupSampler
     stage: Stage
-    process_group: ProcessGroup
-    optimizer: Optimizer
     checkpoints: CheckpointManager
     out_dir: Path
     validator: Validator | None
+    metrics_logger: MetricsLogger | None = None
+    """The main process writes the logs; of the others this and `rejects` are None."""
+    rejects: RejectLog | None = None
 
+    def open_logs(self, first_step: int, sampler: GroupSampler, stack: ExitStack) -> None:
+        """Go on with the logs of the folder after a step; `stack` closes them."""
+        config = self.stage.config
+        self.rejects = RejectLog(
+            self.out_dir,
+            first_step=first_step,
+            max_share=config.data.max_bad_share,
+            rows=len(sampler) if isinstance(sampler, Sized) else None,
+            unreadable=getattr(sampler, "unreadable", ()),
+        )
+        metrics_logger = MetricsLogger(
+            self.out_dir / "metrics.jsonl",
+            first_step=first_step,
+            steps=config.train.steps,
+            every=config.train.log_every,
+            tracker=open_tracker(config, self.out_dir, first_step),
+        )
+        self.metrics_logger = stack.enter_context(metrics_logger)
+        if self.validator is not None:
+            drop_lines_after(self.out_dir / VALIDATION_FILE, first_step)
 
-def _loop(run: _Run, batches: Iterator[TrainBatch], state: RunState) -> RunState:
-    """From `state` to the last step, or to the one that validation says is enough."""
-    train, stage, process_group = run.config.train, run.stage, run.process_group
-    with ExitStack() as stack:
-        with process_group.propagate_errors():
-            metrics_logger = rejects = None
-            if process_group.is_main:
-                rejects = RejectLog(
-                    run.out_dir,
-                    first_step=state.step,
-                    max_share=run.config.data.max_bad_share,
-                    rows=len(run.sampler) if isinstance(run.sampler, Sized) else None,
-                    unreadable=getattr(run.sampler, "unreadable", ()),
-                )
-                opened = MetricsLogger(
-                    run.out_dir / "metrics.jsonl",
-                    first_step=state.step,
-                    steps=train.steps,
-                    every=train.log_every,
-                    tracker=open_tracker(run.config, run.out_dir, state.step),
-                )
-                metrics_logger = stack.enter_context(opened)
-        validate = _Validation(run, state.step, metrics_logger)
+    def loop(self, batches: Iterator[TrainBatch], state: RunState) -> RunState:
+        """From `state` to the last step, or to the one that validation says is enough."""
+        config, process_group = self.stage.config, self.stage.process_group
+        train = config.train
         if state.step == 0:
-            state = validate(state)
+            state = self.run_validation(state)
         for step in range(state.step, train.steps):
-            if validate.enough(state):
+            if self.is_enough(state):
                 break
             start = time.perf_counter()
             with process_group.propagate_errors():
-                batch = next(batches)
+                own = next(batches)
             waited_s = time.perf_counter() - start
-            global_batch = exchange_batch_info(
-                process_group, batch, train.chunk_size, train.chunk_tokens
-            )
+            batch = GlobalBatch.gather(process_group, own, train.chunk_size, train.chunk_tokens)
             with process_group.propagate_errors():
-                if rejects:
-                    rejects.add(step + 1, (step + 1) * train.batch_size, global_batch.rejected)
-            rate = run.config.optim.learning_rate * learning_rate_factor(step, run.config)
-            record = take_step(
-                run.config, stage, run.optimizer, batch, global_batch, step=step, learning_rate=rate
-            )
+                if self.rejects:
+                    self.rejects.add(step + 1, (step + 1) * train.batch_size, batch.rejected)
+            rate = config.optim.learning_rate * learning_rate_factor(step, config)
+            record = take_step(self.stage, batch, step=step, learning_rate=rate)
             with process_group.propagate_errors():
-                if metrics_logger:
-                    metrics_logger.log(record, waited_s)
-                state = _watch_temperature(run, record, state)
-            state = validate(state)
-            last = state.step == train.steps or validate.enough(state)
-            if state.step % train.checkpoint_every == 0 or last:
-                run.checkpoints.save(state, stage, run.optimizer)
-    return state
+                if self.metrics_logger:
+                    self.metrics_logger.log(record, waited_s)
+                state = _watch_temperature(self.stage, record, state)
+            state = self.run_validation(state)
+            is_last = state.step == train.steps or self.is_enough(state)
+            if state.step % train.checkpoint_every == 0 or is_last:
+                self.checkpoints.save(state)
+        return state
 
-
-class _Validation:
-    """Asks the model when it is due, keeps the best, and says when more steps bring nothing."""
-
-    def __init__(self, run: _Run, first_step: int, metrics_logger: MetricsLogger | None) -> None:
-        self._run, self._metrics_logger = run, metrics_logger
-        self._path = run.out_dir / VALIDATION_FILE
-        if run.validator is not None and metrics_logger:
-            drop_lines_after(self._path, first_step)
-
-    def __call__(self, state: RunState) -> RunState:
-        run, config = self._run, self._run.config
-        due = state.step % config.validation.every == 0 or state.step == config.train.steps
-        if run.validator is None or not due:
+    def run_validation(self, state: RunState) -> RunState:
+        """Ask the model when it is due, and keep the best."""
+        config = self.stage.config
+        is_last = state.step == config.train.steps
+        if self.validator is None or (state.step % config.validation.every and not is_last):
             return state
-        record = run.validator.measure(state.step)
+        record = self.validator.measure(state.step)
         better = record.better_than(state.best)
         state = replace(
             state,
             best=record if better else state.best,
             not_better=0 if better else state.not_better + 1,
         )
-        with run.process_group.propagate_errors():
-            if self._metrics_logger:
-                append_lines(self._path, [asdict(record)])
-                self._metrics_logger.track(record.numbers(), record.step)
+        with self.stage.process_group.propagate_errors():
+            if self.metrics_logger:
+                append_lines(self.out_dir / VALIDATION_FILE, [asdict(record)])
+                self.metrics_logger.track(record.numbers(), record.step)
                 logger.info(record.sentence(better))
-                if self.enough(state):
+                if self.is_enough(state):
                     logger.info(
                         f"stopped early at step {state.step:,}: {state.not_better} validations in "
                         "a row were not better than that of step "
                         f"{state.best.step if state.best else 0:,}"
                     )
-                if self.enough(state) or state.step == config.train.steps:
+                if self.is_enough(state) or is_last:
                     for sentence in chance_warnings(record.kinds):
                         logger.warning("validation: %s", sentence)
         if better and state.step:
-            run.checkpoints.save(state, run.stage, run.optimizer, name="best")
+            self.checkpoints.save(state, name="best")
         return state
 
-    def enough(self, state: RunState) -> bool:
-        patience = self._run.config.validation.patience
-        return self._run.validator is not None and 0 < patience <= state.not_better
+    def is_enough(self, state: RunState) -> bool:
+        """Whether validation says that more steps bring nothing."""
+        patience = self.stage.config.validation.patience
+        return self.validator is not None and 0 < patience <= state.not_better
 
 
-def take_step(
-    config: TrainConfig,
-    stage: Stage,
-    optimizer: Optimizer,
-    batch: TrainBatch,
-    global_batch: GlobalBatch,
-    *,
-    step: int,
-    learning_rate: float,
-) -> StepRecord:
+def take_step(stage: Stage, batch: GlobalBatch, *, step: int, learning_rate: float) -> StepRecord:
     """One step of the optimizer; `step` counts from 0.
 
     Raises:
         TrainingError: loss or gradient are not finite; the weights stay as they are.
     """
-    process_group = stage.process_group
+    config, process_group, optimizer = stage.config, stage.process_group, stage.optimizer
     seed_everything(step_seed(config.train.seed, step, process_group.rank))
     optimizer.set_learning_rate(learning_rate)
     tau = stage.model.temperature.value
     with record_function("vectors and gradients"), optimizer.grad_sync():
-        loss, accuracy = stage.backward(batch, global_batch)
+        loss, accuracy = stage.backward(batch)
     with record_function("update"):
         grad_norm = optimizer.clip_grad_norm(config.optim.clip_norm)
         record = StepRecord(
@@ -305,9 +272,9 @@ def take_step(
             tau=tau,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
-            queries=global_batch.query_count,
-            candidates=len(global_batch.candidate_numbers()),
-            rejected=len(global_batch.rejected),
+            queries=batch.query_count,
+            candidates=len(batch.numbers),
+            rejected=len(batch.rejected),
         )
         with process_group.propagate_errors():
             _check_finite(record)  # before the step: the weights stay those of the last good one
@@ -340,28 +307,20 @@ def _check_finite(record: StepRecord) -> None:
     )
 
 
-def _watch_temperature(run: _Run, record: StepRecord, state: RunState) -> RunState:
+def _watch_temperature(stage: Stage, record: StepRecord, state: RunState) -> RunState:
     """Count the steps that τ lay at its floor; stop when it has collapsed."""
-    floor, temperature = run.config.temperature.floor, run.stage.model.temperature
+    settings, temperature = stage.config.temperature, stage.model.temperature
     # The floor is a double, τ float32 and so perhaps a hair above it.
-    low = temperature.temp.requires_grad and temperature.value <= floor * (1 + 1e-6)
+    low = temperature.temp.requires_grad and temperature.value <= settings.floor * (1 + 1e-6)
     state = replace(state, step=record.step, at_floor=state.at_floor + 1 if low else 0)
-    if state.at_floor >= run.config.temperature.patience:
+    if state.at_floor >= settings.patience:
         raise TrainingError(
-            f"stopped at step {record.step}: τ has collapsed, it lay at its floor of {floor} for "
-            f"{state.at_floor} steps (loss {record.loss:.4g}, accuracy {record.accuracy:.3f}); "
-            "the negatives are too easy: mine harder ones (data.negatives), or keep τ fixed with "
-            "temperature.learn = false"
+            f"stopped at step {record.step}: τ has collapsed, it lay at its floor of "
+            f"{settings.floor} for {state.at_floor} steps (loss {record.loss:.4g}, accuracy "
+            f"{record.accuracy:.3f}); the negatives are too easy: mine harder ones "
+            "(data.negatives), or keep τ fixed with temperature.learn = false"
         )
     return state
-
-
-def make_optimizer(stage: Stage, config: OptimConfig) -> Optimizer:
-    """AdamW for a stage, its state split where accelerate's launcher was told so."""
-    zero = zero_settings()
-    if zero and stage.process_group.world_size > 1:
-        return ZeroAdamW(stage.parameters, config, stage.process_group, zero)
-    return AdamW(list(stage.parameters.values()), config, stage.process_group)
 
 
 def autocast_dtype(config: ModelConfig) -> torch.dtype | None:

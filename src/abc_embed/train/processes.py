@@ -18,12 +18,12 @@ Shapes: `C` distinct candidates of all processes, `c` of one, `D` width, `Q` que
 """
 
 import atexit
-from collections import ChainMap
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -162,131 +162,130 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
         )
 
 
-BatchInfo = tuple[Any, ...]
-
-
 @dataclass(frozen=True, slots=True)
-class GlobalBatch:
-    """What each process brings to one step; the same on all of them but for `rank`."""
+class BatchInfo:
+    """What all processes know of the batch that one of them brings to a step."""
 
-    rank: int
-    texts: tuple[tuple[str, ...], ...]
-    """The candidates of each process, in its own order; a text may be with several."""
-    group_sizes: tuple[tuple[int, ...], ...]
-    """The number of queries of each image of each process."""
-    query_chunks: tuple[int, ...]
-    """In how many chunks each process passes its queries through the model."""
+    tokens: dict[str, int]
+    """Of each of its candidates, in its own order; a text may be with several processes."""
+    answers: tuple[tuple[str, str], ...]
+    """Of each of its queries what it asks, and its right text."""
+    query_chunks: int
+    """In how many chunks it passes its queries through the model."""
     rejected: tuple[Rejected, ...] = ()
-    """Groups of any process that were left out."""
-    answers: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """What is asked, of any process -> the right texts, where there are several."""
-    tokens: Mapping[str, int] = field(default_factory=dict)
-    """Of each text of all processes."""
+    """Groups that were left out of it."""
+
+    @classmethod
+    def of(cls, batch: TrainBatch, chunk_size: int = 0, chunk_tokens: int = 0) -> "BatchInfo":
+        """Of a batch that is passed through the model in such chunks."""
+        return cls(
+            tokens={text: features.tokens for text, features in batch.texts.items()},
+            answers=tuple((query.asks, query.answer) for query in batch.queries),
+            query_chunks=len(split_queries(batch, chunk_size, chunk_tokens)),
+            rejected=batch.rejected,
+        )
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """A step of all processes, seen from one of them."""
+
+    own: TrainBatch
+    """What this process brings."""
+    infos: Sequence[BatchInfo]
+    """What each brings, by process."""
+    rank: int = 0
 
     @classmethod
     def single(cls, batch: TrainBatch) -> "GlobalBatch":
         """Of a process that is alone."""
-        return cls.merge(0, [_batch_info(batch, 1)])
+        return cls(batch, [BatchInfo.of(batch)])
 
     @classmethod
-    def merge(cls, rank: int, infos: Iterable[BatchInfo]) -> "GlobalBatch":
-        """Of the `_batch_info` of each process, as process `rank` sees it."""
-        texts, group_sizes, query_chunks, rejected, answers, tokens = zip(*infos, strict=True)
-        right: dict[str, set[str]] = {}
-        for asked, text in chain.from_iterable(answers):
-            right.setdefault(asked, set()).add(text)
-        return cls(
-            rank,
-            texts,
-            group_sizes,
-            query_chunks,
-            tuple(chain.from_iterable(rejected)),
-            {asked: frozenset(some) for asked, some in right.items() if len(some) > 1},
-            dict(ChainMap(*tokens)),
-        )
+    def gather(
+        cls,
+        process_group: ProcessGroup,
+        batch: TrainBatch,
+        chunk_size: int = 0,
+        chunk_tokens: int = 0,
+    ) -> "GlobalBatch":
+        """Tell the others what this process brings, and hear what they do."""
+        info = BatchInfo.of(batch, chunk_size, chunk_tokens)
+        return cls(batch, process_group.all_gather_object(info), process_group.rank)
 
     @property
     def query_count(self) -> int:
         """Queries of all processes."""
-        return sum(map(sum, self.group_sizes))
+        return sum(len(info.answers) for info in self.infos)
 
-    def candidate_numbers(self) -> dict[str, int]:
-        """The `C` distinct texts of all processes, numbered in the order of first mention."""
-        distinct = dict.fromkeys(text for texts in self.texts for text in texts)
-        return {text: number for number, text in enumerate(distinct)}
+    @property
+    def rejected(self) -> list[Rejected]:
+        """Groups of any process that were left out."""
+        return [rejected for info in self.infos for rejected in info.rejected]
 
-    def positives(self, batch: TrainBatch) -> Tensor:
-        """`(Q,)` int64: the `candidate_numbers` of the right answers of this process's queries."""
-        if len(self.texts) == 1:
-            return batch.positives
-        numbers = self.candidate_numbers()
-        return torch.tensor([numbers[batch.texts[i]] for i in batch.positives.tolist()])
+    @property
+    def loss_weight(self) -> float:
+        """What a mean over the queries of this process counts for, so that the mean over processes
+        is the mean over all queries; 1 where all processes have equally many."""
+        return len(self.infos) * len(self.infos[self.rank].answers) / self.query_count
 
-    def excluded(self, batch: TrainBatch) -> Tensor | None:
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Of each of the `C` distinct texts of all processes, in the order of first mention."""
+        return {text: count for info in self.infos for text, count in info.tokens.items()}
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The `C` texts, numbered in that order."""
+        return {text: number for number, text in enumerate(self.tokens)}
+
+    def positives(self) -> Tensor:
+        """`(Q,)` int64: the numbers of the right answers of this process's queries."""
+        numbers = [self.numbers[query.answer] for query in self.own.queries]
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    def excluded(self) -> Tensor | None:
         """`(Q, C)` bool: candidates that are no negatives of this process's queries, though not
         the answer that was drawn; None where there is none."""
-        if not self.answers and not any(batch.also_right):
-            return None
-        numbers = self.candidate_numbers()
-        mask = torch.zeros(len(batch.asked), len(numbers), dtype=torch.bool)
-        for row, (asked, others) in enumerate(zip(batch.asked, batch.also_right, strict=True)):
-            right = {*self.answers.get(asked, ()), *others} & numbers.keys()
-            mask[row, [numbers[text] for text in right]] = True
-        mask[torch.arange(len(mask)), self.positives(batch)] = False
+        right: dict[str, set[str]] = {}
+        for asks, text in chain.from_iterable(info.answers for info in self.infos):
+            right.setdefault(asks, set()).add(text)
+        queries = self.own.queries
+        mask = torch.zeros(len(queries), len(self.numbers), dtype=torch.bool)
+        for row, query in enumerate(queries):
+            others = {*right[query.asks], *query.also_right} - {query.answer}
+            mask[row, [self.numbers[text] for text in others & self.numbers.keys()]] = True
         return mask if bool(mask.any()) else None
-
-    def loss_weight(self, queries: int) -> float:
-        """What a mean over `queries` of this process counts for, so that the mean over processes
-        is the mean over all queries; 1 where all processes have equally many."""
-        return len(self.texts) * queries / self.query_count
 
     def new_texts(self, known: Container[str]) -> list[list[str]]:
         """For each process the texts that are not `known` and that it is the first to name."""
         seen: set[str] = set()
         new: list[list[str]] = []
-        for texts in self.texts:
-            new.append([text for text in texts if text not in known and text not in seen])
-            seen.update(texts)
+        for info in self.infos:
+            new.append([text for text in info.tokens if text not in known and text not in seen])
+            seen.update(info.tokens)
         return new
 
 
-def exchange_batch_info(
-    process_group: ProcessGroup, batch: TrainBatch, chunk_size: int, chunk_tokens: int = 0
-) -> GlobalBatch:
-    """Tell the others what this process brings, and hear what they do."""
-    chunks = len(split_queries(batch, chunk_size, chunk_tokens))
-    infos = process_group.all_gather_object(_batch_info(batch, chunks))
-    return GlobalBatch.merge(process_group.rank, infos)
-
-
-def _batch_info(batch: TrainBatch, chunks: int) -> BatchInfo:
-    """What of a batch all processes know; of each query what it asks, and its right text."""
-    right = (batch.texts[number] for number in batch.positives.tolist())
-    answers = list(zip(batch.asked, right, strict=True)) if batch.asked else []
-    tokens = {
-        text: features.tokens for text, features in zip(batch.texts, batch.candidates, strict=True)
-    }
-    return batch.texts, batch.group_sizes, chunks, batch.rejected, answers, tokens
-
-
 def gather_candidates(own: Tensor, global_batch: GlobalBatch, mode: GatherMode) -> Tensor:
-    """`own` `(c, D)` of this process -> `(C, D)`, in the order of `candidate_numbers`.
+    """`own` `(c, D)` of this process -> `(C, D)`, in the order of `GlobalBatch.numbers`.
 
     A text that several processes embedded is taken from the first of them; without gradient through
     the gather, from this process if it has it: what is its own keeps its gradient.
     """
-    if len(global_batch.texts) == 1:
+    if len(global_batch.infos) == 1:
         return own
-    lengths = [len(texts) for texts in global_batch.texts]
+    texts = [list(info.tokens) for info in global_batch.infos]
+    lengths = list(map(len, texts))
     rows = gather_rows(own, lengths, mode)
     processes = list(range(len(lengths)))
     if mode == "published":
         processes.insert(0, processes.pop(global_batch.rank))
     row_of: dict[str, int] = {}
     for process in processes:
-        for row, text in enumerate(global_batch.texts[process], sum(lengths[:process])):
+        for row, text in enumerate(texts[process], sum(lengths[:process])):
             row_of.setdefault(text, row)
-    order = [row_of[text] for text in global_batch.candidate_numbers()]
+    order = [row_of[text] for text in global_batch.numbers]
     return rows[torch.tensor(order, device=rows.device)]
 
 

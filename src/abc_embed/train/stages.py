@@ -30,12 +30,13 @@ from abc_embed.errors import ConfigError, DataError
 from abc_embed.inputs import Kind
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.processor import Batch, Features, Processor
-from abc_embed.train.batches import TrainBatch, split_queries, split_texts
+from abc_embed.train.batches import split_queries, split_texts
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.gradcache import cached_backward, plain_backward
 from abc_embed.train.losses import contrastive_loss
 from abc_embed.train.processes import GlobalBatch, ProcessGroup, gather_candidates, gather_rows
 from abc_embed.train.sharding import meta_copy, shard, unshard_into
+from abc_embed.train.zero import Optimizer, make_optimizer
 
 T = TypeVar("T")
 Chunk = tuple[Features, ...]
@@ -82,10 +83,12 @@ def _take_adapter(model: AbcModel, config: TrainConfig) -> dict[str, Tensor]:
 
 
 class Stage(ABC):
-    """A model set up for one stage. Gradients are left in `parameters`; the rest is frozen."""
+    """A model set up for one stage, with its optimizer. What does not train is frozen."""
 
     parameters: Mapping[str, nn.Parameter]
     """What trains, by its name in the model, in a fixed order; float32."""
+    optimizer: Optimizer
+    """Of the parameters, where gradients are left."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class Stage(ABC):
     ) -> None:
         self.model = model
         self.process_group = process_group
-        self._config = config
+        self.config = config
         self._processor = processor
         self._accelerator = process_group.accelerator
         self.text_cache: dict[str, Tensor] = {}
@@ -112,14 +115,11 @@ class Stage(ABC):
             name: value for name, value in model.named_parameters() if value.requires_grad
         }
         process_group.broadcast_parameters(self.parameters.values())
+        self.optimizer = make_optimizer(self.parameters, config.optim, process_group)
 
     @abstractmethod
-    def backward(self, batch: TrainBatch, global_batch: GlobalBatch | None = None) -> Loss:
+    def backward(self, batch: GlobalBatch) -> Loss:
         """Add the gradients of a step to the parameters.
-
-        Args:
-            batch: What this process brings.
-            global_batch: What all processes bring; None: there is no other.
 
         Returns:
             Those of all processes. The gradients are this process's own until the optimizer's
@@ -140,7 +140,11 @@ class Stage(ABC):
         """Called after each step of the optimizer."""
 
     def finish(self) -> None:
-        """Make of the model what is saved: unsharded, nothing half attached, in inference mode."""
+        """Make of the model what is saved: unsharded, nothing half attached, in inference mode.
+
+        The optimizer can make no step after it.
+        """
+        self.optimizer.close()
         if self._unsharded is not None:
             self.model = unshard_into(self._unsharded, self.model)
         self._detach()
@@ -155,42 +159,32 @@ class Stage(ABC):
     def _collate(self, features: Sequence[Features], *, pixels: bool = True) -> Batch:
         return self._processor.collate(features, pixels=pixels).to(self._accelerator.device)
 
-    def _loss(
-        self, query: Tensor, candidates: Tensor, batch: TrainBatch, global_batch: GlobalBatch
-    ) -> Loss:
+    def _loss(self, query: Tensor, candidates: Tensor, batch: GlobalBatch) -> Loss:
         """This process's part of the loss: its queries among the candidates of all `(C, D)`."""
         loss, accuracy = contrastive_loss(
             query,
             candidates,
-            global_batch.positives(batch).to(query.device),
+            batch.positives().to(query.device),
             self.model.temperature.temp,
-            self._config.train.label_smoothing,
-            excluded=global_batch.excluded(batch),
-            matryoshka=self._config.train.matryoshka,
-            quantization=self._config.train.quantization,
+            self.config.train.label_smoothing,
+            excluded=batch.excluded(),
+            matryoshka=self.config.train.matryoshka,
+            quantization=self.config.train.quantization,
         )
-        weight = global_batch.loss_weight(len(query))
-        return loss * weight, accuracy * weight
+        return loss * batch.loss_weight, accuracy * batch.loss_weight
 
-    def _query_chunks(self, batch: TrainBatch, global_batch: GlobalBatch) -> list[Chunk]:
-        train = self._config.train
-        chunks = split_queries(batch, train.chunk_size, train.chunk_tokens)
-        return self._pad_chunks(chunks, global_batch.query_chunks)
+    def _query_chunks(self, batch: GlobalBatch) -> list[Chunk]:
+        train = self.config.train
+        chunks = split_queries(batch.own, train.chunk_size, train.chunk_tokens)
+        return self._pad_chunks(chunks, [info.query_chunks for info in batch.infos])
 
-    def _text_chunks(
-        self,
-        batch: TrainBatch,
-        own: Sequence[Features],
-        texts: Sequence[Sequence[str]],
-        global_batch: GlobalBatch,
-    ) -> list[Chunk]:
-        """The chunks of this process's `own` texts; `texts` are those of each process."""
-        train = self._config.train
-        size, tokens = train.chunk_size, train.chunk_tokens
-        chunks = split_texts(own, size, tokens, lambda features: features.tokens)
-        tokens_of = global_batch.tokens.__getitem__
-        counts = [len(split_texts(some, size, tokens, tokens_of)) for some in texts]
-        return self._pad_chunks(chunks, counts, idle=batch.candidates[:1])
+    def _text_chunks(self, batch: GlobalBatch, texts: Sequence[Sequence[str]]) -> list[Chunk]:
+        """The chunks of this process's part of `texts`, which has those of each process."""
+        train, tokens_of = self.config.train, batch.tokens.__getitem__
+        chunks = [split_texts(of, train.chunk_size, train.chunk_tokens, tokens_of) for of in texts]
+        features = batch.own.texts
+        own = [tuple(features[text] for text in chunk) for chunk in chunks[batch.rank]]
+        return self._pad_chunks(own, list(map(len, chunks)), idle=tuple(features.values())[:1])
 
     def _pad_chunks(
         self, chunks: Sequence[Chunk], counts: Sequence[int], idle: Chunk = ()
@@ -211,7 +205,7 @@ class Stage(ABC):
         LoRA's products run in the format of autocast: PEFT would first turn what goes into them
         to float32, the format of the weights, which autocast turns back.
         """
-        train = self._config.train
+        train = self.config.train
         backward = cached_backward if train.chunk_size or train.chunk_tokens else plain_backward
         with disable_input_dtype_casting(self.model.backbone.vlm):
             loss, accuracy = backward(chunks, encode, loss_of, self._accelerator.backward)
@@ -222,18 +216,18 @@ class Stage(ABC):
 class Pretrain(Stage):
     """Stage 1: image to caption, among all captions of the batch."""
 
-    def backward(self, batch: TrainBatch, global_batch: GlobalBatch | None = None) -> Loss:
-        if any(query.kind is not Kind.IMAGE for query in batch.queries):
+    def backward(self, batch: GlobalBatch) -> Loss:
+        queries, own_texts = batch.own.queries, batch.own.texts
+        if any(query.features.kind is not Kind.IMAGE for query in queries):
             raise DataError("stage 1 asks with the image alone; the sampler gave an instruction")
-        everyone = global_batch or GlobalBatch.single(batch)
-        images = self._query_chunks(batch, everyone)
-        texts = self._text_chunks(batch, batch.candidates, everyone.texts, everyone)
+        images = self._query_chunks(batch)
+        texts = self._text_chunks(batch, [list(info.tokens) for info in batch.infos])
         first_text = sum(map(len, images))  # behind idle passes if any
 
         def loss_of(vectors: Tensor) -> Loss:
-            own = vectors[first_text : first_text + len(batch.candidates)]
-            candidates = gather_candidates(own, everyone, self._config.train.gather)
-            return self._loss(vectors[: len(batch.queries)], candidates, batch, everyone)
+            own = vectors[first_text : first_text + len(own_texts)]
+            candidates = gather_candidates(own, batch, self.config.train.gather)
+            return self._loss(vectors[: len(queries)], candidates, batch)
 
         return self._backward_chunks([*images, *texts], self._encode, loss_of)
 
@@ -243,7 +237,7 @@ class Pretrain(Stage):
             return self.model.embed(batch, self.model.encode_images(batch))
 
     def after_update(self) -> None:
-        self.model.temperature.floor_(self._config.temperature.floor)
+        self.model.temperature.floor_(self.config.temperature.floor)
 
     def _detach(self) -> None:
         merge_stage1(self.model)
@@ -258,15 +252,14 @@ class Instruct(Stage):
     GradCache.
     """
 
-    def backward(self, batch: TrainBatch, global_batch: GlobalBatch | None = None) -> Loss:
-        if any(query.kind is not Kind.INSTRUCTED for query in batch.queries):
+    def backward(self, batch: GlobalBatch) -> Loss:
+        queries = batch.own.queries
+        if any(query.features.kind is not Kind.INSTRUCTED for query in queries):
             raise DataError("stage 2 needs an instruction with every image; the sampler gave none")
-        everyone = global_batch or GlobalBatch.single(batch)
-        candidates = self._candidates(batch, everyone)
-        chunks = [self._see(chunk) for chunk in self._query_chunks(batch, everyone)]
-        count = len(batch.queries)
+        candidates = self._candidates(batch)
+        chunks = [self._see(chunk) for chunk in self._query_chunks(batch)]
         return self._backward_chunks(
-            chunks, self._encode, lambda v: self._loss(v[:count], candidates, batch, everyone)
+            chunks, self._encode, lambda v: self._loss(v[: len(queries)], candidates, batch)
         )
 
     @torch.no_grad()
@@ -284,30 +277,25 @@ class Instruct(Stage):
             return self.model.embed(batch, visual)
 
     @torch.no_grad()
-    def _candidates(self, batch: TrainBatch, global_batch: GlobalBatch) -> Tensor:
+    def _candidates(self, batch: GlobalBatch) -> Tensor:
         """`(C, D)` float32: from the cache, after embedding what is new."""
-        new = global_batch.new_texts(self.text_cache)
+        new = batch.new_texts(self.text_cache)
         if any(new):
-            vectors = self._embed_texts(batch, new, global_batch).cpu()
+            vectors = self._embed_texts(batch, new).cpu()
             for text, vector in zip((t for texts in new for t in texts), vectors, strict=True):
                 self.text_cache[text] = vector.clone()
-        texts = global_batch.candidate_numbers()
-        return torch.stack([self.text_cache[text] for text in texts]).to(self.model.device)
+        return torch.stack([self.text_cache[text] for text in batch.numbers]).to(self.model.device)
 
-    def _embed_texts(
-        self, batch: TrainBatch, new: Sequence[Sequence[str]], global_batch: GlobalBatch
-    ) -> Tensor:
+    def _embed_texts(self, batch: GlobalBatch, new: Sequence[Sequence[str]]) -> Tensor:
         """Vectors `(C, D)` of the `new` texts of each process, one after the other."""
-        features = dict(zip(batch.texts, batch.candidates, strict=True))
-        texts = [features[text] for text in new[global_batch.rank]]
-        chunks = self._text_chunks(batch, texts, new, global_batch)
+        chunks = self._text_chunks(batch, new)
         self.model.eval()
         with self.model.adapter_off(), self._accelerator.autocast():
             vectors = [self.model.embed(self._collate(chunk), None) for chunk in chunks]
         self.model.train()
         nothing = torch.empty(0, self.model.dim, device=self.model.device)
-        own = torch.cat([*vectors, nothing])[: len(texts)]
         counts = list(map(len, new))
+        own = torch.cat([*vectors, nothing])[: counts[batch.rank]]
         return own if len(counts) == 1 else gather_rows(own, counts, "published")
 
 

@@ -20,7 +20,7 @@ from abc_embed.runtime import seed_everything
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.train.batches import load_batches
 from abc_embed.train.config import TrainConfig
-from abc_embed.train.loop import make_accelerator, make_optimizer, take_step
+from abc_embed.train.loop import make_accelerator, take_step
 from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.run import load_for_training
 from abc_embed.train.sampler import RecordSampler
@@ -47,16 +47,15 @@ class Trial:
     """
 
     def __init__(self, config: TrainConfig, steps: int) -> None:
-        self.config = replace(config, train=replace(config.train, steps=steps))
+        config = replace(config, train=replace(config.train, steps=steps))
         process_group = ProcessGroup(make_accelerator(config.model))
         if process_group.world_size > 1:
             raise UsageError("this tries a few steps in one process; start it without a launcher")
         sampler = RecordSampler(config.data.records, config.stage, config.data)
         model, processor = load_for_training(config)
         seed_everything(config.train.seed)
-        self.stage = STAGES[config.stage](self.config, model, processor, process_group)
-        self._optimizer = make_optimizer(self.stage, config.optim)
-        self._batches = load_batches(sampler, processor, self.config, 0)
+        self.stage = STAGES[config.stage](config, model, processor, process_group)
+        self._batches = load_batches(sampler, processor, config, 0)
 
     def step(self, number: int, learning_rate: float) -> float:
         """Take step `number`, counted from 0; its loss, of before the weights moved.
@@ -64,21 +63,12 @@ class Trial:
         Where loss or gradient are not finite the weights stay as they are.
         """
         with record_function("data"):
-            batch = next(self._batches)
-        alone = GlobalBatch.single(batch)
+            own = next(self._batches)
         try:
-            record = take_step(
-                self.config,
-                self.stage,
-                self._optimizer,
-                batch,
-                alone,
-                step=number,
-                learning_rate=learning_rate,
-            )
+            batch = GlobalBatch.single(own)
+            return take_step(self.stage, batch, step=number, learning_rate=learning_rate).loss
         except TrainingError:
             return math.nan
-        return record.loss
 
 
 # -- learning rates --------------------------------------------------------------------------------

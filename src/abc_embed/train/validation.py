@@ -25,7 +25,7 @@ from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import ImageInput, Item
 from abc_embed.processor import Features, Processor
 from abc_embed.storage.hashing import sha256, sha256_file
-from abc_embed.train.config import StageName, TrainConfig, ValidationConfig
+from abc_embed.train.config import StageName, ValidationConfig
 from abc_embed.train.stages import Stage
 
 VALIDATION_FILE = "validation.jsonl"
@@ -165,11 +165,8 @@ class ValidationRecord:
 class Validator:
     """Measures the model of a stage on one set, again and again."""
 
-    def __init__(
-        self, config: TrainConfig, chosen: ValidationSet, stage: Stage, processor: Processor
-    ) -> None:
-        self._config, self._set = config, chosen
-        self._stage, self._processor = stage, processor
+    def __init__(self, chosen: ValidationSet, stage: Stage, processor: Processor) -> None:
+        self._set, self._stage, self._processor = chosen, stage, processor
         self._texts: torch.Tensor | None = None
 
     def measure(self, step: int) -> ValidationRecord:
@@ -182,7 +179,7 @@ class Validator:
         texts = self._texts
         if texts is None:
             texts = self._embed([(None, text) for text in self._set.texts])
-            if self._config.stage == "instruct":  # nothing that could change them trains
+            if self._stage.config.stage == "instruct":  # nothing that could change them trains
                 self._texts = texts
         with_words = [q for q in questions if q.instruction is not None]
         alone = {(q.image, None) for q in questions}
@@ -226,7 +223,7 @@ class Validator:
         Where weights are split every process must make equally many passes, so one that has no
         chunk left embeds something once more.
         """
-        group, size = self._stage.process_group, self._config.train.chunk_size or CHUNK
+        group, size = self._stage.process_group, self._stage.config.train.chunk_size or CHUNK
         chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
         own: dict[int, NDArray[np.float32]] = {}
         for first in range(0, len(chunks), group.world_size):
@@ -243,7 +240,7 @@ class Validator:
 
     def _features(self, keys: Sequence[tuple[int | None, str | None]]) -> list[Features]:
         features: list[Features] = []
-        processor, area = self._processor, self._config.data.max_pixels or None
+        processor, area = self._processor, self._stage.config.data.max_pixels or None
         opened: int | None = None
         for number, words in keys:
             if number is None:

@@ -257,6 +257,16 @@ class ZeroAdamW:
 Optimizer = AdamW | ZeroAdamW
 
 
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], optim: OptimConfig, process_group: ProcessGroup
+) -> Optimizer:
+    """AdamW for what trains, its state split where accelerate's launcher was told so."""
+    settings = zero_settings()
+    if settings and process_group.world_size > 1:
+        return ZeroAdamW(parameters, optim, process_group, settings)
+    return AdamW(list(parameters.values()), optim, process_group)
+
+
 def _renumber(state: Mapping[str, Tensor], by: int) -> dict[str, Tensor]:
     """Keys `number.name` with numbers higher by `by`, without those that would fall below 0."""
     numbered = ((*key.partition(".")[::2], value) for key, value in state.items())
