@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.dataset import Row, read_head
+from abc_embed.data.dataset import Dataset, Row, read_head
 from abc_embed.data.fields import short
 from abc_embed.data.records import FIELDS, to_record
 from abc_embed.errors import DataError
@@ -37,51 +37,54 @@ _DEPTH = 100  # of lists in each other, which no field needs
 _MEND = "mend the row, or leave it out"
 
 
-def row_from_columns(
-    values: Mapping[str, Any],
-    image: Path | bytes,
-    name: str,
-    number: int,
-    columns: Mapping[str, str],
-    *,
-    place: str,
-    used: Iterable[str] = (),
-    unused: Iterable[str] = (),
-) -> Row:
-    """A row of the columns that others wrote.
+class ColumnDataset(Dataset):
+    """Base of the forms that others write: each row has columns, under names of their own."""
 
-    `columns` (our field -> their column) comes first, then our names, then `ALIASES`. Width and
-    height are the image's own where no column says them, the id is the row's number. What has no
-    field goes into `meta`: dates and decimal numbers as text, NaN as null. Bytes go nowhere and are
-    named in `Row.unused`.
+    columns: Mapping[str, str]
+    """Our field -> their column, as far as it was said; then come our names, then `ALIASES`."""
 
-    Args:
-        values: By column; None counts as absent.
-        image: The image file, or where it is.
-        name: Path to call the image by.
-        number: Of the row.
-        columns: Which of theirs is which field of ours.
-        place: Of the row, for messages.
-        used: Columns that say the image.
-        unused: What of the row is left out already.
+    def _row_of(
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        image: Path | bytes,
+        name: str,
+        *,
+        used: Iterable[str] = (),
+        unused: Iterable[str] = (),
+    ) -> Row:
+        """A row of its columns.
 
-    Raises:
-        DataError: a value cannot be, or the image's size cannot be read.
-    """
-    with reader_errors("the row", _MEND):
-        left_out = {*unused, *(k for k, v in values.items() if isinstance(v, bytes | memoryview))}
-        known = {*used, *left_out, SAMPLE_KEY}
-        plain = {k: to_plain(v) for k, v in values.items() if k not in known or k == SAMPLE_KEY}
-        fields, taken = _fields(plain, columns)
-        fields["image"] = name
-        fields["id"] = _id(fields.get("id"), "id" in values, number)
-        if "width" not in fields or "height" not in fields:
-            _, width, height = read_head(image)
-            fields = {"width": width, "height": height} | fields
-        rest = {k: v for k, v in plain.items() if k not in taken and v is not None}
-        fields["meta"] = _meta(rest)
-        record = to_record(fields)
-    return Row(place, record, image, tuple(sorted(left_out - {*used})))
+        Width and height are the image's own where no column says them, the id is the row's number.
+        What has no field goes into `meta`: dates and decimal numbers as text, NaN as null. Bytes go
+        nowhere and are named in `Row.unused`.
+
+        Args:
+            number: Of the row.
+            values: By column; None counts as absent.
+            image: The image file, or where it is.
+            name: Path to call the image by.
+            used: Columns that say the image.
+            unused: What of the row is left out already.
+
+        Raises:
+            DataError: a value cannot be, or the image's size cannot be read.
+        """
+        with reader_errors("the row", _MEND):
+            left_out = {k for k, v in values.items() if isinstance(v, bytes | memoryview)}
+            left_out = left_out.union(unused).difference(used)
+            elsewhere = left_out.union(used)
+            plain = {k: to_plain(v) for k, v in values.items() if k not in elsewhere}
+            fields, taken = _fields(plain, self.columns)
+            fields["image"] = name
+            fields["id"] = _id(fields.get("id"), "id" in values, number)
+            if "width" not in fields or "height" not in fields:
+                _, width, height = read_head(image)
+                fields = {"width": width, "height": height} | fields
+            rest = {k: v for k, v in plain.items() if k not in taken and v is not None}
+            fields["meta"] = _meta(rest)
+            record = to_record(fields)
+        return Row(self.place(number), record, image, tuple(sorted(left_out)))
 
 
 def _fields(

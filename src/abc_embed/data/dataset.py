@@ -3,9 +3,10 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -84,6 +85,8 @@ class Dataset(ABC):
     """The file or folder that was opened; of a folder with `records.jsonl`, that file."""
     notes: Sequence[Rejected] = ()
     """What lies there and is no row, and is not read: where, and why."""
+    faults: Mapping[int, Rejected] = MappingProxyType({})
+    """The rows that stand for what is damaged or lost, by number."""
 
     @property
     def folder(self) -> Path:
@@ -93,11 +96,11 @@ class Dataset(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def place(self, number: int) -> str:
         """Where a row stands, for messages."""
+        fault = self.faults.get(number)
+        return self._place(number) if fault is None else fault.place
 
-    @abstractmethod
     def row(self, number: int) -> Row:
         """One row.
 
@@ -105,6 +108,17 @@ class Dataset(ABC):
             DataError: the row cannot be used. The message leaves out the place, which
                 `dataset[number]` adds and `rows` gives beside it.
         """
+        if number in self.faults:
+            raise DataError(self.faults[number].why)
+        return self._row(number)
+
+    @abstractmethod
+    def _place(self, number: int) -> str:
+        """`place` of a row that is none of `faults`."""
+
+    @abstractmethod
+    def _row(self, number: int) -> Row:
+        """`row` of a row that is none of `faults`."""
 
     def __getitem__(self, number: int) -> Row:
         """One row; the `DataError` of one that cannot be used says where it stands."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from abc_embed.data.columns import ALIASES, names_of, row_from_columns
-from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.columns import ALIASES, ColumnDataset, names_of
+from abc_embed.data.dataset import Rejected, Row
 from abc_embed.data.formats.splits import check_one_split, split_of
 from abc_embed.data.image_files import ImageRoot, visible_files
 from abc_embed.errors import DataError
@@ -41,11 +41,9 @@ class _Lines:
     """Of the first line."""
     values: list[dict[str, Any]] = field(default_factory=list)
     """The columns of each line."""
-    wrong: str | None = None
-    """Why the line cannot be used."""
 
 
-class FolderDataset(Dataset):
+class FolderDataset(ColumnDataset):
     """A row per image, by name, then one for each caption without an image.
 
     Names and captions are held in memory, images are not.
@@ -55,7 +53,7 @@ class FolderDataset(Dataset):
 
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file of captions that cannot be read, or several splits."""
-        self.path, self._columns = path, dict(columns)
+        self.path, self.columns = path, dict(columns)
         self._root = ImageRoot(path)
         unreadable: list[OSError] = []
         links: list[Path] = []
@@ -66,8 +64,8 @@ class FolderDataset(Dataset):
         names = [p.relative_to(path).as_posix() for p in files]
         images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         check_one_split(path, (split_of(n.partition("/")[0]) for n in images if "/" in n))
-        self._lost = [
-            _Lines(str(p.filename), wrong=f"the folder cannot be read ({p.strerror})")
+        lost = [
+            Rejected(str(p.filename), f"the folder cannot be read ({p.strerror})")
             for p in unreadable
         ]
         known = set(images)
@@ -80,35 +78,30 @@ class FolderDataset(Dataset):
                 there.setdefault(folder, []).append(file)
         self._caption_files = self._choose_captions(there)
         for file in self._caption_files:
-            self._read(path / file, known)
+            lost += self._read(path / file, known)
         self._texts = self._find_texts(names, images, there)
         self._names = [*images, *(name for name in self._captions if name not in known)]
+        self.faults = dict(enumerate(lost, start=len(self._names)))
 
     def __len__(self) -> int:
-        return len(self._names) + len(self._lost)
+        return len(self._names) + len(self.faults)
 
     def files(self) -> Sequence[Path]:
         return [self.path / name for name in (*self._caption_files, *sorted(self._texts))]
 
-    def place(self, number: int) -> str:
-        if number >= len(self._names):
-            return self._lost[number - len(self._names)].place
+    def _place(self, number: int) -> str:
         name = self._names[number]
         return self._captions[name].place if name in self._captions else str(self.path / name)
 
-    def row(self, number: int) -> Row:
-        if number >= len(self._names):
-            raise DataError(str(self._lost[number - len(self._names)].wrong))
+    def _row(self, number: int) -> Row:
         name = self._names[number]
         lines = self._captions.get(name)
-        if lines is not None and lines.wrong is not None:
-            raise DataError(lines.wrong)
         _, path = self._root.find(name)
         with reader_errors("the row", "mend it, or leave it out"):
             values = self._text_beside(name) if lines is None else self._merge(lines.values)
-        if "id" not in values and "id" not in self._columns:
+        if "id" not in values and "id" not in self.columns:
             values = {"id": name} | values
-        return row_from_columns(values, path, name, number, self._columns, place=self.place(number))
+        return self._row_of(number, values, path, name)
 
     # -- what lies there ---------------------------------------------------------------------------
 
@@ -161,15 +154,15 @@ class FolderDataset(Dataset):
 
     # -- captions ----------------------------------------------------------------------------------
 
-    def _read(self, file: Path, known: set[str]) -> None:
-        """The lines of a file of captions, by the image that each is about."""
+    def _read(self, file: Path, known: set[str]) -> Iterator[Rejected]:
+        """Keep the lines of a file of captions by the image that each is about; yields the rest."""
         self._root.check_link(file)
         base = file.parent.relative_to(self.path).as_posix()
-        wanted = names_of("image", self._columns)
+        wanted = names_of("image", self.columns)
         for number, values in _read_lines(file):
             place = f"{file}:{number}"
             if isinstance(values, str):
-                self._lost.append(_Lines(place, wrong=values))
+                yield Rejected(place, values)
                 continue
             column = next((name for name in wanted if values.get(name)), None)
             image = values.pop(column) if column else None
@@ -178,7 +171,7 @@ class FolderDataset(Dataset):
             try:
                 name = self._name(image, base, known)
             except DataError as wrong:
-                self._lost.append(_Lines(place, wrong=str(wrong)))
+                yield Rejected(place, str(wrong))
                 continue
             lines = self._captions.setdefault(name, _Lines(place))
             lines.values.append({k: v for k, v in values.items() if v not in ("", None)})
@@ -202,14 +195,14 @@ class FolderDataset(Dataset):
         """
         if len(lines) == 1:
             return lines[0]
-        wanted = names_of("caption", self._columns)
+        wanted = names_of("caption", self.columns)
         captions: list[Any] = []
         merged: dict[str, Any] = {}
         for name in dict.fromkeys(name for line in lines for name in line):
             values = [line.get(name) for line in lines]
             if all(value == values[0] for value in values) and name not in wanted:
                 merged[name] = values[0]
-            elif name == self._columns.get("id", "id") or name in ("key", "caption_id"):
+            elif name == self.columns.get("id", "id") or name in ("key", "caption_id"):
                 merged[f"{name}s"] = values
             elif name in ("width", "height", "regions", "instructions", "negatives", "meta"):
                 raise DataError(f"its {len(lines)} lines differ in {name}; give it one value")

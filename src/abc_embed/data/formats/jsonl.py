@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.dataset import Dataset, Row
+from abc_embed.data.dataset import Dataset, Rejected, Row
 from abc_embed.data.fields import parse_json
 from abc_embed.data.image_files import ImageRoot
 from abc_embed.data.records import to_record
@@ -27,7 +27,6 @@ class JsonlDataset(Dataset):
         """Raises `DataError` when the file cannot be read."""
         self.path = path
         lines: list[tuple[int, int, int]] = []
-        self._fault: str | None = None
         try:
             self._file = PlainFile(path)
             with self._file.stream() as stream:
@@ -36,25 +35,22 @@ class JsonlDataset(Dataset):
         except OSError as problem:
             raise DataError(f"{path} cannot be read: {problem.strerror}") from problem
         except DataError as wrong:
-            self._fault = f"{wrong}; what follows line {lines[-1][0] if lines else 0} is lost"
+            why = f"{wrong}; what follows line {lines[-1][0] if lines else 0} is lost"
+            self.faults = {len(lines): Rejected(str(path), why)}
         self._lines: NDArray[np.int64] = np.array(lines, dtype=np.int64).reshape(-1, 3)
         """`(N, 3)`: number of the line from 1, bytes before it, and its own."""
         self._root = ImageRoot(images or path.parent)
 
     def __len__(self) -> int:
-        return len(self._lines) + (self._fault is not None)
+        return len(self._lines) + len(self.faults)
 
     def files(self) -> Sequence[Path]:
         return [self.path]
 
-    def place(self, number: int) -> str:
-        if number == len(self._lines):
-            return str(self.path)
+    def _place(self, number: int) -> str:
         return f"{self.path}:{self._lines[number, 0]}"
 
-    def row(self, number: int) -> Row:
-        if number == len(self._lines):
-            raise DataError(str(self._fault))
+    def _row(self, number: int) -> Row:
         _, start, size = self._lines[number].tolist()
         with reader_errors("the line", "get the file again"):
             values = parse_json(self._file.read_at(start, size))

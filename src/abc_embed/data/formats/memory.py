@@ -5,15 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from abc_embed.data.columns import names_of, row_from_columns
-from abc_embed.data.dataset import Dataset, Row
+from abc_embed.data.columns import ColumnDataset, names_of
+from abc_embed.data.dataset import Row
 from abc_embed.data.fields import FETCH_HINT, is_address, short, stays_inside
 from abc_embed.data.records import Record
 from abc_embed.errors import DataError, InputError
 from abc_embed.inputs import open_image
 
 
-class MemoryDataset(Dataset):
+class MemoryDataset(ColumnDataset):
     """Rows by number: a `datasets.Dataset`, or any list of dicts, `Record`s or `Row`s.
 
     Images are files' bytes, pictures, arrays, tensors, the hub's dicts, or paths; those of
@@ -25,16 +25,16 @@ class MemoryDataset(Dataset):
 
     def __init__(self, rows: Any, columns: Mapping[str, str]) -> None:
         """Raises `DataError` for what has no rows by number, like a streamed data set."""
-        self._columns = dict(columns)
+        self.columns = dict(columns)
         self._rows = _by_number(rows)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def place(self, number: int) -> str:
+    def _place(self, number: int) -> str:
         return f"row {number}"
 
-    def row(self, number: int) -> Row:
+    def _row(self, number: int) -> Row:
         value = self._rows[number]
         if isinstance(value, Row):
             return value
@@ -42,13 +42,13 @@ class MemoryDataset(Dataset):
             return Row(self.place(number), value, self.path / value.image)
         if not isinstance(value, Mapping):
             raise DataError(f"a row is a {type(value).__name__}; give dicts or Records")
-        names = names_of("image", self._columns)
+        names = names_of("image", self.columns)
         column = next((name for name in names if value.get(name) is not None), None)
         if column is None:
             raise DataError(f"the row has no {names[0]!r}; it has {', '.join(map(str, value))}")
         image, name = self._image(value[column], number)
         rest = {key: cell for key, cell in value.items() if key != column}
-        return row_from_columns(rest, image, name, number, self._columns, place=self.place(number))
+        return self._row_of(number, rest, image, name)
 
     def _image(self, value: Any, number: int) -> tuple[Path | bytes, str]:
         """What a row holds -> the image file or its bytes, and a path to call it by."""

@@ -11,8 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from abc_embed.data.columns import names_of, row_from_columns
-from abc_embed.data.dataset import Dataset, Row
+from abc_embed.data.columns import ColumnDataset, names_of
+from abc_embed.data.dataset import Rejected, Row
 from abc_embed.data.fields import FETCH_HINT, stays_inside
 from abc_embed.data.image_files import ImageRoot
 from abc_embed.data.records import Record, to_json
@@ -26,7 +26,7 @@ CACHED_GROUPS = 2
 _ADDRESSES = ("url", "image_url")
 
 
-class ParquetDataset(Dataset):
+class ParquetDataset(ColumnDataset):
     """Rows of one or several Parquet files, in the order of their names.
 
     A file that cannot be opened is one row, which cannot be used.
@@ -42,18 +42,17 @@ class ParquetDataset(Dataset):
         images: Path | None = None,
     ) -> None:
         """Raises `DataError` where no file can be opened, or one has no column of images."""
-        self.path, self._files, self._columns = path, list(files), dict(columns)
+        self.path, self._files, self.columns = path, list(files), dict(columns)
         self._root = ImageRoot(images or self.folder)
         self._groups: list[tuple[Path, int, int, str]] = []
         """File, number of the row group in it and of the group's first row; column of images."""
-        self._faults: dict[int, str] = {}
-        """Groups that stand for a file that cannot be opened."""
         sizes: list[int] = []
+        faults: dict[int, Rejected] = {}
         for file in files:
             try:
                 opened = _open(file)
             except DataError as wrong:
-                self._faults[len(sizes)] = str(wrong)
+                faults[sum(sizes)] = Rejected(str(file), str(wrong))
                 self._groups.append((file, 0, 0, ""))
                 sizes.append(1)
                 continue
@@ -62,8 +61,9 @@ class ParquetDataset(Dataset):
                 self._groups.append((file, number, first, column))
                 sizes.append(opened.metadata.row_group(number).num_rows)
                 first += sizes[-1]
-        if len(self._faults) == len(files):
-            raise DataError(self._faults[0])
+        if len(faults) == len(files):
+            raise DataError(faults[0].why)
+        self.faults = faults
         self._ends = list(accumulate(sizes))
         self._cache: dict[int, Any] = {}
 
@@ -77,9 +77,9 @@ class ParquetDataset(Dataset):
         return self._files
 
     def _image_column(self, file: Path, names: Sequence[str]) -> str:
-        wanted = names_of("image", self._columns)
+        wanted = names_of("image", self.columns)
         column = next((name for name in wanted if name in names), wanted[0])
-        for name in (*self._columns.values(), column):
+        for name in (*self.columns.values(), column):
             if name not in names:
                 lower = {name.lower() for name in names}
                 hint = FETCH_HINT if name == column and lower.intersection(_ADDRESSES) else ""
@@ -91,25 +91,20 @@ class ParquetDataset(Dataset):
         group = bisect_right(self._ends, number)
         return group, number - (self._ends[group - 1] if group else 0)
 
-    def place(self, number: int) -> str:
+    def _place(self, number: int) -> str:
         group, inside = self._find(number)
         file, _, first, _ = self._groups[group]
-        return str(file) if group in self._faults else f"{file}: row {first + inside}"
+        return f"{file}: row {first + inside}"
 
-    def row(self, number: int) -> Row:
+    def _row(self, number: int) -> Row:
         group, inside = self._find(number)
-        if group in self._faults:
-            raise DataError(self._faults[group])
         with reader_errors("the row", "make the file anew"):
             part = self._table(group).slice(inside, 1)
             part.validate(full=True)  # or a damaged index of a dictionary reads somewhere else
             (values,) = part.to_pylist()
         column = self._groups[group][3]
         image, name = self._image(values.get(column), column, number)
-        place = self.place(number)
-        return row_from_columns(
-            values, image, name, number, self._columns, place=place, used=[column]
-        )
+        return self._row_of(number, values, image, name, used=[column])
 
     def _table(self, group: int) -> Any:
         """The rows of a group, from memory or the file."""

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.data.columns import ALIASES, SAMPLE_KEY, row_from_columns
-from abc_embed.data.dataset import Dataset, Rejected, Row
+from abc_embed.data.columns import ALIASES, SAMPLE_KEY, ColumnDataset
+from abc_embed.data.dataset import Rejected, Row
 from abc_embed.data.records import Record, to_json
 from abc_embed.data.tar_headers import Fault, read_headers
 from abc_embed.errors import DataError
@@ -31,7 +31,7 @@ from abc_embed.storage.readers import decode_text, load_json, reader_errors
 _OTHERS_NAMED = 3  # members of no sample that a note names
 
 
-class TarDataset(Dataset):
+class TarDataset(ColumnDataset):
     """`N` samples of one or several tar files, by the files' names; 24 bytes of memory each.
 
     A damaged stretch of a tar is a row, which cannot be used; reading goes on after it.
@@ -42,10 +42,9 @@ class TarDataset(Dataset):
     def __init__(self, path: Path, files: Sequence[Path], columns: Mapping[str, str]) -> None:
         """Raises `DataError` for a file that is no tar."""
         self.path, self._paths = path, list(files)
-        self._columns = {field: column.lstrip(".") for field, column in columns.items()}
+        self.columns = {field: column.lstrip(".") for field, column in columns.items()}
         self._plain: list[PlainFile] = []
-        self._faults: dict[int, str] = {}
-        """What is wrong with the rows that stand for damage."""
+        faults: dict[int, str] = {}
         self.notes: list[Rejected] = []
         spans: list[tuple[int, int, int]] = []
         for number, file in enumerate(files):
@@ -53,11 +52,12 @@ class TarDataset(Dataset):
             self._plain.append(scan.plain)
             for start, end, why in scan.samples():
                 if why is not None:
-                    self._faults[len(spans)] = why
+                    faults[len(spans)] = why
                 spans.append((number, start, end))
             self.notes += scan.notes()
         self._spans: NDArray[np.int64] = np.array(spans, dtype=np.int64).reshape(-1, 3)
         """`(N, 3)`: file, first byte, byte after the last."""
+        self.faults = {row: Rejected(self._place(row), why) for row, why in faults.items()}
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -65,13 +65,11 @@ class TarDataset(Dataset):
     def files(self) -> Sequence[Path]:
         return self._paths
 
-    def place(self, number: int) -> str:
+    def _place(self, number: int) -> str:
         file, start, _ = self._spans[number]
         return f"{self._paths[file]}: sample {number} (byte {start})"
 
-    def row(self, number: int) -> Row:
-        if number in self._faults:
-            raise DataError(self._faults[number])
+    def _row(self, number: int) -> Row:
         file, start, end = self._spans[number].tolist()
         with reader_errors("the sample", "make the tar file anew"):
             members = _read_members(self._plain[file].read_at(start, end - start))
@@ -87,16 +85,13 @@ class TarDataset(Dataset):
                 continue
             if _is_image(ending) or not _add_columns(values, ending, members[name]):
                 unused.append(ending)
-        return row_from_columns(
-            *(values, members[contents[image]], contents[image], number, self._columns),
-            place=self.place(number),
-            unused=unused,
-        )
+        name = contents[image]
+        return self._row_of(number, values, members[name], name, unused=unused)
 
     def _choose_image(self, endings: Sequence[str]) -> str:
         """The ending of the member that is the image: the one that was named, else the only one,
         else the only one without a further dot, else by the order of `ALIASES`."""
-        if named := self._columns.get("image"):
+        if named := self.columns.get("image"):
             wanted = named.lower()
             if wanted not in endings:
                 raise DataError(f"the sample has no {wanted!r}; it has {', '.join(endings)}")

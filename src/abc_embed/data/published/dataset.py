@@ -136,10 +136,10 @@ class PublishedDataset(Dataset):
     def files(self) -> Sequence[Path]:
         return self._files
 
-    def place(self, number: int) -> str:
+    def _place(self, number: int) -> str:
         return f"{self.path}, row {number}"
 
-    def row(self, number: int) -> Row:
+    def _row(self, number: int) -> Row:
         fields = self.fields(number)
         name = self.find_image(fields["image"])
         if name is None:
