@@ -52,3 +52,15 @@ def test_no_other_end_is_taken_for_the_end(tmp_path: Path, damage: str) -> None:
         PlainFile(path).stream() as stream,
     ):
         list(stream)
+
+
+def test_what_cannot_be_read_stays_so(tmp_path: Path) -> None:
+    """The place of a damage is not the end of the file when it is asked for again."""
+    path = tmp_path / "x.gz"
+    packed = gzip.compress(CONTENT, 1)
+    path.write_bytes(packed[: len(packed) // 2])
+    file = PlainFile(path)
+    for _ in range(3):
+        with pytest.raises(EOFError):
+            file.read_at(len(CONTENT) - 100, 100)
+        assert file.read_at(50, 100) == CONTENT[50:150]

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO
 
 BLOCK = 512
 """Bytes of a header; contents are padded to a multiple of it."""
@@ -18,16 +18,6 @@ _RECORD = 20 * BLOCK
 """What archives are padded to, so that one that was appended to another begins there."""
 _HEADER_LIMIT = 1 << 20  # bytes of a long name, or of the attributes of one member
 _ZEROS = bytes(BLOCK)
-
-
-class TarSource(Protocol):
-    """Where headers are read from: forwards, and never more than a block back."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-    def seek(self, offset: int, /) -> object: ...
-
-    def tell(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +37,13 @@ class Fault:
 
 
 def read_headers(
-    source: TarSource, start: int = 0
+    source: IO[bytes], start: int = 0
 ) -> Iterator[tuple[tarfile.TarInfo, int] | Fault]:
     """Each member with the place of the header after it, and each fault, in their order.
 
-    The content of a member may be read or not before the next one is asked for. A fault of the tar
-    is never raised; what `source` raises is.
+    `source` is read forwards, and never more than a block back. The content of a member may be read
+    or not before the next one is asked for. A fault of the tar is never raised; what `source`
+    raises is.
     """
     archive = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * BLOCK)), encoding="utf-8")
     archive.fileobj = _Bounded(source)  # type: ignore[assignment]
@@ -93,7 +84,7 @@ def read_headers(
 
 
 def _read_header(
-    archive: tarfile.TarFile, source: TarSource, position: int
+    archive: tarfile.TarFile, source: IO[bytes], position: int
 ) -> tarfile.TarInfo | str:
     """The member that begins there, extended headers included; or what is wrong."""
     source.seek(position)
@@ -112,7 +103,7 @@ def _read_header(
 class _Bounded:
     """A source from which no header takes more than a header can have."""
 
-    def __init__(self, source: TarSource) -> None:
+    def __init__(self, source: IO[bytes]) -> None:
         self._source = source
         self.tell, self.seek = source.tell, source.seek
 
@@ -122,7 +113,7 @@ class _Bounded:
         return self._source.read(size)
 
 
-def _next_header(source: TarSource, position: int) -> tuple[int | None, bool]:
+def _next_header(source: IO[bytes], position: int) -> tuple[int | None, bool]:
     """Where the next valid header begins (None: there is none), and whether all before is zeros."""
     source.seek(position)
     only_zeros = True

@@ -11,6 +11,7 @@ import os
 import threading
 import zlib
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ _SPACING = 4_000_000
 """Plain bytes between two states at first; twice as many whenever there are too many states."""
 _STATES = 512  # of about 45 kB each
 _PIECE = 1 << 16
+
+Blocks = Iterator[tuple[int, bytes]]
+"""Plain bytes that follow each other, none empty, each with its place."""
 
 
 class PlainFile:
@@ -40,7 +44,8 @@ class PlainFile:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._states: list[tuple[int, int, Any]] = [(0, 0, _decoder())]
         """(plain byte, packed byte, state of zlib) of places where inflating can begin."""
-        self._inflated: _GzipStream | None = None
+        self._spacing = _SPACING
+        self._inflated = BlockStream(self._blocks)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "gzipped": self.gzipped}
@@ -58,7 +63,7 @@ class PlainFile:
         """
         if not self.gzipped:
             return open_file(self.path)
-        return io.BufferedReader(_GzipStream(self.path, self._states), _PIECE)
+        return io.BufferedReader(BlockStream(self._blocks), _PIECE)
 
     def read_at(self, start: int, size: int) -> bytes:
         """`size` bytes from `start` on, fewer only at the end; raises as `stream`."""
@@ -69,7 +74,8 @@ class PlainFile:
         if self._process != os.getpid():  # forked: the file's place is the parent's
             self._reset()
         with self._lock:
-            self._inflated = self._inflated or _GzipStream(self.path, self._states)
+            if start - self._inflated.tell() > _SPACING:  # a state may be known that is nearer
+                self._inflated = BlockStream(self._blocks)
             self._inflated.seek(start)
             pieces = []
             while size > 0 and (piece := self._inflated.read(min(size, _PIECE))):
@@ -77,21 +83,56 @@ class PlainFile:
                 size -= len(piece)
             return b"".join(pieces)
 
+    def _blocks(self, start: int) -> Blocks:
+        """What is inside gzip, from the last known state before `start` to the true end."""
+        number = bisect_right(self._states, start, key=lambda state: state[0]) - 1
+        place, packed, state = self._states[number]
+        decoder, data = state.copy(), b""
+        with open_file(self.path) as file:
+            file.seek(packed)
+            while True:
+                if decoder.eof:
+                    data = decoder.unused_data or data
+                    while not data.lstrip(b"\0"):  # zeros may follow, and nothing else
+                        data = file.read(_PIECE)
+                        if not data:
+                            return
+                    data = data.lstrip(b"\0")
+                    if not (data + file.peek(1)[:1]).startswith(_MAGIC):
+                        raise gzip.BadGzipFile("what follows the end of the gzip stream is no gzip")
+                    decoder = _decoder()
+                data = data or file.read(_PIECE)
+                if not data:
+                    raise EOFError("the gzip stream breaks off")
+                block = decoder.decompress(data, _PIECE)
+                data = decoder.unconsumed_tail
+                if not block:
+                    continue
+                yield place, block
+                place += len(block)
+                if place - self._states[-1][0] >= self._spacing and not decoder.eof:
+                    self._keep((place, file.tell() - len(data), decoder.copy()))
 
-class _GzipStream(io.RawIOBase):
-    """What is inside gzip; a step back costs the way from the last state that was kept."""
+    def _keep(self, state: tuple[int, int, Any]) -> None:
+        self._states.append(state)
+        if len(self._states) > _STATES:
+            del self._states[1::2]
+            self._spacing *= 2
 
-    def __init__(self, path: Path, states: list[tuple[int, int, Any]]) -> None:
-        """Begins at one of `states`, and adds to them."""
-        self._file, self._states = open_file(path), states
-        self._spacing = _SPACING
+
+def _decoder() -> Any:
+    return zlib.decompressobj(wbits=31)
+
+
+class BlockStream(io.RawIOBase):
+    """Blocks as a file: read on, or anew from a place that lies before them."""
+
+    def __init__(self, blocks_from: Callable[[int], Blocks]) -> None:
+        """`blocks_from` gives the blocks from a place on; they may begin before it."""
+        self._blocks_from = blocks_from
         self._position = 0
-        self._restore(0)
-
-    def _restore(self, number: int) -> None:
-        self._start, packed, state = self._states[number]
-        self._decoder, self._block, self._input = state.copy(), b"", b""
-        self._file.seek(packed)
+        self._blocks: Blocks | None = None
+        self._start, self._block = 0, b""
 
     def readable(self) -> bool:
         return True
@@ -109,60 +150,21 @@ class _GzipStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        ahead = self._position - (self._start + len(self._block))
-        nearest = bisect_right(self._states, self._position, key=lambda state: state[0]) - 1
-        if self._position < self._start or (
-            ahead > 0 and self._states[nearest][0] > self._start + len(self._block)
-        ):
-            self._restore(nearest)
+        if self._blocks is None or self._position < self._start:
+            self._blocks, self._start, self._block = self._blocks_from(self._position), 0, b""
         while self._position >= self._start + len(self._block):
-            if not self._inflate():
+            try:
+                found = next(self._blocks, None)
+            except BaseException:
+                self._blocks = None  # which has ended: to go on would look like the end
+                raise
+            if found is None:
+                self._start, self._block = self._start + len(self._block), b""
                 return 0
+            self._start, self._block = found
         view = memoryview(buffer).cast("B")
         at = self._position - self._start
         count = min(len(view), len(self._block) - at)
         view[:count] = self._block[at : at + count]
         self._position += count
         return count
-
-    def _inflate(self) -> bool:
-        """The next block; False at the true end of the stream."""
-        self._start += len(self._block)
-        self._block = b""
-        while not self._block:
-            if self._decoder.eof:
-                self._input = self._decoder.unused_data or self._input
-                while not self._input.lstrip(b"\0"):  # zeros may follow, and nothing else
-                    self._input = self._file.read(_PIECE)
-                    if not self._input:
-                        return False
-                self._input = self._input.lstrip(b"\0")
-                if not (self._input + self._file.peek(1)[:1]).startswith(_MAGIC):
-                    raise gzip.BadGzipFile("what follows the end of the gzip stream is no gzip")
-                self._decoder = _decoder()
-            self._input = self._input or self._file.read(_PIECE)
-            if not self._input:
-                raise EOFError("the gzip stream breaks off")
-            self._block = self._decoder.decompress(self._input, _PIECE)
-            self._input = self._decoder.unconsumed_tail
-        self._keep()
-        return True
-
-    def _keep(self) -> None:
-        """Remember the state after this block, if the last one is far."""
-        end = self._start + len(self._block)
-        if end - self._states[-1][0] < self._spacing or self._decoder.eof:
-            return
-        packed = self._file.tell() - len(self._input)
-        self._states.append((end, packed, self._decoder.copy()))
-        if len(self._states) > _STATES:
-            del self._states[1::2]
-            self._spacing *= 2
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _decoder() -> Any:
-    return zlib.decompressobj(wbits=31)

@@ -13,7 +13,7 @@ import struct
 import tarfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -285,37 +285,3 @@ def unpack_index(index: bytes) -> tuple[int, list[Point]]:
         windows += width if has_window else 0
         points.append(Point(packed, plain, bits, window))
     return plain_size, points
-
-
-class ForwardReader:
-    """Plain bytes from blocks that follow each other: read forwards, and a byte back at times."""
-
-    def __init__(self, blocks: Iterator[tuple[int, bytes]], start: int = 0) -> None:
-        """`blocks`, each with its place, begin at or before `start`."""
-        self._blocks = blocks
-        self._position = self._buffer_start = start
-        self._buffer = b""
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int) -> None:
-        self._position = position
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes, fewer only at the end of the stream."""
-        end = self._position + size
-        while self._buffer_start + len(self._buffer) < end:
-            start, content = next(self._blocks, (0, b""))
-            if not content:
-                break
-            if not self._buffer:
-                self._buffer_start, self._buffer = start, content
-                continue
-            drop = min(max(self._position - BLOCK - self._buffer_start, 0), len(self._buffer))
-            self._buffer_start += drop
-            self._buffer = self._buffer[drop:] + content
-        at = self._position - self._buffer_start
-        content = self._buffer[at : at + size]
-        self._position += len(content)
-        return content

@@ -4,6 +4,7 @@ Reading one image from a gzip stream inflates from the nearest point before it, 
 on average; from a plain tar it is one read.
 """
 
+import io
 import os
 import re
 import shutil
@@ -12,20 +13,15 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from abc_embed.data.published.archives import (
-    ForwardReader,
-    JoinedFile,
-    Point,
-    find_archives,
-    inflate,
-)
+from abc_embed.data.published.archives import JoinedFile, Point, find_archives, inflate
 from abc_embed.data.published.tar_index import part_rows, sqlite_errors
 from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, make_folder, read_file
+from abc_embed.storage.plain import Blocks, BlockStream
 
 LIMIT = 1 << 30
 """Bytes of the largest member that is read: no image has as many."""
@@ -125,27 +121,29 @@ class TarImages:
         Raises:
             DataError: a file is damaged, or larger than `LIMIT`.
         """
-        archive, reader = -1, None
-        for member in self.members():
-            _check_size(member)
-            if reader is None or member.archive != archive:
-                archive, reader = member.archive, self._reader(member.archive)
-            reader.seek(member.offset)
-            yield member, _checked(member, reader.read(member.size) or b"")
+        for archive, members in groupby(self.members(), key=lambda member: member.archive):
+            with self._reader(archive) as reader:
+                for member in members:
+                    _check_size(member)
+                    reader.seek(member.offset)
+                    yield member, _checked(member, reader.read(member.size))
 
-    def _reader(self, archive: int) -> JoinedFile | ForwardReader:
+    def _reader(self, archive: int) -> io.BufferedReader:
         """The plain bytes of an archive, to be read forwards."""
-        stream = self._stream(archive)
         if not self._archives[archive].gzipped:
-            return stream
-        query = "SELECT packed, plain, bits, window FROM points WHERE archive = ? ORDER BY plain"
-        points = (Point(*row) for row in self._database().execute(query, (archive,)))
-        blocks = (
-            (point.plain, inflate(stream, point, following.plain - point.plain))
-            for point, following in pairwise(points)
-            if following.plain > point.plain
-        )
-        return ForwardReader(blocks)
+            return io.BufferedReader(JoinedFile(self._archives[archive].parts))
+        stream = self._stream(archive)
+
+        def blocks_from(start: int) -> Blocks:
+            query = (
+                "SELECT packed, plain, bits, window FROM points WHERE archive = ? ORDER BY plain"
+            )
+            points = (Point(*row) for row in self._database().execute(query, (archive,)))
+            for point, following in pairwise(points):
+                if start < following.plain > point.plain:
+                    yield point.plain, inflate(stream, point, following.plain - point.plain)
+
+        return io.BufferedReader(BlockStream(blocks_from))
 
     def members(self) -> Iterator[Member]:
         """All files, in the order of the archives, without their content."""

@@ -22,21 +22,22 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from abc_embed.data.published.archives import (
     LEAST_SPACING,
     SPACING,
     Archive,
-    ForwardReader,
     JoinedFile,
     Point,
     find_points,
     inflate,
 )
-from abc_embed.data.tar_headers import Fault, TarSource, read_headers
+from abc_embed.data.tar_headers import Fault, read_headers
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.storage.files import make_folder
 from abc_embed.storage.hashing import sample_hash
+from abc_embed.storage.plain import Blocks, BlockStream
 
 COMMIT_EVERY = 256_000_000
 """Plain bytes between two commits; a kill loses no more than these."""
@@ -219,12 +220,8 @@ class _Scan:
         if self._state.done:
             return
         with closing(JoinedFile(self._archive.parts)) as stream:
-            blocks = self._inflated(stream)
-            reader: TarSource = (
-                ForwardReader(blocks, self._state.scanned)
-                if self._archive.gzipped
-                else io.BufferedReader(stream, PIECE)
-            )
+            packed = BlockStream(lambda start: self._inflated(stream, start))
+            reader = io.BufferedReader(packed if self._archive.gzipped else stream, PIECE)
             for info, following in self._members(reader):
                 self._note(info, reader)
                 self._state.scanned = following
@@ -232,13 +229,13 @@ class _Scan:
                     self._commit()
                 yield self._packed or following
             if self._archive.gzipped:
-                for _ in blocks:  # what follows the end mark: to its end, for the sum
+                while reader.read(PIECE):  # what follows the end mark: to its end, for the sum
                     yield self._packed
                 self._check_sum(stream)
         self._state.done = True
         self._commit()
 
-    def _members(self, reader: TarSource) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    def _members(self, reader: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, int]]:
         """Each header with the place of the one after it.
 
         Raises:
@@ -262,7 +259,7 @@ class _Scan:
                 f"files that were read now; {after:,} more follow it; fetch its parts again"
             )
 
-    def _note(self, info: tarfile.TarInfo, reader: TarSource) -> None:
+    def _note(self, info: tarfile.TarInfo, reader: BinaryIO) -> None:
         """Keep a member's place and sum, or why it is left out."""
         name = info.name.removeprefix("./")
         if info.isdir():
@@ -300,9 +297,9 @@ class _Scan:
         self._database.commit()
         self._committed = self._state.scanned
 
-    def _inflated(self, stream: JoinedFile) -> Iterator[tuple[int, bytes]]:
+    def _inflated(self, stream: JoinedFile, start: int) -> Blocks:
         state = self._state
-        for point, following in pairwise(self._points(stream)):
+        for point, following in pairwise(self._points(stream, start)):
             block = inflate(stream, point, following.plain - point.plain)
             if point.plain == state.summed:
                 state.sum = zlib.crc32(block, state.sum)
@@ -311,17 +308,17 @@ class _Scan:
             if block:
                 yield point.plain, block
 
-    def _points(self, stream: JoinedFile) -> Iterator[Point]:
-        """The points from the last before `scanned` on; finds more when they are needed."""
+    def _points(self, stream: JoinedFile, start: int) -> Iterator[Point]:
+        """The points from the last before `start` on; finds more when they are needed."""
         state = self._state
         rows = self._database.execute(  # and the first of all, which finding more begins with
             "SELECT packed, plain, bits, window FROM points WHERE archive = ?1 AND (plain = 0 OR"
             " plain >= (SELECT max(plain) FROM points WHERE archive = ?1 AND plain < max(?2, 1)))"
             " ORDER BY plain",
-            (self._number, state.scanned),
+            (self._number, start),
         )
         known = [Point(*row) for row in rows]
-        skips_first = len(known) > 1 and known[1].plain < state.scanned
+        skips_first = len(known) > 1 and known[1].plain < start
         yield from known[1:] if skips_first else known
         while not state.plain_size:
             new, state.plain_size = find_points(stream, known, REACH, self._spacing)
