@@ -23,8 +23,8 @@ from abc_embed.bench.encoders.registry import NativeEncoder
 class Kept(NativeEncoder):
     """Keeps the vectors that it gave."""
 
-    def _embed(self, items: Any, max_pixels: int | None, progress: bool) -> Any:
-        vectors = super()._embed(items, max_pixels, progress)
+    def _embed(self, items: Any) -> Any:
+        vectors = super()._embed(items)
         self.vectors = [*getattr(self, "vectors", []), *vectors]
         return vectors
 

@@ -53,7 +53,7 @@ class Fake(Encoder):
     def _details(self) -> dict[str, Any]:
         return {"dtype": "float32", "device": "cpu", "prompt_hash": None}
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> np.ndarray:
+    def _embed(self, items: list[Item]) -> np.ndarray:
         self.calls.append(items)
         return np.stack([self.vector(item) for item in items]).astype(np.float32)
 

@@ -111,8 +111,10 @@ def test_what_cannot_be_written(record: dict[str, Any], tmp_path: Path) -> None:
 def test_the_same_key_is_answered_from_the_record(
     fake: Any, folders: Folders, tmp_path: Path
 ) -> None:
-    def run(name: str, **how: Any) -> tuple[dict[str, Any], Path | None, int]:
-        model = fake(name)
+    def run(
+        name: str, area: int | None = None, **how: Any
+    ) -> tuple[dict[str, Any], Path | None, int]:
+        model = fake(name).at(area)
         found, path = measure_once(model, folders["B"], "B", tmp_path, draws=20, **how)
         return found, path, len(model.calls)
 
@@ -122,7 +124,7 @@ def test_the_same_key_is_answered_from_the_record(
     assert (again, nowhere, calls) == (json.loads(json.dumps(first)), None, 0)
     for name, how in (
         ("Oracle", {"limit": 4}),
-        ("Oracle", {"max_pixels": 4000}),
+        ("Oracle", {"area": 4000}),
         ("Oracle", {"again": True}),
         ("Blind", {}),
         ("Reader", {}),

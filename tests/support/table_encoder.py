@@ -27,11 +27,9 @@ class TableEncoder(Encoder):
     def _details(self) -> dict[str, Any]:
         return {"dtype": "float32", "device": "cpu"}
 
-    def _embed(
-        self, items: list[Item], max_pixels: int | None, progress: bool
-    ) -> NDArray[np.float32]:
+    def _embed(self, items: list[Item]) -> NDArray[np.float32]:
         self.calls.append(items)
-        self.areas.append(max_pixels)
+        self.areas.append(self.max_pixels)
         return np.stack([self.vector(item) for item in items])
 
 

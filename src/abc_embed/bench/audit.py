@@ -38,7 +38,7 @@ from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.scene_benchmark import SIDE
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
-from abc_embed.bench.encoders.base import Encoder, Vectors, image_hash
+from abc_embed.bench.encoders.base import Encoder, Parts, image_hash
 from abc_embed.bench.encoders.wrapped import CachedEncoder
 from abc_embed.bench.tables import chance_warnings, markdown_head, markdown_row, score_cell
 from abc_embed.data import open_dataset
@@ -52,13 +52,6 @@ SCENES = "scenes"
 """The name of the scene benchmark, which is drawn and not read."""
 WITHOUT_CONTROL = ("image", "words", "sum")
 """The conditions that need no joint model."""
-REQUIRED_KINDS = {
-    "image": {Kind.TEXT, Kind.IMAGE},
-    "words": {Kind.TEXT},
-    "sum": {Kind.TEXT, Kind.IMAGE},
-    "both": {Kind.TEXT, Kind.INSTRUCTED},
-}
-"""What a model must take for each condition; candidates are texts."""
 COLUMNS = {
     "image": "image alone",
     "words": "words alone",
@@ -310,16 +303,13 @@ def audit(
     encoders: Sequence[Encoder],
     questions: AuditSet,
     *,
-    max_pixels: int | None = None,
     draws: int = metrics.DRAWS,
     cache: Path | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Audit a set with a panel of models; returns JSON values.
 
     Args:
-        encoders: the panel.
-        max_pixels: as in `Embedder.embed`, like `progress`.
+        encoders: the panel, which sees pictures at one `max_pixels`.
         draws: bootstrap resamples, of pictures with all their questions, for the 95 % intervals.
         cache: a folder to keep vectors in.
 
@@ -334,9 +324,7 @@ def audit(
     pictures = [question.image for question in questions.questions]
     rows, solved_by_any = [], []
     for encoder in encoders:
-        hits = solved_questions(
-            encoder, questions, max_pixels=max_pixels, cache=cache, progress=progress
-        )
+        hits = solved_questions(encoder, questions, cache=cache)
         solved_by_any.append(hits["any"])
         model = {"name": encoder.name, "fingerprint": encoder.fingerprint, **encoder.describe()}
         kinds = _by_kind(hits, questions, draws)
@@ -345,7 +333,7 @@ def audit(
     return {
         "audit": questions.name,
         "set_hash": questions.content_hash(),
-        "settings": {"max_pixels": max_pixels, "draws": draws},
+        "settings": {"max_pixels": encoders[0].max_pixels, "draws": draws},
         "sizes": {
             "questions": len(questions.questions),
             "images": len(questions.images),
@@ -364,12 +352,7 @@ def audit(
 
 
 def solved_questions(
-    encoder: Encoder,
-    questions: AuditSet,
-    *,
-    max_pixels: int | None = None,
-    cache: Path | None = None,
-    progress: bool = False,
+    encoder: Encoder, questions: AuditSet, *, cache: Path | None = None
 ) -> dict[str, Hits]:
     """Condition -> which questions it solves `(Q,)`; only the conditions that the model supports.
 
@@ -379,18 +362,23 @@ def solved_questions(
     Raises:
         UsageError: the model does not take texts.
     """
-    supported = encoder.supported_kinds
-    conditions = [name for name, kinds in REQUIRED_KINDS.items() if kinds <= supported]
-    if not conditions:
+    if Kind.TEXT not in encoder.supported_kinds:
         raise UsageError(
             f"{encoder.name} does not embed texts, and answers are texts; choose a model that does"
         )
+    asked = {
+        condition: parts
+        for condition, parts in _asked(questions).items()
+        if {item.kind for each in parts for item in each} <= encoder.supported_kinds
+    }
+    candidates: list[Parts] = [(Item(text=text),) for text in questions.texts]
     with CachedEncoder(encoder, cache) as cached:
-        texts, queries = _vectors(cached, questions, conditions, max_pixels, progress)
+        vectors = cached.embed_sums({"candidates": candidates, **asked})
     right = [question.right for question in questions.questions]
     own = [question.candidates for question in questions.questions]
     hits: dict[str, Hits] = {
-        name: metrics.rank_vectors(queries[name], texts, right, own) == 1 for name in conditions
+        condition: metrics.rank_vectors(vectors[condition], vectors["candidates"], right, own) == 1
+        for condition in asked
     }
     hits["any"] = np.any([hits[name] for name in WITHOUT_CONTROL if name in hits], axis=0)
     if "both" in hits:
@@ -398,30 +386,15 @@ def solved_questions(
     return hits
 
 
-def _vectors(
-    encoder: Encoder,
-    questions: AuditSet,
-    conditions: Sequence[str],
-    max_pixels: int | None,
-    progress: bool,
-) -> tuple[Vectors, dict[str, Vectors]]:
-    """Candidates `(K, D)`, and for each condition the queries `(Q, D)`; all from one call, so that
-    a picture is encoded once."""
+def _asked(questions: AuditSet) -> dict[str, list[Parts]]:
+    """Condition -> what is embedded for each question."""
     asked = [(questions.images[q.image], q.instruction) for q in questions.questions]
-    items: dict[str, list[Item]] = {
-        "words": [Item(text=words) for _, words in asked],
-        "image": [Item(image=image) for image, _ in asked],
-        "both": [Item(image=image, instruction=words) for image, words in asked],
+    return {
+        "image": [(Item(image=image),) for image, _ in asked],
+        "words": [(Item(text=words),) for _, words in asked],
+        "sum": [(Item(image=image), Item(text=words)) for image, words in asked],
+        "both": [(Item(image=image, instruction=words),) for image, words in asked],
     }
-    parts = [[Item(text=text) for text in questions.texts]]
-    parts += [items[name] for name in items if name in conditions]
-    every = [item for part in parts for item in part]
-    vectors = encoder.embed(every, max_pixels=max_pixels, progress=progress)
-    texts, *found = np.split(vectors, np.cumsum([*map(len, parts)])[:-1])
-    queries = dict(zip((name for name in items if name in conditions), found, strict=True))
-    if "sum" in conditions:  # of unit vectors, so equal in weight
-        queries["sum"] = queries["image"] + queries["words"]
-    return texts, queries
 
 
 def _shares(hits: Mapping[str, Hits], pictures: Sequence[int], draws: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The sets of others are in bench_sets.py, and CtrlBench from one's own images in 
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -120,16 +121,17 @@ def ctrlbench(
     if data is None and set(tier or ()) <= set(DRAWN):  # before anything is drawn for it
         settings.check(model)
     benchmarks = _benchmarks(tier, data)
-    encoder = settings.load_encoder(model)
+    encoder = settings.load_encoder(model, progress=not as_json)
     from abc_embed.bench.encoders.registry import CachedEncoder
 
-    with CachedEncoder(encoder, settings.cache) as cached:
-        encoders = _formatted(encoder, cached, choices) if choices else [cached]
-        measure_options = {"limit": limit, "again": again, "progress": not as_json}
+    with ExitStack() as stack:
+        encoders: list[Encoder] = []
+        for area in areas:
+            cached = stack.enter_context(CachedEncoder(encoder.at(area), settings.cache))
+            encoders += _formatted(encoder, cached, choices) if choices else [cached]
         records = []
-        for (benchmark, name), area, measured in product(benchmarks, areas, encoders):
-            of_area = measure_options | {"max_pixels": area}
-            record = _measure(measured, benchmark, name, folder, of_area)
+        for (benchmark, name), measured in product(benchmarks, encoders):
+            record = _measure(measured, benchmark, name, folder, limit, again)
             records.append(record)
             if not (as_json or choices):
                 _print_record(record)
@@ -151,7 +153,8 @@ def _measure(
     benchmark: "Benchmark",
     tier: str,
     folder: Path,
-    measure_options: dict[str, Any],
+    limit: int | None,
+    again: bool,
 ) -> dict[str, Any]:
     from abc_embed.bench.ctrlbench import tiers
     from abc_embed.bench.ctrlbench.measure import measure_once
@@ -159,7 +162,7 @@ def _measure(
 
     unanswerable = tiers.unanswerable(benchmark, tier)
     record, path = measure_once(
-        encoder, benchmark, tier, folder, unanswerable=unanswerable, **measure_options
+        encoder, benchmark, tier, folder, again=again, limit=limit, unanswerable=unanswerable
     )
     date = record["time"][:10]
     print_message(
@@ -374,10 +377,10 @@ def audit(
     if out is not None:
         make_folder(out)
     questions = bench.read_audit_set(source, limit=limit, image_folder=image_folder)
-    panel = [settings.load_encoder(name) for name in dict.fromkeys(model)]
-    findings = bench.audit(
-        panel, questions, max_pixels=area, cache=settings.cache, progress=not as_json
-    )
+    panel = [
+        settings.load_encoder(name, progress=not as_json).at(area) for name in dict.fromkeys(model)
+    ]
+    findings = bench.audit(panel, questions, cache=settings.cache)
     if as_json:
         print_json(findings)
     else:

@@ -1,10 +1,8 @@
 """`abc-embed bench coco|flickr30k|mmeb|zero-shot|records`: sets of others in their own layouts, and
 records of one's own."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,9 +15,7 @@ from abc_embed.storage.files import check_writable, make_folder
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
-    from abc_embed.bench.sets.findings import Findings
-
-    Measure = Callable[..., Findings]  # of an encoder, `max_pixels` and `progress`
+    from abc_embed.bench.sets.evaluation import EvaluationSet, Findings
 
 EXAMPLES = epilog("""
   abc-embed bench coco --data dataset_coco.json --images coco --positives cxc --positives eccv
@@ -95,7 +91,7 @@ def _evaluate_captions(
     unknown = [name for name in positives if name not in ("cxc", "eccv")]
     if unknown:
         raise UsageError(f"--positives is {unknown[0]!r}; give cxc or eccv")
-    from abc_embed.bench.sets.captions import load_karpathy, load_positives, measure
+    from abc_embed.bench.sets.captions import evaluation_set, load_karpathy, load_positives
 
     captions = load_karpathy(data, images, split=split)
     further = [load_positives(name, captions) for name in positives]
@@ -105,8 +101,7 @@ def _evaluate_captions(
                 f"{pairs.name}: {pairs.absent:,} judged pairs are not in the set, and left out"
             )
 
-    measure_set = partial(measure, captions=captions, further=further)
-    evaluate(settings, "image_to_text_r1", [measure_set])
+    evaluate(settings, "image_to_text_r1", [evaluation_set(captions, further)])
 
 
 def mmeb(
@@ -124,17 +119,17 @@ def mmeb(
     settings: EvaluationSettings,
 ) -> None:
     """MMEB v1: 9 classification and 10 VQA sets of the paper, and the other sets that are there."""
-    from abc_embed.bench.sets.mmeb import load_task, measure, table_rows, tasks_in
+    from abc_embed.bench.sets.mmeb import load_task, table_rows, tasks_in
 
     names = task or tasks_in(data)
     if settings.figure is not None and len(names) > 1:
         raise UsageError("--figure draws one set; give one --task")
 
-    def each_task() -> "Iterator[Measure]":
+    def each_task() -> "Iterator[EvaluationSet]":
         for name in names:
             loaded = load_task(data, name, prefix=prefix, seed=seed, limit=limit)
-            print_message(f"{name}: {len(loaded.choices):,} questions")
-            yield partial(measure, task=loaded)
+            print_message(f"{name}: {loaded.sizes['queries']:,} questions")
+            yield loaded
 
     findings = evaluate(settings, "accuracy", each_task())
     if not settings.as_json and len(settings.areas) == 1:
@@ -151,10 +146,9 @@ def zero_shot(
     settings: EvaluationSettings,
 ) -> None:
     """Zero-shot classification on any folder of images."""
-    from abc_embed.bench.sets.zero_shot import load_image_folder, measure
+    from abc_embed.bench.sets.zero_shot import load_image_folder
 
-    measure_set = partial(measure, images=load_image_folder(data, labels), template=template)
-    evaluate(settings, "accuracy", [measure_set])
+    evaluate(settings, "accuracy", [load_image_folder(data, labels, template=template)])
 
 
 def records(
@@ -177,22 +171,21 @@ def records(
     All captions, and all answers, of the set are candidates.
     """
     settings.check(settings.model)
-    from abc_embed.bench.sets.own_records import measure, read_own_records, repeated_message
+    from abc_embed.bench.sets.own_records import read_own_records, repeated_message
     from abc_embed.bench.tables import chance_warnings
     from abc_embed.data import open_dataset
 
     dataset = open_dataset(source, image_folder=image_folder)
     own = read_own_records(dataset, repeated=repeated, limit=limit)
-    measure_set = partial(measure, read=own)
-    score = "instruction_to_answer_r1" if own.instructions else "image_to_caption_r1"
-    for findings in evaluate(settings, score, [measure_set]):
+    score = "instruction_to_answer_r1" if own.sizes["questions"] else "image_to_caption_r1"
+    for findings in evaluate(settings, score, [own]):
         for sentence in [repeated_message(findings), *chance_warnings(findings["by_aspect"])]:
             if sentence:
                 print_message(sentence)
 
 
 def evaluate(
-    settings: EvaluationSettings, score: str, measures: "Iterable[Measure]"
+    settings: EvaluationSettings, score: str, sets: "Iterable[EvaluationSet]"
 ) -> "list[Findings]":
     """Load the model, measure at each resolution, print, and write what was asked for.
 
@@ -200,22 +193,18 @@ def evaluate(
     figure draws.
     """
     from abc_embed.bench.encoders.registry import CachedEncoder
+    from abc_embed.bench.sets.evaluation import measure
     from abc_embed.bench.sets.sweep import sweep
 
     if settings.out is not None:
         make_folder(settings.out)
-    findings: list[Findings] = []
-    with ExitStack() as stack:
-        encoder = settings.load_encoder(settings.model)
-        if len(settings.areas) == 1:
-            encoder = stack.enter_context(CachedEncoder(encoder, settings.cache))
-        for measure in measures:
-            measure = partial(measure, progress=not settings.as_json)
-            if len(settings.areas) == 1:
-                findings.append(measure(encoder, max_pixels=settings.areas[0]))
-            else:
-                areas = [area for area in settings.areas if area is not None]
-                findings += sweep(encoder, areas, measure)
+    encoder = settings.load_encoder(settings.model, progress=not settings.as_json)
+    if len(settings.areas) == 1:
+        with CachedEncoder(encoder.at(settings.areas[0]), settings.cache) as cached:
+            findings = [measure(cached, each) for each in sets]
+    else:
+        areas = [area for area in settings.areas if area is not None]
+        findings = [found for each in sets for found in sweep(encoder, areas, each)]
     _report(settings, encoder, findings, score)
     return findings
 
@@ -224,7 +213,7 @@ def _report(
     settings: EvaluationSettings, encoder: "Encoder", findings: "list[Findings]", score: str
 ) -> None:
     from abc_embed.bench.records import make_record, write_record
-    from abc_embed.bench.sets.findings import missing_images_message
+    from abc_embed.bench.sets.evaluation import missing_images_message
     from abc_embed.bench.sets.sweep import draw
 
     records = [make_record(encoder, result) for result in findings]

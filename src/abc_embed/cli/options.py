@@ -317,8 +317,8 @@ class EncoderSettings:
         ),
     ] = None
 
-    def load_encoder(self, name: str) -> "Encoder":
-        """A model of ours or of another library."""
+    def load_encoder(self, name: str, *, progress: bool) -> "Encoder":
+        """A model of ours or of another library; with `progress` it draws a bar as it embeds."""
         self.check(name)
         with announced(f"loading the model {name}"):
             from abc_embed.bench.encoders.registry import load_encoder
@@ -329,6 +329,7 @@ class EncoderSettings:
                 dtype=self.dtype,
                 batch_size=self.batch_size,
                 truncate=self.truncate,
+                progress=progress,
             )
         encoder.name = self.name or encoder.name
         return encoder

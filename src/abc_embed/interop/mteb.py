@@ -51,8 +51,7 @@ class MtebEncoder(AbsEncoder):
     """Why rows could not be embedded, one sentence each; their vectors are zero."""
 
     def __init__(self, encoder: Encoder, *, max_pixels: int | None = None) -> None:
-        self.encoder = encoder
-        self.max_pixels = max_pixels
+        self.encoder = encoder if max_pixels is None else encoder.at(max_pixels)
         self.refused = []
         name = (
             encoder.name
@@ -102,7 +101,7 @@ class MtebEncoder(AbsEncoder):
     def _embed(self, items: Sequence[Item]) -> Vectors:
         """`M` rows -> `(M, D)`; those around one that is refused in halves, until it is alone."""
         try:
-            return self.encoder.embed(items, max_pixels=self.max_pixels)
+            return self.encoder.embed(items)
         except InputError as why:
             if len(items) == 1:
                 self.refused.append(str(why).removeprefix("item 0: "))

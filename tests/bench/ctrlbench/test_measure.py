@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from abc_embed.bench.ctrlbench import measure as ctrlbench
-from abc_embed.bench.ctrlbench.measure import CONDITIONS, GENERIC, item_keys, measure
+from abc_embed.bench.ctrlbench.measure import CONDITIONS, GENERIC, condition_parts, measure
 from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, unanswerable_queries
 from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark, select_queries
 from abc_embed.bench.ctrlbench.unseen_scenes import split_mirrors
@@ -212,13 +212,14 @@ def test_controls_ask_what_they_say(folders: Folders, tier: str) -> None:
     mirrors = {p.image_id: p.mirror for p in folders[tier].images}
     for query in asked.scored:
         by_words[query.instruction].append(query)
-    (shuffled_keys,), (other_keys,) = (item_keys(asked, name) for name in ("shuffled", "other"))
-    for query, shuffled, other in zip(asked.scored, shuffled_keys, other_keys, strict=True):
-        assert shuffled is not None and shuffled[0] == query.image_id
-        (twin,) = [q for q in by_words[str(shuffled[1])] if q.image_id == query.image_id]
+    ids = {folders[tier].folder / p.file: p.image_id for p in folders[tier].images}
+    controls = (condition_parts(asked, name) for name in ("shuffled", "other"))
+    for query, (shuffled,), (other,) in zip(asked.scored, *controls, strict=True):
+        assert ids[Path(str(shuffled.image))] == query.image_id
+        (twin,) = [q for q in by_words[str(shuffled.instruction)] if q.image_id == query.image_id]
         assert twin.positives != query.positives
-        assert other is not None and other[1] == query.instruction
-        assert other[0] not in (query.image_id, mirrors[query.image_id])
+        assert other.instruction == query.instruction
+        assert ids[Path(str(other.image))] not in (query.image_id, mirrors[query.image_id])
 
 
 def test_no_more_than_so_many_are_embedded_to_show_another_image(
@@ -226,9 +227,10 @@ def test_no_more_than_so_many_are_embedded_to_show_another_image(
 ) -> None:
     monkeypatch.setattr(ctrlbench, "MAX_OTHERS", 3)
     asked = select_queries(folders["B"], "B")
-    (joint,), (keys,) = (item_keys(asked, name) for name in ("joint", "other"))
-    others = [key for key in keys if key is not None]
-    assert len([key for key in others if key not in joint]) == 3
+    joint, parts = (condition_parts(asked, name) for name in ("joint", "other"))
+    others = [part for part in parts if part]
+    known = {(item.image, item.instruction) for (item,) in joint}
+    assert len([i for (i,) in others if (i.image, i.instruction) not in known]) == 3
     assert len(others) < len(asked.scored)
 
 

@@ -55,7 +55,7 @@ class Counting(Encoder):
     def fingerprint(self) -> str:
         return self._inner.fingerprint
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> np.ndarray:
+    def _embed(self, items: list[Item]) -> np.ndarray:
         if len(self.calls) == self._fail_after:
             raise KeyboardInterrupt
         self.calls.append(items)
@@ -73,7 +73,7 @@ def test_ours_is_the_embedder(embedder: Embedder, photos: list[Path]) -> None:
     items = mixed(photos)
     assert np.allclose(ours.embed(items), embedder.embed(items), atol=1e-6)
     small = embedder.embed(items, max_pixels=4 * 28 * 28)
-    assert np.allclose(ours.embed(items, max_pixels=4 * 28 * 28), small, atol=1e-6)
+    assert np.allclose(ours.at(4 * 28 * 28).embed(items), small, atol=1e-6)
     assert ours.fingerprint == embedder.fingerprint
     assert (ours.dim, ours.supported_kinds) == (embedder.dim, frozenset(Kind))
     assert ours.embed([]).shape == (0, embedder.dim)
@@ -214,7 +214,7 @@ def test_content_decides_and_not_the_path(photos: list[Path], tmp_path: Path) ->
     assert np.array_equal(b, a[[0, 0]]) and len(inner.calls) == 1
     shutil.copy(photos[1], copy)  # another picture under an old name
     assert np.array_equal(remembering.embed([Item(image=copy)])[0], a[1])
-    remembering.embed([Item(image=photos[0])], max_pixels=784)
+    remembering.at(784).embed([Item(image=photos[0])])
     assert len(inner.calls) == 2  # another resolution is another vector
 
 

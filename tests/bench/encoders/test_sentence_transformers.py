@@ -153,7 +153,7 @@ def test_pictures_are_rgb_upright_and_no_larger_than_asked(tmp_path: Path) -> No
     assert [picture.mode for picture in handed] == ["RGB", "RGB"]
     assert [picture.size for picture in handed] == [(8, 8), (20, 40)]
     assert handed[0].getpixel((0, 0)) == (255, 255, 255)
-    encoder.embed([Item(image=tmp_path / "turned.jpg")], max_pixels=200)
+    encoder.at(200).embed([Item(image=tmp_path / "turned.jpg")])
     assert module.batches[-1][0].size == (10, 20)
 
 

@@ -13,18 +13,22 @@ from table_encoder import TableEncoder, constant
 from abc_embed.bench.sets.captions import (
     CaptionSet,
     Positives,
-    both_directions,
+    evaluation_set,
     load_karpathy,
     load_positives,
-    measure,
 )
+from abc_embed.bench.sets.evaluation import Findings, measure
 from abc_embed.errors import DataError, UsageError
-from abc_embed.inputs import Item, Kind
+from abc_embed.inputs import Kind
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it asks for ujson
     from eccv_caption import Metrics
     from eccv_caption._metrics import compute_eccv_metrics, compute_r_at_k
+
+
+def found_of(encoder: TableEncoder, captions: CaptionSet, *further: Positives) -> Findings:
+    return measure(encoder, evaluation_set(captions, further))
 
 
 def sentences(first: int, count: int) -> list[dict[str, Any]]:
@@ -73,14 +77,14 @@ def test_flickr_has_no_folders_in_its_names(coco: Path) -> None:
 
 def test_a_missing_image_is_listed_and_the_score_says_what_it_stands_on(coco: Path) -> None:
     (coco / "val2014/2.jpg").unlink()
-    found = measure(TableEncoder(constant), load_karpathy(coco / "dataset_coco.json", coco))
+    found = found_of(TableEncoder(constant), load_karpathy(coco / "dataset_coco.json", coco))
     assert found["missing"] == ["2.jpg"]
     assert found["sizes"] == {"images": 2, "captions": 10}
     assert found["scores"]["text_to_image_r1"]["of"] == 10
     for name in ("0.jpg", "3.jpg"):
         (coco / "val2014" / name).unlink()
     with pytest.raises(DataError, match=r"none of the set's images is there, 0\.jpg for one"):
-        measure(TableEncoder(constant), load_karpathy(coco / "dataset_coco.json", coco))
+        found_of(TableEncoder(constant), load_karpathy(coco / "dataset_coco.json", coco))
 
 
 @pytest.mark.parametrize(
@@ -108,13 +112,17 @@ def test_no_name_leads_out_of_the_folder(coco: Path) -> None:
     assert len(load_karpathy(coco / "in.json", coco / "in").missing) == 3
 
 
-def random_set(random: np.random.Generator, images: int) -> tuple[Any, Any, CaptionSet]:
+def random_set(
+    random: np.random.Generator, images: int, folder: Path
+) -> tuple[Any, Any, CaptionSet]:
     """Vectors of some images and five captions each, near enough that figures are not 0 or 1."""
+    for number in range(images):
+        (folder / f"{number}.jpg").write_bytes(b"")
     seen = random.standard_normal((images, 12)).astype(np.float32)
     said = np.repeat(seen, 5, axis=0) + random.standard_normal((5 * images, 12)) * 1.3
     captions = CaptionSet(
         name="random",
-        images=tuple(Path(f"{n}.jpg") for n in range(images)),
+        images=tuple(folder / f"{n}.jpg" for n in range(images)),
         image_ids=tuple(1000 + n for n in range(images)),
         captions=tuple(f"caption {n}" for n in range(5 * images)),
         caption_ids=tuple(9000 + n for n in range(5 * images)),
@@ -125,10 +133,10 @@ def random_set(random: np.random.Generator, images: int) -> tuple[Any, Any, Capt
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_are_those_of_eccv_caption(seed: int) -> None:
+def test_figures_are_those_of_eccv_caption(seed: int, tmp_path: Path) -> None:
     random = np.random.default_rng(seed)
-    seen, said, captions = random_set(random, 40)
-    ours = both_directions(seen, said, captions)
+    seen, said, captions = random_set(random, 40, tmp_path)
+    ours = found_of(TableEncoder(looked_up(captions, seen, said)), captions)["scores"]
     to_text = {i: list(np.argsort(-(seen[i] @ said.T))) for i in range(40)}
     to_image = {c: list(np.argsort(-(said[c] @ seen.T))) for c in range(200)}
     own = {i: list(range(5 * i, 5 * i + 5)) for i in range(40)}
@@ -145,17 +153,11 @@ def test_figures_are_those_of_eccv_caption(seed: int) -> None:
 
 def test_map_at_r_is_that_of_eccv_caption(coco: Path) -> None:
     random = np.random.default_rng(7)
-    seen, said, _ = random_set(random, 3)
+    seen, said, _ = random_set(random, 3, coco)
     rights = {0: (0, 3, 7), 2: (1, 2, 4, 9, 12)}
     positives = Positives("eccv", rights, {5: (0, 1), 6: (2,)}, 0)
-    by_name = {f"{n}.jpg": vector for n, vector in zip((0, 2, 3), seen, strict=True)}
-    by_text = dict(zip((f"caption {n}" for n in captions_of(coco)), said, strict=True))
-
-    def vector(item: Item) -> Any:
-        return by_text[item.text] if item.text else by_name[Path(str(item.image)).name]
-
     captions = load_karpathy(coco / "dataset_coco.json", coco)
-    ours = measure(TableEncoder(vector), captions, [positives])["scores"]
+    ours = found_of(TableEncoder(looked_up(captions, seen, said)), captions, positives)["scores"]
     to_text = {i: list(np.argsort(-(seen[i] @ said.T))) for i in rights}
     theirs = compute_eccv_metrics(to_text, rights)
     assert ours["eccv_image_to_text_map_at_r"]["value"] == pytest.approx(theirs["eccv_map_at_r"])
@@ -163,8 +165,11 @@ def test_map_at_r_is_that_of_eccv_caption(coco: Path) -> None:
     assert ours["eccv_text_to_image_map_at_r"]["of"] == 2
 
 
-def captions_of(coco: Path) -> tuple[int, ...]:
-    return load_karpathy(coco / "dataset_coco.json", coco).caption_ids
+def looked_up(captions: CaptionSet, seen: Any, said: Any) -> Any:
+    """The vector of an image, or of a caption, by its place in the set."""
+    by_image = dict(zip(captions.images, seen, strict=True))
+    by_text = dict(zip(captions.captions, said, strict=True))
+    return lambda item: by_text[item.text] if item.text else by_image[item.image]
 
 
 @pytest.mark.parametrize("name", ["cxc", "eccv"])
@@ -190,7 +195,7 @@ def test_further_positives_are_found_by_coco_numbers(name: str, coco: Path) -> N
 
 
 def test_a_constant_encoder_finds_nothing(coco: Path) -> None:
-    scores = measure(TableEncoder(constant), load_karpathy(coco / "dataset_coco.json", coco))[
+    scores = found_of(TableEncoder(constant), load_karpathy(coco / "dataset_coco.json", coco))[
         "scores"
     ]
     assert scores["image_to_text_r5"]["value"] == 0  # ten wrong captions tie
@@ -199,11 +204,11 @@ def test_a_constant_encoder_finds_nothing(coco: Path) -> None:
 
 def test_each_image_and_caption_is_embedded_once(coco: Path) -> None:
     encoder = TableEncoder(constant)
-    measure(encoder, load_karpathy(coco / "dataset_coco.json", coco), max_pixels=5000)
-    assert [len(call) for call in encoder.calls] == [3, 15]
-    assert encoder.areas == [5000, None]
-    with pytest.raises(UsageError, match="does not take both"):
-        measure(
+    found = found_of(encoder.at(5000), load_karpathy(coco / "dataset_coco.json", coco))
+    assert [len(call) for call in encoder.calls] == [3 + 15]
+    assert encoder.areas == [5000] and found["settings"]["max_pixels"] == 5000
+    with pytest.raises(UsageError, match="an image alone, and table takes only a text"):
+        found_of(
             TableEncoder(constant, frozenset({Kind.TEXT})),
             load_karpathy(coco / "dataset_coco.json", coco),
         )

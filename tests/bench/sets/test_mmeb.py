@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from table_encoder import TableEncoder, constant
 
 from abc_embed.bench.sets import mmeb, sweep, zero_shot
+from abc_embed.bench.sets.evaluation import EvaluationSet, measure
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Item
 
@@ -73,8 +73,8 @@ def write(folder: Path, values: list[dict[str, Any]]) -> None:
     parquet.write_table(arrow.Table.from_pylist(values), folder / "test-00000-of-00001.parquet")
 
 
-def accuracy(encoder: TableEncoder, task: mmeb.Task) -> float:
-    value = mmeb.measure(encoder, task)["scores"]["accuracy"]["value"]
+def accuracy(encoder: TableEncoder, task: EvaluationSet) -> float:
+    value = measure(encoder, task)["scores"]["accuracy"]["value"]
     assert isinstance(value, float)
     return value
 
@@ -92,29 +92,33 @@ def test_the_sets_of_the_paper_are_there() -> None:
 def test_questions_are_worded_as_the_paper_has_them(copy: Path) -> None:
     assert mmeb.tasks_in(copy) == ["SUN397", "GQA", "CIRR"]
     task = mmeb.load_task(copy, "GQA")
-    assert [c.query.instruction for c in task.choices] == ["which? 1", "which? 2"]
-    assert {item.text for item in task.candidates} == {"a 1", "a 2", "b 5", "c 6"}
+    (choices,) = task.tasks
+    assert [item.instruction for item in choices.queries] == ["which? 1", "which? 2"]
+    assert {item.text for item in choices.candidates} == {"a 1", "a 2", "b 5", "c 6"}
     kept = mmeb.load_task(copy, "GQA", prefix=True)
-    assert kept.choices[0].query.instruction == f"{mmeb.VQA_PREFIX} which? 1"
+    assert kept.tasks[0].queries[0].instruction == f"{mmeb.VQA_PREFIX} which? 1"
     assert accuracy(TableEncoder(knows), task) == 1.0
 
 
 def test_classes_are_asked_with_the_image_alone(copy: Path) -> None:
     task = mmeb.load_task(copy, "SUN397")
-    assert all(c.query.instruction is None and c.query.image for c in task.choices)
-    assert {i.text for i in task.candidates} == {f"A photo of a a {n}." for n in (0, 1, 3)}
+    (choices,) = task.tasks
+    assert all(item.instruction is None and item.image for item in choices.queries)
+    assert {i.text for i in choices.candidates} == {f"A photo of a a {n}." for n in (0, 1, 3)}
     # The right one is first in the file, whatever is right: row 1 says "a 0" of shade 1.
     assert accuracy(TableEncoder(knows), task) == pytest.approx(2 / 3)
     # Equal candidates are one: they cannot tie with themselves.
-    assert [len(c.candidates) for c in task.choices] == [2, 2, 2]
+    assert choices.among is not None and [len(own) for own in choices.among] == [2, 2, 2]
 
 
 def test_the_place_of_the_right_one_tells_nothing(copy: Path) -> None:
     write(copy / "GQA", [row(ASK.format("1"), "x/1.png", [f"t {n}" for n in range(8)])] * 200)
     task = mmeb.load_task(copy, "GQA")
-    places = np.bincount([choice.gold for choice in task.choices], minlength=8)
+    (choices,) = task.tasks
+    rows = zip(choices.among or (), choices.golds, strict=True)
+    places = np.bincount([own.index(gold) for own, (gold,) in rows], minlength=8)
     assert places.min() > 8
-    assert [c.gold for c in mmeb.load_task(copy, "GQA").choices] == [c.gold for c in task.choices]
+    assert mmeb.load_task(copy, "GQA").tasks[0].among == choices.among
     assert accuracy(TableEncoder(constant), task) == 0.0
 
 
@@ -123,34 +127,34 @@ def test_what_is_not_finite_is_no_score(copy: Path) -> None:
         return np.full(8, np.nan, dtype=np.float32)
 
     with pytest.raises(NotFiniteError):
-        mmeb.measure(TableEncoder(broken), mmeb.load_task(copy, "GQA"))
+        measure(TableEncoder(broken), mmeb.load_task(copy, "GQA"))
 
 
 def test_images_as_candidates_and_words_as_queries(copy: Path) -> None:
     task = mmeb.load_task(copy, "CIRR")
-    (choice,) = task.choices
-    assert (choice.query.text, choice.query.image) == ("words 2", None)
-    assert {item.instruction for item in task.candidates} == {"say 5", None}
+    (choices,) = task.tasks
+    assert [(item.text, item.image) for item in choices.queries] == [("words 2", None)]
+    assert {item.instruction for item in choices.candidates} == {"say 5", None}
     assert accuracy(TableEncoder(knows), task) == 1.0
 
 
 def test_images_are_read_out_of_the_archive(copy: Path) -> None:
-    plain = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
+    plain = measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
     with zipfile.ZipFile(copy / "images.zip", "w") as archive:
         for number in range(4):
             archive.write(copy / f"images/x/{number}.png", f"images/x/{number}.png")
     (copy / "images").rename(copy / "elsewhere")
-    packed = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
+    packed = measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
     assert packed == plain
 
 
 def test_a_missing_image_is_listed(copy: Path) -> None:
     (copy / "images/x/1.png").unlink()
-    found = mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
+    found = measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
     assert (found["missing"], found["sizes"]["queries"]) == (["x/1.png"], 1)
     write(copy / "GQA", [row(ASK.format("1"), "../GQA/x.png", ["a 1", "a 2"])])
     with pytest.raises(DataError, match="none of the set's images is there"):
-        mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
+        measure(TableEncoder(knows), mmeb.load_task(copy, "GQA"))
 
 
 @pytest.mark.parametrize(
@@ -176,9 +180,7 @@ def test_what_is_no_copy_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_table_has_the_papers_column(copy: Path) -> None:
-    found = [
-        mmeb.measure(TableEncoder(knows), mmeb.load_task(copy, name)) for name in ("GQA", "SUN397")
-    ]
+    found = [measure(TableEncoder(knows), mmeb.load_task(copy, name)) for name in ("GQA", "SUN397")]
     assert mmeb.table_rows(found) == [
         ("SUN397", "3", "66.7", "71.8"),
         ("mean of 1 (classification)", "", "66.7", ""),
@@ -205,18 +207,19 @@ def classes(tmp_path: Path) -> Path:
 def test_classes_of_a_folder(classes: Path) -> None:
     folder = zero_shot.load_image_folder(classes / "photos", classes / "labels.json")
     encoder = TableEncoder(knows)
-    found = zero_shot.measure(encoder, folder)
-    assert [item.text for item in encoder.calls[0]] == [
+    found = measure(encoder, folder)
+    assert [item.text for item in encoder.calls[0] if item.text] == [
         "A photo of a cat 0.",
         "A photo of a dog 1.",
     ]
     assert found["scores"]["accuracy"]["value"] == 0.75
     assert found["scores"]["class_mean"]["value"] == pytest.approx((2 / 3 + 1) / 2)
-    assert zero_shot.load_image_folder(classes / "photos").labels == ("big 0", "n1")
-    constant_one = zero_shot.measure(TableEncoder(constant), folder)
+    (plain,) = zero_shot.load_image_folder(classes / "photos", template="{label}").tasks
+    assert [item.text for item in plain.candidates] == ["big 0", "n1"]
+    constant_one = measure(TableEncoder(constant), folder)
     assert constant_one["scores"]["accuracy"]["value"] == 0.0
     with pytest.raises(UsageError, match=r"has no \{label\}"):
-        zero_shot.measure(encoder, folder, template="a photo")
+        zero_shot.load_image_folder(classes / "photos", template="a photo")
 
 
 def test_a_folder_that_is_not_one_of_classes(classes: Path) -> None:
@@ -232,9 +235,9 @@ def test_a_folder_that_is_not_one_of_classes(classes: Path) -> None:
 def test_a_sweep_measures_each_resolution_and_draws_it(classes: Path) -> None:
     folder = zero_shot.load_image_folder(classes / "photos", classes / "labels.json")
     encoder = TableEncoder(knows)
-    found = sweep.sweep(encoder, [784, 3136], partial(zero_shot.measure, images=folder))
+    found = sweep.sweep(encoder, [784, 3136], folder)
     assert [f["settings"]["max_pixels"] for f in found] == [784, 3136]
-    assert [area for area in encoder.areas if area] == [784, 3136]
+    assert encoder.areas == [784, 784, 3136, 3136]  # texts, and images
     assert all(f["images_per_s"] > 0 for f in found)
     sweep.draw(found, "accuracy", classes / "sweep.png")
     with Image.open(classes / "sweep.png") as drawn:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.sets.own_records import measure, read_own_records, repeated_message
+from abc_embed.bench.sets.evaluation import measure
+from abc_embed.bench.sets.own_records import read_own_records, repeated_message
 from abc_embed.data import open_dataset
 from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item, Kind
@@ -32,7 +33,7 @@ class Knows(Encoder):
     def _details(self) -> dict[str, Any]:
         return {"dtype": "float32", "device": "cpu", "prompt_hash": None}
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> np.ndarray:
+    def _embed(self, items: list[Item]) -> np.ndarray:
         return np.eye(16, dtype=np.float32)[[self._place(item) for item in items]]
 
     def _place(self, item: Item) -> int:
@@ -105,12 +106,12 @@ def test_what_is_left_out_is_listed(records: Path) -> None:
     assert str(records) not in json.dumps(found["missing"])
     assert found["sizes"]["images"] == 3 and not repeated_message(found)
     first = read_own_records(open_dataset(records), limit=1)
-    assert (len(first.images), first.instructions) == (1, [])
+    assert (len(first.images), first.sizes["questions"]) == (1, 0)
     assert "instruction_to_answer_r1" not in measure(Knows(), first)["scores"]
 
 
 def test_nothing_to_ask_is_one_sentence(records: Path) -> None:
-    with pytest.raises(UsageError, match="does not take both"):
+    with pytest.raises(UsageError, match="a text, and knows takes only an image alone"):
         measure(TakesImages(), read_own_records(open_dataset(records)))
     for number in range(4):
         (records / f"{number}.png").unlink()

@@ -18,7 +18,7 @@ Shapes: `D` width, `Q` queries, `K` candidates.
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ from abc_embed.bench.ctrlbench.schema import (
 )
 from abc_embed.bench.ctrlbench.scores import compute_scores
 from abc_embed.bench.ctrlbench.validate import validate
-from abc_embed.bench.encoders.base import Encoder, Vectors
+from abc_embed.bench.encoders.base import Encoder, Parts, item_key
 from abc_embed.bench.metrics import DRAWS
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, Kind
 
-ItemKey = tuple[str | None, str | None]
-"""(image_id, words): what an item shows and says."""
+Shown = tuple[str, str]
+"""(image_id, instruction)."""
 
 GENERIC = "what is shown in the picture?"
 """The instruction that asks for nothing in particular."""
@@ -64,12 +64,10 @@ def measure(
     benchmark: Benchmark,
     tier: str,
     *,
-    max_pixels: int | None = None,
     limit: int | None = None,
     draws: int = DRAWS,
     conditions: Sequence[str] = CONDITIONS,
-    unanswerable: Sequence[tuple[str, str]] = (),
-    progress: bool = False,
+    unanswerable: Sequence[Shown] = (),
 ) -> dict[str, Any]:
     """Everything that is reported of a model on a tier, as JSON values.
 
@@ -78,7 +76,6 @@ def measure(
     Args:
         encoder: of conditions that it does not support, nothing is reported.
         benchmark: validated first.
-        max_pixels: as in `Encoder.embed`, like `progress`.
         limit: only the first so many pictures; the candidates stay all.
         draws: bootstrap resamples for the 95 % intervals.
         conditions: of `CONDITIONS`; fewer cost less.
@@ -94,63 +91,41 @@ def measure(
     queries = select_queries(benchmark, tier, limit)
     supported = supported_conditions(encoder, conditions)
     began = time.perf_counter()
-    keys = {name: item_keys(queries, name) for name in supported if name != "random"}
-    captions = encoder.embed([c.text for c in benchmark.corpus], max_pixels=max_pixels)
-    asked = {query.image_id for query in queries.scored}
-    nothing = [key for key in unanswerable if key[0] in asked and "joint" in keys]
-    all_keys = (key for parts in keys.values() for part in parts for key in part)
-    wanted = [key for key in dict.fromkeys((*all_keys, *nothing)) if key is not None]
-    vectors = _embed_keys(encoder, benchmark, wanted, max_pixels, progress)
+    asked = {name: condition_parts(queries, name) for name in supported if name != "random"}
+    present = {query.image_id for query in queries.scored}
+    nothing = [key for key in unanswerable if key[0] in present and "joint" in asked]
+    captions: list[Parts] = [(Item(text=caption.text),) for caption in benchmark.corpus]
+    groups = {**asked, "captions": captions, "unanswerable": _shown(benchmark, nothing)}
+    vectors = encoder.embed_sums(groups)
     embedding_s = time.perf_counter() - began
-    query_vectors = {  # two parts are two unit vectors, so neither outweighs the other
-        name: np.sum([np.stack([vectors[key] for key in part]) for part in parts], axis=0)
-        for name, parts in keys.items()
-    }
     scores = compute_scores(
         queries,
-        query_vectors,
-        captions,
-        unanswerable={key[0]: vectors[key] for key in nothing},
+        {name: vectors[name] for name in asked},
+        vectors["captions"],
+        unanswerable=dict(
+            zip((image for image, _ in nothing), vectors["unanswerable"], strict=True)
+        ),
         random="random" in supported,
         draws=draws,
     )
-    joint_items = {key for part in keys.get("joint", ()) for key in part}
     return {
-        **_identity(
-            *(encoder, benchmark, tier, conditions, unanswerable),
-            max_pixels=max_pixels,
-            limit=limit,
-            draws=draws,
-        ),
+        **_identity(encoder, benchmark, tier, conditions, unanswerable, limit=limit, draws=draws),
         "sizes": queries.sizes(),
         "missing": list(benchmark.missing),
         **scores,
         "bounds": bounds,
         "cost": {
-            "items": len(benchmark.corpus) + len(wanted),
-            "items_of_joint_alone": len(benchmark.corpus) + len(joint_items),
+            "items": _count_items(*groups.values()),
+            "items_of_joint_alone": _count_items(captions, asked.get("joint", ())),
             "embedding_s": round(embedding_s, 2),
         },
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-def _embed_keys(
-    encoder: Encoder,
-    benchmark: Benchmark,
-    keys: Sequence[ItemKey],
-    max_pixels: int | None,
-    progress: bool,
-) -> dict[ItemKey | None, Vectors]:
-    """The vector of each key in one call; zeros for None, where there is nothing to ask."""
-    files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
-    items = [
-        Item(text=words) if image is None else Item(image=files[image], instruction=words)
-        for image, words in keys
-    ]
-    embedded = encoder.embed(items, max_pixels=max_pixels, progress=progress)
-    nothing = np.zeros(encoder.dim, dtype=np.float32)
-    return {None: nothing, **dict(zip(keys, embedded, strict=True))}
+def _count_items(*groups: Sequence[Parts]) -> int:
+    """How many different items are embedded."""
+    return len({item_key(item) for group in groups for parts in group for item in parts})
 
 
 def measure_once(
@@ -160,7 +135,6 @@ def measure_once(
     folder: Path,
     *,
     again: bool = False,
-    progress: bool = False,
     **settings: Any,
 ) -> tuple[dict[str, Any], Path | None]:
     """The record, and where it was written; no path where it was there already in `folder`.
@@ -178,7 +152,7 @@ def measure_once(
         for record in records.read_records(folder):
             if records.record_key(record) == key:
                 return {**record, "model": {**record["model"], "name": encoder.name}}, None
-    findings = measure(encoder, benchmark, tier, progress=progress, **settings)
+    findings = measure(encoder, benchmark, tier, **settings)
     record = records.make_record(encoder, findings)
     return record, records.write_record(record, folder)
 
@@ -203,9 +177,8 @@ def _identity(
     benchmark: Benchmark,
     tier: str,
     conditions: Sequence[str] = CONDITIONS,
-    unanswerable: Sequence[tuple[str, str]] = (),
+    unanswerable: Sequence[Shown] = (),
     *,
-    max_pixels: int | None = None,
     limit: int | None = None,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
@@ -216,7 +189,7 @@ def _identity(
         "benchmark_hash": benchmark.content_hash(),
         "settings": {
             "tier": tier,
-            "max_pixels": max_pixels,
+            "max_pixels": encoder.max_pixels,
             "limit": limit,
             "draws": draws,
             **({"unanswerable": len(unanswerable)} if unanswerable else {}),
@@ -229,26 +202,32 @@ def _identity(
 # -- what is embedded ------------------------------------------------------------------------------
 
 
-def item_keys(queries: TierQueries, condition: str) -> list[list[ItemKey | None]]:
-    """What each query shows and says in a condition, in one part or two whose vectors are added;
-    None where there is nothing to ask."""
-    scored = queries.scored
-    images: list[ItemKey | None] = [(q.image_id, None) for q in scored]
-    words: list[ItemKey | None] = [(None, q.instruction) for q in scored]
-    if condition == "joint":  # the pairs too
-        return [[(q.image_id, q.instruction) for q in queries.all]]
+def condition_parts(queries: TierQueries, condition: str) -> list[Parts]:
+    """What is embedded for each query in a condition; joint has the mirrored pairs too."""
+    benchmark, scored = queries.benchmark, queries.scored
+    if condition == "joint":
+        return _shown(benchmark, [(q.image_id, q.instruction) for q in queries.all])
     if condition == "generic":
-        return [[(q.image_id, GENERIC) for q in scored]]
+        return _shown(benchmark, [(q.image_id, GENERIC) for q in scored])
     if condition == "shuffled":
-        return [_shuffled(queries)]
+        return _shown(benchmark, _shuffled(queries))
     if condition == "other":
-        return [_other_images(queries)]
-    return {"image": [images], "text": [words], "late": [images, words]}[condition]
+        return _shown(benchmark, _other_images(queries))
+    images = _shown(benchmark, [(q.image_id, None) for q in scored])
+    words: list[Parts] = [(Item(text=q.instruction),) for q in scored]
+    late = [image + text for image, text in zip(images, words, strict=True)]
+    return {"image": images, "text": words, "late": late}[condition]
 
 
-def _shuffled(queries: TierQueries) -> list[ItemKey | None]:
+def _shown(benchmark: Benchmark, keys: Iterable[tuple[str, str | None] | None]) -> list[Parts]:
+    """(image_id, instruction, if any) -> the item that shows and says it; none of None."""
+    files = {picture.image_id: benchmark.folder / picture.file for picture in benchmark.images}
+    return [() if key is None else (Item(image=files[key[0]], instruction=key[1]),) for key in keys]
+
+
+def _shuffled(queries: TierQueries) -> list[Shown | None]:
     """The next instruction of the same image that has another answer; None where there is none."""
-    keys: dict[str, ItemKey | None] = {}
+    keys: dict[str, Shown | None] = {}
     for image, group in questions_by_image(queries.scored).items():
         for number, query in enumerate(group):
             following = [*group[number + 1 :], *group[:number]]
@@ -257,7 +236,7 @@ def _shuffled(queries: TierQueries) -> list[ItemKey | None]:
     return [keys[query.query_id] for query in queries.scored]
 
 
-def _other_images(queries: TierQueries) -> list[ItemKey | None]:
+def _other_images(queries: TierQueries) -> list[Shown | None]:
     """The same instruction with another image, never the mirror; drawn from a fixed seed.
 
     An image that is asked the same in any case is taken, since its vector is needed anyway. Of the
@@ -270,7 +249,7 @@ def _other_images(queries: TierQueries) -> list[ItemKey | None]:
     asking: dict[str, list[str]] = defaultdict(list)
     for query in queries.scored:
         asking[query.instruction].append(query.image_id)
-    keys: list[ItemKey | None] = [None] * len(queries.scored)
+    keys: list[Shown | None] = [None] * len(queries.scored)
 
     def draw(number: int, candidates: Sequence[str]) -> bool:
         query = queries.scored[number]

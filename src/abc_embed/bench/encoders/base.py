@@ -5,9 +5,10 @@ Shapes: `N` items, `D` width.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from abc_embed.storage.files import read_file
 from abc_embed.storage.hashing import sha256, sha256_file
 
 Vectors = NDArray[np.float32]
+Parts = tuple[Item, ...]
+"""What is embedded as one: an item, several whose vectors are added, or none where nothing is."""
 T = TypeVar("T")
 
 _KIND_PHRASES = {
@@ -39,6 +42,10 @@ class Encoder(ABC):
     """The kinds of item that it can embed."""
     library: str
     """What records call the kind of model."""
+    max_pixels: int | None = None
+    """The largest area at which a picture is seen; None: as the model says."""
+    progress: bool = False
+    """Whether a bar is drawn on stderr while it embeds."""
 
     @property
     @abstractmethod
@@ -54,18 +61,14 @@ class Encoder(ABC):
     def _details(self) -> dict[str, Any]:
         """`dtype`, `device`, `prompt_hash`, and `config`: what decides a vector besides weights."""
 
-    def embed(
-        self,
-        items: Sequence[str | Item],
-        *,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> Vectors:
-        """`N` items -> `(N, D)` of unit length, in their order.
+    def at(self, max_pixels: int | None) -> Self:
+        """The same model, seeing pictures at most at that area."""
+        other = copy(self)
+        other.max_pixels = max_pixels
+        return other
 
-        Args:
-            max_pixels: the largest area at which a picture is seen; None: as the model says.
-            progress: draw a bar on stderr.
+    def embed(self, items: Sequence[str | Item]) -> Vectors:
+        """`N` items -> `(N, D)` of unit length, in their order.
 
         Raises:
             UsageError: an item is of a kind that is not supported.
@@ -80,11 +83,46 @@ class Encoder(ABC):
                     f"item {number} is {_KIND_PHRASES[item.kind]}, and {self.name} takes only "
                     f"{known}; measure it with what it takes"
                 )
-        return self._embed(values, max_pixels, progress)
+        return self._embed(values)
 
     @abstractmethod
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+    def _embed(self, items: list[Item]) -> Vectors:
         """As `embed`, of items whose kinds are supported."""
+
+    def embed_sums(self, groups: Mapping[str, Sequence[Parts]]) -> dict[str, Vectors]:
+        """`N` parts of each name -> `(N, D)`: the sum of their items' vectors, zeros of none.
+
+        Everything goes through `embed` in one call, equal items once, so that a model of ours
+        encodes each picture once. Vectors that are added have unit length, so none outweighs
+        another.
+
+        Raises:
+            AbcError: as `embed`.
+        """
+        items: list[Item] = []
+        places: dict[Hashable, int] = {}
+
+        def place(item: Item) -> int:
+            key = item_key(item)
+            if key not in places:
+                places[key] = len(items)
+                items.append(item)
+            return places[key]
+
+        rows = {name: [[place(i) for i in parts] for parts in of] for name, of in groups.items()}
+        vectors = np.pad(self.embed(items), ((0, 1), (0, 0)))  # below them zeros, at -1
+        sums = {}
+        for name, numbers in rows.items():
+            width = max(map(len, numbers), default=0)
+            padded = [each + [-1] * (width - len(each)) for each in numbers]
+            table = np.array(padded, dtype=np.intp).reshape(len(numbers), width)
+            sums[name] = vectors[table].sum(axis=1)
+        return sums
+
+
+def item_key(item: Item) -> Hashable:
+    """Equal for items that surely show and say the same, as long as they are held."""
+    return image_key(item), item.instruction, item.text
 
 
 def no_direction(name: str) -> NotFiniteError:

@@ -79,15 +79,13 @@ class ForeignEncoder(Encoder):
         parameter: torch.Tensor = next(self.model.parameters(), torch.zeros(()))
         return parameter
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+    def _embed(self, items: list[Item]) -> Vectors:
         vectors = np.zeros((len(items), self.dim), dtype=np.float32)
-        for row, vector in track(self._stream(items, max_pixels), len(items), progress):
+        for row, vector in track(self._stream(items), len(items), self.progress):
             vectors[row] = vector
         return vectors
 
-    def _stream(
-        self, items: Sequence[Item], max_pixels: int | None
-    ) -> Iterator[tuple[int, Vectors]]:
+    def _stream(self, items: Sequence[Item]) -> Iterator[tuple[int, Vectors]]:
         """(row, vector `(D,)`), kind by kind and picture by picture."""
         for kind in Kind:
             rows = [row for row, item in enumerate(items) if item.kind is kind]
@@ -97,7 +95,7 @@ class ForeignEncoder(Encoder):
                 part = [rows[place] for place in order[start : start + size]]
                 batch = [items[row] for row in part]
                 words = [text for item in batch if (text := item.text or item.instruction)]
-                vectors = self._embed_kind(kind, words, _open_pictures(batch, max_pixels))
+                vectors = self._embed_kind(kind, words, _open_pictures(batch, self.max_pixels))
                 yield from zip(part, l2_normalize(vectors, no_direction(self.name)), strict=True)
 
     @abstractmethod

@@ -34,9 +34,9 @@ class NativeEncoder(Encoder):
     def fingerprint(self) -> str:
         return self.embedder.fingerprint
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+    def _embed(self, items: list[Item]) -> Vectors:
         return self.embedder.embed(
-            items, max_pixels=max_pixels, batch_size=self.batch_size, progress=progress
+            items, max_pixels=self.max_pixels, batch_size=self.batch_size, progress=self.progress
         )
 
     def _details(self) -> dict[str, Any]:
@@ -59,12 +59,14 @@ def load_encoder(
     attn: str = "sdpa",
     batch_size: int | None = None,
     truncate: Truncate = "error",
+    progress: bool = False,
 ) -> Encoder:
     """The encoder of a name; see the head of this file for the names.
 
     `device`, `dtype` and `attn` are as in `Embedder.from_pretrained`; with `dtype="auto"`
     models of other libraries keep the number format of their files. `truncate` is what too long
-    words do in models of ours: "error", or "end", which cuts them; other libraries cut.
+    words do in models of ours: "error", or "end", which cuts them; other libraries cut. With
+    `progress` a bar is drawn while it embeds.
 
     Raises:
         UsageError: the name is not complete.
@@ -80,13 +82,18 @@ def load_encoder(
     if not colon or kind not in ("late", "st", "open_clip"):
         embedder = Embedder.from_pretrained(name, device=device, dtype=dtype, attn=attn)
         embedder.processor.truncate = truncate
-        return NativeEncoder(embedder, name, batch_size=batch_size)
+        native = NativeEncoder(embedder, name, batch_size=batch_size)
+        native.progress = progress
+        return native
     if not rest:
         raise UsageError(f"{name!r} names no model; write it behind the colon")
     options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
     if kind == "late":
-        return LateFusion(load_encoder(rest, attn=attn, truncate=truncate, **options))
+        options |= {"attn": attn, "truncate": truncate, "progress": progress}
+        return LateFusion(load_encoder(rest, **options))
     from abc_embed.bench.encoders import foreign
 
     load = foreign.load_sentence_transformer if kind == "st" else foreign.load_open_clip
-    return load(rest, **options)
+    encoder = load(rest, **options)
+    encoder.progress = progress
+    return encoder

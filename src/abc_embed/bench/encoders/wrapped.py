@@ -11,7 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from abc_embed.bench.encoders.base import Encoder, Vectors, content_keys, no_direction, read_image
+from abc_embed.bench.encoders.base import (
+    Encoder,
+    Parts,
+    Vectors,
+    content_keys,
+    no_direction,
+    read_image,
+)
 from abc_embed.errors import InputError, UsageError
 from abc_embed.inputs import Item, Kind, group_by_image, image_key
 from abc_embed.storage.hashing import sha256
@@ -46,7 +53,7 @@ class RandomEncoder(Encoder):
     def fingerprint(self) -> str:
         return sha256(f"random {self.dim} {self.seed}")
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+    def _embed(self, items: list[Item]) -> Vectors:
         vectors = np.zeros((len(items), self.dim))
         for row, key in enumerate(content_keys(items)):
             rng = np.random.default_rng(int(sha256(f"{self.seed} {key}"), 16))
@@ -69,6 +76,12 @@ class WrappedEncoder(Encoder):
         self.inner = inner
         self.name, self.dim = inner.name, inner.dim
         self.supported_kinds, self.library = inner.supported_kinds, inner.library
+        self.max_pixels, self.progress = inner.max_pixels, inner.progress
+
+    def at(self, max_pixels: int | None) -> Self:
+        other = super().at(max_pixels)
+        other.inner = self.inner.at(max_pixels)
+        return other
 
     @property
     def fingerprint(self) -> str:
@@ -104,27 +117,16 @@ class LateFusion(WrappedEncoder):
     def fingerprint(self) -> str:
         return sha256(f"late {self.inner.fingerprint}")
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+    def _embed(self, items: list[Item]) -> Vectors:
         """Each picture and each instruction is embedded once."""
-        parts: dict[Any, Item] = {}
-        keys: list[list[Any]] = []  # of each item: its picture, its words, or both
-        for item in items:
-            own: list[Any] = []
-            if item.image is not None:
-                own.append(("image", image_key(item)))
-                parts.setdefault(own[-1], Item(image=item.image))
-            if text := item.text or item.instruction:
-                own.append(("text", text))
-                parts.setdefault(own[-1], Item(text=text))
-            keys.append(own)
-        vectors = self.inner.embed(list(parts.values()), max_pixels=max_pixels, progress=progress)
-        place = {key: number for number, key in enumerate(parts)}
-        fused = vectors[[place[first] for first, *_ in keys]]
-        both = [row for row, own in enumerate(keys) if len(own) == 2]
-        if both:
-            words = vectors[[place[keys[row][1]] for row in both]]
-            fused[both] = l2_normalize(fused[both] + words, no_direction(self.name))
-        return fused
+        both = [item.kind is Kind.INSTRUCTED for item in items]
+        apart: list[Parts] = [
+            (Item(image=item.image), Item(text=item.instruction)) if fused else (item,)
+            for item, fused in zip(items, both, strict=True)
+        ]
+        vectors = self.inner.embed_sums({"items": apart})["items"]
+        vectors[both] = l2_normalize(vectors[both], no_direction(self.name))
+        return vectors
 
 
 class FormattedEncoder(WrappedEncoder):
@@ -165,8 +167,8 @@ class FormattedEncoder(WrappedEncoder):
             facts = VectorFacts(facts.matryoshka, ranges_at(vectors, [self.dim]))
         return VectorFormat(self.inner.dim, facts, self.dim, self.output)
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
-        vectors = self.inner.embed(items, max_pixels=max_pixels, progress=progress)
+    def _embed(self, items: list[Item]) -> Vectors:
+        vectors = self.inner.embed(items)
         formatted = self._format(vectors)
         restored = dequantize(formatted(vectors), self.output, formatted.ranges)[:, : self.dim]
         return l2_normalize(restored, no_direction(self.name)).astype(np.float32)
@@ -187,8 +189,11 @@ class CachedEncoder(WrappedEncoder):
     def __init__(self, inner: Encoder, folder: Path | None = None) -> None:
         super().__init__(inner)
         self.folder = folder
-        self._memory: dict[int | None, dict[str, Vectors]] = {}
-        self._disk: dict[int | None, VectorCache] = {}
+        self._memory: dict[str, Vectors] = {}
+        self._disk: VectorCache | None = None
+
+    def at(self, max_pixels: int | None) -> Self:
+        return type(self)(self.inner.at(max_pixels), self.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -198,17 +203,19 @@ class CachedEncoder(WrappedEncoder):
 
     def close(self) -> None:
         """Let go of the files; what is in memory stays."""
-        for cache in self._disk.values():
-            cache.close()
-        self._disk.clear()
+        if self._disk is not None:
+            self._disk.close()
+        self._disk = None
 
-    def _embed(self, items: list[Item], max_pixels: int | None, progress: bool) -> Vectors:
+    def _embed(self, items: list[Item]) -> Vectors:
         """Of what is new, all at once, or with a disk in pieces that are kept one by one."""
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
         keys = content_keys(items)
-        known = self._memory.setdefault(max_pixels, {})
-        cache = self._open_cache(max_pixels)
+        known = self._memory
+        if self.folder is not None and self._disk is None:
+            self._disk = VectorCache(self.folder, self.fingerprint, self.max_pixels)
+        cache = self._disk
         if cache is not None:
             known.update(cache.get(key for key in keys if key not in known))
         new = {k: item for k, item in zip(keys, items, strict=True) if k not in known}
@@ -219,9 +226,9 @@ class CachedEncoder(WrappedEncoder):
         for part in _in_memory(ordered) if cache is not None else [ordered] if ordered else []:
             embedded = list(part.values())
             try:
-                vectors = self.inner.embed(embedded, max_pixels=max_pixels, progress=progress)
+                vectors = self.inner.embed(embedded)
             except InputError:  # once more by their paths, for an error that names the file
-                self.inner.embed([new[key] for key in part], max_pixels=max_pixels)
+                self.inner.embed([new[key] for key in part])
                 raise
             found.update(zip(part, vectors, strict=True))
             if cache is None:
@@ -232,11 +239,6 @@ class CachedEncoder(WrappedEncoder):
             cache.put(kept)
             known.update(kept)
         return np.stack([found[key] if key in found else known[key] for key in keys])
-
-    def _open_cache(self, max_pixels: int | None) -> VectorCache | None:
-        if self.folder is not None and max_pixels not in self._disk:
-            self._disk[max_pixels] = VectorCache(self.folder, self.fingerprint, max_pixels)
-        return self._disk.get(max_pixels)
 
 
 def _in_memory(items: dict[str, Item]) -> Iterator[dict[str, Item]]:

@@ -5,7 +5,7 @@ do not belong in one table. Any of an image's captions counts as right; ties cou
 model. Many of MSCOCO's "wrong" captions are right, so further right pairs come from the package
 `eccv-caption`: CxC ranks models as R@1 does, ECCV's mAP@R otherwise.
 
-Shapes: `I` images, `C` captions, `D` width, `Q` queries of one direction.
+Shapes: `I` images, `C` captions.
 """
 
 import importlib.util
@@ -16,15 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from abc_embed.bench import metrics
-from abc_embed.bench.encoders.base import Encoder, Vectors
-from abc_embed.bench.metrics import BLOCK, DRAWS, rank_vectors, share
-from abc_embed.bench.sets.findings import (
-    Findings,
-    check_not_empty,
-    check_takes_both,
-    content_hash,
-)
+from abc_embed.bench.metrics import BLOCK, map_at_r
+from abc_embed.bench.sets.evaluation import EvaluationSet, Ranked, Retrieval, recall, recalls
 from abc_embed.errors import DataError, MissingExtraError
 from abc_embed.inputs import Item
 from abc_embed.storage.json_files import read_json
@@ -188,81 +181,65 @@ def _judged(
     return pairs, judged - sum(map(len, pairs.values()))
 
 
-# -- the scores ------------------------------------------------------------------------------------
+# -- what is asked ---------------------------------------------------------------------------------
 
 
-def measure(
-    encoder: Encoder,
-    captions: CaptionSet,
-    further: Sequence[Positives] = (),
-    *,
-    max_pixels: int | None = None,
-    progress: bool = False,
-) -> Findings:
-    """Both directions, with intervals by image; `further` adds CxC and ECCV.
-
-    Each image and each caption is embedded once.
-
-    Raises:
-        UsageError: the encoder takes no images or no texts.
-        DataError: not one image is there.
-        NotFiniteError, InputError: as the encoder.
-    """
-    check_takes_both(encoder)
-    check_not_empty(captions.images, captions.missing)
-    items = [Item(image=path) for path in captions.images]
-    images = encoder.embed(items, max_pixels=max_pixels, progress=progress)
-    texts = encoder.embed(list(captions.captions), progress=progress)
-    scores = both_directions(images, texts, captions)
-    for positives in further:
-        scores |= _further_scores(images, texts, positives)
-    return {
-        "benchmark": captions.name,
-        "benchmark_hash": content_hash(
-            zip(captions.captions, captions.image_of, strict=True), captions.images
-        ),
-        "settings": {"max_pixels": max_pixels, "draws": DRAWS},
-        "sizes": {"images": len(images), "captions": len(texts)},
-        "missing": list(captions.missing),
-        "scores": scores,
-    }
-
-
-def both_directions(images: Vectors, texts: Vectors, captions: CaptionSet) -> dict[str, Any]:
-    """`(I, D)` and `(C, D)` -> R@1, R@5, R@10 of both directions, and RSUM in per cent."""
+def evaluation_set(captions: CaptionSet, further: Sequence[Positives] = ()) -> EvaluationSet:
+    """Both directions: R@1, R@5, R@10 with intervals by image, and RSUM; `further` adds CxC and
+    ECCV: R@1 and R@5 with all right pairs, and mAP@R (ECCV Caption, section 4)."""
+    images = [Item(image=path) for path in captions.images]
+    texts = [Item(text=text) for text in captions.captions]
     own: list[list[int]] = [[] for _ in images]
     for caption, image in enumerate(captions.image_of):
         own[image].append(caption)
-    to_text = rank_vectors(images, texts, own)
-    to_image = rank_vectors(texts, images, [(image,) for image in captions.image_of])
-    scores = {
-        f"{direction}_r{k}": share(ranks <= k, clusters)
-        for direction, ranks, clusters in (
-            ("image_to_text", to_text, np.arange(len(images))),
-            ("text_to_image", to_image, np.asarray(captions.image_of)),
-        )
-        for k in (1, 5, 10)
-    }
-    total = 100 * sum(score["value"] for score in scores.values())
-    return {**scores, "rsum": {"value": total, "interval": None, "of": len(images) + len(texts)}}
+    tasks = [
+        Retrieval(queries=images, candidates=texts, golds=own, scores=recalls("image_to_text")),
+        Retrieval(
+            queries=texts,
+            candidates=images,
+            golds=[(image,) for image in captions.image_of],
+            clusters=captions.image_of,
+            scores=recalls("text_to_image"),
+        ),
+    ]
+    for positives in further:
+        for direction, queries, candidates, pairs in (
+            ("image_to_text", images, texts, positives.to_text),
+            ("text_to_image", texts, images, positives.to_image),
+        ):
+            scores = {"r1": recall(1), "r5": recall(5), "map_at_r": _map_at_r}
+            prefix = f"{positives.name}_{direction}"
+            tasks.append(
+                Retrieval(
+                    queries=[queries[number] for number in pairs],
+                    candidates=candidates,
+                    golds=list(pairs.values()),
+                    scores={f"{prefix}_{name}": metric for name, metric in scores.items()},
+                )
+            )
+    return EvaluationSet(
+        benchmark=captions.name,
+        tasks=tasks,
+        rows=list(zip(captions.captions, captions.image_of, strict=True)),
+        images=captions.images,
+        sizes={"images": len(images), "captions": len(texts)},
+        missing=captions.missing,
+        summarize=_rsum,
+    )
 
 
-def _further_scores(images: Vectors, texts: Vectors, positives: Positives) -> dict[str, Any]:
-    """R@1, R@5 with all right pairs and mAP@R, both ways (ECCV Caption, section 4)."""
-    scores: dict[str, Any] = {}
-    for direction, queries, candidates, pairs in (
-        ("image_to_text", images, texts, positives.to_text),
-        ("text_to_image", texts, images, positives.to_image),
-    ):
-        golds, asked = list(pairs.values()), queries[list(pairs)]
-        ranks = rank_vectors(asked, candidates, golds)
-        precisions = np.concatenate(
-            [
-                metrics.map_at_r(asked[at : at + BLOCK] @ candidates.T, golds[at : at + BLOCK])
-                for at in range(0, len(asked), BLOCK)
-            ]
-        )
-        for name, values in (("r1", ranks == 1), ("r5", ranks <= 5), ("map_at_r", precisions)):
-            key = f"{positives.name}_{direction}_{name}"
-            scores[key] = share(values, np.arange(len(ranks)))
-    return scores
+def _map_at_r(ranked: Ranked) -> dict[str, Any]:
+    golds = ranked.task.golds
+    parts = [
+        map_at_r(ranked.queries[at : at + BLOCK] @ ranked.candidates.T, golds[at : at + BLOCK])
+        for at in range(0, len(golds), BLOCK)
+    ]
+    return ranked.share(np.concatenate(parts))
+
+
+def _rsum(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The sum of R@1, R@5 and R@10 of both directions, in per cent."""
+    names = (*recalls("image_to_text"), *recalls("text_to_image"))
+    of = scores["image_to_text_r1"]["of"] + scores["text_to_image_r1"]["of"]
+    total = 100 * sum(scores[name]["value"] for name in names)
+    return {"rsum": {"value": total, "interval": None, "of": of}}

@@ -11,15 +11,12 @@ finite is an error.
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
-from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.metrics import DRAWS, rank_vectors, share
-from abc_embed.bench.sets.findings import Findings, check_not_empty, content_hash
+from abc_embed.bench.sets.evaluation import EvaluationSet, Findings, Retrieval, recall
 from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item
 from abc_embed.storage.parquet import import_pyarrow
@@ -72,31 +69,6 @@ OTHER_SETS: dict[str, TaskKind] = {
 KINDS: dict[str, TaskKind] = {name: kind for name, (kind, _) in PAPER.items()} | OTHER_SETS
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One row: what is asked, among which candidates, and which of them is right."""
-
-    query: Item
-    candidates: tuple[int, ...]
-    """Numbers of `Task.candidates`, shuffled; texts equal to the right one are left out."""
-    gold: int
-    """Place of the right one in `candidates`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One set, ready to be embedded."""
-
-    name: str
-    kind: TaskKind
-    choices: tuple[Choice, ...]
-    candidates: tuple[Item, ...]
-    """Every distinct candidate of any row, once."""
-    missing: tuple[str, ...]
-    """Images that are not there; rows that need one take no part."""
-    settings: dict[str, Any]
-
-
 def tasks_in(folder: Path) -> list[str]:
     """Names of the known sets that a local copy holds.
 
@@ -114,8 +86,11 @@ def tasks_in(folder: Path) -> list[str]:
 
 def load_task(
     folder: Path, name: str, *, prefix: bool = False, seed: int = SEED, limit: int | None = None
-) -> Task:
+) -> EvaluationSet:
     """One set of a local copy; `prefix` keeps MMEB's words before a question.
+
+    Accuracy is the share of rows whose right candidate stands alone at the top. Of a row the
+    candidates are shuffled, and equal ones are one.
 
     Raises:
         UsageError: no such set.
@@ -127,8 +102,11 @@ def load_task(
     kind = KINDS[name]
     images = _Images(folder)
     numbers: dict[tuple[str, str], int] = {}
-    candidates: list[Item] = []
-    choices: list[Choice] = []
+    candidates: list[Item] = []  # every distinct one of any row, once
+    queries: list[Item] = []
+    among: list[tuple[int, ...]] = []
+    golds: list[tuple[int]] = []
+    asked: list[object] = []
     for row, (place, values) in enumerate(_rows(folder / name, limit)):
         query, targets = _parse(place, values, kind, prefix)
         needed = [path for _, path in (query, *targets) if path]
@@ -141,47 +119,29 @@ def load_task(
             if target not in numbers:
                 numbers[target] = len(candidates)
                 candidates.append(images.item(place, *target))
-        choices.append(
-            Choice(
-                query=images.item(place, *query),
-                candidates=tuple(numbers[target] for target in shuffled),
-                gold=shuffled.index(targets[0]),
+        queries.append(images.item(place, *query))
+        among.append(tuple(numbers[target] for target in shuffled))
+        golds.append((numbers[targets[0]],))
+        words = (queries[-1].text, queries[-1].instruction)
+        asked.append((words, among[-1], shuffled.index(targets[0])))
+    shown = {id(item.image): item.image for item in (*queries, *candidates)}
+    return EvaluationSet(
+        benchmark=f"mmeb-{name}",
+        tasks=[
+            Retrieval(
+                queries=queries,
+                candidates=candidates,
+                golds=golds,
+                among=among,
+                scores={"accuracy": recall(1)},
             )
-        )
-    settings = {"prefix": prefix, "seed": seed, "limit": limit, "template": TEMPLATE}
-    return Task(name, kind, tuple(choices), tuple(candidates), tuple(images.missing), settings)
-
-
-def measure(
-    encoder: Encoder, task: Task, *, max_pixels: int | None = None, progress: bool = False
-) -> Findings:
-    """Accuracy: the share of rows whose right candidate stands alone at the top.
-
-    Raises:
-        DataError: no row can be asked.
-        UsageError: the encoder does not take what the set shows.
-        NotFiniteError, InputError: as the encoder.
-    """
-    check_not_empty(task.choices, task.missing)
-    asked = [choice.query for choice in task.choices]
-    queries = encoder.embed(asked, max_pixels=max_pixels, progress=progress)
-    vectors = encoder.embed(list(task.candidates), max_pixels=max_pixels, progress=progress)
-    golds = [(choice.candidates[choice.gold],) for choice in task.choices]
-    hits = rank_vectors(queries, vectors, golds, [c.candidates for c in task.choices]) == 1
-    rows: list[Any] = [
-        ((c.query.text, c.query.instruction), c.candidates, c.gold) for c in task.choices
-    ]
-    rows += [(item.text, item.instruction) for item in task.candidates]
-    images = {id(item.image): item.image for item in (*asked, *task.candidates)}
-    files = [image for image in images.values() if isinstance(image, Path | bytes)]
-    return {
-        "benchmark": f"mmeb-{task.name}",
-        "benchmark_hash": content_hash(rows, files),
-        "settings": task.settings | {"max_pixels": max_pixels, "draws": DRAWS},
-        "sizes": {"queries": len(asked), "candidates": len(task.candidates)},
-        "missing": list(task.missing),
-        "scores": {"accuracy": share(hits, np.arange(len(hits)))},
-    }
+        ],
+        rows=[*asked, *((item.text, item.instruction) for item in candidates)],
+        images=[image for image in shown.values() if isinstance(image, Path | bytes)],
+        sizes={"queries": len(queries), "candidates": len(candidates)},
+        settings={"prefix": prefix, "seed": seed, "limit": limit, "template": TEMPLATE},
+        missing=images.missing,
+    )
 
 
 def table_rows(findings: Sequence[Findings]) -> list[tuple[str, str, str, str]]:

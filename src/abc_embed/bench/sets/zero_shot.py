@@ -3,15 +3,13 @@
 Each class is worded as "A photo of a {label}." (paper section 6), and the image alone asks.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from abc_embed.bench import metrics
-from abc_embed.bench.encoders.base import Encoder
-from abc_embed.bench.metrics import DRAWS, share
-from abc_embed.bench.sets.findings import Findings, content_hash
+from abc_embed.bench.metrics import share
+from abc_embed.bench.sets.evaluation import EvaluationSet, Ranked, Retrieval, recall
 from abc_embed.bench.sets.mmeb import TEMPLATE
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, UsageError
@@ -19,23 +17,21 @@ from abc_embed.inputs import Item
 from abc_embed.storage.json_files import read_json
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFolder:
-    """Images by class."""
+def load_image_folder(
+    folder: Path, labels: Path | None = None, *, template: str = TEMPLATE
+) -> EvaluationSet:
+    """Each subfolder is a class: top-1 and top-5 accuracy, and the mean over classes.
 
-    name: str
-    labels: tuple[str, ...]
-    images: tuple[Path, ...]
-    label_of: tuple[int, ...]
-    """For each image the place of its class in `labels`."""
-
-
-def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
-    """Each subfolder is a class; `labels` is a JSON object: a folder's name -> words for its class.
+    Args:
+        labels: a JSON object: a folder's name -> words for its class.
+        template: how a class is worded.
 
     Raises:
+        UsageError: the template has no `{label}`.
         DataError: fewer than two classes, a class without images, or a folder without a label.
     """
+    if "{label}" not in template:
+        raise UsageError(f"the template {template!r} has no {{label}}; put it where the class goes")
     classes = sorted(path for path in folder.glob("*") if path.is_dir() and path.name[0] != ".")
     if len(classes) < 2:
         raise DataError(f"{folder} has {len(classes)} subfolders; give one for each of the classes")
@@ -56,44 +52,25 @@ def load_image_folder(folder: Path, labels: Path | None = None) -> ImageFolder:
         label_of += [number] * len(files)
     if len(set(words.values())) < len(words):
         raise DataError(f"two classes of {folder} have one label; give each its own")
-    return ImageFolder(
-        folder.resolve().name,
-        tuple(words[path.name] for path in classes),
-        tuple(images),
-        tuple(label_of),
+    named = [words[path.name] for path in classes]
+    task = Retrieval(
+        queries=[Item(image=path) for path in images],
+        candidates=[Item(text=template.replace("{label}", label)) for label in named],
+        golds=[(label,) for label in label_of],
+        scores={"accuracy": recall(1), "top5": recall(5), "class_mean": _class_mean},
+    )
+    return EvaluationSet(
+        benchmark=f"zero-shot-{folder.resolve().name}",
+        tasks=[task],
+        rows=[(label,) for label in named],
+        images=images,
+        sizes={"images": len(images), "classes": len(named)},
+        settings={"template": template},
     )
 
 
-def measure(
-    encoder: Encoder,
-    images: ImageFolder,
-    *,
-    template: str = TEMPLATE,
-    max_pixels: int | None = None,
-    progress: bool = False,
-) -> Findings:
-    """Top-1 and top-5 accuracy, and the mean over classes; ties count against the model.
-
-    Raises:
-        UsageError: the template has no `{label}`, or the encoder takes no images or no texts.
-        NotFiniteError, InputError: as the encoder.
-    """
-    if "{label}" not in template:
-        raise UsageError(f"the template {template!r} has no {{label}}; put it where the class goes")
-    texts = encoder.embed([template.replace("{label}", label) for label in images.labels])
-    items = [Item(image=path) for path in images.images]
-    vectors = encoder.embed(items, max_pixels=max_pixels, progress=progress)
-    ranks = metrics.ranks(vectors @ texts.T, images.label_of)
-    hits = (ranks == 1).astype(np.float64)
-    each, classes = np.arange(len(hits)), np.asarray(images.label_of)
-    by_class = np.bincount(classes, hits) / np.bincount(classes)
-    scores = {"accuracy": share(hits, each), "top5": share(ranks <= 5, each)}
-    scores["class_mean"] = share(by_class, np.arange(len(by_class)))
-    return {
-        "benchmark": f"zero-shot-{images.name}",
-        "benchmark_hash": content_hash(zip(images.labels, strict=True), images.images),
-        "settings": {"template": template, "max_pixels": max_pixels, "draws": DRAWS},
-        "sizes": {"images": len(items), "classes": len(images.labels)},
-        "missing": [],
-        "scores": scores,
-    }
+def _class_mean(ranked: Ranked) -> dict[str, Any]:
+    """The mean over classes of each one's accuracy; classes are resampled."""
+    classes = np.array([label for (label,) in ranked.task.golds])
+    by_class = np.bincount(classes, ranked.ranks == 1) / np.bincount(classes)
+    return share(by_class, range(len(by_class)))
