@@ -24,7 +24,7 @@ Shapes: `Q` questions, `K` candidates, `D` width.
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -38,8 +38,9 @@ from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.scene_benchmark import SIDE
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
-from abc_embed.bench.encoders.base import Encoder, Parts, image_hash
+from abc_embed.bench.encoders.base import Encoder, image_hash
 from abc_embed.bench.encoders.wrapped import CachedEncoder
+from abc_embed.bench.retrieval import Retrieval, rank_tasks
 from abc_embed.bench.tables import chance_warnings, markdown_head, markdown_row, score_cell
 from abc_embed.data import open_dataset
 from abc_embed.data.fields import check_text, parse_json, parse_lines, parse_object
@@ -366,34 +367,31 @@ def solved_questions(
         raise UsageError(
             f"{encoder.name} does not embed texts, and answers are texts; choose a model that does"
         )
-    asked = {
-        condition: parts
-        for condition, parts in _asked(questions).items()
-        if {item.kind for each in parts for item in each} <= encoder.supported_kinds
-    }
-    candidates: list[Parts] = [(Item(text=text),) for text in questions.texts]
     with CachedEncoder(encoder, cache) as cached:
-        vectors = cached.embed_sums({"candidates": candidates, **asked})
-    right = [question.right for question in questions.questions]
-    own = [question.candidates for question in questions.questions]
-    hits: dict[str, Hits] = {
-        condition: metrics.rank_vectors(vectors[condition], vectors["candidates"], right, own) == 1
-        for condition in asked
-    }
+        done = rank_tasks(cached, _tasks(questions))
+    hits: dict[str, Hits] = {condition: ranked.ranks == 1 for condition, ranked in done.items()}
     hits["any"] = np.any([hits[name] for name in WITHOUT_CONTROL if name in hits], axis=0)
     if "both" in hits:
         hits["only together"] = hits["both"] & ~hits["any"]
     return hits
 
 
-def _asked(questions: AuditSet) -> dict[str, list[Parts]]:
-    """Condition -> what is embedded for each question."""
+def _tasks(questions: AuditSet) -> dict[str, Retrieval]:
+    """Condition -> all questions, asked so."""
     asked = [(questions.images[q.image], q.instruction) for q in questions.questions]
+    words = Retrieval(
+        queries=[(Item(text=words),) for _, words in asked],
+        candidates=[(Item(text=text),) for text in questions.texts],
+        golds=[question.right for question in questions.questions],
+        among=[question.candidates for question in questions.questions],
+        optional=True,
+    )
+    together = [(Item(image=image, instruction=text),) for image, text in asked]
     return {
-        "image": [(Item(image=image),) for image, _ in asked],
-        "words": [(Item(text=words),) for _, words in asked],
-        "sum": [(Item(image=image), Item(text=words)) for image, words in asked],
-        "both": [(Item(image=image, instruction=words),) for image, words in asked],
+        "image": replace(words, queries=[(Item(image=image),) for image, _ in asked]),
+        "words": words,
+        "sum": replace(words, queries=[(Item(image=i), Item(text=t)) for i, t in asked]),
+        "both": replace(words, queries=together),
     }
 
 

@@ -15,6 +15,7 @@ from abc_embed.bench.ctrlbench.measure import CONDITIONS, GENERIC, condition_par
 from abc_embed.bench.ctrlbench.scene_benchmark import SceneBenchmark, unanswerable_queries
 from abc_embed.bench.ctrlbench.schema import Benchmark, Query, read_benchmark, select_queries
 from abc_embed.bench.ctrlbench.unseen_scenes import split_mirrors
+from abc_embed.bench.encoders.base import item_key
 from abc_embed.bench.records import unpack
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Kind
@@ -228,9 +229,9 @@ def test_no_more_than_so_many_are_embedded_to_show_another_image(
     monkeypatch.setattr(ctrlbench, "MAX_OTHERS", 3)
     asked = select_queries(folders["B"], "B")
     joint, parts = (condition_parts(asked, name) for name in ("joint", "other"))
-    others = [part for part in parts if part]
-    known = {(item.image, item.instruction) for (item,) in joint}
-    assert len([i for (i,) in others if (i.image, i.instruction) not in known]) == 3
+    others = [item_key(item) for part in parts for item in part]
+    known = {item_key(item) for part in joint for item in part}
+    assert len([key for key in others if key not in known]) == 3
     assert len(others) < len(asked.scored)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import pytest
 from PIL import Image
 from table_encoder import TableEncoder, constant
 
+from abc_embed.bench.encoders.base import Parts
 from abc_embed.bench.sets import mmeb, sweep, zero_shot
 from abc_embed.bench.sets.evaluation import EvaluationSet, measure
 from abc_embed.errors import DataError, NotFiniteError, UsageError
 from abc_embed.inputs import Item
 
 ASK = "<|image_1|>\nRepresent the given image with the following question: {}\n"
+
+
+def items(group: Sequence[Parts]) -> list[Item]:
+    return [item for parts in group for item in parts]
 
 
 def shade(image: Any) -> int:
@@ -92,19 +98,21 @@ def test_the_sets_of_the_paper_are_there() -> None:
 def test_questions_are_worded_as_the_paper_has_them(copy: Path) -> None:
     assert mmeb.tasks_in(copy) == ["SUN397", "GQA", "CIRR"]
     task = mmeb.load_task(copy, "GQA")
-    (choices,) = task.tasks
-    assert [item.instruction for item in choices.queries] == ["which? 1", "which? 2"]
-    assert {item.text for item in choices.candidates} == {"a 1", "a 2", "b 5", "c 6"}
+    choices = task.tasks[""]
+    assert [item.instruction for item in items(choices.queries)] == ["which? 1", "which? 2"]
+    assert {item.text for item in items(choices.candidates)} == {"a 1", "a 2", "b 5", "c 6"}
     kept = mmeb.load_task(copy, "GQA", prefix=True)
-    assert kept.tasks[0].queries[0].instruction == f"{mmeb.VQA_PREFIX} which? 1"
+    assert items(kept.tasks[""].queries)[0].instruction == f"{mmeb.VQA_PREFIX} which? 1"
     assert accuracy(TableEncoder(knows), task) == 1.0
 
 
 def test_classes_are_asked_with_the_image_alone(copy: Path) -> None:
     task = mmeb.load_task(copy, "SUN397")
-    (choices,) = task.tasks
-    assert all(item.instruction is None and item.image for item in choices.queries)
-    assert {i.text for i in choices.candidates} == {f"A photo of a a {n}." for n in (0, 1, 3)}
+    choices = task.tasks[""]
+    assert all(item.instruction is None and item.image for item in items(choices.queries))
+    assert {i.text for i in items(choices.candidates)} == {
+        f"A photo of a a {n}." for n in (0, 1, 3)
+    }
     # The right one is first in the file, whatever is right: row 1 says "a 0" of shade 1.
     assert accuracy(TableEncoder(knows), task) == pytest.approx(2 / 3)
     # Equal candidates are one: they cannot tie with themselves.
@@ -114,11 +122,11 @@ def test_classes_are_asked_with_the_image_alone(copy: Path) -> None:
 def test_the_place_of_the_right_one_tells_nothing(copy: Path) -> None:
     write(copy / "GQA", [row(ASK.format("1"), "x/1.png", [f"t {n}" for n in range(8)])] * 200)
     task = mmeb.load_task(copy, "GQA")
-    (choices,) = task.tasks
+    choices = task.tasks[""]
     rows = zip(choices.among or (), choices.golds, strict=True)
     places = np.bincount([own.index(gold) for own, (gold,) in rows], minlength=8)
     assert places.min() > 8
-    assert mmeb.load_task(copy, "GQA").tasks[0].among == choices.among
+    assert mmeb.load_task(copy, "GQA").tasks[""].among == choices.among
     assert accuracy(TableEncoder(constant), task) == 0.0
 
 
@@ -132,9 +140,9 @@ def test_what_is_not_finite_is_no_score(copy: Path) -> None:
 
 def test_images_as_candidates_and_words_as_queries(copy: Path) -> None:
     task = mmeb.load_task(copy, "CIRR")
-    (choices,) = task.tasks
-    assert [(item.text, item.image) for item in choices.queries] == [("words 2", None)]
-    assert {item.instruction for item in choices.candidates} == {"say 5", None}
+    choices = task.tasks[""]
+    assert [(item.text, item.image) for item in items(choices.queries)] == [("words 2", None)]
+    assert {item.instruction for item in items(choices.candidates)} == {"say 5", None}
     assert accuracy(TableEncoder(knows), task) == 1.0
 
 
@@ -214,8 +222,8 @@ def test_classes_of_a_folder(classes: Path) -> None:
     ]
     assert found["scores"]["accuracy"]["value"] == 0.75
     assert found["scores"]["class_mean"]["value"] == pytest.approx((2 / 3 + 1) / 2)
-    (plain,) = zero_shot.load_image_folder(classes / "photos", template="{label}").tasks
-    assert [item.text for item in plain.candidates] == ["big 0", "n1"]
+    plain = zero_shot.load_image_folder(classes / "photos", template="{label}")
+    assert [item.text for item in items(plain.tasks[""].candidates)] == ["big 0", "n1"]
     constant_one = measure(TableEncoder(constant), folder)
     assert constant_one["scores"]["accuracy"]["value"] == 0.0
     with pytest.raises(UsageError, match=r"has no \{label\}"):

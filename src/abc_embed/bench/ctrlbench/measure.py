@@ -125,7 +125,7 @@ def measure(
 
 def _count_items(*groups: Sequence[Parts]) -> int:
     """How many different items are embedded."""
-    return len({item_key(item) for group in groups for parts in group for item in parts})
+    return len({item_key(i) for group in groups for parts in group for i in parts})
 
 
 def measure_once(

@@ -109,7 +109,10 @@ class Encoder(ABC):
                 items.append(item)
             return places[key]
 
-        rows = {name: [[place(i) for i in parts] for parts in of] for name, of in groups.items()}
+        rows = {
+            name: [[place(item) for item in parts] for parts in group]
+            for name, group in groups.items()
+        }
         vectors = np.pad(self.embed(items), ((0, 1), (0, 0)))  # below them zeros, at -1
         sums = {}
         for name, numbers in rows.items():

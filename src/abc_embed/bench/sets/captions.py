@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from abc_embed.bench.metrics import BLOCK, map_at_r
-from abc_embed.bench.sets.evaluation import EvaluationSet, Ranked, Retrieval, recall, recalls
+from abc_embed.bench.retrieval import RECALLS, Ranked, Retrieval, recall
+from abc_embed.bench.sets.evaluation import EvaluationSet
 from abc_embed.errors import DataError, MissingExtraError
 from abc_embed.inputs import Item
 from abc_embed.storage.json_files import read_json
@@ -187,35 +188,31 @@ def _judged(
 def evaluation_set(captions: CaptionSet, further: Sequence[Positives] = ()) -> EvaluationSet:
     """Both directions: R@1, R@5, R@10 with intervals by image, and RSUM; `further` adds CxC and
     ECCV: R@1 and R@5 with all right pairs, and mAP@R (ECCV Caption, section 4)."""
-    images = [Item(image=path) for path in captions.images]
-    texts = [Item(text=text) for text in captions.captions]
+    images = [(Item(image=path),) for path in captions.images]
+    texts = [(Item(text=text),) for text in captions.captions]
     own: list[list[int]] = [[] for _ in images]
     for caption, image in enumerate(captions.image_of):
         own[image].append(caption)
-    tasks = [
-        Retrieval(queries=images, candidates=texts, golds=own, scores=recalls("image_to_text")),
-        Retrieval(
+    tasks = {
+        "image_to_text": Retrieval(queries=images, candidates=texts, golds=own, scores=RECALLS),
+        "text_to_image": Retrieval(
             queries=texts,
             candidates=images,
             golds=[(image,) for image in captions.image_of],
             clusters=captions.image_of,
-            scores=recalls("text_to_image"),
+            scores=RECALLS,
         ),
-    ]
+    }
     for positives in further:
-        for direction, queries, candidates, pairs in (
-            ("image_to_text", images, texts, positives.to_text),
-            ("text_to_image", texts, images, positives.to_image),
+        for direction, pairs in (
+            ("image_to_text", positives.to_text),
+            ("text_to_image", positives.to_image),
         ):
-            scores = {"r1": recall(1), "r5": recall(5), "map_at_r": _map_at_r}
-            prefix = f"{positives.name}_{direction}"
-            tasks.append(
-                Retrieval(
-                    queries=[queries[number] for number in pairs],
-                    candidates=candidates,
-                    golds=list(pairs.values()),
-                    scores={f"{prefix}_{name}": metric for name, metric in scores.items()},
-                )
+            tasks[f"{positives.name}_{direction}"] = Retrieval(
+                queries=[tasks[direction].queries[number] for number in pairs],
+                candidates=tasks[direction].candidates,
+                golds=list(pairs.values()),
+                scores={"r1": recall(1), "r5": recall(5), "map_at_r": _map_at_r},
             )
     return EvaluationSet(
         benchmark=captions.name,
@@ -239,7 +236,7 @@ def _map_at_r(ranked: Ranked) -> dict[str, Any]:
 
 def _rsum(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The sum of R@1, R@5 and R@10 of both directions, in per cent."""
-    names = (*recalls("image_to_text"), *recalls("text_to_image"))
-    of = scores["image_to_text_r1"]["of"] + scores["text_to_image_r1"]["of"]
-    total = 100 * sum(scores[name]["value"] for name in names)
+    tasks = ("image_to_text", "text_to_image")
+    total = 100 * sum(scores[f"{task}_{metric}"]["value"] for task in tasks for metric in RECALLS)
+    of = sum(scores[f"{task}_r1"]["of"] for task in tasks)
     return {"rsum": {"value": total, "interval": None, "of": of}}

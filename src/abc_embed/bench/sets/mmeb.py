@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from abc_embed.bench.sets.evaluation import EvaluationSet, Findings, Retrieval, recall
+from abc_embed.bench.retrieval import Retrieval, recall
+from abc_embed.bench.sets.evaluation import EvaluationSet, Findings
 from abc_embed.errors import DataError, UsageError
 from abc_embed.inputs import Item
 from abc_embed.storage.parquet import import_pyarrow
@@ -125,17 +126,16 @@ def load_task(
         words = (queries[-1].text, queries[-1].instruction)
         asked.append((words, among[-1], shuffled.index(targets[0])))
     shown = {id(item.image): item.image for item in (*queries, *candidates)}
+    task = Retrieval(
+        queries=[(item,) for item in queries],
+        candidates=[(item,) for item in candidates],
+        golds=golds,
+        among=among,
+        scores={"accuracy": recall(1)},
+    )
     return EvaluationSet(
         benchmark=f"mmeb-{name}",
-        tasks=[
-            Retrieval(
-                queries=queries,
-                candidates=candidates,
-                golds=golds,
-                among=among,
-                scores={"accuracy": recall(1)},
-            )
-        ],
+        tasks={"": task},
         rows=[*asked, *((item.text, item.instruction) for item in candidates)],
         images=[image for image in shown.values() if isinstance(image, Path | bytes)],
         sizes={"queries": len(queries), "candidates": len(candidates)},

@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from abc_embed.bench.ctrlbench.schema import normalize_text
-from abc_embed.bench.sets.evaluation import (
-    EvaluationSet,
-    Findings,
-    Retrieval,
-    recall,
-    recalls,
-)
+from abc_embed.bench.retrieval import RECALLS, Retrieval
+from abc_embed.bench.sets.evaluation import EvaluationSet, Findings
 from abc_embed.data import Dataset, Rejected
 from abc_embed.data.records import Instruction, Record
 from abc_embed.errors import DataError
@@ -119,33 +114,40 @@ def _tasks(
     captions: Texts,
     answers: Texts,
     asked: Sequence[tuple[str, str]],
-) -> list[Retrieval]:
+) -> dict[str, Retrieval]:
     """Image to caption; image + instruction to answer; the image alone to the same answers."""
     to_caption = Retrieval(
-        queries=[Item(image=images[number]) for number in captions.images],
-        candidates=[Item(text=text) for text in captions.texts],
+        queries=[(Item(image=images[number]),) for number in captions.images],
+        candidates=[(Item(text=text),) for text in captions.texts],
         golds=captions.golds,
         clusters=captions.images,
-        scores=recalls("image_to_caption"),
+        scores=RECALLS,
     )
-    alone = Retrieval(
-        queries=[Item(image=images[number]) for number in answers.images],
-        candidates=[Item(text=text) for text in answers.texts],
+    joint = Retrieval(
+        queries=[
+            (Item(image=images[number], instruction=words),)
+            for number, (words, _) in zip(answers.images, asked, strict=True)
+        ],
+        candidates=[(Item(text=text),) for text in answers.texts],
         golds=answers.golds,
         clusters=answers.images,
-        scores={"image_alone_to_answer_r1": recall(1)},
-    )
-    joint = replace(
-        alone,
-        queries=[
-            replace(item, instruction=words)
-            for item, (words, _) in zip(alone.queries, asked, strict=True)
-        ],
         kinds=[kind for _, kind in asked],
-        scores=recalls("instruction_to_answer"),
+        scores=RECALLS,
         optional=True,
     )
-    return [task for task in (to_caption, joint, alone) if task.queries]
+    alone = replace(
+        joint,
+        queries=[(Item(image=images[number]),) for number in answers.images],
+        kinds=(),
+        scores={"r1": RECALLS["r1"]},
+        optional=False,
+    )
+    tasks = {
+        "image_to_caption": to_caption,
+        "instruction_to_answer": joint,
+        "image_alone_to_answer": alone,
+    }
+    return {name: task for name, task in tasks.items() if task.queries}
 
 
 def _rows(dataset: Dataset, missing: list[str]) -> Iterator[tuple[Record, Path | bytes]]:

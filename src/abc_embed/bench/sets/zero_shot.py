@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from abc_embed.bench.metrics import share
-from abc_embed.bench.sets.evaluation import EvaluationSet, Ranked, Retrieval, recall
+from abc_embed.bench.retrieval import Ranked, Retrieval, recall
+from abc_embed.bench.sets.evaluation import EvaluationSet
 from abc_embed.bench.sets.mmeb import TEMPLATE
 from abc_embed.data.image_files import find_images
 from abc_embed.errors import DataError, UsageError
@@ -54,14 +55,14 @@ def load_image_folder(
         raise DataError(f"two classes of {folder} have one label; give each its own")
     named = [words[path.name] for path in classes]
     task = Retrieval(
-        queries=[Item(image=path) for path in images],
-        candidates=[Item(text=template.replace("{label}", label)) for label in named],
+        queries=[(Item(image=path),) for path in images],
+        candidates=[(Item(text=template.replace("{label}", label)),) for label in named],
         golds=[(label,) for label in label_of],
         scores={"accuracy": recall(1), "top5": recall(5), "class_mean": _class_mean},
     )
     return EvaluationSet(
         benchmark=f"zero-shot-{folder.resolve().name}",
-        tasks=[task],
+        tasks={"": task},
         rows=[(label,) for label in named],
         images=images,
         sizes={"images": len(images), "classes": len(named)},
