@@ -7,6 +7,7 @@ below that, or a user runs out of memory on its word, and not far above.
 import copy
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_the_estimate_is_a_little_above_what_was_counted(
     made = kind(settings, model, processor, ProcessGroup(accelerator(cpu=True)))
     batch = small_batch(stage, processor)
     shape = _run_shape(settings, model, processor, number_bytes, on_gpu=False)
-    found = _estimate(settings, shape, batch, chunk_size, on_gpu=False)
+    found = _estimate(settings, shape, batch, chunk_size)
     share = (found.activations + found.vectors) / counted(made, batch)
     assert 1.0 <= share <= ABOVE, share
 
@@ -153,14 +154,14 @@ SHAPE = RunShape(
     rank=2,
     dropout=False,
     number_bytes=2,
-    mask_bytes=1,
+    on_gpu=True,
     checkpointing=False,
     chunked=True,
 )
 
 
 def test_weights_gradients_and_means_by_hand() -> None:
-    found = estimate_memory(SHAPE, [], queries=0, candidates=0, on_gpu=False)
+    found = estimate_memory(replace(SHAPE, on_gpu=False), [], queries=0, candidates=0)
     assert (found.frozen, found.trained, found.gradients, found.optimizer) == (1000, 40, 40, 80)
     assert found.activations == found.vectors == found.process == 0
     assert found.reserve == CPU_RESERVE_BYTES and found.total == 1160 + CPU_RESERVE_BYTES
@@ -168,6 +169,6 @@ def test_weights_gradients_and_means_by_hand() -> None:
 
 def test_memory_follows_the_largest_chunk_not_the_batch() -> None:
     one = ChunkShape(tokens=100, patches=40)
-    few = estimate_memory(SHAPE, [one], queries=4, candidates=4, on_gpu=True)
-    many = estimate_memory(SHAPE, [one] * 50, queries=4, candidates=4, on_gpu=True)
+    few = estimate_memory(SHAPE, [one], queries=4, candidates=4)
+    many = estimate_memory(SHAPE, [one] * 50, queries=4, candidates=4)
     assert few.activations == many.activations > 0 and few.reserve == many.reserve > 0

@@ -119,11 +119,14 @@ def test_the_log_on_a_full_disk_is_one_sentence(
         def __init__(self, file: Any) -> None:
             self._file = file
 
-        def write(self, text: str) -> None:
-            raise OSError(28, "No space left on device")
+        def __enter__(self) -> "Full":
+            return self
 
-        def close(self) -> None:
+        def __exit__(self, *error: object) -> None:
             self._file.close()
+
+        def writelines(self, lines: Any) -> None:
+            raise OSError(28, "No space left on device")
 
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda *a, **k: Full(opened(*a, **k)))

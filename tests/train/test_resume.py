@@ -205,7 +205,8 @@ def test_names_of_others_are_left_alone(
 
 def test_what_a_kill_left_is_removed(tiny: Any, config: Any, pictures: Any, tmp_path: Path) -> None:
     trained(config("pretrain", steps=2), tiny, pictures, tmp_path)
-    for name in (".model.4711.part", "checkpoints/.partial", "checkpoints/step-00000002.old"):
+    inside = (".partial", ".step-00000004.part", "step-00000002.old")
+    for name in (".model.4711.part", *(f"checkpoints/{name}" for name in inside)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_text("x")
     (tmp_path / ".metrics.jsonl.4711.part").write_text("x")

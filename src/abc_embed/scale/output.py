@@ -5,7 +5,6 @@ them their place. So whatever was killed, and whatever lives on for a moment, a 
 and as a whole, or not at all. What is done is read from the parts themselves.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -30,7 +29,7 @@ from abc_embed.storage.files import (
     rename_file,
     unwritable,
 )
-from abc_embed.storage.json_files import atomic_write_json
+from abc_embed.storage.json_files import atomic_write_json, json_line
 from abc_embed.storage.vector_folder import (
     FACTS_FILE,
     TABLE,
@@ -223,8 +222,7 @@ class BatchOutput:
 
 
 def _line(bad: Rejected) -> bytes:
-    line = {"place": bad.place, "why": bad.why}
-    return json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
+    return json_line({"place": bad.place, "why": bad.why})
 
 
 def _content(folder: Path) -> list[Path]:

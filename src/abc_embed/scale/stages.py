@@ -10,7 +10,7 @@ import hashlib
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.errors import DataError, InputError
-from abc_embed.inputs import Item, Kind
+from abc_embed.inputs import Item
 from abc_embed.scale.source import Source
 from abc_embed.storage.files import atomic_write
 from abc_embed.storage.parquet import import_pyarrow
+from abc_embed.storage.pickled import pickle_tensors
 
 if TYPE_CHECKING:
     from abc_embed.embedder import Embedder
@@ -60,30 +61,18 @@ class Work:
     """Where parts are written before the driver gives them their place."""
 
 
-@dataclass(slots=True)
-class Chunk:
-    """Items on the way from a CPU worker to a model."""
+@dataclass(frozen=True, slots=True)
+class PreparedRow:
+    """An item on the way from a CPU worker to a model, or why there is none."""
 
-    numbers: list[int] = field(default_factory=list)
-    """Their rows; those that cannot be used come with no features."""
-    ids: list[str] = field(default_factory=list)
-    contents: list[bytes] = field(default_factory=list)
-    features: list[tuple[Any, ...] | None] = field(default_factory=list)
-    rejects: list[str] = field(default_factory=list)
-    """Why a row cannot be used; empty for the others."""
-    size: int = 0
-
-    def add(
-        self, number: int, name: str, content: bytes, features: "Features | None", reject: str = ""
-    ) -> None:
-        """One more row."""
-        self.numbers.append(number)
-        self.ids.append(name)
-        self.contents.append(content)
-        self.rejects.append(reject)
-        self.features.append(None if features is None else _to_arrays(features))
-        if features is not None and features.pixels is not None:
-            self.size += features.pixels.numel()
+    number: int
+    """Of the row."""
+    id: str = ""
+    content: bytes = b""
+    """Hash of its image file."""
+    features: "Features | None" = None
+    reject: str = ""
+    """Why the row cannot be used; empty for one that has features."""
 
 
 @lru_cache(maxsize=1)
@@ -110,35 +99,31 @@ def probe(load: "Callable[[], tuple[Embedder, int | None]]", dim: int | None, ou
 def prepare(batch: Columns, work: Any) -> Iterator[Columns]:
     """Spans of rows, by number -> chunks of items that a model can take at once."""
     known = _work(work)
-    chunk = Chunk()
+    chunk: list[PreparedRow] = []
+    size = 0
     for span in batch["id"].tolist():
         for number in range(*known.spans[span].tolist()):
-            _prepare_row(known, number, chunk)
-            if len(chunk.numbers) == CHUNK_ITEMS or chunk.size >= CHUNK_BYTES:
-                yield _as_row(chunk)
-                chunk = Chunk()
-    if chunk.numbers:
-        yield _as_row(chunk)
+            row = _prepare_row(known, number)
+            chunk.append(row)
+            if row.features is not None and row.features.pixels is not None:
+                size += row.features.pixels.numel()
+            if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES:
+                yield {"chunk": _objects([pickle_tensors(chunk)])}
+                chunk, size = [], 0
+    if chunk:
+        yield {"chunk": _objects([pickle_tensors(chunk)])}
 
 
-def _prepare_row(work: Work, number: int, chunk: Chunk) -> None:
-    processor, facts = work.facts.processor, work.facts
+def _prepare_row(work: Work, number: int) -> PreparedRow:
     name, content = "", b""
     try:
         name, image = work.source.read(number)
         content = hashlib.sha256(image).digest()
         item = Item(image=image, instruction=work.instruction)
-        features = processor.features(item, max_pixels=facts.max_pixels)
+        features = work.facts.processor.features(item, max_pixels=work.facts.max_pixels)
     except (DataError, InputError) as error:
-        chunk.add(number, name, content, None, str(error))
-    else:
-        chunk.add(number, name, content, features)
-
-
-def _as_row(chunk: Chunk) -> Columns:
-    rows: NDArray[np.object_] = np.empty(1, dtype=object)
-    rows[0] = pickle.dumps(chunk, protocol=5)
-    return {"chunk": rows}
+        return PreparedRow(number, name, content, reject=str(error))
+    return PreparedRow(number, name, content, features)
 
 
 class EmbedChunks:
@@ -163,26 +148,25 @@ class EmbedChunks:
         """Chunks -> a row for each of their items; a rejected one has an empty vector."""
         began = time.monotonic()
         waited = 0.0 if self._idle_since is None else began - self._idle_since
-        chunks: list[Chunk] = [pickle.loads(row) for row in batch["chunk"]]
-        packed = [features for chunk in chunks for features in chunk.features]
-        good = [at for at, features in enumerate(packed) if features is not None]
-        features = [_to_features(packed[at]) for at in good]
-        vectors = [b""] * len(packed)
-        for rows in self._pipeline.plan(features):
-            stored = self._stored(self._pipeline.compute([features[row] for row in rows]))
-            for row, vector in zip(rows, stored, strict=True):
-                vectors[good[row]] = vector.tobytes()
+        rows: list[PreparedRow] = [row for chunk in batch["chunk"] for row in pickle.loads(chunk)]
+        good = [at for at, row in enumerate(rows) if row.features is not None]
+        features = [row.features for row in rows if row.features is not None]
+        vectors = [b""] * len(rows)
+        for places in self._pipeline.plan(features):
+            stored = self._stored(self._pipeline.compute([features[place] for place in places]))
+            for place, vector in zip(places, stored, strict=True):
+                vectors[good[place]] = vector.tobytes()
         self._idle_since = time.monotonic()
-        seconds = np.zeros((len(packed), 2))
-        if len(packed):  # of the whole call, told once
+        seconds = np.zeros((len(rows), 2))
+        if len(rows):  # of the whole call, told once
             seconds[0] = waited, self._idle_since - began
         return {
-            "number": np.array([n for c in chunks for n in c.numbers], dtype=np.int64),
-            "id": _objects([name for c in chunks for name in c.ids]),
-            "content": _objects([content for c in chunks for content in c.contents]),
-            "reject": _objects([why for c in chunks for why in c.rejects]),
+            "number": np.array([row.number for row in rows], dtype=np.int64),
+            "id": _objects([row.id for row in rows]),
+            "content": _objects([row.content for row in rows]),
+            "reject": _objects([row.reject for row in rows]),
             "vector": _objects(vectors),
-            "fingerprint": _objects([self._fingerprint] * len(packed)),
+            "fingerprint": _objects([self._fingerprint] * len(rows)),
             "waited_s": seconds[:, 0],
             "worked_s": seconds[:, 1],
         }
@@ -239,20 +223,3 @@ def _objects(values: list[Any]) -> NDArray[np.object_]:
     rows: NDArray[np.object_] = np.empty(len(values), dtype=object)
     rows[:] = values
     return rows
-
-
-def _to_arrays(features: "Features") -> tuple[Any, ...]:
-    """Without tensors, which pickle slowly one by one."""
-    pixels = None if features.pixels is None else features.pixels.numpy()
-    ids = features.input_ids.numpy()
-    return features.kind.value, ids, pixels, features.grid_thw, features.image_key
-
-
-def _to_features(packed: tuple[Any, ...] | None) -> "Features":
-    import torch
-
-    from abc_embed.processor import Features
-
-    kind, ids, pixels, grid, key = packed or ()
-    shown = None if pixels is None else torch.from_numpy(pixels)
-    return Features(Kind(kind), torch.from_numpy(ids), shown, grid, key)

@@ -375,19 +375,14 @@ def _embedding_memory(
     budget, width = pipeline.budget, model.dim
     head = sum(p.numel() for p in model.head.parameters())
     frozen = (sum(p.numel() for p in model.parameters()) - head) * dtype.itemsize + head * 4
+    on_gpu = device.type != "cpu"
     shape = RunShape(
         language=model.backbone.language_shape(),
         vision=model.backbone.vision_shape(),
         frozen_bytes=frozen,
-        trained=0,
-        vision_trains=False,
         patch_values=3 * budget.patch_size**2,
-        rank=0,
-        dropout=False,
         number_bytes=dtype.itemsize,
-        mask_bytes=0,
-        checkpointing=False,
-        chunked=True,
+        on_gpu=on_gpu,
     )
     activations = 0
     for rows in pipeline.plan(features):
@@ -395,7 +390,6 @@ def _embedding_memory(
         patches = min(patch_count(batch), pipeline.batch_tokens)
         chunk = ChunkShape(len(batch) * max(f.tokens for f in batch), patches, gradient=False)
         activations = max(activations, *pass_bytes(shape, chunk))
-    on_gpu = device.type != "cpu"
     patches = patch_count(features)
     visual = patches // budget.merge_size**2
     memory = {

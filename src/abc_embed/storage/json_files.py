@@ -53,3 +53,8 @@ def atomic_write_json(
     text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
     with atomic_write(path) as file:
         file.write((text + "\n").encode(errors="replace"))
+
+
+def json_line(value: Any) -> bytes:
+    """A JSON value as a line of a file, whatever a name in it is made of."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n"

@@ -20,7 +20,6 @@ Choices that differ from a plain loader:
 Shapes: `Q` queries, `C` candidates (distinct texts).
 """
 
-import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from abc_embed.data import Rejected
 from abc_embed.errors import AbcError, DataError, InputError, TrainingError
 from abc_embed.inputs import ImageInput, Item
 from abc_embed.processor import Features, Processor
+from abc_embed.storage.pickled import pickle_tensors
 from abc_embed.train.config import TrainConfig
 
 T = TypeVar("T")
@@ -397,13 +397,6 @@ class _ShardDataset(Dataset["PackedShard | AbcError | None"]):
             return error
 
 
-class _TensorPickler(pickle.Pickler):
-    """Pickles tensors as arrays, whose content protocol 5 can leave out of the pickle."""
-
-    def reducer_override(self, value: object) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedShard:
     """A shard on its way from one process to another; a tensor that stands twice is one."""
@@ -418,12 +411,12 @@ class PackedShard:
     @classmethod
     def pack(cls, shard: TrainBatch) -> "PackedShard":
         """Copies the content of all tensors into one."""
-        stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-        _TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(shard)
+        buffers: list[pickle.PickleBuffer] = []
+        pickled = pickle_tensors(shard, buffers.append)
         parts = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in buffers]
         padded = [F.pad(part, (0, -len(part) % 8)) for part in parts]
         content = torch.cat([torch.empty(0, dtype=torch.uint8), *padded])
-        return cls(stream.getvalue(), tuple(map(len, parts)), content)
+        return cls(pickled, tuple(map(len, parts)), content)
 
     def unpack(self) -> TrainBatch:
         """The shard; its tensors are views of `content`."""

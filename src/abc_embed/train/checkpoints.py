@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from abc_embed.errors import OutputError, TrainingError
 from abc_embed.storage.files import is_partial, unwritable
-from abc_embed.storage.folders import replace_folder
+from abc_embed.storage.folders import atomic_folder
 from abc_embed.train.config import TrainConfig, ValidationConfig, default_config
 from abc_embed.train.provenance import FIELD_OF, Fingerprint, provenance
 from abc_embed.train.sharding import full_tensor, shard_like
@@ -113,11 +113,7 @@ class CheckpointManager:
 
     def _write(self, state: RunState, tensors: dict[str, dict[str, Tensor]], name: str) -> None:
         """Write a checkpoint called `name`; of `tensors` each table is a file."""
-        partial, config, text_cache = (
-            self.folder / ".partial",
-            self.stage.config,
-            self.stage.text_cache,
-        )
+        config, text_cache = self.stage.config, self.stage.text_cache
         if text_cache:
             tensors["vectors"] = {"vectors": torch.stack(list(text_cache.values()))}
         values = {
@@ -129,14 +125,12 @@ class CheckpointManager:
         }
         del values["planned_steps"]  # the configuration has them
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for file, table in tensors.items():
-                save_file(table, partial / f"{file}.safetensors")
-            (partial / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-            replace_folder(partial, self.folder / name)
+            with atomic_folder(self.folder / name) as partial:
+                for file, table in tensors.items():
+                    save_file(table, partial / f"{file}.safetensors")
+                text = json.dumps(values, indent=1)
+                (partial / "state.json").write_text(text, encoding="utf-8")
         except (OSError, SafetensorError) as error:  # which of the two a full disk is, varies
-            shutil.rmtree(partial, ignore_errors=True)
             raise OutputError(
                 f"cannot write a checkpoint to {self.folder} ({error}); make room or choose "
                 "another folder, then start again: the last good checkpoint is intact"
@@ -176,7 +170,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def clear_leftovers(run_folder: Path) -> None:
     """Remove what a killed process was writing into a run's folder. Needs the run's lock."""
     checkpoints = run_folder / "checkpoints"
-    parts = [checkpoints / ".partial", *filter(is_partial, run_folder.glob(".*"))]
+    hidden = [*run_folder.glob(".*"), *checkpoints.glob(".*")]
+    parts = [checkpoints / ".partial", *filter(is_partial, hidden)]
     replaced = [*checkpoints.glob("*.old"), run_folder / "model.old"]
     for path in [*parts, *(old for old in replaced if old.with_suffix("").exists())]:
         if path.is_dir():

@@ -129,7 +129,7 @@ def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = 
     groups = list(sampler.groups(0, config.train.batch_size, config.train.seed))
     batch = make_batch(groups, processor, config.data.max_pixels)
     chunks = _chunk_shapes(config, batch, config.train.chunk_size)
-    memory = _estimate(config, shape, batch, config.train.chunk_size, on_gpu)
+    memory = _estimate(config, shape, batch, config.train.chunk_size)
     if not on_gpu:
         memory = replace(memory, process=resident_bytes())
     report = DryRunReport(
@@ -227,7 +227,7 @@ def _run_shape(
         rank=config.adapter.rank,
         dropout=config.adapter.dropout > 0,
         number_bytes=number_bytes,
-        mask_bytes=1 if on_gpu else 4,
+        on_gpu=on_gpu,
         checkpointing=config.train.gradient_checkpointing,
         chunked=config.train.chunk_size > 0 or config.train.chunk_tokens > 0,
     )
@@ -249,11 +249,11 @@ def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> li
 
 
 def _estimate(
-    config: TrainConfig, shape: RunShape, batch: TrainBatch, chunk_size: int, on_gpu: bool
+    config: TrainConfig, shape: RunShape, batch: TrainBatch, chunk_size: int
 ) -> MemoryEstimate:
     chunks = _chunk_shapes(config, batch, chunk_size)
     queries, candidates = len(batch.queries), len(batch.texts)
-    return estimate_memory(shape, chunks, queries=queries, candidates=candidates, on_gpu=on_gpu)
+    return estimate_memory(shape, chunks, queries=queries, candidates=candidates)
 
 
 def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_bytes: int) -> int:
@@ -263,7 +263,7 @@ def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_
     sizes = {2**n for n in range(rows.bit_length())} | {config.train.chunk_size}
 
     def fits(size: int) -> bool:
-        return _estimate(config, chunked, batch, size, True).total <= gpu_bytes
+        return _estimate(config, chunked, batch, size).total <= gpu_bytes
 
     return max((size for size in sizes if size and fits(size)), default=0)
 

@@ -28,28 +28,33 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunShape:
-    """What of a model and its configuration decides memory."""
+    """What of a model, its configuration and its device decides memory; nothing trains unless it
+    is said."""
 
     language: EncoderShape
     vision: EncoderShape
     frozen_bytes: int
     """Weights that do not train."""
-    trained: int
-    """Parameters that do; float32."""
-    vision_trains: bool
-    """Stage 1 sends gradients through the vision encoder, stage 2 does not."""
     patch_values: int
     """C."""
-    rank: int
-    dropout: bool
     number_bytes: int
     """b: 2 in bfloat16, 4 in float32."""
-    mask_bytes: int
-    """Of a dropout mask, per number: 1 on a GPU, 4 on a CPU, whose masks are float32."""
-    checkpointing: bool
-    chunked: bool
+    on_gpu: bool
+    trained: int = 0
+    """Parameters that do; float32."""
+    vision_trains: bool = False
+    """Stage 1 sends gradients through the vision encoder, stage 2 does not."""
+    rank: int = 0
+    dropout: bool = False
+    checkpointing: bool = False
+    chunked: bool = True
     """Whether `train.chunk_size` or `train.chunk_tokens` is set: one chunk at a time (GradCache),
     else all of a step."""
+
+    @property
+    def mask_bytes(self) -> int:
+        """Of a dropout mask, per number: those of a CPU are float32."""
+        return 1 if self.on_gpu else _FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    shape: RunShape, chunks: Sequence[ChunkShape], *, queries: int, candidates: int, on_gpu: bool
+    shape: RunShape, chunks: Sequence[ChunkShape], *, queries: int, candidates: int
 ) -> MemoryEstimate:
     """Peak memory of one process, in bytes, for the chunks of one step; `process` is left 0."""
     passes = [pass_bytes(shape, chunk) for chunk in chunks]
@@ -110,7 +115,7 @@ def estimate_memory(
         optimizer=2 * shape.trained * _FLOAT32,
         activations=largest,
         vectors=vectors,
-        reserve=reserve_bytes(largest, on_gpu=on_gpu),
+        reserve=reserve_bytes(largest, on_gpu=shape.on_gpu),
     )
 
 

@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from abc_embed.errors import DataError, MissingExtraError, OutputError, TrainingError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import atomic_write
-from abc_embed.storage.json_files import atomic_write_json, read_json
+from abc_embed.storage.json_files import atomic_write_json, json_line, read_json
 from abc_embed.train.config import TrainConfig
 
 WANDB_PROJECT = "abc-embed"
@@ -78,29 +77,15 @@ class MetricsLogger:
         self._items, self._waited_s = 0, 0.0
 
     def __enter__(self) -> Self:
-        with full_disk_is_one_sentence(self._path):
-            self._file = self._path.open("a", encoding="utf-8")
         bar = progress_bar("step", self._steps, first=self._first_step, transient=False)
         self._on_progress = self._exit_stack.enter_context(bar)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._exit_stack.close()
-        try:
-            with full_disk_is_one_sentence(self._path):
-                self._file.close()
-        except OutputError:
-            if error is None:  # else what could not be flushed was raised before
-                raise
-        finally:
-            if self._tracker:
-                with full_disk_is_one_sentence(self._path.parent):
-                    self._tracker.close()
+        if self._tracker:
+            with full_disk_is_one_sentence(self._path.parent):
+                self._tracker.close()
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Give the tracker further values, if there is one."""
@@ -130,9 +115,7 @@ class MetricsLogger:
         )
         if record.step % self._every and record.step != self._steps:
             return
-        with full_disk_is_one_sentence(self._path):
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
+        append_lines(self._path, [values])
         self.track({k: v for k, v in values.items() if k != "step"}, record.step)
         self._last_line, self._items, self._waited_s = now, 0, 0.0
 
@@ -166,12 +149,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a log of the run."""
     with full_disk_is_one_sentence(path), path.open("ab") as file:
-        file.writelines(map(format_line, rows))
-
-
-def format_line(row: Mapping[str, Any]) -> bytes:
-    """A row as a line of a log, whatever a name of a file is made of."""
-    return json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n"
+        file.writelines(map(json_line, rows))
 
 
 def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
@@ -180,7 +158,7 @@ def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
         return []
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     with atomic_write(path) as file:
-        file.writelines(map(format_line, rows))
+        file.writelines(map(json_line, rows))
     return rows
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from abc_embed.data import Rejected
 from abc_embed.errors import DataError
 from abc_embed.storage.files import atomic_write
-from abc_embed.train.metrics_logger import append_lines, format_line, read_metrics
+from abc_embed.storage.json_files import json_line
+from abc_embed.train.metrics_logger import append_lines, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class RejectLog:
         self._places = {line["place"]: line["why"] for line in kept}
         if lines or kept or self.path.exists():
             with atomic_write(self.path) as file:
-                file.writelines(map(format_line, [*lines, *kept]))
+                file.writelines(map(json_line, [*lines, *kept]))
 
     def add(self, step: int, seen: int, rejected: Iterable[Rejected]) -> None:
         """What was left out of a step, of `seen` rows so far, repeated ones too.
