@@ -4,20 +4,18 @@ Shapes: `N` questions (instructions, or the image alone), `K` candidate texts.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_json, print_table
+from abc_embed.cli.output import check_plot, epilog, print_json, print_table
 from abc_embed.cli.rankings import Ranking
-from abc_embed.errors import UsageError
+from abc_embed.inputs import DECODE_LIMIT, Item, open_image
 
 if TYPE_CHECKING:
     from abc_embed.cli.remote import RemoteModel
     from abc_embed.embedder import Embedder
-    from abc_embed.inputs import Item
 
 EXAMPLES = epilog("""
   abc-embed compare photo.jpg "a dog" "a cat" --instruction "what is on the left?"
@@ -25,6 +23,8 @@ EXAMPLES = epilog("""
   abc-embed compare photo.jpg "a dog" "a cat" --server http://127.0.0.1:8765
 """)
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of the files that rankings are drawn in."""
 HEEDED = ("image", "texts", "instruction", "plot")
 """What a server can heed."""
 
@@ -39,9 +39,7 @@ def compare(
             help="What to look at; each one gets its own ranking. Without any, the image alone."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Also draw image and rankings: .png, .jpg or .webp.")
-    ] = None,
+    plot: options.RankingPlot = None,
     explain: Annotated[
         bool, typer.Option(help="Draw over the image what spoke for each best text.")
     ] = False,
@@ -54,37 +52,30 @@ def compare(
 
     The score is the cosine of the two vectors: 1 is the most there can be.
     """
-    if explain and plot is None:
-        raise UsageError("--explain is drawn; say where with --plot, like --plot ranking.png")
-    if plot is not None:
-        from abc_embed.cli import plot as plots
-
-        plots.check_plot(plot)
+    check_plot(plot, explain, PICTURES)
     asked: Sequence[str | None] = instruction or [None]
-    if served := remote.connect(context, settings.model, HEEDED):
-        rankings = rank_remote(served, image, asked, texts)
-        print_rankings(rankings, {"image": image, "model": served.model}, as_json)
-        if plot is not None:
-            from abc_embed.inputs import open_image
-
-            plots.write_plot(plot, open_image(image), rankings)
-        return
-    from abc_embed.inputs import DECODE_LIMIT, Item, open_image
-
     questions = [Item(image=image, instruction=words) for words in asked]
     candidates = [Item(text=text) for text in texts]
-    # A bad image is found before the model is loaded.
-    photo = open_image(image, decode_limit=settings.decode_limit or DECODE_LIMIT)
-    embedder, max_pixels = settings.load_with_pixels()
-    rankings = rank(embedder, questions, candidates, max_pixels)
-    print_rankings(rankings, {"image": image, "model": settings.model}, as_json)
+    embedder, max_pixels = None, None
+    served = remote.connect(context, settings.model, HEEDED)
+    if served is not None:
+        rankings = rank_remote(served, image, asked, texts)
+    else:
+        # A bad image is found before the model is loaded.
+        open_image(image, decode_limit=settings.decode_limit or DECODE_LIMIT)
+        embedder, max_pixels = settings.load_with_pixels()
+        rankings = rank(embedder, questions, candidates, max_pixels)
+    print_rankings(rankings, {"image": image, "model": (served or settings).model}, as_json)
     if plot is not None:
+        from abc_embed.cli.plot import write_plot
+
+        photo = open_image(image, decode_limit=settings.decode_limit or DECODE_LIMIT)
         overlays = [
             embedder.explain(question, ranking.texts[0], max_pixels=max_pixels).overlay(photo)
             for question, ranking in zip(questions, rankings, strict=True)
-            if explain
+            if embedder is not None and explain
         ]
-        plots.write_plot(plot, photo, rankings, overlays)
+        write_plot(plot, photo, rankings, overlays)
 
 
 def rank_remote(
@@ -108,8 +99,8 @@ def rank_remote(
 
 def rank(
     embedder: "Embedder",
-    questions: "Sequence[Item]",
-    texts: "Sequence[Item]",
+    questions: Sequence[Item],
+    texts: Sequence[Item],
     max_pixels: int | None = None,
 ) -> list[Ranking]:
     """One ranking of the `K` texts for each of the `N` questions; an image is encoded once.

@@ -3,10 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from abc_embed import search  # its `Index` brings lancedb, seconds: named where it is used
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import (
@@ -21,9 +22,9 @@ from abc_embed.cli.output import (
 )
 from abc_embed.errors import DataError, ImageNotFoundError, UsageError
 from abc_embed.progress import progress_bar
-
-if TYPE_CHECKING:
-    from abc_embed.search import Index
+from abc_embed.search.metadata import read_captions
+from abc_embed.search.settings import is_index, read_settings
+from abc_embed.storage.vector_folder import VectorFolder, is_vector_folder
 
 SHOWN = 10
 """Bad images that are named in a message; --json has them all."""
@@ -85,19 +86,14 @@ def build(
     as_json: options.AsJson = False,
 ) -> None:
     """Make an index of folders; given again, goes on where it was broken off."""
-    from abc_embed.search.settings import is_index
-
     if missing := [source for source in sources if not source.exists()]:
         raise ImageNotFoundError(f"there is no folder {str(missing[0])!r}; check the path")
     if is_index(index):
         _update(index, sources, intake, settings, as_json)
         return
-    settings = settings.with_default(options.MODEL)
-    settings.check()
-    from abc_embed.search import Index  # with its libraries: seconds
-
+    settings = settings.for_index(index)
     embedder, max_pixels = settings.load_with_pixels()
-    made = Index.create(
+    made = search.Index.create(
         index,
         embedder,
         max_pixels=max_pixels,
@@ -132,9 +128,7 @@ def remove(
     as_json: options.AsJson = False,
 ) -> None:
     """Take images out of an index; the files stay."""
-    from abc_embed.search import Index
-
-    removed = Index.open(index).remove(paths)
+    removed = search.Index.open(index).remove(paths)
     if not removed:
         raise DataError(f"{str(index)!r} holds none of them; give paths as they are on disk")
     print_outcome({"removed": removed}, f"removed {counted(removed, 'image')}", as_json)
@@ -143,9 +137,7 @@ def remove(
 @app.command(epilog=EXAMPLES)
 def info(index: Place, as_json: options.AsJson = False) -> None:
     """Say what an index is and holds."""
-    from abc_embed.search import Index
-
-    facts = Index.open(index).info()
+    facts = search.Index.open(index).info()
     if as_json:
         print_json(facts)
         return
@@ -163,9 +155,7 @@ def info(index: Place, as_json: options.AsJson = False) -> None:
 @app.command(epilog=EXAMPLES)
 def check(index: Place, as_json: options.AsJson = False) -> None:
     """Read all of an index, and compare it with the files; exits with 1 if it is damaged."""
-    from abc_embed.search import Index
-
-    opened = Index.open(index)
+    opened = search.Index.open(index)
     problems, changed = opened.check(), opened.stale_paths()
     if as_json:
         print_json({"images": len(opened), "problems": problems, "stale": changed})
@@ -191,9 +181,7 @@ def compact(
     as_json: options.AsJson = False,
 ) -> None:
     """Drop vanished images and old states; a search that is under way may fail."""
-    from abc_embed.search import Index
-
-    dropped = Index.open(index).compact(drop_tokens=tokens)
+    dropped = search.Index.open(index).compact(drop_tokens=tokens)
     print_outcome({"dropped": dropped}, f"dropped {counted(dropped, 'vanished image')}", as_json)
 
 
@@ -204,26 +192,21 @@ def _update(
     settings: options.IndexSettings,
     as_json: bool,
 ) -> None:
-    from abc_embed.search import Index
-    from abc_embed.search.settings import read_settings
-
-    settings = settings.with_default(read_settings(place)["model"] or options.MODEL)
+    read_settings(place)  # what is no index is refused before a model is loaded
+    settings = settings.for_index(place)
     embedder, max_pixels = settings.load_with_pixels()
-    index = Index.open(place, embedder, max_pixels=max_pixels)
+    index = search.Index.open(place, embedder, max_pixels=max_pixels)
     _fill(index, sources, intake, settings.batch_size, as_json)
 
 
 def _fill(
-    index: "Index",
+    index: "search.Index",
     sources: list[Path],
     intake: Intake,
     batch_size: int | None,
     as_json: bool,
 ) -> None:
     """Add vectors that are ready, then images, and say what was done."""
-    from abc_embed.search.metadata import read_captions
-    from abc_embed.storage.vector_folder import is_vector_folder
-
     captions = None if intake.caption_file is None else read_captions(intake.caption_file)
     ready = [s for s in sources if s.suffix == ".npy" or is_vector_folder(s)]
     if ready and intake.where is not None:
@@ -266,7 +249,7 @@ def _fill(
             raise DataError("none of the images can be used")
 
 
-def _add_npy(index: "Index", file: Path) -> None:
+def _add_npy(index: "search.Index", file: Path) -> None:
     """Vectors that `abc-embed embed -o NAME.npy` wrote, under the names beside them."""
     import numpy as np
 
@@ -279,10 +262,8 @@ def _add_npy(index: "Index", file: Path) -> None:
     index.add_vectors(paths, vectors)
 
 
-def _add_folder(index: "Index", folder: Path) -> None:
+def _add_folder(index: "search.Index", folder: Path) -> None:
     """Vectors that `abc-embed batch` wrote, under their ids."""
-    from abc_embed.storage.vector_folder import VectorFolder
-
     made = VectorFolder(folder)
     made.check(index.settings["fingerprint"], index.max_pixels)
     for ids, vectors, _ in made.vectors():

@@ -62,6 +62,10 @@ MaxPixels = Annotated[
         show_default="as the model says",
     ),
 ]
+Instruction = Annotated[str | None, typer.Option(help="What to look at in every image.")]
+RankingPlot = Annotated[
+    Path | None, typer.Option(help="Also draw image and rankings: .png, .jpg or .webp.")
+]
 ImageFolder = Annotated[
     Path | None,
     typer.Option(
@@ -372,9 +376,12 @@ class IndexSettings(BatchSettings):
 
     model: IndexModel = ""
 
-    def with_default(self, model: str) -> Self:
-        """The settings with this model, where the user named none."""
-        return replace(self, model=self.model or model)
+    def for_index(self, folder: Path) -> Self:
+        """The settings with the model of the index that lies there, if the user named none."""
+        from abc_embed.search.settings import is_index, read_settings
+
+        known = read_settings(folder)["model"] if is_index(folder) else None
+        return replace(self, model=self.model or known or MODEL)
 
 
 def parse_area(text: str) -> tuple[int, bool]:

@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import typer
 
-from abc_embed.errors import OutputError
+from abc_embed.errors import OutputError, UsageError
+from abc_embed.storage.files import check_writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,6 +84,22 @@ def keep_record(
         path = write_record(record, folder)
         draw(record, path.with_suffix(".png"))
         print_message(f"the record is {path}, drawn beside it")
+
+
+def check_plot(plot: Path | None, explain: bool, endings: Sequence[str]) -> None:
+    """Find out before the work whether the picture of --plot can be written.
+
+    Raises:
+        UsageError: its name has none of the `endings`; or there is none for --explain to draw on.
+        OutputError: it cannot be written.
+    """
+    if plot is None:
+        if explain:
+            raise UsageError("--explain is drawn; say where with --plot, like --plot page.png")
+        return
+    if plot.suffix.lower() not in endings:
+        raise UsageError(f"{str(plot)!r} does not end in {', '.join(endings)}; give such a name")
+    check_writable(plot)
 
 
 def print_skipped(lines: Sequence[str], total: int) -> None:

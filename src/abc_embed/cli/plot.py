@@ -7,12 +7,8 @@ from PIL import Image, ImageDraw
 
 from abc_embed.cli.output import print_message
 from abc_embed.cli.rankings import Ranking
-from abc_embed.errors import UsageError
 from abc_embed.figures import draw_text, text_width, wrap_text
-from abc_embed.storage.files import atomic_write, check_writable
-
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""End of a file's name -> what Pillow calls the format."""
+from abc_embed.storage.files import atomic_write
 
 INK, FAINT, PAPER = (32, 34, 38), (110, 114, 122), (255, 255, 255)
 BEST, BAR = (38, 110, 200), (184, 204, 228)
@@ -36,13 +32,6 @@ MOST = 20
 """Texts that are drawn of one ranking, the best ones; the table has them all."""
 
 
-def check_plot(path: Path) -> None:
-    """Find out before the work whether the picture can be written."""
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{str(path)!r} does not end in {', '.join(FORMATS)}; give one of these")
-    check_writable(path)
-
-
 def write_plot(
     path: Path,
     photo: Image.Image,
@@ -56,7 +45,7 @@ def write_plot(
     else:
         picture = draw(photo, rankings)
     with atomic_write(path) as file:
-        picture.save(file, FORMATS[path.suffix.lower()])
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()])
     print_message(f"drawn in {path}")
 
 

@@ -1,12 +1,13 @@
 """`abc-embed quickstart`: one picture, two questions, and a ranking that swaps."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_result
+from abc_embed.cli.compare import PICTURES, print_rankings, rank
+from abc_embed.cli.output import check_plot, epilog, print_result
+from abc_embed.inputs import Item, open_image
 
 EXAMPLES = epilog("""
   abc-embed quickstart
@@ -25,9 +26,7 @@ TEXTS = ("a dog", "a cat", "a horse", "a rabbit", "a car", "a house")
 
 def quickstart(
     *,
-    plot: Annotated[
-        Path | None, typer.Option(help="Also draw picture and rankings: .png, .jpg or .webp.")
-    ] = None,
+    plot: options.RankingPlot = None,
     settings: options.ModelSettings,
     as_json: options.AsJson = False,
 ) -> None:
@@ -36,12 +35,7 @@ def quickstart(
     The same texts are ranked twice, by the same picture. Only the instruction differs, and the
     ranking swaps. Exits with 1 if it does not.
     """
-    from abc_embed.cli import plot as plots
-    from abc_embed.cli.compare import print_rankings, rank
-    from abc_embed.inputs import Item, open_image
-
-    if plot is not None:
-        plots.check_plot(plot)
+    check_plot(plot, False, PICTURES)
     picture = example_picture()
     questions = [Item(image=picture, instruction=words) for words in QUESTIONS]
     rankings = rank(settings.load(), questions, [Item(text=text) for text in TEXTS])
@@ -53,7 +47,9 @@ def quickstart(
     if not as_json:
         print_result(verdict)
     if plot is not None:
-        plots.write_plot(plot, open_image(picture), rankings)
+        from abc_embed.cli.plot import write_plot
+
+        write_plot(plot, open_image(picture), rankings)
     if not swaps:
         raise typer.Exit(1)
 

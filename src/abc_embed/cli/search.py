@@ -4,7 +4,7 @@ What is new in a folder is embedded, the rest remembered; an index is searched a
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import (
+    check_plot,
     epilog,
     open_file,
     print_json,
@@ -23,17 +24,19 @@ from abc_embed.cli.output import (
     print_table,
 )
 from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
+from abc_embed.inputs import DECODE_LIMIT, Item, open_image, read_header
 from abc_embed.progress import progress_bar
-from abc_embed.storage.files import check_writable
+from abc_embed.search.hits import Hit
+from abc_embed.search.queries import Query, as_query, embed_queries
+from abc_embed.search.settings import is_index, read_settings
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from abc_embed.cli.remote import RemoteModel
     from abc_embed.embedder import Embedder
+    from abc_embed.pipeline import Vector
     from abc_embed.search.folder import Bad, FolderIndex
-    from abc_embed.search.hits import Hit
-    from abc_embed.search.queries import Query
     from abc_embed.storage.vector_cache import VectorCache
 
 EXAMPLES = epilog("""
@@ -73,15 +76,6 @@ class OutputSettings:
         bool, typer.Option("--open", help="Open the page of --plot, or else the best hit.")
     ] = False
 
-    def check(self) -> None:
-        """Find out before the work whether the page can be written."""
-        if self.explain and self.plot is None:
-            raise UsageError("--explain is drawn; say where with --plot, like --plot hits.png")
-        if self.plot is not None:
-            if self.plot.suffix.lower() != ".png":
-                raise UsageError(f"{str(self.plot)!r} does not end in .png; give such a name")
-            check_writable(self.plot)
-
 
 @dataclass(frozen=True, kw_only=True)
 class IndexQuery:
@@ -100,14 +94,27 @@ class IndexQuery:
         bool, typer.Option(help="Keep what --ask saw, for the next instruction.")
     ] = False
 
+    def check(self, queries: Sequence[Query]) -> None:
+        """Find out before the work whether an index can be asked so."""
+        if not 0 < self.budget <= 1:
+            raise UsageError(f"--budget is {self.budget:g}; give a share above 0 and at most 1")
+        if self.ask is not None and any(query.kind in ("image", "joint") for query in queries):
+            raise UsageError("--ask says where to look for a text; give texts, and no --image")
+        if self.keep_tokens and self.ask is None:
+            raise UsageError(
+                "--keep-tokens keeps what --ask looks at; give an instruction with --ask"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """The hits of each query, and what they were found with."""
 
-    results: "list[list[Hit]]"
-    embedder: "Embedder"
-    max_pixels: int | None
+    results: list[list[Hit]]
+    model: str
+    embedder: "Embedder | None" = None
+    """None of a server."""
+    max_pixels: int | None = None
     bad: "list[Bad] | None" = None
     """Images of a folder that were left out; None of an index."""
 
@@ -158,31 +165,23 @@ def search(
     The first search of a folder embeds every image; later ones, with the same model, only those
     whose content is new. An index also knows what fits no image: only answers are shown.
     """
-    from abc_embed.search.settings import is_index, read_settings
-
     queries = _queries(texts or [], images or [], instruction, settings.decode_limit)
-    output.check()
+    asked.check(queries)
+    check_plot(output.plot, output.explain, (".png",))
     if served := remote.connect(context, settings.model, HEEDED):
-        words: list[str | None] = [*texts] if texts else [None] * len(queries)
-        results = [
-            _search_remote(served, folder, query, text, output.count, asked)
-            for query, text in zip(queries, words, strict=True)
-        ]
-        _show(queries, results, output, served.model, as_json, None)
-        return
-    if is_index(folder):
-        settings = settings.with_default(read_settings(folder)["model"] or options.MODEL)
-        found = _search_index(folder, queries, output.count, asked, settings)
+        found = _search_remote(served, folder, queries, texts, output.count, asked)
+    elif is_index(folder):
+        found = _search_index(folder, queries, output.count, asked, settings.for_index(folder))
     elif asked.where is not None or asked.ask is not None:
         option = "--ask" if asked.where is None else "--where"
         raise UsageError(f"{option} needs an index; make one with: abc-embed index build")
     else:
-        settings = settings.with_default(options.MODEL)
-        found = _search_folder(folder, queries, output.count, settings, reading)
-    results = _show(queries, found.results, output, settings.model, as_json, found.bad)
+        found = _search_folder(folder, queries, output.count, reading, settings.for_index(folder))
+    results = _show(queries, found, output, as_json)
     if output.plot is not None:
-        explain = _explainer(found, queries, asked.ask) if output.explain else None
-        _draw(output.plot, queries, results, explain)
+        whole_and_asked = [None] if asked.ask is None else [None, asked.ask]
+        instructions = whole_and_asked if output.explain else []
+        _draw(output.plot, queries, results, found, instructions)
     if output.open_best:
         shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
         for path in shown[:1]:
@@ -190,23 +189,21 @@ def search(
 
 
 def _show(
-    queries: "Sequence[Query]",
-    results: "list[list[Hit]]",
-    output: OutputSettings,
-    model: str,
-    as_json: bool,
-    bad: "Sequence[Bad] | None",
-) -> "list[list[Hit]]":
+    queries: Sequence[Query], found: Found, output: OutputSettings, as_json: bool
+) -> list[list[Hit]]:
     """Print the hits of each query, and for programs what of a folder was skipped; those that were
     shown."""
+    results = found.results
     if not output.show_all:
         results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
     if as_json:
         lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
         named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
-        facts = {"model": model, **({"queries": named} if len(named) > 1 else named[0])}
-        if bad is not None:
-            facts["skipped"] = [{"path": _shorter(b.path), "reason": str(b.error)} for b in bad]
+        facts = {"model": found.model, **({"queries": named} if len(named) > 1 else named[0])}
+        if found.bad is not None:
+            facts["skipped"] = [
+                {"path": _shorter(bad.path), "reason": str(bad.error)} for bad in found.bad
+            ]
         print_json(facts)
         return results
     none = "nothing matches" if output.show_all else "nothing matches; --all shows the rest"
@@ -223,10 +220,7 @@ def _show(
 
 def _queries(
     texts: Sequence[str], images: Sequence[str], instruction: str | None, decode_limit: int | None
-) -> "list[Query]":
-    from abc_embed.inputs import DECODE_LIMIT, Item, read_header
-    from abc_embed.search.queries import as_query
-
+) -> list[Query]:
     if bool(texts) == bool(images):
         raise UsageError("give texts to look for, or an image with --image; one of the two")
     if instruction is not None and not images:
@@ -239,7 +233,7 @@ def _queries(
 
 def _search_index(
     folder: Path,
-    queries: "Sequence[Query]",
+    queries: Sequence[Query],
     count: int,
     asked: IndexQuery,
     settings: options.IndexSettings,
@@ -247,7 +241,6 @@ def _search_index(
     from abc_embed.search import Index
     from abc_embed.search.ask import ask
 
-    _check_asked(queries, asked)
     embedder, max_pixels = settings.load_with_pixels()
     index = Index.open(folder, embedder, max_pixels=max_pixels)
     if asked.ask is None:
@@ -268,16 +261,7 @@ def _search_index(
                 )
             _print_passes(found.passes, found.images, found.share, found.unreadable)
             results.append(found.hits)
-    return Found(results=results, embedder=embedder, max_pixels=max_pixels)
-
-
-def _check_asked(queries: "Sequence[Query]", asked: IndexQuery) -> None:
-    if not 0 < asked.budget <= 1:
-        raise UsageError(f"--budget is {asked.budget:g}; give a share above 0 and at most 1")
-    if asked.ask is not None and any(query.kind in ("image", "joint") for query in queries):
-        raise UsageError("--ask says where to look for a text; give texts, and no --image")
-    if asked.keep_tokens and asked.ask is None:
-        raise UsageError("--keep-tokens keeps what --ask looks at; give an instruction with --ask")
+    return Found(results=results, model=settings.model, embedder=embedder, max_pixels=max_pixels)
 
 
 def _print_passes(passes: int, images: int, share: float | None, unreadable: int) -> None:
@@ -291,33 +275,35 @@ def _print_passes(passes: int, images: int, share: float | None, unreadable: int
 def _search_remote(
     served: "RemoteModel",
     folder: Path,
-    query: "Query",
-    text: str | None,
+    queries: Sequence[Query],
+    texts: Sequence[str] | None,
     count: int,
     asked: IndexQuery,
-) -> "list[Hit]":
-    """The hits of a server's index of that name, for the words of a query, or its image."""
+) -> Found:
+    """The hits of a server's index of that name, for words as they were given, or for images."""
     from abc_embed.cli.remote import image_data
-    from abc_embed.search.hits import Hit
 
-    _check_asked([query], asked)
-    body: dict[str, Any] = {"index": folder.absolute().name, "k": count, "all": True}
-    item = query.parts[0][1]
-    if text is None:
-        body |= {"image": image_data(str(item.image)), "instruction": item.instruction}
-    body |= {"text": text, "filter": asked.where}
-    if asked.ask is not None:
-        body |= {"ask": asked.ask, "budget": asked.budget}
-    answer = served.ask("/v1/search", body)
-    if asked.ask is not None:
-        _print_passes(*(answer[name] for name in ("passes", "images", "share", "unreadable")))
     path_of = _paths_here(folder)
-    return [Hit(path_of(hit), hit["score"], hit["is_answer"]) for hit in answer["data"]]
+    results = []
+    for number, query in enumerate(queries):
+        body: dict[str, Any] = {"index": folder.absolute().name, "k": count, "all": True}
+        if texts:
+            body["text"] = texts[number]
+        else:
+            item = query.parts[0][1]
+            body |= {"image": image_data(str(item.image)), "instruction": item.instruction}
+        body["filter"] = asked.where
+        if asked.ask is not None:
+            body |= {"ask": asked.ask, "budget": asked.budget}
+        answer = served.ask("/v1/search", body)
+        if asked.ask is not None:
+            _print_passes(*(answer[name] for name in ("passes", "images", "share", "unreadable")))
+        results.append([Hit(path_of(h), h["score"], h["is_answer"]) for h in answer["data"]])
+    return Found(results=results, model=served.model)
 
 
 def _paths_here(folder: Path) -> "Callable[[dict[str, Any]], Path]":
     """From a server's hit to the path of its image: the one here whose id it is, or its name."""
-    from abc_embed.search.settings import is_index, read_settings
     from abc_embed.storage.hashing import short_id
 
     folders = [Path(one) for one in read_settings(folder)["folders"]] if is_index(folder) else []
@@ -332,14 +318,13 @@ def _paths_here(folder: Path) -> "Callable[[dict[str, Any]], Path]":
 
 def _search_folder(
     folder: Path,
-    queries: "Sequence[Query]",
+    queries: Sequence[Query],
     count: int,
-    settings: options.IndexSettings,
     reading: FolderSettings,
+    settings: options.IndexSettings,
 ) -> Found:
     from abc_embed.data.image_files import find_images
     from abc_embed.search.folder import Bad, index_images
-    from abc_embed.search.queries import embed_queries
 
     if folder.is_file():
         raise ImageNotFoundError(f"{str(folder)!r} is a file; give the folder that it lies in")
@@ -363,10 +348,16 @@ def _search_folder(
     index.bad.extend(Bad(path, error) for path, error in unreadable.items())
     _report(index, reading.on_error)
     results = [index.search(vector, count) for vector in vectors]
-    return Found(results=results, embedder=embedder, max_pixels=max_pixels, bad=index.bad)
+    return Found(
+        results=results,
+        model=settings.model,
+        embedder=embedder,
+        max_pixels=max_pixels,
+        bad=index.bad,
+    )
 
 
-def _as_json(rank: int, hit: "Hit") -> dict[str, Any]:
+def _as_json(rank: int, hit: Hit) -> dict[str, Any]:
     fields = {"rank": rank, "path": _shorter(hit.path), "score": hit.score}
     return fields if hit.is_answer is None else {**fields, "is_answer": hit.is_answer}
 
@@ -377,50 +368,33 @@ def _shorter(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(here) else str(path)
 
 
-Explainer = Callable[[int, Path, "Image.Image"], "Iterable[tuple[Image.Image, str]]"]
-"""The number of a query, a hit and its image -> what is drawn of it, and what that shows."""
-
-
-def _explainer(found: Found, queries: "Sequence[Query]", ask: str | None) -> Explainer:
-    """The image under the map of what spoke for it: as a whole, and where the instruction asks."""
-    from abc_embed.inputs import Item
-    from abc_embed.search.queries import embed_queries
-
-    vectors = embed_queries(queries, found.embedder, found.max_pixels)
-
-    def explain(
-        query: int, path: Path, photo: "Image.Image"
-    ) -> "Iterable[tuple[Image.Image, str]]":
-        for words in [None] if ask is None else [None, ask]:
-            item = Item(image=path, instruction=words)
-            evidence = found.embedder.explain(item, vectors[query], max_pixels=found.max_pixels)
-            yield evidence.overlay(photo), words or "the image alone"
-
-    return explain
-
-
 def _draw(
     out: Path,
-    queries: "Sequence[Query]",
-    results: "Sequence[Sequence[Hit]]",
-    explain: Explainer | None,
+    queries: Sequence[Query],
+    results: Sequence[Sequence[Hit]],
+    found: Found,
+    instructions: Sequence[str | None],
 ) -> None:
-    """A contact sheet of the hits; one whose file is gone is left out."""
-    from abc_embed.data.contact_sheet import FAINT, INK, draw_cell, write_sheet
-    from abc_embed.inputs import open_image
+    """A contact sheet of the hits; one whose file is gone is left out.
 
+    With `instructions`, None being the image alone, of what spoke for each hit under each of them.
+    """
+    from abc_embed.data.contact_sheet import FAINT, INK, draw_cell, write_sheet
+
+    vectors: Any = [None] * len(queries)
+    if instructions and found.embedder is not None:
+        vectors = embed_queries(queries, found.embedder, found.max_pixels)
     cells = []
-    for number, (query, hits) in enumerate(zip(queries, results, strict=True)):
+    for query, vector, hits in zip(queries, vectors, results, strict=True):
         for rank, hit in enumerate(hits, 1):
             place = "below the line" if hit.is_answer is False else f"number {rank}"
             lines = [(str(query), INK), (f"{place}, cosine {hit.score:.3f}", FAINT)]
             try:
-                photo = open_image(hit.path)
-                drawn = list(explain(number, hit.path, photo)) if explain else [(photo, "")]
+                pictures = _pictures(hit.path, found, vector, instructions)
             except InputError as error:
                 print_message(f"not drawn: {error}")
                 continue
-            for picture, shown in drawn:
+            for picture, shown in pictures:
                 more = [(shown, INK)] if shown else []
                 cells.append(draw_cell(picture, _shorter(hit.path), [*lines, *more]))
     if not cells:
@@ -428,6 +402,22 @@ def _draw(
         return
     write_sheet(cells, out)
     print_message(f"drawn in {out}")
+
+
+def _pictures(
+    path: Path, found: Found, vector: "Vector | None", instructions: Sequence[str | None]
+) -> "list[tuple[Image.Image, str]]":
+    """What is drawn of a hit, and what it shows: the image, or over it the map of what spoke for a
+    query's `vector` `(D,)`."""
+    photo = open_image(path)
+    if found.embedder is None or vector is None:
+        return [(photo, "")]
+    pictures = []
+    for words in instructions:
+        item = Item(image=path, instruction=words)
+        evidence = found.embedder.explain(item, vector, max_pixels=found.max_pixels)
+        pictures.append((evidence.overlay(photo), words or "the image alone"))
+    return pictures
 
 
 def _open_cache(
