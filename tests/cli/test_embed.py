@@ -200,7 +200,7 @@ def test_skipping_goes_on_and_ends_with_the_list(cli: Cli, tiny: Path, here: Pat
         "line 3": "there is no file 'gone.jpg'; check the path",
         "line 4": "the text is empty; give at least one word",
         "line 5": 'this is neither a text nor an object; give "a dog", or {"image": "photo.jpg"}',
-        "line 6": "this is no JSON (UnicodeDecodeError); give one JSON value per line",
+        "line 6": "this is not UTF-8 (byte 0); give one JSON value per line",
         "line 7": "'text' is no text; give it in quotes",
     }
     assert {key: reasons[key] for key in expected} == expected

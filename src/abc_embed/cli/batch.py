@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_first, print_json, print_message, print_table
+from abc_embed.cli.output import Printer, epilog, print_first, print_message
 from abc_embed.progress import progress_bar
 
 EXAMPLES = epilog("""
@@ -51,7 +51,7 @@ def batch(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write, or to go on with.")],
     image_folder: options.ImageFolder = None,
-    instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
+    instruction: options.Instruction = None,
     form: Annotated[
         Literal["parquet", "lance"], typer.Option("--format", help="Files, or one table.")
     ] = "parquet",
@@ -62,7 +62,7 @@ def batch(
     *,
     cluster: ClusterOptions,
     settings: options.VectorSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Give every image of a data set its vector; what was broken off goes on.
 
@@ -95,9 +95,7 @@ def batch(
             f"left out {report.bad} of {report.rows} rows; all are in {out}/rejects.jsonl:"
         )
         print_first([f"  {bad.place}: {bad.why}" for bad in report.first_bad], 10, "")
-    if as_json:
-        print_json({"out": str(out), "model": settings.model, **report.as_json()})
-        return
+    printer.json({"out": str(out), "model": settings.model, **report.as_json()})
     rows = [
         ("rows", report.rows),
         ("there already", report.done_before),
@@ -106,4 +104,4 @@ def batch(
         ("items a second", f"{report.items_per_s:.1f}"),
         ("of their time models waited for data", f"{report.waiting_share:.1%}"),
     ]
-    print_table((str(out), ""), rows)
+    printer.table((str(out), ""), rows)

@@ -14,16 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import bench_replica, bench_sets, bench_speed, options
-from abc_embed.cli.output import (
-    epilog,
-    keep_record,
-    print_json,
-    print_message,
-    print_result,
-    print_table,
-)
+from abc_embed.cli.output import Printer, epilog, print_message, print_result
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
+from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.json_files import atomic_write_json
 from abc_embed.vectors import check_output
 
 if TYPE_CHECKING:
@@ -102,7 +97,7 @@ def ctrlbench(
     ] = None,
     *,
     settings: options.EncoderSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Does the vector follow the instruction? With every control, the composition gap first.
 
@@ -114,14 +109,13 @@ def ctrlbench(
     widths: list[int | None] = [*options.parse_widths("--dims", dims)] or [None]
     formats = _formats(outputs or "float32")
     choices = [] if dims is outputs is None else list(product(widths, formats))
-    from abc_embed.storage.files import make_folder
     from abc_embed.storage.vector_cache import default_folder
 
     folder = make_folder(default_folder() / "results" if out is None else out)
     if data is None and set(tier or ()) <= set(DRAWN):  # before anything is drawn for it
         settings.check(model)
     benchmarks = _benchmarks(tier, data)
-    encoder = settings.load_encoder(model, progress=not as_json)
+    encoder = settings.load_encoder(model, progress=not printer.as_json)
     from abc_embed.bench.encoders.registry import CachedEncoder
 
     with ExitStack() as stack:
@@ -133,12 +127,11 @@ def ctrlbench(
         for (benchmark, name), measured in product(benchmarks, encoders):
             record = _measure(measured, benchmark, name, folder, limit, again)
             records.append(record)
-            if not (as_json or choices):
-                _print_record(record)
-    if as_json:
-        print_json(records if len(records) > 1 else records[0])
+            if not choices:
+                _print_record(record, printer)
+    printer.json(records if len(records) > 1 else records[0])
     if choices:
-        _report_formats(records, None if out is None else folder / "formats.png", as_json)
+        _report_formats(records, None if out is None else folder / "formats.png", printer)
 
 
 def _formats(outputs: str) -> list[str]:
@@ -188,7 +181,7 @@ def _formatted(
     return [FormattedEncoder(cached, dim, output, facts) for dim, output in choices]
 
 
-def _report_formats(records: list[dict[str, Any]], figure: Path | None, as_json: bool) -> None:
+def _report_formats(records: list[dict[str, Any]], figure: Path | None, printer: Printer) -> None:
     from abc_embed.bench import figures
     from abc_embed.bench.tables import first_recall, score_cell
 
@@ -198,9 +191,8 @@ def _report_formats(records: list[dict[str, Any]], figure: Path | None, as_json:
         cell = score_cell(first_recall(record["scores"]["joint"]))
         name = (record["benchmark"], str(form["dim"]), form["output"], str(form["bytes"]))
         rows.append((*name, cell, score_cell(record["composition_gap"])))
-    if not as_json:
-        columns = ("", "width", "format", "bytes", "R@1, image + instruction", "composition gap")
-        print_table(columns, rows)
+    columns = ("", "width", "format", "bytes", "R@1, image + instruction", "composition gap")
+    printer.table(columns, rows)
     if figure is not None:
         figures.draw_formats(records, figure)
         print_message(f"drawn: {figure}")
@@ -223,21 +215,22 @@ def _drawn_tier(name: str) -> "Benchmark":
         return load(name, on_progress)
 
 
-def _print_record(record: dict[str, Any]) -> None:
+def _print_record(record: dict[str, Any], printer: Printer) -> None:
     from abc_embed.bench import tables
 
     title = f"{record['benchmark']}, {record['model']['name']}"
     if area := record["settings"]["max_pixels"]:
         title += f", at most {area:,} pixels"
-    print_table(("", "value (95 %)", "target"), tables.summary(record), title=title)
-    print_result(tables.sizes_line(record))
+    printer.table(("", "value (95 %)", "target"), tables.summary(record), title=title)
+    printer.line(tables.sizes_line(record))
 
 
 @app.command(epilog=EXAMPLES)
 def build(
     tier: Annotated[str, typer.Option(help=f"{', '.join(DRAWN)}.")],
     out: Annotated[Path, typer.Option(help="Folder to put the benchmark in.")],
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Draw a frozen tier into a folder: the same bytes everywhere, or an error."""
     from abc_embed.bench.ctrlbench import tiers
@@ -246,11 +239,9 @@ def build(
     with progress_bar(f"drawing tier {tier}") as on_progress:
         benchmark = tiers.build(tier, out, on_progress)
     summary = {**benchmark.card["counts"], **validate(benchmark, tier)}
-    if as_json:
-        print_json({"out": str(out), **summary, "content_hash": benchmark.content_hash()})
-        return
-    print_table((f"tier {tier}", ""), list(summary.items()))
-    print_result(f"the benchmark is in {out}")
+    printer.json({"out": str(out), **summary, "content_hash": benchmark.content_hash()})
+    printer.table((f"tier {tier}", ""), list(summary.items()))
+    printer.line(f"the benchmark is in {out}")
 
 
 @app.command(epilog=EXAMPLES)
@@ -259,7 +250,8 @@ def diff(
     b: Annotated[
         Path, typer.Argument(metavar="AFTER.json", help="Another, of the same questions.")
     ],
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Compare two records query by query: what the second gains, by a paired permutation test.
 
@@ -270,9 +262,7 @@ def diff(
 
     records = read_record(a), read_record(b)
     rows = compare_records(*records)
-    if as_json:
-        print_json(rows)
-        return
+    printer.json(rows)
     names = [record["model"]["name"] for record in records]
     if names[0] == names[1]:
         names = [a.stem, b.stem] if a.stem != b.stem else [str(a), str(b)]
@@ -282,7 +272,7 @@ def diff(
         change = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append((CONDITIONS[row["way"]], row["a"], row["b"], change, f"{row['p']:.4f}"))
     minus = f"{names[1]} − {names[0]} (95 %)"
-    print_table(("R@1", *names, minus, "p"), lines, title=records[0]["benchmark"])
+    printer.table(("R@1", *names, minus, "p"), lines, title=records[0]["benchmark"])
 
 
 @app.command(epilog=EXAMPLES)
@@ -298,7 +288,6 @@ def report(
     from abc_embed.bench import figures, tables
     from abc_embed.bench.ctrlbench.schema import read_benchmark
     from abc_embed.bench.records import read_records
-    from abc_embed.storage.files import atomic_write, make_folder
 
     records = read_records(results)
     if not records:
@@ -360,7 +349,7 @@ def audit(
     max_pixels: options.MaxPixels = None,
     *,
     settings: options.EncoderSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Count the questions that the image alone solves, the words alone, or the sum of both vectors.
 
@@ -371,23 +360,20 @@ def audit(
     if settings.name is not None and len(set(model)) > 1:
         raise UsageError("--name is for one model, and several are given; leave it out")
     from abc_embed.bench import audit as bench
-    from abc_embed.storage.files import atomic_write, make_folder
-    from abc_embed.storage.json_files import atomic_write_json
 
     if out is not None:
         make_folder(out)
     questions = bench.read_audit_set(source, limit=limit, image_folder=image_folder)
     panel = [
-        settings.load_encoder(name, progress=not as_json).at(area) for name in dict.fromkeys(model)
+        settings.load_encoder(name, progress=not printer.as_json).at(area)
+        for name in dict.fromkeys(model)
     ]
     findings = bench.audit(panel, questions, cache=settings.cache)
-    if as_json:
-        print_json(findings)
-    else:
-        print_table(bench.HEAD, bench.rows(findings))
-        if by_kind := bench.kind_rows(findings):
-            print_table(bench.KINDS_HEAD, by_kind)
-        print_result(bench.summary(findings))
+    printer.json(findings)
+    printer.table(bench.HEAD, bench.rows(findings))
+    if by_kind := bench.kind_rows(findings):
+        printer.table(bench.KINDS_HEAD, by_kind)
+    printer.line(bench.summary(findings))
     for sentence in bench.warnings(findings):
         print_message(f"warning: {sentence}")
     if out is not None:
@@ -407,7 +393,7 @@ def evidence(
     out: bench_speed.RecordFolder = None,
     *,
     settings: options.ModelSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Point to the thing that was asked for, on scenes whose boxes are known.
 
@@ -417,8 +403,8 @@ def evidence(
     settings.check()
     from abc_embed.bench import evidence as bench
 
-    record = bench_speed.run(bench, settings, out, "methods and controls", as_json, scenes=scenes)
-    keep_record(record, out, partial(_draw_scenes, bench), as_json)
+    record = bench_speed.run(bench, settings, out, "methods and controls", printer, scenes=scenes)
+    bench_speed.keep(record, out, partial(_draw_scenes, bench), printer)
 
 
 @app.command(epilog=ROBUST_EXAMPLES)
@@ -427,7 +413,7 @@ def robust(
     out: bench_speed.RecordFolder = None,
     *,
     settings: options.ModelSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Ask the same in other words, of smaller, darker, turned or compressed pictures.
 
@@ -436,13 +422,13 @@ def robust(
     settings.check()
     from abc_embed.bench import robust as bench
 
-    record = bench_speed.run(bench, settings, out, "conditions", as_json, scenes=scenes)
-    if not as_json:
+    record = bench_speed.run(bench, settings, out, "conditions", printer, scenes=scenes)
+    if not printer.as_json:
         print_message(
             "answerable questions score above unanswerable ones in "
             f"{record['nothing_fits']['auc']:.3f} of pairs"
         )
-    keep_record(record, out, partial(_draw_scenes, bench), as_json)
+    bench_speed.keep(record, out, partial(_draw_scenes, bench), printer)
 
 
 def _draw_scenes(bench: ModuleType, record: Mapping[str, Any], path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import epilog, print_json, print_result, print_table
+from abc_embed.cli import vlm_options
+from abc_embed.cli.output import Printer, epilog
 from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.progress import progress_bar
 
@@ -57,7 +57,7 @@ def build_replica(
     max_tokens: vlm_options.MaxTokens = 1024,
     *,
     vlm: vlm_options.VlmSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Build tier R: five questions about each of your images, by a VLM or from human captions.
 
@@ -68,7 +68,7 @@ def build_replica(
     if vlm.vlm is None:
         if vlm.dry_run:
             raise UsageError("without --vlm nobody is asked; leave --dry-run out")
-        _print_benchmark(*_from_records(source, out, count, seed, leaks), as_json)
+        _print_benchmark(*_from_records(source, out, count, seed, leaks), printer)
         return
     files = replica.sample(source, count or DEFAULT_COUNT, seed)
     replies = out.with_name(f"{out.name}.replies.sqlite")
@@ -76,7 +76,7 @@ def build_replica(
         client = vlm.client(stack, replies, max_tokens=max_tokens, json_mode=json_mode)
         if vlm.dry_run:
             requests = replica.planned_requests(files)
-            vlm_options.print_estimate(client, requests, tries, replica.RETRY_TOKENS, as_json)
+            vlm_options.print_estimate(client, requests, tries, replica.RETRY_TOKENS, printer)
             return
         about = {**replica.about(client), "seed": seed, "license": license}
         how = "a VLM, one request an image"
@@ -88,7 +88,7 @@ def build_replica(
             )
         except CostLimitError as reached:
             raise CostLimitError(f"{reached} (--max-cost)") from None
-    _print_benchmark(benchmark, left_out, as_json)
+    _print_benchmark(benchmark, left_out, printer)
 
 
 def _from_records(
@@ -108,7 +108,7 @@ def _from_records(
         return replica.build(out, pairs, how=how, about=about, leaks=leaks, on_progress=on_progress)
 
 
-def _print_benchmark(benchmark: "Benchmark", left_out: dict[str, int], as_json: bool) -> None:
+def _print_benchmark(benchmark: "Benchmark", left_out: dict[str, int], printer: Printer) -> None:
     from abc_embed.bench.ctrlbench.validate import validate
 
     bounds = validate(benchmark, "R")
@@ -117,18 +117,16 @@ def _print_benchmark(benchmark: "Benchmark", left_out: dict[str, int], as_json: 
         "captions": len(benchmark.corpus),
         "questions": len(benchmark.queries),
     }
-    if as_json:
-        summary = {"out": str(benchmark.folder), **counts, "left_out": left_out, "gate": bounds}
-        print_json({**summary, "content_hash": benchmark.content_hash()})
-        return
-    print_table(("tier R", ""), list(counts.items()))
+    summary = {"out": str(benchmark.folder), **counts, "left_out": left_out, "gate": bounds}
+    printer.json({**summary, "content_hash": benchmark.content_hash()})
+    printer.table(("tier R", ""), list(counts.items()))
     if left_out:
-        print_table(("left out", ""), list(left_out.items()))
+        printer.table(("left out", ""), list(left_out.items()))
     rows: list[tuple[str, Any]] = [
         ("R@1 of the image alone, at most", bounds["image"]),
         ("R@1 of the words alone, at most", bounds["text"]),
         ("R@1 by chance", bounds["random"]),
         ("prompts with a word of their answer", bounds["leaks"]),
     ]
-    print_table(("from the files alone", ""), rows)
-    print_result(f"the benchmark is in {benchmark.folder}")
+    printer.table(("from the files alone", ""), rows)
+    printer.line(f"the benchmark is in {benchmark.folder}")

@@ -1,7 +1,7 @@
 """`abc-embed bench coco|flickr30k|mmeb|zero-shot|records`: sets of others in their own layouts, and
 records of one's own."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_json, print_message, print_table
+from abc_embed.cli.output import Printer, epilog, print_message
 from abc_embed.errors import UsageError
 from abc_embed.storage.files import check_writable, make_folder
 
@@ -47,7 +47,6 @@ class EvaluationSettings(options.EncoderSettings):
     figure: Annotated[
         Path | None, typer.Option(help="PNG of several resolutions: score and speed.")
     ] = None
-    as_json: options.AsJson = False
 
     def __post_init__(self) -> None:
         several = len(self.areas) > 1
@@ -73,35 +72,35 @@ def coco(
     split: Split = "test",
     *,
     settings: EvaluationSettings,
+    printer: Printer,
 ) -> None:
     """MSCOCO 5K in Karpathy's split: 25,000 captions, both directions, RSUM."""
-    _evaluate_captions(data, images, split, positives or [], settings)
-
-
-def flickr30k(
-    data: Karpathy, images: Images, split: Split = "test", *, settings: EvaluationSettings
-) -> None:
-    """Flickr30K 1K in Karpathy's split: 5,000 captions, both directions, RSUM."""
-    _evaluate_captions(data, images, split, [], settings)
-
-
-def _evaluate_captions(
-    data: Path, images: Path, split: str, positives: Sequence[str], settings: EvaluationSettings
-) -> None:
-    unknown = [name for name in positives if name not in ("cxc", "eccv")]
+    unknown = [name for name in positives or () if name not in ("cxc", "eccv")]
     if unknown:
         raise UsageError(f"--positives is {unknown[0]!r}; give cxc or eccv")
     from abc_embed.bench.sets.captions import evaluation_set, load_karpathy, load_positives
 
     captions = load_karpathy(data, images, split=split)
-    further = [load_positives(name, captions) for name in positives]
+    further = [load_positives(name, captions) for name in positives or ()]
     for pairs in further:
         if pairs.absent:
             print_message(
                 f"{pairs.name}: {pairs.absent:,} judged pairs are not in the set, and left out"
             )
 
-    evaluate(settings, "image_to_text_r1", [evaluation_set(captions, further)])
+    evaluate(settings, printer, "image_to_text_r1", [evaluation_set(captions, further)])
+
+
+def flickr30k(
+    data: Karpathy,
+    images: Images,
+    split: Split = "test",
+    *,
+    settings: EvaluationSettings,
+    printer: Printer,
+) -> None:
+    """Flickr30K 1K in Karpathy's split: 5,000 captions, both directions, RSUM."""
+    coco(data, images, split=split, settings=settings, printer=printer)
 
 
 def mmeb(
@@ -117,6 +116,7 @@ def mmeb(
     seed: Annotated[int, typer.Option(min=0, help="Shuffles the candidates.")] = 0,
     *,
     settings: EvaluationSettings,
+    printer: Printer,
 ) -> None:
     """MMEB v1: 9 classification and 10 VQA sets of the paper, and the other sets that are there."""
     from abc_embed.bench.sets.mmeb import load_task, table_rows, tasks_in
@@ -131,9 +131,9 @@ def mmeb(
             print_message(f"{name}: {loaded.sizes['queries']:,} questions")
             yield loaded
 
-    findings = evaluate(settings, "accuracy", each_task())
-    if not settings.as_json and len(settings.areas) == 1:
-        print_table(("MMEB v1, %", "rows", "accuracy", "paper"), table_rows(findings))
+    findings = evaluate(settings, printer, "accuracy", each_task())
+    if len(settings.areas) == 1:
+        printer.table(("MMEB v1, %", "rows", "accuracy", "paper"), table_rows(findings))
 
 
 def zero_shot(
@@ -144,11 +144,12 @@ def zero_shot(
     template: Annotated[str, typer.Option(help="How a class is worded.")] = "A photo of a {label}.",
     *,
     settings: EvaluationSettings,
+    printer: Printer,
 ) -> None:
     """Zero-shot classification on any folder of images."""
     from abc_embed.bench.sets.zero_shot import load_image_folder
 
-    evaluate(settings, "accuracy", [load_image_folder(data, labels, template=template)])
+    evaluate(settings, printer, "accuracy", [load_image_folder(data, labels, template=template)])
 
 
 def records(
@@ -165,6 +166,7 @@ def records(
     image_folder: options.ImageFolder = None,
     *,
     settings: EvaluationSettings,
+    printer: Printer,
 ) -> None:
     """Your own records: image to caption, image + instruction to answer, by kind of question.
 
@@ -178,14 +180,14 @@ def records(
     dataset = open_dataset(source, image_folder=image_folder)
     own = read_own_records(dataset, repeated=repeated, limit=limit)
     score = "instruction_to_answer_r1" if own.sizes["questions"] else "image_to_caption_r1"
-    for findings in evaluate(settings, score, [own]):
+    for findings in evaluate(settings, printer, score, [own]):
         for sentence in [repeated_message(findings), *chance_warnings(findings["by_aspect"])]:
             if sentence:
                 print_message(sentence)
 
 
 def evaluate(
-    settings: EvaluationSettings, score: str, sets: "Iterable[EvaluationSet]"
+    settings: EvaluationSettings, printer: Printer, score: str, sets: "Iterable[EvaluationSet]"
 ) -> "list[Findings]":
     """Load the model, measure at each resolution, print, and write what was asked for.
 
@@ -198,19 +200,23 @@ def evaluate(
 
     if settings.out is not None:
         make_folder(settings.out)
-    encoder = settings.load_encoder(settings.model, progress=not settings.as_json)
+    encoder = settings.load_encoder(settings.model, progress=not printer.as_json)
     if len(settings.areas) == 1:
         with CachedEncoder(encoder.at(settings.areas[0]), settings.cache) as cached:
             findings = [measure(cached, each) for each in sets]
     else:
         areas = [area for area in settings.areas if area is not None]
         findings = [found for each in sets for found in sweep(encoder, areas, each)]
-    _report(settings, encoder, findings, score)
+    _report(settings, printer, encoder, findings, score)
     return findings
 
 
 def _report(
-    settings: EvaluationSettings, encoder: "Encoder", findings: "list[Findings]", score: str
+    settings: EvaluationSettings,
+    printer: Printer,
+    encoder: "Encoder",
+    findings: "list[Findings]",
+    score: str,
 ) -> None:
     from abc_embed.bench.records import make_record, write_record
     from abc_embed.bench.sets.evaluation import missing_images_message
@@ -220,11 +226,9 @@ def _report(
     for result in findings:
         if message := missing_images_message(result["missing"]):
             print_message(f"{result['benchmark']}: {message}")
-    if settings.as_json:
-        print_json(records if len(records) > 1 else records[0])
-    else:
-        for result in findings:
-            _print_scores(result)
+    printer.json(records if len(records) > 1 else records[0])
+    for result in findings:
+        _print_scores(result, printer)
     if settings.out is not None:
         for record in records:
             print_message(f"the record is {write_record(record, settings.out)}")
@@ -233,7 +237,7 @@ def _report(
         print_message(f"the figure is {settings.figure}")
 
 
-def _print_scores(result: "Findings") -> None:
+def _print_scores(result: "Findings", printer: Printer) -> None:
     area = result["settings"]["max_pixels"]
     rows: list[tuple[Any, ...]] = []
     kinds = result.get("by_aspect", {})
@@ -246,4 +250,4 @@ def _print_scores(result: "Findings") -> None:
     if result.get("images_per_s"):
         rows.append(("items with an image per second", f"{result['images_per_s']:.1f}", "", ""))
     title = result["benchmark"] + (f", at most {area:,} pixels" if area else "")
-    print_table(("", "%", "95 %", "queries"), rows, title=title)
+    printer.table(("", "%", "95 %", "queries"), rows, title=title)

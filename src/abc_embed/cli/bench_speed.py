@@ -1,6 +1,7 @@
 """`abc-embed bench speed`: what the engine reaches on this machine, with any model or shape."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from abc_embed import runtime
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, keep_record, print_result, print_table
+from abc_embed.cli.output import Printer, epilog, print_message
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
+from abc_embed.storage.files import make_folder
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.base import Encoder
@@ -48,7 +51,6 @@ class SpeedSettings(options.ModelSettings):
             return super().load()
         self.check()
         with options.announced(f"making weights of shape {self.shape}"):
-            from abc_embed import runtime
             from abc_embed.speed.shapes import random_embedder
 
             device = runtime.resolve_device(self.device)
@@ -72,7 +74,7 @@ def speed(
     out: RecordFolder = None,
     *,
     settings: SpeedSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Items a second, decoding included; share of the device's peak; where the time goes.
 
@@ -86,7 +88,7 @@ def speed(
     from abc_embed.speed import measure as bench
 
     record = run(
-        *(bench, settings, out, "workloads", as_json),
+        *(bench, settings, out, "workloads", printer),
         images=images,
         instructions=instructions,
         size=(width, height),
@@ -94,13 +96,12 @@ def speed(
         max_pixels=area,
         against=against is not None,
     )
-    if not as_json:
-        print_table(("ms an item", *bench.STAGES), bench.stage_rows(record))
-        print_result(
-            f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "
-            f"{record['settings']['hardware']} in {record['model']['dtype']}"
-        )
-    keep_record(record, out, bench.draw, as_json)
+    printer.table(("ms an item", *bench.STAGES), bench.stage_rows(record))
+    printer.line(
+        f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "
+        f"{record['settings']['hardware']} in {record['model']['dtype']}"
+    )
+    keep(record, out, bench.draw, printer)
 
 
 def run(
@@ -108,7 +109,7 @@ def run(
     settings: options.ModelSettings,
     out: Path | None,
     what: str,
-    as_json: bool,
+    printer: Printer,
     **measure_options: Any,
 ) -> dict[str, Any]:
     """The record of a model, once its folder is there, with its table; the bar counts `what`.
@@ -116,7 +117,6 @@ def run(
     `bench` is a module that measures an `Embedder`: `speed.measure`, `evidence` or `robust`.
     """
     from abc_embed.bench.records import make_record
-    from abc_embed.storage.files import make_folder
 
     if out is not None:
         make_folder(out)
@@ -124,9 +124,24 @@ def run(
     with progress_bar(what) as on_progress:
         findings = bench.measure(embedder, on_progress=on_progress, **measure_options)
     record = make_record(_encoder(settings, embedder), findings)
-    if not as_json:
-        print_table(bench.HEAD, bench.rows(record))
+    printer.table(bench.HEAD, bench.rows(record))
     return record
+
+
+def keep(
+    record: dict[str, Any],
+    folder: Path | None,
+    draw: Callable[[dict[str, Any], Path], None],
+    printer: Printer,
+) -> None:
+    """Print a record for programs, and put it with its figure into a folder if there is one."""
+    from abc_embed.bench.records import write_record
+
+    printer.json(record)
+    if folder is not None:
+        path = write_record(record, folder)
+        draw(record, path.with_suffix(".png"))
+        print_message(f"the record is {path}, drawn beside it")
 
 
 def _encoder(settings: options.ModelSettings, embedder: "Embedder") -> "Encoder":

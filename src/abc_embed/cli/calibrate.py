@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_message, print_outcome
+from abc_embed.cli.output import Printer, epilog, print_message
 from abc_embed.errors import UnknownModelError, UsageError
 
 EXAMPLES = epilog("""
@@ -20,22 +20,14 @@ TYPICAL_ITEMS = 200
 
 def calibrate(
     folder: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ITEMS", help="Images and folders like those to be stored; - for JSONL."
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="A text like those to be stored; may be repeated.")
-    ] = None,
-    instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
+    *,
+    source: options.ItemSettings,
     dims: Annotated[
         str | None,
         typer.Option(help="Further widths, like 128,64.", show_default="those it was trained at"),
     ] = None,
     device: options.Device = "auto",
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Measure the range of each dimension on typical items, and keep it with the model.
 
@@ -48,9 +40,7 @@ def calibrate(
             f"there is no folder {str(folder)!r}; give that of a saved model, or write one with: "
             "abc-embed export"
         )
-    from abc_embed.cli.embed import read_items
-
-    named_items, _ = read_items(inputs or [], text or [], instruction)
+    named_items, _ = source.read()
     items = []
     for named in named_items:
         if named.item is None:
@@ -67,5 +57,5 @@ def calibrate(
             f"{len(items)} items are few: values beyond theirs are cut off; give some hundreds"
         )
     known = sorted(facts.ranges, reverse=True)
-    sentence = f"ranges of {len(items)} items at width {', '.join(map(str, known))} in {path}"
-    print_outcome({"items": len(items), "widths": known, "file": str(path)}, sentence, as_json)
+    printer.json({"items": len(items), "widths": known, "file": str(path)})
+    printer.line(f"ranges of {len(items)} items at width {', '.join(map(str, known))} in {path}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import check_plot, epilog, print_json, print_table
+from abc_embed.cli.output import Printer, check_plot, epilog
 from abc_embed.cli.rankings import Ranking
 from abc_embed.inputs import DECODE_LIMIT, Item, open_image
 
@@ -46,7 +46,7 @@ def compare(
     *,
     settings: options.ImageModelSettings,
     remote: options.RemoteSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Rank texts by how well they fit an image, the best first.
 
@@ -65,7 +65,7 @@ def compare(
         open_image(image, decode_limit=settings.decode_limit or DECODE_LIMIT)
         embedder, max_pixels = settings.load_with_pixels()
         rankings = rank(embedder, questions, candidates, max_pixels)
-    print_rankings(rankings, {"image": image, "model": (served or settings).model}, as_json)
+    print_rankings(rankings, {"image": image, "model": (served or settings).model}, printer)
     if plot is not None:
         from abc_embed.cli.plot import write_plot
 
@@ -82,9 +82,7 @@ def rank_remote(
     served: "RemoteModel", image: str, asked: Sequence[str | None], texts: list[str]
 ) -> list[Ranking]:
     """The same by a running server; the image alone has no place among instructions there."""
-    from abc_embed.cli.remote import image_data
-
-    body: dict[str, Any] = {"image": image_data(image), "texts": texts}
+    body: dict[str, Any] = {"image": served.image_data(image), "texts": texts}
     if asked != [None]:
         body["instructions"] = list(asked)
     return [
@@ -121,10 +119,8 @@ def rank(
     return rankings
 
 
-def print_rankings(rankings: list[Ranking], source: dict[str, Any], as_json: bool) -> None:
+def print_rankings(rankings: list[Ranking], source: dict[str, Any], printer: Printer) -> None:
     """A table of each for people, or all of them for programs, after what they come from."""
-    if as_json:
-        print_json({**source, "rankings": [ranking.as_json() for ranking in rankings]})
-        return
+    printer.json({**source, "rankings": [ranking.as_json() for ranking in rankings]})
     for ranking in rankings:
-        print_table(("", "text", "cosine"), ranking.rows(), title=ranking.title)
+        printer.table(("", "text", "cosine"), ranking.rows(), title=ranking.title)

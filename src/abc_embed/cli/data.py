@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from abc_embed.cli import data_instruct, options
-from abc_embed.cli.output import (
-    epilog,
-    print_first,
-    print_json,
-    print_message,
-    print_outcome,
-    print_result,
-    print_table,
-)
-from abc_embed.errors import UsageError
+from abc_embed.cli.output import Printer, epilog, print_first, print_message, print_result
+from abc_embed.data.records import FIELDS
+from abc_embed.errors import DataError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
 
@@ -71,7 +64,8 @@ def fetch(
     dry_run: Annotated[
         bool, typer.Option(help="Say what would be fetched, and fetch nothing.")
     ] = False,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Fetch a published data set; given again, goes on where it was broken off.
 
@@ -90,10 +84,9 @@ def fetch(
     if not dry_run:
         with progress_bar("fetching MB", unit=MB) as on_progress:
             run(planned, out, on_message=print_message, on_progress=on_progress)
-    if as_json:
-        print_json({**planned.as_json(), "out": str(out), "fetched": not dry_run})
-    elif not dry_run:
-        print_result(f"{name} is in {out}; next: abc-embed data index {out}")
+    printer.json({**planned.as_json(), "out": str(out), "fetched": not dry_run})
+    if not dry_run:
+        printer.line(f"{name} is in {out}; next: abc-embed data index {out}")
 
 
 @app.command(epilog=EXAMPLES)
@@ -106,7 +99,8 @@ def index(
         ),
     ] = "4 MB",
     again: Annotated[bool, typer.Option(help="Drop the index that is there.")] = False,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Find every image in the tar parts, once, so that it is read from there without unpacking.
 
@@ -122,14 +116,12 @@ def index(
             on_message=print_message,
             on_progress=on_progress,
         )
-    if as_json:
-        print_json({"folder": str(folder), **summary})
-    else:
-        print_table(("index", ""), [(k.replace("_", " "), v) for k, v in summary.items()])
+    printer.json({"folder": str(folder), **summary})
+    printer.table(("index", ""), [(k.replace("_", " "), v) for k, v in summary.items()])
 
 
 @app.command(epilog=EXAMPLES)
-def complete(folder: Folder, as_json: options.AsJson = False) -> None:
+def complete(folder: Folder, *, printer: Printer) -> None:
     """Check that every row has its image, and every file its size; name what is missing.
 
     Ends with exit code 1 when something is.
@@ -138,10 +130,8 @@ def complete(folder: Folder, as_json: options.AsJson = False) -> None:
 
     with progress_bar("rows") as on_progress:
         result = verify(folder, on_progress=on_progress)
-    if as_json:
-        print_json(result.as_json())
-    else:
-        print_table(("rows", ""), result.counts())
+    printer.json(result.as_json())
+    printer.table(("rows", ""), result.counts())
     problems = result.problems()
     print_first(problems, SHOWN, "; --json names them all")
     print_message("complete" if result.ok else f"not complete: {len(problems):,} problems")
@@ -156,7 +146,8 @@ def unpack(
     limit: Annotated[
         str | None, typer.Option(help="Most that is unpacked.", show_default="the free disk")
     ] = None,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Unpack the indexed images into files. Reading them needs no unpacking.
 
@@ -170,21 +161,22 @@ def unpack(
         done = run(open_images(folder), out, limit=most, on_progress=on_progress)
     left_out = [f"left out: {name} ({why})" for name, why in done.left_out]
     print_first(left_out, SHOWN, "; --json names them all")
-    sentence = (
+    printer.json(asdict(done))
+    printer.line(
         f"{done.written:,} images written to {out}, {done.kept:,} were there, "
         f"{len(done.left_out):,} left out"
     )
-    print_outcome(asdict(done), sentence, as_json)
 
 
 @app.command(epilog=EXAMPLES)
-def card(data: DataSet, as_json: options.AsJson = False) -> None:
+def card(data: DataSet, *, printer: Printer) -> None:
     """Write DATASET_CARD.md and card.json: what it holds, how it was made, licences, hashes."""
     from abc_embed.data.card import write_card
 
     with progress_bar("files") as on_progress:
         facts, path = write_card(data, on_progress=on_progress)
-    print_outcome(facts, f"the card is {path}", as_json)
+    printer.json(facts)
+    printer.line(f"the card is {path}")
 
 
 @app.command(epilog=RECORDS_EXAMPLES)
@@ -198,7 +190,8 @@ def check(
     strict: Annotated[
         bool, typer.Option(help="Fail for what comes twice or is long as well.")
     ] = False,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Look at every row and image: what is wrong, where, and how to mend it.
 
@@ -209,15 +202,14 @@ def check(
     dataset = _open(data, columns, images, log_notes=False)
     with progress_bar("checking rows") as on_progress:
         report = run(dataset, longest=longest, on_progress=on_progress)
-    if as_json:
-        print_json(report.as_json())
-    else:
+    printer.json(report.as_json())
+    if not printer.as_json:
         for kind, lines in (("error", report.errors), ("remark", report.remarks)):
             places = [f"{kind}: {line.place}: {line.why}" for line in lines]
             print_first(places, CHECK_SHOWN, "; --json names them all")
         counts = [("rows", report.rows), ("usable", report.usable), *sorted(report.texts.items())]
         counts += [(name, report.counts[name]) for name in report.kinds]
-        print_table((f"{dataset.form}", ""), counts)
+        printer.table((f"{dataset.form}", ""), counts)
     if not report.good or (strict and report.remarks):
         raise typer.Exit(1)
 
@@ -232,7 +224,8 @@ def convert(
     columns: Columns = None,
     images: options.ImageFolder = None,
     part_size: Annotated[int, typer.Option(min=1, help="Rows of a Parquet or tar file.")] = 1000,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Write a data set in another form; given again, goes on where it was stopped.
 
@@ -247,8 +240,8 @@ def convert(
         done = run(dataset, out, to, part_size=part_size, on_progress=on_progress)
     if done.rejected:
         print_message(f"{done.rejected:,} rows cannot be used; {out / REJECTS_FILE} names them")
-    facts = {"out": str(out), "written": done.written, "rejected": done.rejected}
-    print_outcome(facts, f"{done.written:,} rows written to {out}", as_json)
+    printer.json({"out": str(out), "written": done.written, "rejected": done.rejected})
+    printer.line(f"{done.written:,} rows written to {out}")
 
 
 @app.command(epilog=RECORDS_EXAMPLES)
@@ -268,7 +261,6 @@ def show(
 
     from abc_embed.data import Rejected, Row
     from abc_embed.data.contact_sheet import write_rows
-    from abc_embed.errors import DataError
 
     check_writable(out)
     dataset = _open(data, columns, images)
@@ -302,7 +294,6 @@ def _open(
     data: Path, columns: list[str] | None, images: Path | None, *, log_notes: bool = True
 ) -> "Dataset":
     from abc_embed.data import open_dataset
-    from abc_embed.data.records import FIELDS
 
     names: dict[str, str] = {}
     for text in columns or []:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abc_embed.cli import options, vlm_options
-from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
+from abc_embed.cli.output import Printer, epilog, print_message
 from abc_embed.errors import CostLimitError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.storage.files import check_writable
+from abc_embed.vlm.rejects import Reason, Rejects
 
 if TYPE_CHECKING:
     from abc_embed.vlm.instruct import InstructSettings, Report
@@ -90,7 +91,7 @@ def instruct(
     *,
     regions: RegionOptions,
     vlm: vlm_options.VlmSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Write instructions for the regions of images, as records to train stage 2 on.
 
@@ -99,7 +100,6 @@ def instruct(
     _check_options(source, out, own, vlm)
     from abc_embed.vlm.instruct import planned_requests, write_instructions
     from abc_embed.vlm.region_files import read_regions
-    from abc_embed.vlm.rejects import Rejects
     from abc_embed.vlm.writers import RETRY_TOKENS, OwnWriter, VlmWriter
 
     settings = regions.settings(source, out.parent)
@@ -117,8 +117,8 @@ def instruct(
             client = vlm.client(stack, replies, max_tokens=max_tokens)
             if vlm.dry_run:
                 requests = planned_requests(records, settings, rejects)
-                vlm_options.print_estimate(client, requests, tries, RETRY_TOKENS, as_json)
-                _print_rejected(dict(rejects.counts), as_json)
+                vlm_options.print_estimate(client, requests, tries, RETRY_TOKENS, printer)
+                _print_rejected(dict(rejects.counts), printer)
                 return
             on_progress = stack.enter_context(progress_bar("regions"))
             report = write(
@@ -127,7 +127,7 @@ def instruct(
                 on_progress=on_progress,
                 endpoint_report=client.report,
             )
-    _print_report(report, out, vlm.max_cost, as_json)
+    _print_report(report, out, vlm.max_cost, printer)
 
 
 def _check_options(source: Path, out: Path, own: bool, vlm: vlm_options.VlmSettings) -> None:
@@ -145,31 +145,28 @@ def _check_options(source: Path, out: Path, own: bool, vlm: vlm_options.VlmSetti
             raise UsageError("--out is the source itself; give another name next to it")
 
 
-def _print_report(report: "Report", out: Path, max_cost: float | None, as_json: bool) -> None:
+def _print_report(report: "Report", out: Path, max_cost: float | None, printer: Printer) -> None:
     from abc_embed.vlm.instruct import file_beside
-    from abc_embed.vlm.rejects import Reason
 
     place = out if report.complete else file_beside(out, "partial.jsonl")
-    if as_json:
-        print_json({"out": str(place), **dataclasses.asdict(report)})
-    else:
-        rows: list[tuple[str, Any]] = [
-            ("images read", report.images_read),
-            ("images written", report.images_written),
-            ("regions read", report.regions_read),
-            ("dropped as largest", report.dropped_as_largest),
-            ("regions chosen", report.chosen),
-            ("instructions written", report.written),
-            ("different instructions", report.distinct_prompts),
-            ("asked a second time", report.tried_again),
-        ]
-        print_table(("instructions", ""), rows)
-        _print_rejected(report.rejected, as_json)
-        if report.asking:
-            rows = [(name, str(value)) for name, value in report.asking.items()]
-            print_table(("endpoint", ""), rows)
-        rejects = file_beside(out, "rejects.jsonl")
-        print_result(f"the records are in {place}; what was left out is in {rejects}")
+    printer.json({"out": str(place), **dataclasses.asdict(report)})
+    rows: list[tuple[str, Any]] = [
+        ("images read", report.images_read),
+        ("images written", report.images_written),
+        ("regions read", report.regions_read),
+        ("dropped as largest", report.dropped_as_largest),
+        ("regions chosen", report.chosen),
+        ("instructions written", report.written),
+        ("different instructions", report.distinct_prompts),
+        ("asked a second time", report.tried_again),
+    ]
+    printer.table(("instructions", ""), rows)
+    _print_rejected(report.rejected, printer)
+    if report.asking:
+        rows = [(name, str(value)) for name, value in report.asking.items()]
+        printer.table(("endpoint", ""), rows)
+    rejects = file_beside(out, "rejects.jsonl")
+    printer.line(f"the records are in {place}; what was left out is in {rejects}")
     failed = report.rejected.get(Reason.ENDPOINT, 0)
     if failed:
         print_message(f"{failed} regions got no reply; the same command asks for them again")
@@ -180,6 +177,6 @@ def _print_report(report: "Report", out: Path, max_cost: float | None, as_json: 
         )
 
 
-def _print_rejected(rejected: dict[str, int], as_json: bool) -> None:
-    if rejected and not as_json:
-        print_table(("left out", ""), list(rejected.items()))
+def _print_rejected(rejected: dict[str, int], printer: Printer) -> None:
+    if rejected:
+        printer.table(("left out", ""), list(rejected.items()))

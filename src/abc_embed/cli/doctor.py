@@ -13,9 +13,12 @@ from typing import Any
 
 import typer
 
+from abc_embed import runtime
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_json, print_result, print_table
+from abc_embed.cli.output import Printer, epilog
+from abc_embed.cli.quickstart import QUESTIONS, example_picture
 from abc_embed.errors import AbcError
+from abc_embed.inputs import Item
 
 EXAMPLES = epilog("""
   abc-embed doctor
@@ -45,14 +48,12 @@ class Check:
 def doctor(
     *,
     settings: options.ModelSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Look at this installation and try the model.
 
     Exits with 1 if something is missing that every command needs, or the model does not work.
     """
-    from abc_embed import runtime
-
     versions = runtime.versions()
     missing = [name for name, version in versions.items() if version == "missing"]
     if not missing:
@@ -71,20 +72,16 @@ def doctor(
         mend = f"pip install 'abc-embed[{extra}]'"
         checks.append(_packages_check(f"extra {extra}", missing, mend))
     healthy = all(check.good or not check.needed for check in checks)
-    if as_json:
-        facts = {"versions": versions, "hardware": hardware}
-        print_json({**facts, "checks": [asdict(check) for check in checks], "healthy": healthy})
-    else:
-        print_table(("version", ""), list(versions.items()))
-        print_table(("machine", ""), _machine_rows(hardware))
-        print_table(
-            ("works", "what", "found"), [(_YES_NO[c.good], c.name, c.found) for c in checks]
-        )
-        if mends := [f"  {c.name}: {c.mend}" for c in checks if c.mend]:
-            print_result("\n".join(["How to get what is missing:", *mends, ""]))  # not broken
-        print_result(
-            "All that is needed is here." if healthy else "Something that is needed is missing."
-        )
+    facts = {"versions": versions, "hardware": hardware}
+    printer.json({**facts, "checks": [asdict(check) for check in checks], "healthy": healthy})
+    printer.table(("version", ""), list(versions.items()))
+    printer.table(("machine", ""), _machine_rows(hardware))
+    printer.table(("works", "what", "found"), [(_YES_NO[c.good], c.name, c.found) for c in checks])
+    if mends := [f"  {c.name}: {c.mend}" for c in checks if c.mend]:
+        printer.line("\n".join(["How to get what is missing:", *mends, ""]))  # not broken
+    printer.line(
+        "All that is needed is here." if healthy else "Something that is needed is missing."
+    )
     if not healthy:
         raise typer.Exit(1)
 
@@ -116,9 +113,6 @@ def _trial(settings: options.ModelSettings) -> Check:
     name = f"model {settings.model}"
     started = time.perf_counter()
     try:
-        from abc_embed.cli.quickstart import QUESTIONS, example_picture
-        from abc_embed.inputs import Item
-
         embedder = settings.load()
         embedder.embed(["a dog", Item(image=example_picture(), instruction=next(iter(QUESTIONS)))])
     except (AbcError, ImportError) as error:

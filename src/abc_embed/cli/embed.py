@@ -18,7 +18,7 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.journal import Journal, item_key
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import epilog, print_message, print_outcome, print_skipped
+from abc_embed.cli.output import Printer, epilog, print_message, print_skipped
 from abc_embed.errors import AbcError, InputError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.vectors import Writer, jsonl_line, open_writer
@@ -43,7 +43,6 @@ EXAMPLES = epilog("""
 A line of JSONL is {"image": ..., "instruction": ..., "text": ..., "id": ...}, with what it has.
 """)
 
-STDIN = "-"
 HEEDED = ("inputs", "text", "instruction", "out", "on_error", "window", "dim", "output")
 """What a server can heed."""
 
@@ -65,24 +64,18 @@ class JobSettings:
     ] = 1
     plan: options.PlanFile = None
 
-    def check(self, inputs: list[str] | None, out: Path | None) -> None:
+    def check(self, out: Path | None, *, on_stdin: bool) -> None:
         """Refuse what does not go together."""
         if self.plan is not None and (self.processes > 1 or out is None):
             raise UsageError("--plan is for a job in one process that writes a file; give -o alone")
-        if self.window is not None and (inputs != [STDIN] or self.processes > 1):
+        if self.window is not None and (not on_stdin or self.processes > 1):
             raise UsageError("--window is for lines on stdin (-), and one process")
 
 
 def embed(
     context: typer.Context,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Image files, folders of images, or - for JSONL on stdin."),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="A text to embed; may be repeated.")
-    ] = None,
-    instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
+    *,
+    source: options.ItemSettings,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -93,11 +86,10 @@ def embed(
     on_error: Annotated[
         OnError, typer.Option(help="A bad item ends the work, or is left out and listed.")
     ] = "raise",
-    *,
     job: JobSettings,
     settings: options.VectorSettings,
     remote: options.RemoteSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Write one vector per image or text, in the order given.
 
@@ -105,10 +97,10 @@ def embed(
     another vector than the image alone.
     """
     served = remote.connect(context, settings.model, HEEDED)
-    named_items, total = read_items(inputs or [], text or [], instruction)
-    if as_json and out is None:
+    named_items, total = source.read()
+    if printer.as_json and out is None:
         raise UsageError("--json describes the file that is written; give one with -o")
-    job.check(inputs, out)
+    job.check(out, on_stdin=source.on_stdin)
     judged = None if job.plan is None else options.judge_plan(job.plan, "embed", settings.model)
     report = Report(on_error, of_many=total != 1)
     report.check(named_items)
@@ -128,7 +120,7 @@ def embed(
         journal.remove()
     report.print_skipped()
     if writer is not None:
-        report.print_written(writer.files, dim, (served or settings).model, as_json)
+        report.print_written(writer.files, dim, (served or settings).model, printer)
     if judged is not None:
         print_message(judged(settings.device, report.written))
 
@@ -167,21 +159,24 @@ class Report:
         lines = [f"{name}: {why}" for name, why in self.skipped]
         print_skipped(lines, self.written + len(lines))
 
-    def print_written(self, files: tuple[Path, ...], dim: int, model: str, as_json: bool) -> None:
+    def print_written(
+        self, files: tuple[Path, ...], dim: int, model: str, printer: Printer
+    ) -> None:
         """What is in the files, vectors `(dim,)` of that model."""
         *ids, file = map(str, files)
-        facts = {
-            "out": file,
-            "ids": ids[0] if ids else None,
-            "count": self.written,
-            "dim": dim,
-            "model": model,
-            "skipped": [{"id": name, "reason": why} for name, why in self.skipped],
-        }
+        printer.json(
+            {
+                "out": file,
+                "ids": ids[0] if ids else None,
+                "count": self.written,
+                "dim": dim,
+                "model": model,
+                "skipped": [{"id": name, "reason": why} for name, why in self.skipped],
+            }
+        )
         noun = "vector" if self.written == 1 else "vectors"
         names = "".join(f", names in {name}" for name in ids)
-        sentence = f"{self.written} {noun} of {dim} numbers in {file}{names}"
-        print_outcome(facts, sentence, as_json)
+        printer.line(f"{self.written} {noun} of {dim} numbers in {file}{names}")
 
 
 def _write(
@@ -282,23 +277,3 @@ def _embed(
             journal.add(key, result)
             yield named.name, result
     yield from known()
-
-
-def read_items(
-    inputs: list[str], texts: list[str], instruction: str | None
-) -> "tuple[Iterable[NamedItem], int | None]":
-    """What is to be embedded, and how many items that is, if it can be known."""
-    from abc_embed.cli import items
-
-    if STDIN in inputs:
-        if inputs != [STDIN] or texts or instruction is not None:
-            raise UsageError(
-                "with - all items come from stdin; give instructions and texts in its lines"
-            )
-        return items.from_lines(sys.stdin.buffer), None
-    if not inputs and not texts:
-        raise UsageError("there is nothing to embed; give images, folders, --text, or - for stdin")
-    if instruction is not None and not inputs:
-        raise UsageError("an instruction goes with images; give at least one")
-    named_items = items.from_arguments(inputs, texts, instruction)
-    return named_items, len(named_items)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_json, print_message, print_result
+from abc_embed.cli.output import Printer, epilog, print_message
 
 EXAMPLES = epilog("""
   abc-embed export exported
@@ -18,7 +18,8 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder to write; a model of ours is replaced.")],
     model: options.Model = options.MODEL,
     dtype: options.Dtype = "auto",
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Write a model as a folder for Embedder and for sentence-transformers.
 
@@ -29,8 +30,6 @@ def export(
     from abc_embed.interop.export import save_sentence_transformer
 
     written = save_sentence_transformer(embedder, folder)
-    if as_json:
-        print_json({"folder": str(written), "fingerprint": embedder.fingerprint})
-        return
-    print_result(str(written))
+    printer.json({"folder": str(written), "fingerprint": embedder.fingerprint})
+    printer.line(str(written))
     print_message("load it with: SentenceTransformer(folder, trust_remote_code=True)")

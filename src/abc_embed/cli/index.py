@@ -10,16 +10,7 @@ import typer
 from abc_embed import search  # its `Index` brings lancedb, seconds: named where it is used
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
-from abc_embed.cli.output import (
-    counted,
-    epilog,
-    print_first,
-    print_json,
-    print_message,
-    print_outcome,
-    print_result,
-    print_table,
-)
+from abc_embed.cli.output import Printer, counted, epilog, print_first, print_message
 from abc_embed.errors import DataError, ImageNotFoundError, UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.search.metadata import read_captions
@@ -83,13 +74,13 @@ def build(
     *,
     intake: Intake,
     settings: options.IndexSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Make an index of folders; given again, goes on where it was broken off."""
     if missing := [source for source in sources if not source.exists()]:
         raise ImageNotFoundError(f"there is no folder {str(missing[0])!r}; check the path")
     if is_index(index):
-        _update(index, sources, intake, settings, as_json)
+        _update(index, sources, intake, settings, printer)
         return
     settings = settings.for_index(index)
     embedder, max_pixels = settings.load_with_pixels()
@@ -102,7 +93,7 @@ def build(
         detail=detail,
         model=settings.model,
     )
-    _fill(made, sources, intake, settings.batch_size, as_json)
+    _fill(made, sources, intake, settings.batch_size, printer)
 
 
 @app.command(epilog=EXAMPLES)
@@ -115,32 +106,32 @@ def add(
     *,
     intake: Intake,
     settings: options.IndexSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Bring an index up to date: only new and changed images go through the model."""
-    _update(index, sources or [], intake, settings, as_json)
+    _update(index, sources or [], intake, settings, printer)
 
 
 @app.command(epilog=EXAMPLES)
 def remove(
     index: Place,
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all in them.")],
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Take images out of an index; the files stay."""
     removed = search.Index.open(index).remove(paths)
     if not removed:
         raise DataError(f"{str(index)!r} holds none of them; give paths as they are on disk")
-    print_outcome({"removed": removed}, f"removed {counted(removed, 'image')}", as_json)
+    printer.json({"removed": removed})
+    printer.line(f"removed {counted(removed, 'image')}")
 
 
 @app.command(epilog=EXAMPLES)
-def info(index: Place, as_json: options.AsJson = False) -> None:
+def info(index: Place, *, printer: Printer) -> None:
     """Say what an index is and holds."""
     facts = search.Index.open(index).info()
-    if as_json:
-        print_json(facts)
-        return
+    printer.json(facts)
     facts["max_pixels"] = facts["max_pixels"] or "as the model says"
     facts["bytes"] = f"{facts['bytes'] / 1e6:,.1f} MB"
     kept = facts["kept_tokens"]
@@ -149,25 +140,23 @@ def info(index: Place, as_json: options.AsJson = False) -> None:
         f"{kept['at_most'] / 1e6:,.0f} MB; those unused longest go first, all of them by "
         "index compact --drop-tokens"
     )
-    print_table(("index", ""), [(key.replace("_", " "), _cell(v)) for key, v in facts.items()])
+    printer.table(("index", ""), [(key.replace("_", " "), _cell(v)) for key, v in facts.items()])
 
 
 @app.command(epilog=EXAMPLES)
-def check(index: Place, as_json: options.AsJson = False) -> None:
+def check(index: Place, *, printer: Printer) -> None:
     """Read all of an index, and compare it with the files; exits with 1 if it is damaged."""
     opened = search.Index.open(index)
     problems, changed = opened.check(), opened.stale_paths()
-    if as_json:
-        print_json({"images": len(opened), "problems": problems, "stale": changed})
-    else:
-        for problem in problems:
-            print_result(problem)
-        if changed:
-            print_result(
-                f"{counted(len(changed), 'file')} changed or vanished since; bring it up to date"
-            )
-        if not problems:
-            print_result(f"{counted(len(opened), 'image')}, all of them whole")
+    printer.json({"images": len(opened), "problems": problems, "stale": changed})
+    for problem in problems:
+        printer.line(problem)
+    if changed:
+        printer.line(
+            f"{counted(len(changed), 'file')} changed or vanished since; bring it up to date"
+        )
+    if not problems:
+        printer.line(f"{counted(len(opened), 'image')}, all of them whole")
     if problems:
         raise typer.Exit(1)
 
@@ -178,11 +167,13 @@ def compact(
     tokens: Annotated[
         bool, typer.Option("--drop-tokens", help="Also the visual tokens that --ask kept.")
     ] = False,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Drop vanished images and old states; a search that is under way may fail."""
     dropped = search.Index.open(index).compact(drop_tokens=tokens)
-    print_outcome({"dropped": dropped}, f"dropped {counted(dropped, 'vanished image')}", as_json)
+    printer.json({"dropped": dropped})
+    printer.line(f"dropped {counted(dropped, 'vanished image')}")
 
 
 def _update(
@@ -190,13 +181,13 @@ def _update(
     sources: list[Path],
     intake: Intake,
     settings: options.IndexSettings,
-    as_json: bool,
+    printer: Printer,
 ) -> None:
     read_settings(place)  # what is no index is refused before a model is loaded
     settings = settings.for_index(place)
     embedder, max_pixels = settings.load_with_pixels()
     index = search.Index.open(place, embedder, max_pixels=max_pixels)
-    _fill(index, sources, intake, settings.batch_size, as_json)
+    _fill(index, sources, intake, settings.batch_size, printer)
 
 
 def _fill(
@@ -204,7 +195,7 @@ def _fill(
     sources: list[Path],
     intake: Intake,
     batch_size: int | None,
-    as_json: bool,
+    printer: Printer,
 ) -> None:
     """Add vectors that are ready, then images, and say what was done."""
     captions = None if intake.caption_file is None else read_captions(intake.caption_file)
@@ -230,8 +221,8 @@ def _fill(
         facts["bad"] = [{"path": str(bad.path), "error": str(bad.error)} for bad in report.bad]
     if kept := index.settings.get("stored_recall"):
         facts["stored_recall"] = kept
-    if as_json:
-        print_json(facts)
+    if printer.as_json:
+        printer.json(facts)
         return
     if kept:
         print_message(
@@ -239,7 +230,7 @@ def _fill(
             f"the model's own find (recall@10 of {kept['images']:,} images)"
         )
     names = ("images", "added", "changed", "found", "vanished", "unchanged")
-    print_result(", ".join(f"{facts[name]} {name}" for name in names if name in facts))
+    printer.line(", ".join(f"{facts[name]} {name}" for name in names if name in facts))
     if facts.get("left_out"):
         print_message(f"the filter left out {counted(facts['left_out'], 'image')}")
     if bad := facts.get("bad"):

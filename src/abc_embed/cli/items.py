@@ -12,7 +12,6 @@ A line of JSONL is a text (`"a dog"`), or one of
 each with an `"id"` if it has one; else the number of the line is its name.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from abc_embed.cli.output import print_message, printable
 from abc_embed.data.image_files import find_images, visible_files
 from abc_embed.errors import DataError, ImageNotFoundError, InputError
 from abc_embed.inputs import Item
-from abc_embed.storage.readers import BOM, decode_text
+from abc_embed.storage.readers import BOM, load_json
 
 FIELDS = ("id", "text", "image", "instruction")
 
@@ -129,10 +128,9 @@ def from_lines(lines: Iterable[bytes]) -> Iterator[NamedItem]:
 
 def _fields(line: bytes) -> dict[str, str]:
     try:
-        value = json.loads(decode_text(line))
-    except (ValueError, RecursionError) as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise DataError(f"this is no JSON ({why}); give one JSON value per line") from None
+        value = load_json(line)
+    except DataError as problem:
+        raise DataError(f"this {problem}; give one JSON value per line") from None
     if isinstance(value, str):
         return {"text": value}
     if not isinstance(value, dict):

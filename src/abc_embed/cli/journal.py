@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from abc_embed import __version__
 from abc_embed.cli.output import print_message
 from abc_embed.storage.files import lock_file, unwritable
-from abc_embed.storage.hashing import sha256_json
+from abc_embed.storage.hashing import sample_hash, sha256_json
 
 if TYPE_CHECKING:
     from abc_embed.cli.options import VectorSettings
@@ -162,8 +163,7 @@ def item_key(item: "Item") -> str:
 
 def _job_of(settings: "VectorSettings") -> str:
     """Whatever decides a vector besides its item: the model's files, sampled, and all settings."""
-    from abc_embed import __version__, hub
-    from abc_embed.storage.hashing import sample_hash
+    from abc_embed import hub  # huggingface_hub comes with it
 
     files = hub.fingerprint(settings.model, sample_hash)
     return sha256_json([__version__, files, repr(settings)])

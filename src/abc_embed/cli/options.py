@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 
 from abc_embed.errors import UsageError
-from abc_embed.runtime import DTYPES
+from abc_embed.runtime import DTYPES, no_garbage_collection
 from abc_embed.vectors import check_output
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
+    from abc_embed.cli.items import NamedItem
     from abc_embed.cli.remote import RemoteModel
     from abc_embed.devices import Stream
     from abc_embed.embedder import Embedder
     from abc_embed.processor import Processor
 
+STDIN = "-"
 PIXELS_PER_TOKEN = 28 * 28
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -175,7 +177,6 @@ class ModelSettings:
     def load(self) -> "Embedder":
         """The model that the options name."""
         self.check()
-        from abc_embed.runtime import no_garbage_collection
 
         with announced(f"loading the model {self.model}"), no_garbage_collection():
             from abc_embed.embedder import Embedder  # torch comes with it: seconds
@@ -192,6 +193,43 @@ class ModelSettings:
         """Find out what is wrong with the options before anything heavy is imported."""
         check_machine(self.device, self.dtype)
         check_model(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSettings:
+    """Images and texts, as arguments or as lines on stdin."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Image files, folders of images, or - for JSONL on stdin."),
+    ] = None
+    text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be repeated.")] = None
+    instruction: Instruction = None
+
+    @property
+    def on_stdin(self) -> bool:
+        """Whether they come line by line."""
+        return STDIN in (self.inputs or ())
+
+    def read(self) -> "tuple[Iterable[NamedItem], int | None]":
+        """The items, and how many they are, if that can be known."""
+        from abc_embed.cli import items
+
+        inputs, texts = self.inputs or [], self.text or []
+        if self.on_stdin:
+            if inputs != [STDIN] or texts or self.instruction is not None:
+                raise UsageError(
+                    "with - all items come from stdin; give instructions and texts in its lines"
+                )
+            return items.from_lines(sys.stdin.buffer), None
+        if not inputs and not texts:
+            raise UsageError(
+                "there is nothing to embed; give images, folders, --text, or - for stdin"
+            )
+        if self.instruction is not None and not inputs:
+            raise UsageError("an instruction goes with images; give at least one")
+        named_items = items.from_arguments(inputs, texts, self.instruction)
+        return named_items, len(named_items)
 
 
 @dataclass(frozen=True, kw_only=True)

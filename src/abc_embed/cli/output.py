@@ -7,12 +7,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import typer
 
+from abc_embed.cli.options import AsJson
 from abc_embed.errors import OutputError, UsageError
 from abc_embed.storage.files import check_writable
 
@@ -61,29 +63,31 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def print_outcome(facts: object, sentence: str, as_json: bool) -> None:
-    """What a command did: all of it for programs, or a sentence for people."""
-    if as_json:
-        print_json(facts)
-    else:
-        print_result(sentence)
+@dataclass(frozen=True, kw_only=True)
+class Printer:
+    """The results of a command, on stdout: with --json for programs, else for people.
 
+    What is meant for the others is not printed.
+    """
 
-def keep_record(
-    record: dict[str, Any],
-    folder: Path | None,
-    draw: Callable[[dict[str, Any], Path], None],
-    as_json: bool,
-) -> None:
-    """Print a record for programs, and put it with its figure into a folder if there is one."""
-    from abc_embed.bench.records import write_record
+    as_json: AsJson = False
 
-    if as_json:
-        print_json(record)
-    if folder is not None:
-        path = write_record(record, folder)
-        draw(record, path.with_suffix(".png"))
-        print_message(f"the record is {path}, drawn beside it")
+    def json(self, value: object) -> None:
+        """For programs: all that was found."""
+        if self.as_json:
+            print_json(value)
+
+    def line(self, text: str) -> None:
+        """For people: a sentence."""
+        if not self.as_json:
+            print_result(text)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+    ) -> None:
+        """For people: as `print_table`."""
+        if not self.as_json:
+            print_table(columns, rows, title=title)
 
 
 def check_plot(plot: Path | None, explain: bool, endings: Sequence[str]) -> None:

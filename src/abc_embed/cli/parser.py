@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command_name
 from typer.models import ArgumentInfo
 
+from abc_embed import __version__
 from abc_embed.cli.output import epilog
 
 COMMANDS = {
@@ -121,10 +122,11 @@ def _for_typer(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
-        for name, kind in settings.items():
-            chosen = {field.name: values.pop(field.name) for field in fields(kind)}
-            values[name] = kind(**chosen)
-        command(**values)
+        made = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in settings.items()
+        }
+        command(**values, **made)
 
     run.__signature__ = Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
@@ -167,8 +169,6 @@ def _types_in(kind: Any) -> tuple[Any, ...]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from abc_embed import __version__
-
         typer.echo(__version__)
         raise typer.Exit
 

@@ -7,20 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from abc_embed.cli import options
+from abc_embed import runtime
+from abc_embed.cli import items, options
 from abc_embed.cli.bench_speed import parse_sides
-from abc_embed.cli.output import (
-    duration,
-    epilog,
-    print_json,
-    print_message,
-    print_result,
-    print_table,
-)
+from abc_embed.cli.output import Printer, duration, epilog, print_message
 from abc_embed.errors import UsageError
+from abc_embed.inputs import Item, as_item
+from abc_embed.storage.json_files import atomic_write_json
 
 if TYPE_CHECKING:
-    from abc_embed.inputs import Item
     from abc_embed.speed.plan import Plan
 
 EXAMPLES = epilog("""
@@ -65,7 +60,7 @@ def embed(
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Image files and folders of images.")
     ] = None,
-    instruction: Annotated[str | None, typer.Option(help="What to look at in every image.")] = None,
+    instruction: options.Instruction = None,
     images: Annotated[int, typer.Option(min=0, help="So many images instead of a source.")] = 0,
     texts: Annotated[int, typer.Option(min=0, help="So many texts besides.")] = 0,
     instructions: Annotated[
@@ -76,7 +71,7 @@ def embed(
     out: Out = None,
     *,
     settings: PlanSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """What `embed` will take: a sample is prepared, some batches are computed with random weights.
 
@@ -91,7 +86,6 @@ def embed(
         items, count = _from_source(inputs, instruction)
     else:
         items, count = _drawn(images, texts, instructions, sides)
-    from abc_embed import runtime
     from abc_embed.speed import plan as planning
 
     device = runtime.resolve_device(settings.device)
@@ -112,7 +106,7 @@ def embed(
             devices=devices,
             shape=shape,
         )
-    _report(plan, out, as_json)
+    _report(plan, out, printer)
 
 
 @app.command(epilog=EXAMPLES)
@@ -121,7 +115,8 @@ def train(
     overrides: options.Overrides = None,
     devices: Devices = 1,
     out: Out = None,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """What a training run will take: its dry run, and a few steps with random weights."""
     from abc_embed.speed.plan import plan_training
@@ -130,12 +125,10 @@ def train(
     recipe = read_run_config(config, overrides or ())
     with options.announced("trying a step"):
         plan = plan_training(recipe, devices=devices)
-    _report(plan, out, as_json)
+    _report(plan, out, printer)
 
 
-def _from_source(paths: list[str], instruction: str | None) -> "tuple[list[Item], int]":
-    from abc_embed.cli import items
-
+def _from_source(paths: list[str], instruction: str | None) -> tuple[list[Item], int]:
     named = items.from_arguments(paths, [], instruction)
     good = [each.item for each in named if each.item is not None]
     if not good:
@@ -145,9 +138,8 @@ def _from_source(paths: list[str], instruction: str | None) -> "tuple[list[Item]
 
 def _drawn(
     images: int, texts: int, instructions: int, sides: tuple[int, int]
-) -> "tuple[list[Item], int]":
+) -> tuple[list[Item], int]:
     """A sample with the proportions of the job, and the number of its items."""
-    from abc_embed.inputs import as_item
     from abc_embed.speed import workloads
 
     asked = images * max(1, instructions)
@@ -159,16 +151,12 @@ def _drawn(
     return [as_item(item) for item in (*seen.items, *written)], total
 
 
-def _report(plan: "Plan", out: Path | None, as_json: bool) -> None:
+def _report(plan: "Plan", out: Path | None, printer: Printer) -> None:
     if out is not None:
-        from abc_embed.storage.json_files import atomic_write_json
-
         atomic_write_json(out, plan.as_json())
-    if as_json:
-        print_json(plan.as_json())
-        return
+    printer.json(plan.as_json())
     unit = "items" if plan.job == "embed" else "steps"
-    print_table(
+    printer.table(
         (f"{plan.units:,} {unit}", "time"),
         [
             ("start: libraries and the model", duration(plan.start_s)),
@@ -179,11 +167,11 @@ def _report(plan: "Plan", out: Path | None, as_json: bool) -> None:
         ],
     )
     rows = [(name, f"{size / 2**30:.2f}") for name, size in plan.memory.items()]
-    print_table(
+    printer.table(
         ("memory at its peak", "GiB"), [*rows, ("all of it", f"{plan.total_bytes / 2**30:.2f}")]
     )
     per_hour = plan.units / max(plan.wall_s, 1e-9) * 3600
-    print_result(
+    printer.line(
         f"{plan.units:,} {unit} with {plan.model} in {plan.dtype} take about "
         f"{duration(plan.wall_s)} ({per_hour:,.0f} {unit} an hour) and "
         f"{plan.total_bytes / 2**30:.1f} GiB"

@@ -6,7 +6,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.compare import PICTURES, print_rankings, rank
-from abc_embed.cli.output import check_plot, epilog, print_result
+from abc_embed.cli.output import Printer, check_plot, epilog
 from abc_embed.inputs import Item, open_image
 
 EXAMPLES = epilog("""
@@ -28,7 +28,7 @@ def quickstart(
     *,
     plot: options.RankingPlot = None,
     settings: options.ModelSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Ask one picture of a dog and a cat what is on the left and what is on the right.
 
@@ -43,9 +43,8 @@ def quickstart(
     swaps = winners == list(QUESTIONS.values())
     verdict = "The ranking swaps" if swaps else "The ranking does not swap as it should"
     verdict += f": on the left {winners[0]}, on the right {winners[1]}."
-    print_rankings(rankings, {"model": settings.model, "swaps": swaps}, as_json)
-    if not as_json:
-        print_result(verdict)
+    print_rankings(rankings, {"model": settings.model, "swaps": swaps}, printer)
+    printer.line(verdict)
     if plot is not None:
         from abc_embed.cli.plot import write_plot
 

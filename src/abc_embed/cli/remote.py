@@ -128,6 +128,24 @@ class RemoteModel:
 
     # -- what the commands ask -------------------------------------------------------------------
 
+    @staticmethod
+    def image_data(image: str) -> str:
+        """An image file as base64; what is a `data:` URL already stays as it is.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        if image[:5].lower() == "data:":
+            return image
+        try:
+            data = read_file(Path(image).expanduser())
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ImageError(
+                f"the image {image!r} cannot be read ({why}); check the path"
+            ) from None
+        return base64.b64encode(data).decode("ascii")
+
     def stream(
         self, items: "Iterable[Item]", dim: int | None = None, output: str = "float32"
     ) -> "Iterator[Vector | Skipped]":
@@ -200,26 +218,10 @@ def _as_part(item: "Item") -> dict[str, Any] | InputError:
     if item.text is not None:
         return {"text": item.text}
     try:
-        image = image_data(str(item.image))
+        image = RemoteModel.image_data(str(item.image))
     except InputError as error:
         return error
     return {"image": image, "instruction": item.instruction}
-
-
-def image_data(image: str) -> str:
-    """An image file as base64; what is a `data:` URL already stays as it is.
-
-    Raises:
-        ImageError: the file cannot be read.
-    """
-    if image[:5].lower() == "data:":
-        return image
-    try:
-        data = read_file(Path(image).expanduser())
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ImageError(f"the image {image!r} cannot be read ({why}); check the path") from None
-    return base64.b64encode(data).decode("ascii")
 
 
 def check_heeded(context: typer.Context, heeded: Iterable[str]) -> None:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from abc_embed.cli import options
-from abc_embed.cli.output import epilog, print_outcome
+from abc_embed.cli.output import Printer, epilog
 from abc_embed.progress import progress_bar
 
 EXAMPLES = epilog("""
@@ -28,7 +27,8 @@ def scenes(
     held_out: Annotated[
         bool, typer.Option(help="Pairs of things that are kept out of training.")
     ] = False,
-    as_json: options.AsJson = False,
+    *,
+    printer: Printer,
 ) -> None:
     """Draw scenes: images, and records with captions, boxes, instructions and answers.
 
@@ -45,5 +45,5 @@ def scenes(
     sheet = beside.with_name(SHEET.format(beside.name))
     dataset = open_dataset(out)
     write_rows([dataset[number] for number in range(min(SHOWN, count))], sheet)
-    facts = {"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)}
-    print_outcome(facts, f"{count} scenes in {out}; {sheet} shows them", as_json)
+    printer.json({"out": str(out), "count": count, "seed": seed, "contact_sheet": str(sheet)})
+    printer.line(f"{count} scenes in {out}; {sheet} shows them")

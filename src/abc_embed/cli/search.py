@@ -15,20 +15,21 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.options import OnError
 from abc_embed.cli.output import (
+    Printer,
     check_plot,
     epilog,
     open_file,
-    print_json,
     print_message,
     print_skipped,
-    print_table,
 )
+from abc_embed.data.image_files import find_images
 from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
 from abc_embed.inputs import DECODE_LIMIT, Item, open_image, read_header
 from abc_embed.progress import progress_bar
 from abc_embed.search.hits import Hit
 from abc_embed.search.queries import Query, as_query, embed_queries
 from abc_embed.search.settings import is_index, read_settings
+from abc_embed.storage.hashing import short_id
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,7 +60,7 @@ NOTHING = "nothing more matches"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSettings:
+class HitSettings:
     """What is shown of the hits, and how."""
 
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many to show.")] = 5
@@ -154,11 +155,11 @@ def search(
     instruction: Annotated[str | None, typer.Option(help="What to look at in --image.")] = None,
     *,
     asked: IndexQuery,
-    output: OutputSettings,
+    shown: HitSettings,
     reading: FolderSettings,
     settings: options.IndexSettings,
     remote: options.RemoteSettings,
-    as_json: options.AsJson = False,
+    printer: Printer,
 ) -> None:
     """Show the images of a folder or an index that fit best.
 
@@ -167,54 +168,52 @@ def search(
     """
     queries = _queries(texts or [], images or [], instruction, settings.decode_limit)
     asked.check(queries)
-    check_plot(output.plot, output.explain, (".png",))
+    check_plot(shown.plot, shown.explain, (".png",))
     if served := remote.connect(context, settings.model, HEEDED):
-        found = _search_remote(served, folder, queries, texts, output.count, asked)
+        found = _search_remote(served, folder, queries, texts, shown.count, asked)
     elif is_index(folder):
-        found = _search_index(folder, queries, output.count, asked, settings.for_index(folder))
+        found = _search_index(folder, queries, shown.count, asked, settings.for_index(folder))
     elif asked.where is not None or asked.ask is not None:
         option = "--ask" if asked.where is None else "--where"
         raise UsageError(f"{option} needs an index; make one with: abc-embed index build")
     else:
-        found = _search_folder(folder, queries, output.count, reading, settings.for_index(folder))
-    results = _show(queries, found, output, as_json)
-    if output.plot is not None:
+        found = _search_folder(folder, queries, shown.count, reading, settings.for_index(folder))
+    results = _show(queries, found, shown, printer)
+    if shown.plot is not None:
         whole_and_asked = [None] if asked.ask is None else [None, asked.ask]
-        instructions = whole_and_asked if output.explain else []
-        _draw(output.plot, queries, results, found, instructions)
-    if output.open_best:
-        shown = [output.plot] if output.plot else [hits[0].path for hits in results if hits]
-        for path in shown[:1]:
+        instructions = whole_and_asked if shown.explain else []
+        _draw(shown.plot, queries, results, found, instructions)
+    if shown.open_best:
+        files = [shown.plot] if shown.plot else [hits[0].path for hits in results if hits]
+        for path in files[:1]:
             open_file(path)
 
 
 def _show(
-    queries: Sequence[Query], found: Found, output: OutputSettings, as_json: bool
+    queries: Sequence[Query], found: Found, shown: HitSettings, printer: Printer
 ) -> list[list[Hit]]:
     """Print the hits of each query, and for programs what of a folder was skipped; those that were
     shown."""
     results = found.results
-    if not output.show_all:
+    if not shown.show_all:
         results = [[hit for hit in hits if hit.is_answer is not False] for hits in results]
-    if as_json:
-        lists = [[_as_json(rank, hit) for rank, hit in enumerate(hits, 1)] for hits in results]
-        named = [{"query": str(q), "hits": hits} for q, hits in zip(queries, lists, strict=True)]
-        facts = {"model": found.model, **({"queries": named} if len(named) > 1 else named[0])}
-        if found.bad is not None:
-            facts["skipped"] = [
-                {"path": _shorter(bad.path), "reason": str(bad.error)} for bad in found.bad
-            ]
-        print_json(facts)
-        return results
-    none = "nothing matches" if output.show_all else "nothing matches; --all shows the rest"
+    none = "nothing matches" if shown.show_all else "nothing matches; --all shows the rest"
+    named = []
     for query, hits in zip(queries, results, strict=True):
+        ranked = [_as_json(rank, hit) for rank, hit in enumerate(hits, 1)]
+        named.append({"query": str(query), "hits": ranked})
         rows: list[tuple[object, object, object]] = [
             ("-" if hit.is_answer is False else rank, _shorter(hit.path), hit.score)
             for rank, hit in enumerate(hits, 1)
         ]
-        if len(hits) < output.count and all(hit.is_answer for hit in hits):
+        if len(hits) < shown.count and all(hit.is_answer for hit in hits):
             rows.append(("-", NOTHING if hits else none, ""))
-        print_table(("", "image", "cosine"), rows, title=str(query) if len(queries) > 1 else None)
+        title = str(query) if len(queries) > 1 else None
+        printer.table(("", "image", "cosine"), rows, title=title)
+    facts = {"model": found.model, **({"queries": named} if len(named) > 1 else named[0])}
+    if found.bad is not None:
+        facts["skipped"] = [{"path": _shorter(b.path), "reason": str(b.error)} for b in found.bad]
+    printer.json(facts)
     return results
 
 
@@ -281,8 +280,6 @@ def _search_remote(
     asked: IndexQuery,
 ) -> Found:
     """The hits of a server's index of that name, for words as they were given, or for images."""
-    from abc_embed.cli.remote import image_data
-
     path_of = _paths_here(folder)
     results = []
     for number, query in enumerate(queries):
@@ -291,7 +288,7 @@ def _search_remote(
             body["text"] = texts[number]
         else:
             item = query.parts[0][1]
-            body |= {"image": image_data(str(item.image)), "instruction": item.instruction}
+            body |= {"image": served.image_data(str(item.image)), "instruction": item.instruction}
         body["filter"] = asked.where
         if asked.ask is not None:
             body |= {"ask": asked.ask, "budget": asked.budget}
@@ -304,8 +301,6 @@ def _search_remote(
 
 def _paths_here(folder: Path) -> "Callable[[dict[str, Any]], Path]":
     """From a server's hit to the path of its image: the one here whose id it is, or its name."""
-    from abc_embed.storage.hashing import short_id
-
     folders = [Path(one) for one in read_settings(folder)["folders"]] if is_index(folder) else []
 
     def path_of(hit: dict[str, Any]) -> Path:
@@ -323,7 +318,6 @@ def _search_folder(
     reading: FolderSettings,
     settings: options.IndexSettings,
 ) -> Found:
-    from abc_embed.data.image_files import find_images
     from abc_embed.search.folder import Bad, index_images
 
     if folder.is_file():
@@ -394,8 +388,8 @@ def _draw(
             except InputError as error:
                 print_message(f"not drawn: {error}")
                 continue
-            for picture, shown in pictures:
-                more = [(shown, INK)] if shown else []
+            for picture, words in pictures:
+                more = [(words, INK)] if words else []
                 cells.append(draw_cell(picture, _shorter(hit.path), [*lines, *more]))
     if not cells:
         print_message(f"there is nothing to draw, so {out} is not written")

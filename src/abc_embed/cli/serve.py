@@ -9,6 +9,9 @@ import typer
 from abc_embed.cli import options
 from abc_embed.cli.output import epilog, print_message
 from abc_embed.errors import MissingExtraError, OutputError
+from abc_embed.runtime import in_own_thread
+from abc_embed.search.settings import read_settings
+from abc_embed.serve.settings import ServerSettings, read_keys
 
 EXAMPLES = epilog("""
   abc-embed serve
@@ -78,9 +81,6 @@ def serve(
     OpenAI's, Cohere's, Voyage's, Jina's and vLLM's clients can ask as they do. Ctrl-C or SIGTERM
     finishes what runs and takes nothing new.
     """
-    from abc_embed.search.settings import read_settings
-    from abc_embed.serve.settings import ServerSettings, read_keys
-
     chosen = ServerSettings(
         host=host,
         port=port,
@@ -98,7 +98,6 @@ def serve(
     settings = options.ModelSettings(model=model or options.MODEL, device=device, dtype=dtype)
     settings.check()
     try:
-        from abc_embed.runtime import in_own_thread
         from abc_embed.serve.run import run_server
     except ImportError:
         raise MissingExtraError.of("serve", "the server") from None

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli.options import AsJson, Overrides, PlanFile, judge_plan
-from abc_embed.cli.output import epilog, print_json, print_message, print_result, print_table
+from abc_embed.cli.output import Printer, epilog, print_message, print_result
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
+from abc_embed.runtime import free_memory_bytes
+from abc_embed.train.config import TrainConfig, load_config
 
 if TYPE_CHECKING:
-    from abc_embed.train.config import TrainConfig
     from abc_embed.train.dry_run import DryRunReport
     from abc_embed.train.trials import LearningRates
 
@@ -115,10 +116,8 @@ class StageSettings:
         log_to = [] if self.log_to is None else [f'train.log_to="{self.log_to}"']
         return [*(self.overrides or []), *log_to]
 
-    def load_config(self, stage: str) -> "TrainConfig":
+    def load_config(self, stage: str) -> TrainConfig:
         """The configuration, which must be for that stage."""
-        from abc_embed.train.config import load_config
-
         config = load_config(self.config, self.assignments)
         if config.stage != stage:
             raise UsageError(
@@ -151,24 +150,24 @@ def mining_model(settings: StageSettings) -> None:
     _train(settings, config)
 
 
-def _train(settings: StageSettings, config: "TrainConfig") -> None:
+def _train(settings: StageSettings, config: TrainConfig) -> None:
     from accelerate import PartialState
 
     from abc_embed.train.dry_run import dry_run
     from abc_embed.train.run import check_complete, train_from_config
 
+    printer = Printer(as_json=settings.as_json)
     if settings.dry_run or settings.find_lr or settings.profile:
         check_complete(config, str(settings.config))
     if settings.dry_run:
         plan = dry_run(config, settings.gpu)
-        if settings.as_json:
-            print_json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
-        else:
-            _print_plan(plan, config)
+        printer.json(asdict(plan) | {"fits": plan.fits, "total_bytes": plan.memory.total})
+        if not printer.as_json:
+            _print_plan(plan, config, printer)
     elif settings.profile:
-        _profile(config, settings.profile, settings.as_json)
+        _profile(config, settings.profile, printer)
     elif settings.find_lr:
-        _find_learning_rate(config, settings.find_lr, settings.as_json)
+        _find_learning_rate(config, settings.find_lr, printer)
     else:
         judged = settings.plan and judge_plan(settings.plan, "train", config.model.base)
         folder = train_from_config(
@@ -181,39 +180,35 @@ def _train(settings: StageSettings, config: "TrainConfig") -> None:
                 print_message(judged(device, config.train.steps))
 
 
-def _profile(config: "TrainConfig", out: Path, as_json: bool) -> None:
+def _profile(config: TrainConfig, out: Path, printer: Printer) -> None:
     from abc_embed.train.trials import profile_steps
 
     with progress_bar("steps") as on_progress:
         found = profile_steps(config, out, on_progress)
-    if as_json:
-        print_json(asdict(found))
-        return
+    printer.json(asdict(found))
     total = sum(found.parts.values())
     parts = [(name, f"{ms:.1f}", f"{ms / total:.1%}") for name, ms in found.parts.items()]
-    print_table(("one step", "ms", "share"), parts)
+    printer.table(("one step", "ms", "share"), parts)
     slowest = found.operations[:12]
     rows = [(row["operation"], row["calls"], f"{row['ms']:.1f}") for row in slowest]
-    print_table(("operation", "calls", "ms, its own"), rows)
+    printer.table(("operation", "calls", "ms, its own"), rows)
     print_message(f"{out} has trace.json (for chrome://tracing) and all operations")
 
 
-def _find_learning_rate(config: "TrainConfig", out: Path, as_json: bool) -> None:
+def _find_learning_rate(config: TrainConfig, out: Path, printer: Printer) -> None:
     from abc_embed.train.trials import find_learning_rate
 
     with progress_bar("learning rates") as on_progress:
         rates = find_learning_rate(config, out, on_progress)
-    if as_json:
-        print_json(asdict(rates))
-        return
+    printer.json(asdict(rates))
     columns = ("learning_rate", "loss", "smoothed")
     lines = [[f"{row[name]:.3g}" for name in columns] for row in rates.rows[::10]]
-    print_table(("learning rate", "loss", "running mean"), lines)
-    print_result(_advice(rates, config))
+    printer.table(("learning rate", "loss", "running mean"), lines)
+    printer.line(_advice(rates, config))
     print_message(f"all of it is in {out}, drawn")
 
 
-def _advice(rates: "LearningRates", config: "TrainConfig") -> str:
+def _advice(rates: "LearningRates", config: TrainConfig) -> str:
     if rates.suggestion is None:
         return "the loss fell at no learning rate: look at the data, or at the rank of the adapter"
     end = "" if rates.diverged else "; it had not diverged at the highest one tried"
@@ -223,16 +218,16 @@ def _advice(rates: "LearningRates", config: "TrainConfig") -> str:
     )
 
 
-def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
+def _print_plan(plan: "DryRunReport", config: TrainConfig, printer: Printer) -> None:
     rows: list[tuple[object, ...]] = [(g.name, g.tensors, f"{g.parameters:,}") for g in plan.groups]
     total = sum(g.parameters for g in plan.groups)
     rows.append(("all of it", sum(g.tensors for g in plan.groups), f"{total:,}"))
-    print_table(("trains", "tensors", "parameters"), rows)
+    printer.table(("trains", "tensors", "parameters"), rows)
     load = {name: f"{number:,}" for name, number in asdict(plan.load).items()}
     share = plan.load.tokens / plan.load.padded if plan.load.padded else 1.0
     load["padded"] = f"{1 - share:.1%}"
     names = {"padded": "padding besides"}
-    print_table(("one step", "number"), [(names.get(n, n), text) for n, text in load.items()])
+    printer.table(("one step", "number"), [(names.get(n, n), text) for n, text in load.items()])
     memory = plan.memory
     parts = [
         (f"frozen weights ({plan.frozen:,}, {plan.number_format})", memory.frozen),
@@ -247,15 +242,13 @@ def _print_plan(plan: "DryRunReport", config: "TrainConfig") -> None:
         parts[-1] = ("kernels, and what the allocator loses (measured elsewhere)", memory.reserve)
         parts.append(("the process itself, with its libraries", memory.process))
     parts.append(("all of it", memory.total))
-    print_table(("memory, estimated", "GiB"), [(name, f"{n / 2**30:.2f}") for name, n in parts])
+    printer.table(("memory, estimated", "GiB"), [(name, f"{n / 2**30:.2f}") for name, n in parts])
     print_message(_verdict(plan, config))
 
 
-def _verdict(plan: "DryRunReport", config: "TrainConfig") -> str:
+def _verdict(plan: "DryRunReport", config: TrainConfig) -> str:
     if not plan.gpu_bytes:
         import torch
-
-        from abc_embed.runtime import free_memory_bytes
 
         free = free_memory_bytes(torch.device("cpu"))
         there = f"; {free / 2**30:.1f} GiB are free here" if free else ""

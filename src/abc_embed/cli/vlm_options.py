@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli.output import print_json, print_message, print_result, print_table
+from abc_embed.cli.output import Printer, print_message
 from abc_embed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,14 +106,11 @@ def print_estimate(
     requests: "Iterable[PlannedRequest]",
     tries: int,
     retry_tokens: int,
-    as_json: bool,
+    printer: Printer,
 ) -> None:
     """What a dry run says: the result on stdout, the first prompt on stderr."""
-
     plan = client.estimate(requests, tries, retry_tokens)
-    if as_json:
-        print_json(dataclasses.asdict(plan))
-        return
+    printer.json(dataclasses.asdict(plan))
     rows = [
         ("images", f"{plan.images:,}"),
         ("requests", f"{plan.requests:,}"),
@@ -128,7 +125,7 @@ def print_estimate(
         rows.append(("cost", "unknown; give --price-in and --price-out"))
     if plan.minutes is not None:
         rows.append(("minutes, at the limits given", f"at least {plan.minutes:,.1f}"))
-    print_table(("dry run", ""), rows)
-    if plan.example:
+    printer.table(("dry run", ""), rows)
+    if plan.example and not printer.as_json:
         print_message(f"The first prompt:\n\n{plan.example}")
-    print_result("nothing was asked")
+    printer.line("nothing was asked")
