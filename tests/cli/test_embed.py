@@ -16,8 +16,6 @@ from PIL import Image
 
 from abc_embed import Embedder, Item
 from abc_embed.cli import STOPPED, items, journal
-from abc_embed.cli import embed as embed_command
-from abc_embed.cli.options import VectorSettings
 
 # A vector does not depend on its company, but for the last bit of a sum.
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -116,20 +114,19 @@ def test_jsonl_on_stdin(cli: Cli, tiny: Path, embedder: Embedder, here: Path) ->
 
 
 def test_a_window_is_answered_before_more_is_read(
-    cli: Cli, tiny: Path, embedder: Embedder, here: Path
+    cli: Cli, tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
+    seen: list[tuple[int, int]] = []
 
-    def coming() -> Iterator[items.NamedItem]:
+    def coming(_: object) -> Iterator[items.NamedItem]:
         for number in range(5):
-            read.append(number)
+            seen.append((number, sys.stdout.getvalue().count("\n")))  # type: ignore[attr-defined]
             yield items.NamedItem(str(number), Item(str(number)))
 
-    report = embed_command.Report("raise")
-    nowhere = journal.Journal(None, VectorSettings())
-    answers = embed_command._embed(coming(), report, embedder.stream, 2, nowhere)
-    seen = [(name, len(read)) for name, _ in answers]
-    assert seen == [("0", 2), ("1", 2), ("2", 4), ("3", 4), ("4", 5)]
+    with monkeypatch.context() as patched:
+        patched.setattr(items, "from_lines", coming)
+        assert len(lines(cli("embed", "-", "--window", "2", "--model", tiny).out)[0]) == 5
+    assert seen == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4)]
     whole = cli("embed", "-", "--model", tiny, stdin=LINES).out
     names, vectors = lines(cli("embed", "-", "--window", "1", "--model", tiny, stdin=LINES).out)
     assert names == lines(whole)[0]

@@ -68,7 +68,7 @@ app.command(epilog=bench_replica.EXAMPLES)(bench_replica.build_replica)
 app.command(epilog=bench_speed.EXAMPLES)(bench_speed.speed)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def ctrlbench(
     model: options.EncoderName = options.MODEL,
     tier: Annotated[
@@ -225,7 +225,7 @@ def _print_record(record: dict[str, Any], printer: Printer) -> None:
     printer.line(tables.sizes_line(record))
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def build(
     tier: Annotated[str, typer.Option(help=f"{', '.join(DRAWN)}.")],
     out: Annotated[Path, typer.Option(help="Folder to put the benchmark in.")],
@@ -244,7 +244,7 @@ def build(
     printer.line(f"the benchmark is in {out}")
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def diff(
     a: Annotated[Path, typer.Argument(metavar="BEFORE.json", help="A record.")],
     b: Annotated[
@@ -275,7 +275,7 @@ def diff(
     printer.table(("R@1", *names, minus, "p"), lines, title=records[0]["benchmark"])
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of records.")],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],

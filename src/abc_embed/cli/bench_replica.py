@@ -50,7 +50,6 @@ def build_replica(
     leaks: Annotated[
         bool, typer.Option(help="Keep prompts with a word of their answer, as published.")
     ] = False,
-    tries: Annotated[int, typer.Option(min=1, help="Of a reply that has no such form.")] = 2,
     json_mode: Annotated[
         str, typer.Option(help="How JSON is asked for: schema, object or none.")
     ] = "schema",
@@ -76,11 +75,11 @@ def build_replica(
         client = vlm.client(stack, replies, max_tokens=max_tokens, json_mode=json_mode)
         if vlm.dry_run:
             requests = replica.planned_requests(files)
-            vlm_options.print_estimate(client, requests, tries, replica.RETRY_TOKENS, printer)
+            vlm.print_estimate(client, requests, replica.RETRY_TOKENS, printer)
             return
         about = {**replica.about(client), "seed": seed, "license": license}
         how = "a VLM, one request an image"
-        pairs = replica.pairs_from_model(files, source, client, license=license, tries=tries)
+        pairs = replica.pairs_from_model(files, source, client, license=license, tries=vlm.tries)
         on_progress = stack.enter_context(progress_bar("images", len(files)))
         try:
             benchmark, left_out = replica.build(

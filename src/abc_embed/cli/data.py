@@ -55,7 +55,7 @@ Columns = Annotated[
 ]
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def fetch(
     name: Annotated[
         str, typer.Argument(help="abc-pretrain or abc-vg-instruct, with or without @revision.")
@@ -89,7 +89,7 @@ def fetch(
         printer.line(f"{name} is in {out}; next: abc-embed data index {out}")
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def index(
     folder: Folder,
     spacing: Annotated[
@@ -120,7 +120,7 @@ def index(
     printer.table(("index", ""), [(k.replace("_", " "), v) for k, v in summary.items()])
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def complete(folder: Folder, *, printer: Printer) -> None:
     """Check that every row has its image, and every file its size; name what is missing.
 
@@ -139,7 +139,7 @@ def complete(folder: Folder, *, printer: Printer) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def unpack(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="Folder to unpack into.")],
@@ -168,7 +168,7 @@ def unpack(
     )
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def card(data: DataSet, *, printer: Printer) -> None:
     """Write DATASET_CARD.md and card.json: what it holds, how it was made, licences, hashes."""
     from abc_embed.data.card import write_card

@@ -83,7 +83,6 @@ def instruct(
     own: Annotated[
         bool, typer.Option(help="Take the records' own questions; needs no model.")
     ] = False,
-    tries: Annotated[int, typer.Option(min=1, help="Of a region whose prompt cannot be used.")] = 2,
     max_tokens: vlm_options.MaxTokens = 128,
     overwrite: Annotated[
         bool, typer.Option(help="Replace --out even by less than it holds.")
@@ -117,12 +116,12 @@ def instruct(
             client = vlm.client(stack, replies, max_tokens=max_tokens)
             if vlm.dry_run:
                 requests = planned_requests(records, settings, rejects)
-                vlm_options.print_estimate(client, requests, tries, RETRY_TOKENS, printer)
+                vlm.print_estimate(client, requests, RETRY_TOKENS, printer)
                 _print_rejected(dict(rejects.counts), printer)
                 return
             on_progress = stack.enter_context(progress_bar("regions"))
             report = write(
-                writer=VlmWriter(client, settings.root, tries=tries),
+                writer=VlmWriter(client, settings.root, tries=vlm.tries),
                 map_tasks=client.map,
                 on_progress=on_progress,
                 endpoint_report=client.report,

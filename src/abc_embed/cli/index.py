@@ -51,7 +51,7 @@ class Intake:
     ] = "skip"
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def build(
     index: Place,
     sources: Annotated[
@@ -96,7 +96,7 @@ def build(
     _fill(made, sources, intake, settings.batch_size, printer)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def add(
     index: Place,
     sources: Annotated[
@@ -112,7 +112,7 @@ def add(
     _update(index, sources or [], intake, settings, printer)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def remove(
     index: Place,
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all in them.")],
@@ -127,7 +127,7 @@ def remove(
     printer.line(f"removed {counted(removed, 'image')}")
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def info(index: Place, *, printer: Printer) -> None:
     """Say what an index is and holds."""
     facts = search.Index.open(index).info()
@@ -143,7 +143,7 @@ def info(index: Place, *, printer: Printer) -> None:
     printer.table(("index", ""), [(key.replace("_", " "), _cell(v)) for key, v in facts.items()])
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def check(index: Place, *, printer: Printer) -> None:
     """Read all of an index, and compare it with the files; exits with 1 if it is damaged."""
     opened = search.Index.open(index)
@@ -161,7 +161,7 @@ def check(index: Place, *, printer: Printer) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def compact(
     index: Place,
     tokens: Annotated[

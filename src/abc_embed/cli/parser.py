@@ -83,12 +83,13 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
             continue
         module = importlib.import_module(f"abc_embed.cli.{name}")
         if hasattr(module, "app"):
+            group = typer.Typer(help=module.app.info.help, rich_markup_mode=None)
             for command in module.app.registered_commands:
                 own = command.name or get_command_name(command.callback.__name__)
-                command.callback = _for_typer(command.callback)
-                command.epilog = _own_examples(command.epilog, f"{name} {own}")
+                examples = _own_examples(command.epilog or module.EXAMPLES, f"{name} {own}")
+                group.command(own, epilog=examples)(_for_typer(command.callback))
             app.add_typer(
-                module.app,
+                group,
                 name=name,
                 cls=Group,
                 short_help=summary,
@@ -96,8 +97,8 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
                 no_args_is_help=True,
             )
         else:
-            command = _for_typer(getattr(module, name))
-            app.command(name, short_help=summary, epilog=module.EXAMPLES)(command)
+            register = app.command(name, short_help=summary, epilog=module.EXAMPLES)
+            register(_for_typer(getattr(module, name)))
     return typer.main.get_command(app)
 
 

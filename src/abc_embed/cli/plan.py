@@ -55,7 +55,7 @@ class PlanSettings(options.BatchSettings):
             raise UsageError("--shape stands for a model; leave out --model")
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def embed(
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Image files and folders of images.")
@@ -109,7 +109,7 @@ def embed(
     _report(plan, out, printer)
 
 
-@app.command(epilog=EXAMPLES)
+@app.command()
 def train(
     config: Annotated[Path, typer.Option(help="The recipe: a TOML file; configs/ has examples.")],
     overrides: options.Overrides = None,

@@ -32,6 +32,7 @@ class VlmSettings:
     key_variable: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = (
         "OPENAI_API_KEY"
     )
+    tries: Annotated[int, typer.Option(min=1, help="Of a reply that cannot be used.")] = 2
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 4
     rpm: Annotated[int | None, typer.Option(min=1, help="Most requests a minute.")] = None
     tpm: Annotated[int | None, typer.Option(min=1, help="Most tokens a minute.")] = None
@@ -100,32 +101,31 @@ class VlmSettings:
             client.use_cache(stack.enter_context(ReplyCache(replies)))
         return client
 
-
-def print_estimate(
-    client: "VlmClient",
-    requests: "Iterable[PlannedRequest]",
-    tries: int,
-    retry_tokens: int,
-    printer: Printer,
-) -> None:
-    """What a dry run says: the result on stdout, the first prompt on stderr."""
-    plan = client.estimate(requests, tries, retry_tokens)
-    printer.json(dataclasses.asdict(plan))
-    rows = [
-        ("images", f"{plan.images:,}"),
-        ("requests", f"{plan.requests:,}"),
-        ("answered already", f"{plan.known:,}"),
-        ("requests, if every try fails", f"at most {plan.most_requests:,}"),
-        ("tokens of prompts", f"about {plan.input_tokens:,}"),
-        ("tokens of replies", f"at most {plan.output_tokens:,}"),
-    ]
-    if plan.cost is not None and plan.most_cost is not None:
-        rows.append(("cost", f"about {plan.cost:,.2f}, at most {plan.most_cost:,.2f}"))
-    else:
-        rows.append(("cost", "unknown; give --price-in and --price-out"))
-    if plan.minutes is not None:
-        rows.append(("minutes, at the limits given", f"at least {plan.minutes:,.1f}"))
-    printer.table(("dry run", ""), rows)
-    if plan.example and not printer.as_json:
-        print_message(f"The first prompt:\n\n{plan.example}")
-    printer.line("nothing was asked")
+    def print_estimate(
+        self,
+        client: "VlmClient",
+        requests: "Iterable[PlannedRequest]",
+        retry_tokens: int,
+        printer: Printer,
+    ) -> None:
+        """What a dry run says: the result on stdout, the first prompt on stderr."""
+        plan = client.estimate(requests, self.tries, retry_tokens)
+        printer.json(dataclasses.asdict(plan))
+        rows = [
+            ("images", f"{plan.images:,}"),
+            ("requests", f"{plan.requests:,}"),
+            ("answered already", f"{plan.known:,}"),
+            ("requests, if every try fails", f"at most {plan.most_requests:,}"),
+            ("tokens of prompts", f"about {plan.input_tokens:,}"),
+            ("tokens of replies", f"at most {plan.output_tokens:,}"),
+        ]
+        if plan.cost is not None and plan.most_cost is not None:
+            rows.append(("cost", f"about {plan.cost:,.2f}, at most {plan.most_cost:,.2f}"))
+        else:
+            rows.append(("cost", "unknown; give --price-in and --price-out"))
+        if plan.minutes is not None:
+            rows.append(("minutes, at the limits given", f"at least {plan.minutes:,.1f}"))
+        printer.table(("dry run", ""), rows)
+        if plan.example and not printer.as_json:
+            print_message(f"The first prompt:\n\n{plan.example}")
+        printer.line("nothing was asked")
