@@ -10,6 +10,7 @@ import typer
 
 from abc_embed.cli import options
 from abc_embed.cli.output import (
+    AsJson,
     duration,
     epilog,
     print_first,
@@ -133,7 +134,7 @@ def mine(
     *,
     mining: MiningOptions,
     model_settings: options.BatchSettings,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Give each image captions of other images that nearly fit.
 

@@ -98,7 +98,6 @@ EncoderName = Annotated[
         "late:NAME or random."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 
 
 PlanFile = Annotated[

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from abc_embed.cli.options import AsJson
 from abc_embed.errors import OutputError, UsageError
 from abc_embed.storage.files import check_writable
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, not a table.")]
 OPENING_S = 3.0
 """By then a desktop has said that it cannot open a file."""
 PIPED_WIDTH = 160

@@ -11,7 +11,6 @@ from abc_embed.cli.output import epilog, print_message
 from abc_embed.errors import MissingExtraError, OutputError
 from abc_embed.runtime import in_own_thread
 from abc_embed.search.settings import read_settings
-from abc_embed.serve.settings import ServerSettings, read_keys
 
 EXAMPLES = epilog("""
   abc-embed serve
@@ -81,6 +80,8 @@ def serve(
     OpenAI's, Cohere's, Voyage's, Jina's and vLLM's clients can ask as they do. Ctrl-C or SIGTERM
     finishes what runs and takes nothing new.
     """
+    from abc_embed.serve.settings import ServerSettings, read_keys
+
     chosen = ServerSettings(
         host=host,
         port=port,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_embed.cli.options import AsJson, Overrides, PlanFile, judge_plan
-from abc_embed.cli.output import Printer, epilog, print_message, print_result
+from abc_embed.cli.options import Overrides, PlanFile, judge_plan
+from abc_embed.cli.output import AsJson, Printer, epilog, print_message, print_result
 from abc_embed.errors import UsageError
 from abc_embed.progress import progress_bar
 from abc_embed.runtime import free_memory_bytes
