@@ -7,13 +7,13 @@ a plain 500, its traceback in the log and not in the answer.
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -62,6 +61,8 @@ SMALL_BODY = 1 << 14
 """A body of no more bytes, without images, is taken apart at once and not in a thread."""
 BODIES = 16
 """So many bodies of the largest size may be in memory at a time."""
+FLOATS = {"float", "base64"}
+"""Formats that vectors of any model have."""
 FEW_VECTORS = 64
 """More of them are written as JSON in a thread."""
 TRIM_S = 10.0
@@ -91,6 +92,8 @@ class Server:
         self.created = int(time.time())
         self._body_bytes = 0
         self._answered = 0
+        self.posts: dict[str, Callable[[Request], Awaitable[Response]]] = {}
+        """What takes a body, by its path."""
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "abc_embed_requests",
@@ -146,7 +149,7 @@ class Server:
 
     # -- the application -------------------------------------------------------------------------
 
-    def _make_app(self) -> FastAPI:
+    def _make_app(self) -> ASGIApp:
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             with self.queue:
@@ -158,14 +161,6 @@ class Server:
         app = FastAPI(
             title="abc-embed", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
         )
-        app.add_middleware(Around, server=self)
-        if self.settings.cors:
-            app.add_middleware(
-                CORSMiddleware,
-                allow_origins=list(self.settings.cors),
-                allow_headers=["*"],
-                allow_methods=["GET", "POST"],
-            )
         for shape in SHAPES:
             self._add(app, shape.path, self._embed_route(shape), shape)
         self._add(app, "/v1/rank", self._ranking.rank)
@@ -181,7 +176,18 @@ class Server:
         app.exception_handler(HTTPException)(self._http_error)
         app.exception_handler(RequestValidationError)(self._bad_parameter)
         self._add_pages(app)
-        return app
+        return self._wrap(app)
+
+    def _wrap(self, app: ASGIApp) -> ASGIApp:
+        app = Around(app, self)
+        if not self.settings.cors:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=list(self.settings.cors),
+            allow_headers=["*"],
+            allow_methods=["GET", "POST"],
+        )
 
     def _add_pages(self, app: FastAPI) -> None:
         for page in PAGES:
@@ -212,8 +218,8 @@ class Server:
             methods=["POST"],
             summary=SUMMARIES[path],
             openapi_extra=request_body(path),
-            route_class_override=PlainRoute,
         )
+        self.posts[path] = route
 
     def _get(self, handle: "Callable[[Request], Awaitable[Any]]") -> "Callable[..., Any]":
         async def route(request: Request) -> Response:
@@ -237,7 +243,7 @@ class Server:
 
     def refused(self, request: Request) -> Response | None:
         """The answer to a request that is not let in."""
-        path = request.url.path
+        path = request.scope["path"]
         if self._is_foreign(request):
             sentence = "this server is for its own machine; see --host and --cors"
             return refusal(RequestError(sentence, None, 403), None)
@@ -250,7 +256,7 @@ class Server:
     def record(self, request: Request, status: int, seconds: float) -> None:
         """Metrics, and one line in the log."""
         self._answered += 1
-        path = _metrics_path(request)
+        path = self._metrics_path(request)
         self._requests.labels(path, status).inc()
         self._seconds.labels(path).observe(seconds)
         line = {
@@ -260,7 +266,14 @@ class Server:
             "status": status,
             "seconds": round(seconds, 4),
         }
-        LOG.info(json.dumps(line))
+        LOG.info(orjson.dumps(line).decode())
+
+    def _metrics_path(self, request: Request) -> str:
+        """The path as it was declared: what clients put into it makes no series of its own."""
+        path: str = request.scope["path"]
+        return (
+            path if path in self.posts else getattr(request.scope.get("route"), "path", "unknown")
+        )
 
     def _has_key(self, request: Request) -> bool:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -277,11 +290,8 @@ class Server:
         """
         if not self.settings.only_local:
             return False
-        try:
-            name = urlsplit("//" + request.headers.get("host", "")).hostname
-        except ValueError:
-            name = None
-        if name not in {*LOCAL_NAMES, self.settings.host}:
+        name = host_name(request.headers.get("host", ""))
+        if name not in (*LOCAL_NAMES, self.settings.host):
             return True
         site = request.headers.get("sec-fetch-site", "none")
         from_page = request.headers.get("origin") in self.settings.cors
@@ -339,7 +349,8 @@ class Server:
             else:  # images and addresses take their time
                 asked = await self.engine.run(http, lambda _: shape.parse(body, read), "read")
             self.engine.check_model(asked.model)
-            self._encoded(asked, [])  # refuses a width or a format before anything is computed
+            if asked.dimensions or not FLOATS.issuperset(asked.outputs):
+                self._encoded(asked, [])  # refuses them before anything is computed
             results = await self.engine.embed(asked.items, http, truncate=asked.truncate)
             errors = bad_items(results, asked.places, skip=asked.skip_bad)
             good = [result for result in results if isinstance(result, Embedded)]
@@ -362,12 +373,10 @@ class Server:
     def _encoded(
         self, asked: EmbedRequest, results: "Sequence[Embedded | BaseException]"
     ) -> Encoded:
-        rows = [index for index, result in enumerate(results) if isinstance(result, Embedded)]
-        vectors = np.zeros((len(rows), self.embedder.dim), dtype=np.float32)
-        for row, index in enumerate(rows):
-            result = results[index]
-            if isinstance(result, Embedded):
-                vectors[row] = result.vector
+        good = {at: result for at, result in enumerate(results) if isinstance(result, Embedded)}
+        vectors = np.zeros((len(good), self.embedder.dim), dtype=np.float32)
+        for row, result in enumerate(good.values()):
+            vectors[row] = result.vector
         try:
             vectors = truncate(vectors, asked.dimensions)
         except UsageError as error:
@@ -380,7 +389,7 @@ class Server:
             except UsageError as error:
                 raise RequestError(str(error), output) from None
             encoded[output] = [None] * len(results)
-            for index, value in zip(rows, values, strict=True):
+            for index, value in zip(good, values, strict=True):
                 encoded[output][index] = value
         return encoded
 
@@ -439,19 +448,11 @@ class Server:
         return JSONResponse(openai_error(message, None, status), status)
 
 
-class PlainRoute(APIRoute):
-    """A route whose function takes the request as it is: FastAPI's own reading is left out."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The function itself."""
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
-
-
 class Around:
-    """Middleware around every request: keys, headers, metrics, the log, and mistakes of ours.
+    """Around every request: keys, headers, metrics, the log, and mistakes of ours.
 
-    Plain ASGI, as Starlette's wrapper of functions puts a task and a stream around each request.
+    Plain ASGI, and what takes a body is called at once: the layers of FastAPI, which are there for
+    its pages and its OpenAPI, take longer than all else that a short text needs beside the model.
     """
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
@@ -464,7 +465,7 @@ class Around:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request = Request(scope)
+        request = Request(scope, receive)
         status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
@@ -475,16 +476,30 @@ class Around:
             await send(message)
 
         try:
-            await (self._server.refused(request) or self._app)(scope, receive, send_with_headers)
+            answer = self._server.refused(request) or await self._at_once(request) or self._app
+            await answer(scope, receive, send_with_headers)
         except Exception:  # a mistake of ours: its traceback is for the log alone
             LOG.exception("a request to %s failed", request.url.path)
             if status is not None:  # half of the answer is sent: the connection breaks off
                 raise
             sentence = "the server made a mistake; its log says which"
-            answer = JSONResponse(openai_error(sentence, None, 500), 500)
-            await answer(scope, receive, send_with_headers)
+            apology = JSONResponse(openai_error(sentence, None, 500), 500)
+            await apology(scope, receive, send_with_headers)
         finally:
             self._server.record(request, status or 500, time.perf_counter() - started)
+
+    async def _at_once(self, request: Request) -> Response | None:
+        route = self._server.posts.get(request.scope["path"])
+        return await route(request) if route and request.method == "POST" else None
+
+
+@lru_cache(16)
+def host_name(header: str) -> str | None:
+    """The name in a `Host` header, without its port; None: there is none."""
+    try:
+        return urlsplit("//" + header).hostname
+    except ValueError:
+        return None
 
 
 def as_json(answer: Any) -> Response:
@@ -514,9 +529,3 @@ def refusal(error: AbcError, shape: Shape | None) -> JSONResponse:
     elif status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers=headers)
-
-
-def _metrics_path(request: Request) -> str:
-    """The path as it was declared: what clients put into it makes no series of its own."""
-    route = request.scope.get("route")
-    return str(getattr(route, "path", "unknown"))

@@ -31,6 +31,9 @@ THREADS: dict[Kind, int] = {"read": 4, "look": 2, "think": 2}
 MAX_WORK: dict[Kind, int] = {"read": 2048, "look": 512, "think": 32}
 """Pieces of each kind that wait or run."""
 
+SOON_S = 0.05
+"""An answer that comes sooner is not worth watching whether its client is still there."""
+
 T = TypeVar("T")
 GivenUp = Callable[[], bool]
 """Whether nobody waits any more; asked by work that takes long."""
@@ -143,24 +146,29 @@ class Engine:
 
     async def _wait(self, work: "asyncio.Future[Any]", http: Request) -> Any:
         """The result of `work`; given up when the client has hung up, or it takes too long."""
+        try:
+            await asyncio.wait([work], timeout=SOON_S)
+            if not work.done():
+                await self._watch(work, http)
+            return work.result()
+        finally:
+            if not work.done():
+                work.cancel()  # and with it all that has not begun
+
+    async def _watch(self, work: "asyncio.Future[Any]", http: Request) -> None:
+        """Wait for `work` as long as the client does."""
+        seconds = self.settings.answer_timeout_s
         gone = asyncio.ensure_future(_hung_up(http))
-        waited: set[asyncio.Future[Any]] = {work, gone}
         try:
             done, _ = await asyncio.wait(
-                waited,
-                timeout=self.settings.answer_timeout_s,
-                return_when=asyncio.FIRST_COMPLETED,
+                {work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             gone.cancel()
-            if not work.done():
-                work.cancel()  # and with it all that has not begun
-        if work in done:
-            return work.result()
-        if gone in done:
+        if not done:
+            raise RequestError(f"no answer within {seconds:g} s; try again", None, 503)
+        if work not in done:
             raise RequestError("the client has hung up", None, 499)
-        seconds = self.settings.answer_timeout_s
-        raise RequestError(f"no answer within {seconds:g} s; try again", None, 503)
 
 
 def gather_outcomes(

@@ -1,6 +1,7 @@
 """The server's process: a socket, uvicorn, and an end that finishes what runs."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable
 
@@ -119,6 +120,7 @@ def run_server(
         OSError: the address cannot be listened on.
     """
     allow_open_files()
+    gc.freeze()  # the model and the libraries stay: no collection has to look at them again
     server = Server(embedder, name, settings)
     with listen(settings) as bound:
         port = bound.getsockname()[1]
@@ -132,6 +134,7 @@ def run_server(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here asks who the client is
             timeout_graceful_shutdown=settings.stop_timeout_s,
         )
         uvicorn.Server(config).run(sockets=[bound])
