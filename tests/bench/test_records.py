@@ -18,6 +18,7 @@ from abc_embed.bench.ctrlbench.measure import measure, measure_once
 from abc_embed.bench.ctrlbench.schema import Benchmark
 from abc_embed.bench.encoders.registry import NativeEncoder
 from abc_embed.bench.records import compare_records, pack, unpack
+from abc_embed.data.contact_sheet import GREEN, RED
 from abc_embed.errors import DataError, OutputError, UsageError
 from abc_embed.figures import BLUE
 
@@ -233,6 +234,10 @@ def test_the_block_is_written_between_its_marks() -> None:
 # -- pictures --------------------------------------------------------------------------------------
 
 
+def as_pixel(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
 def colours(path: Path) -> set[tuple[int, ...]]:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
@@ -244,9 +249,10 @@ def test_answers_right_in_green_wrong_in_red(
 ) -> None:
     for name, of in (("mixed", record), ("right", oracle)):
         figures.draw_examples(of, folders["S"], tmp_path / f"{name}.png")
-    assert {figures.RIGHT, figures.WRONG} <= colours(tmp_path / "mixed.png")
+    green, red = as_pixel(GREEN), as_pixel(RED)
+    assert {green, red} <= colours(tmp_path / "mixed.png")
     right = colours(tmp_path / "right.png")
-    assert figures.RIGHT in right and figures.WRONG not in right
+    assert green in right and red not in right
 
 
 def test_answers_of_other_questions_are_refused(
@@ -260,8 +266,7 @@ def test_answers_of_other_questions_are_refused(
 
 def test_bars_are_drawn(record: dict[str, Any], oracle: dict[str, Any], tmp_path: Path) -> None:
     figures.draw_bars([record, oracle], tmp_path / "bars.png")
-    blue = tuple(int(BLUE[i : i + 2], 16) for i in (1, 3, 5))
-    assert blue in colours(tmp_path / "bars.png")
+    assert as_pixel(BLUE) in colours(tmp_path / "bars.png")
 
 
 # -- packed ranks, and what is compared by them ----------------------------------------------------

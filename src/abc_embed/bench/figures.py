@@ -4,20 +4,25 @@ What came first is in the record. Images shown are evenly spaced over the benchm
 chosen them.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image, ImageDraw
 
 from abc_embed import figures
 from abc_embed.bench.ctrlbench.schema import Benchmark, Query, questions_by_image, select_queries
 from abc_embed.bench.records import unpack
 from abc_embed.bench.tables import CONDITIONS, TITLES, first_recall
+from abc_embed.data.contact_sheet import (
+    FAINT,
+    GREEN,
+    INK,
+    RED,
+    Line,
+    draw_cell,
+    write_sheet,
+)
 from abc_embed.errors import DataError
 from abc_embed.inputs import open_image
-from abc_embed.storage.files import atomic_write
 
 Record = Mapping[str, Any]
 
@@ -28,9 +33,6 @@ COLOURS = {
     CONDITIONS["late"]: "#e0a030",
     CONDITIONS["random"]: "#d8dbe0",
 }
-INK, FAINT, RIGHT, WRONG = (32, 34, 38), (120, 124, 132), (22, 128, 60), (196, 40, 40)
-CELL, PHOTO, LINE, MARGIN = 196, 168, 19, 18  # pixels
-WRAP = 26  # characters of a line in a cell
 MAX_QUESTIONS = 6  # of an image that are drawn
 
 
@@ -97,7 +99,7 @@ def draw_formats(records: Sequence[Record], path: Path) -> None:
 
 
 def draw_examples(record: Record, benchmark: Benchmark, path: Path, count: int = 4) -> None:
-    """`count` images, beside each its questions, and below each what came first for it.
+    """`count` images, beside each its questions, and below each question what came first for it.
 
     Green: right. Red: wrong, and it came first. Grey: wrong, behind. Needs nothing but Pillow.
 
@@ -120,50 +122,24 @@ def draw_examples(record: Record, benchmark: Benchmark, path: Path, count: int =
     choices = dict(zip((q.query_id for q in queries), top.tolist(), strict=True))
     groups = list(questions_by_image(queries).items())
     step = max(1, len(groups) // count)
-    canvas = _draw_sheet(groups[step // 2 :: step][:count], choices, benchmark)
-    with atomic_write(path) as file:
-        canvas.save(file, "PNG", optimize=True)
-
-
-def _draw_sheet(
-    groups: Sequence[tuple[str, list[Query]]],
-    choices: Mapping[str, list[int]],
-    benchmark: Benchmark,
-) -> Image.Image:
-    columns = min(MAX_QUESTIONS, max(len(queries) for _, queries in groups))
-    row_height = PHOTO + MARGIN
-    size = (3 * MARGIN + PHOTO + columns * CELL, MARGIN + len(groups) * row_height)
-    canvas = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(canvas)
     files = {p.image_id: benchmark.folder / p.file for p in benchmark.images}
-    for number, (image_id, queries) in enumerate(groups):
-        top = MARGIN + number * row_height
-        photo = open_image(files[image_id])
-        photo.thumbnail((PHOTO, PHOTO))
-        scale = PHOTO / max(photo.size)
-        width, height = (max(1, round(side * scale)) for side in photo.size)
-        canvas.paste(photo.resize((width, height), Image.Resampling.BICUBIC), (MARGIN, top))
-        for column, query in enumerate(queries[:MAX_QUESTIONS]):
-            left = 2 * MARGIN + PHOTO + column * CELL
-            _draw_cell(pen, left, top, query, choices[query.query_id], benchmark)
-    return canvas
+    cells = [
+        draw_cell(open_image(files[image_id]), image_id, _answers(asked, choices, benchmark))
+        for image_id, asked in groups[step // 2 :: step][:count]
+    ]
+    write_sheet(cells, path)
 
 
-def _draw_cell(
-    pen: ImageDraw.ImageDraw,
-    left: int,
-    top: int,
-    query: Query,
-    choices: Sequence[int],
-    benchmark: Benchmark,
-) -> None:
-    """A question, and the candidates that came first."""
-    for number, line in enumerate(textwrap.wrap(query.instruction, WRAP)[:3]):
-        figures.draw_text(pen, (left, top + number * LINE), line, INK, 14)
-    for rank, candidate in enumerate(choices, 1):
-        caption = benchmark.corpus[candidate]
-        right = caption.cap_id in query.positives
-        colour = RIGHT if right else WRONG if rank == 1 else FAINT
-        text = textwrap.shorten(caption.text, WRAP - 3, placeholder=" …")
-        place = (left, top + (2 + rank) * LINE + 6)
-        figures.draw_text(pen, place, f"{rank}  {text}", colour, 14)
+def _answers(
+    queries: Sequence[Query], choices: Mapping[str, list[int]], benchmark: Benchmark
+) -> list[Line]:
+    """An image's questions, and below each the candidates that came first."""
+    lines = []
+    for query in queries[:MAX_QUESTIONS]:
+        lines.append((query.instruction, INK))
+        for rank, number in enumerate(choices[query.query_id], 1):
+            caption = benchmark.corpus[number]
+            right = caption.cap_id in query.positives
+            colour = GREEN if right else RED if rank == 1 else FAINT
+            lines.append((f"{rank}  {caption.text}", colour))
+    return lines
