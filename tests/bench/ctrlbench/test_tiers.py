@@ -12,10 +12,9 @@ from abc_embed.bench.ctrlbench.scene_benchmark import (
     KNOWN,
     NOVEL,
     SceneBenchmark,
-    SceneQuery,
     write_scene_benchmark,
 )
-from abc_embed.bench.ctrlbench.schema import Benchmark, Query
+from abc_embed.bench.ctrlbench.schema import Benchmark, Query, TextQuery
 from abc_embed.bench.ctrlbench.validate import (
     content_words,
     image_bound,
@@ -78,7 +77,7 @@ def test_binding_asks_for_each_object_twice_on_both_sides(
     large: dict[str, SceneBenchmark],
 ) -> None:
     draft = large["B"]
-    by_image: dict[int, list[SceneQuery]] = defaultdict(list)
+    by_image: dict[int, list[TextQuery]] = defaultdict(list)
     for asked in draft.queries:
         by_image[asked.image].append(asked)
     for image, its in by_image.items():

@@ -19,8 +19,8 @@ from abc_embed.bench.ctrlbench.scene_benchmark import (
     NOVEL,
     SceneBenchmark,
     SceneImage,
-    SceneQuery,
 )
+from abc_embed.bench.ctrlbench.schema import TextQuery
 from abc_embed.bench.ctrlbench.validate import leaks
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, questions
@@ -50,7 +50,7 @@ def generate(count: int = 250, seed: int = SEED) -> SceneBenchmark:
     rng = np.random.default_rng((seed, 23))
     things, used = Counter(t.name for t in THINGS), Counter[str]()
     images: list[SceneImage] = []
-    queries: list[SceneQuery] = []
+    queries: list[TextQuery] = []
     index = 0
     while len(images) < 2 * count:
         layout = make_scene(seed, index)
@@ -81,9 +81,9 @@ def generate(count: int = 250, seed: int = SEED) -> SceneBenchmark:
     return SceneBenchmark("ctrlbench-B", seed, images, queries, description)
 
 
-def _query(image: int, question: Question) -> SceneQuery:
+def _query(image: int, question: Question) -> TextQuery:
     words = (question.instruction, question.answer, question.paraphrases)
-    return SceneQuery(image, "B", _aspect(question), *words)
+    return TextQuery(image, "B", _aspect(question), *words)
 
 
 def _aspect(question: Question) -> str:

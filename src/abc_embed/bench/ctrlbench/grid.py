@@ -17,8 +17,8 @@ from abc_embed.bench.ctrlbench.scene_benchmark import (
     NOVEL,
     SceneBenchmark,
     SceneImage,
-    SceneQuery,
 )
+from abc_embed.bench.ctrlbench.schema import TextQuery
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import questions
 from abc_embed.scenes.things import BACKGROUNDS, KIND_WORDS, THINGS, Thing, kept_apart
@@ -36,7 +36,7 @@ def generate(count: int = 500, seed: int = SEED) -> SceneBenchmark:
     rng = np.random.default_rng((seed, 22))
     kinds, things, grounds = Counter(KINDS), Counter(t.name for t in THINGS), Counter[str]()
     images: list[SceneImage] = []
-    queries: list[SceneQuery] = []
+    queries: list[TextQuery] = []
     index = 0
     while len(images) < count:
         layout = make_scene(seed, index)
@@ -57,7 +57,7 @@ def generate(count: int = 500, seed: int = SEED) -> SceneBenchmark:
             thing = None if question.region is None else scene.placed[question.region].thing
             aspect = "background" if thing is None else thing.kind
             words = (question.instruction, question.answer, question.paraphrases)
-            queries.append(SceneQuery(len(images), "G", aspect, *words))
+            queries.append(TextQuery(len(images), "G", aspect, *words))
         captions = tuple(question.answer for question in asked)
         images.append(SceneImage(scene, NOVEL if novel else KNOWN, captions))
     description = (

@@ -24,8 +24,10 @@ from abc_embed.bench.ctrlbench.schema import (
     Benchmark,
     Caption,
     Picture,
-    Query,
+    TextQuery,
+    image_id,
     normalize_text,
+    query_rows,
     write_benchmark,
     write_picture,
 )
@@ -235,24 +237,32 @@ def build(
     strange = names - PARTIAL_FILES
     if strange:  # a card too: what is finished is not built anew
         raise OutputError(f"{folder} holds {min(strange)}; give a new or an empty folder")
-    pairs: dict[str, list[Pair]] = {}
     images: list[Picture] = []
+    captions: list[list[str]] = []
+    asked: list[TextQuery] = []
     with atomic_write(folder / "rejects.jsonl") as out_file:
         rejects = Rejects(out_file)
         for done, entry in enumerate(entries, start=1):
             usable = _usable_pairs(entry, leaks, rejects)
             if usable:
-                name = f"i{len(images):05}"
-                pairs[name] = usable
+                number = len(images)
+                captions.append([pair.description for pair in usable])
+                asked += [
+                    TextQuery(number, TIER, pair.aspect, pair.prompt, pair.description)
+                    for pair in usable
+                ]
                 facts = {"source": entry.source, "license": entry.license}
-                file = f"images/{name}{entry.suffix}"
-                images.append(write_picture(folder, name, file, entry.image, **facts))
+                file = f"images/{image_id(number)}{entry.suffix}"
+                images.append(write_picture(folder, image_id(number), file, entry.image, **facts))
             on_progress(done)
     left_out = dict(rejects.counts.most_common())
     if not images:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise DataError(f"no image has {MIN_PAIRS} pairs that can be used ({reasons or 'none'})")
-    corpus, queries = _corpus_and_queries(pairs)
+    every = [*chain.from_iterable(captions)]
+    texts = {normalize_text(text): text for text in reversed(every)}  # of equal ones the first
+    corpus = [Caption(cap_id=f"c{n:05}", text=texts[key]) for n, key in enumerate(sorted(texts))]
+    queries = query_rows(asked, captions, corpus)
     card = {
         "name": out.name,
         "how": how,
@@ -303,33 +313,6 @@ def _judge_pair(pair: Pair, leaks: bool) -> Verdict:
         return Verdict(pair.prompt, Reason.PHRASE, "no description in one line")
     verdict = check_prompt(pair.prompt, desc)
     return Verdict(pair.prompt) if leaks and verdict.reason is Reason.LEAK else verdict
-
-
-def _corpus_and_queries(
-    pairs: Mapping[str, Sequence[Pair]],
-) -> tuple[list[Caption], list[Query]]:
-    """Captions without duplicates, and one question for each pair; `pairs` by image id."""
-    texts: dict[str, str] = {}
-    for pair in chain.from_iterable(pairs.values()):
-        texts.setdefault(normalize_text(pair.description), pair.description)
-    ids = {key: f"c{number:05}" for number, key in enumerate(sorted(texts))}
-    corpus = [Caption(cap_id=ids[key], text=texts[key]) for key in sorted(texts)]
-    queries: list[Query] = []
-    for image_id, of_image in pairs.items():
-        answers = [ids[normalize_text(pair.description)] for pair in of_image]
-        for pair, answer in zip(of_image, answers, strict=True):
-            queries.append(
-                Query(
-                    query_id=f"q{len(queries):05}",
-                    image_id=image_id,
-                    tier=TIER,
-                    aspect=pair.aspect,
-                    instruction=pair.prompt,
-                    positives=(answer,),
-                    same_image=tuple(dict.fromkeys(answers)),
-                )
-            )
-    return corpus, queries
 
 
 def planned_requests(files: Iterable[Path]) -> Iterator[PlannedRequest]:

@@ -15,7 +15,9 @@ import numpy as np
 from abc_embed.bench.ctrlbench.schema import (
     Benchmark,
     Caption,
-    Query,
+    TextQuery,
+    image_id,
+    query_rows,
     write_benchmark,
     write_picture,
 )
@@ -43,25 +45,13 @@ class SceneImage:
 
 
 @dataclass(frozen=True, slots=True)
-class SceneQuery:
-    """A question about the image number `image`."""
-
-    image: int
-    tier: str
-    aspect: str
-    instruction: str
-    answer: str
-    paraphrases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class SceneBenchmark:
     """A benchmark without a pixel. `description` is what the card says of it."""
 
     name: str
     seed: int
     images: Sequence[SceneImage]
-    queries: Sequence[SceneQuery]
+    queries: Sequence[TextQuery]
     description: str
 
     @property
@@ -92,34 +82,21 @@ def write_scene_benchmark(
         render(image.scene, side).save(bmp, format="BMP")
         pictures.append(
             write_picture(
-                *(folder, _image_id(number), f"images/{number:05}.bmp", bmp.getvalue()),
+                *(folder, image_id(number), f"images/{number:05}.bmp", bmp.getvalue()),
                 source=f"abc-embed scenes, world {spec.seed}",
                 license="MIT",
-                mirror=None if image.mirror is None else _image_id(image.mirror),
+                mirror=None if image.mirror is None else image_id(image.mirror),
                 group=image.group,
             )
         )
         if on_progress is not None:
             on_progress(number + 1, len(spec.images))
-    cap_ids = {text: f"c{number:04}" for number, text in enumerate(spec.candidates)}
-    queries = [
-        Query(
-            query_id=f"q{number:05}",
-            image_id=_image_id(query.image),
-            tier=query.tier,
-            aspect=query.aspect,
-            instruction=query.instruction,
-            paraphrases=query.paraphrases,
-            positives=(cap_ids[query.answer],),
-            same_image=tuple(cap_ids[text] for text in spec.images[query.image].captions),
-        )
-        for number, query in enumerate(spec.queries)
-    ]
+    corpus = [Caption(cap_id=f"c{n:04}", text=text) for n, text in enumerate(spec.candidates)]
     return write_benchmark(
         folder,
         images=pictures,
-        corpus=[Caption(cap_id=cap_id, text=text) for text, cap_id in cap_ids.items()],
-        queries=queries,
+        corpus=corpus,
+        queries=query_rows(spec.queries, (i.captions for i in spec.images), corpus),
         card={
             "name": spec.name,
             "how": spec.description,
@@ -136,10 +113,6 @@ def unanswerable_queries(spec: SceneBenchmark) -> list[tuple[str, str]]:
     They are no rows of the folder, so that its hash stays; the seed draws them.
     """
     return [
-        (_image_id(n), unanswerable(image.scene, np.random.default_rng((spec.seed, n))).instruction)
+        (image_id(n), unanswerable(image.scene, np.random.default_rng((spec.seed, n))).instruction)
         for n, image in enumerate(spec.images)
     ]
-
-
-def _image_id(number: int) -> str:
-    return f"i{number:05}"

@@ -262,6 +262,44 @@ def _check_references(
 # -- writing ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class TextQuery:
+    """A question before rows have ids: about the image number `image`, its answer as a text."""
+
+    image: int
+    tier: str
+    aspect: str
+    instruction: str
+    answer: str
+    paraphrases: tuple[str, ...] = ()
+
+
+def image_id(number: int) -> str:
+    """The id of an image by its number."""
+    return f"i{number:05}"
+
+
+def query_rows(
+    queries: Iterable[TextQuery], captions: Iterable[Iterable[str]], corpus: Iterable[Caption]
+) -> list[Query]:
+    """Rows with ids; `captions` are the texts that belong to each image, answers among them."""
+    ids = {normalize_text(caption.text): caption.cap_id for caption in corpus}
+    own = [tuple(dict.fromkeys(ids[normalize_text(text)] for text in of)) for of in captions]
+    return [
+        Query(
+            query_id=f"q{number:05}",
+            image_id=image_id(query.image),
+            tier=query.tier,
+            aspect=query.aspect,
+            instruction=query.instruction,
+            paraphrases=query.paraphrases,
+            positives=(ids[normalize_text(query.answer)],),
+            same_image=own[query.image],
+        )
+        for number, query in enumerate(queries)
+    ]
+
+
 def write_benchmark(
     folder: str | os.PathLike[str],
     *,

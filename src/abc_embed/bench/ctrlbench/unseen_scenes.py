@@ -16,9 +16,8 @@ from abc_embed.bench.ctrlbench.scene_benchmark import (
     NOVEL,
     SceneBenchmark,
     SceneImage,
-    SceneQuery,
 )
-from abc_embed.bench.ctrlbench.schema import PAIR_TIER
+from abc_embed.bench.ctrlbench.schema import PAIR_TIER, TextQuery
 from abc_embed.errors import UsageError
 from abc_embed.scenes.layout import TRAINING_WORLDS, Scene, make_scene
 from abc_embed.scenes.questions import KINDS, Question, questions
@@ -46,14 +45,14 @@ def generate(count: int = 2000, pairs: int = 500, seed: int = SEED) -> SceneBenc
     rng = np.random.default_rng((seed, 20))
     used = Counter[str]()
     scenes: list[Scene] = []
-    queries: list[SceneQuery] = []
-    mirrored: list[tuple[SceneQuery, str]] = []
+    queries: list[TextQuery] = []
+    mirrored: list[tuple[TextQuery, str]] = []
     while len(queries) < count or len(scenes) % 2:
         scene = make_scene(seed, len(scenes) // 2, held_out=bool(len(scenes) % 2))
         pool = questions(scene)
         for question in _choose(rng, scene, pool, used):
             words = _wording(rng, question)
-            queries.append(SceneQuery(len(scenes), TIER, question.kind, words, question.answer))
+            queries.append(TextQuery(len(scenes), TIER, question.kind, words, question.answer))
         mirrored += _mirror_pair(rng, scene, pool, len(scenes))
         scenes.append(scene)
     mirrored = mirrored[:pairs]
@@ -66,7 +65,7 @@ def generate(count: int = 2000, pairs: int = 500, seed: int = SEED) -> SceneBenc
         image = images[number]
         images.append(SceneImage(image.scene.mirrored(), image.group, image.captions, number))
     for query, answer in mirrored:
-        twin = SceneQuery(mirrors[query.image], PAIR_TIER, "pair", query.instruction, answer)
+        twin = TextQuery(mirrors[query.image], PAIR_TIER, "pair", query.instruction, answer)
         queries += [query, twin]
     description = (
         f"{len(scenes)} scenes of two to four things, every second one around two things that "
@@ -75,7 +74,7 @@ def generate(count: int = 2000, pairs: int = 500, seed: int = SEED) -> SceneBenc
     return SceneBenchmark("ctrlbench-S", seed, images, queries, description)
 
 
-def split_mirrors(spec: SceneBenchmark) -> tuple[list[SceneImage], list[SceneQuery]]:
+def split_mirrors(spec: SceneBenchmark) -> tuple[list[SceneImage], list[TextQuery]]:
     """Scenes and queries without the mirrored pairs."""
     queries = [query for query in spec.queries if query.tier == TIER]
     count = 1 + max(query.image for query in queries)
@@ -116,7 +115,7 @@ def _wording(rng: np.random.Generator, question: Question) -> str:
 
 def _mirror_pair(
     rng: np.random.Generator, scene: Scene, pool: Sequence[Question], image: int
-) -> list[tuple[SceneQuery, str]]:
+) -> list[tuple[TextQuery, str]]:
     """One question with its answer in the mirror, which is another; none where there is none."""
     after = {q.instruction: q for q in questions(scene.mirrored())}
     changing = [
@@ -126,5 +125,5 @@ def _mirror_pair(
         return []
     question = changing[int(rng.integers(len(changing)))]
     words = _wording(rng, question)
-    query = SceneQuery(image, PAIR_TIER, "pair", words, question.answer)
+    query = TextQuery(image, PAIR_TIER, "pair", words, question.answer)
     return [(query, after[question.instruction].answer)]
