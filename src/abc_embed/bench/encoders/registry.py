@@ -56,14 +56,13 @@ def load_encoder(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    attn: str = "sdpa",
     batch_size: int | None = None,
     truncate: Truncate = "error",
     progress: bool = False,
 ) -> Encoder:
     """The encoder of a name; see the head of this file for the names.
 
-    `device`, `dtype` and `attn` are as in `Embedder.from_pretrained`; with `dtype="auto"`
+    `device` and `dtype` are as in `Embedder.from_pretrained`; with `dtype="auto"`
     models of other libraries keep the number format of their files. `truncate` is what too long
     words do in models of ours: "error", or "end", which cuts them; other libraries cut. With
     `progress` a bar is drawn while it embeds.
@@ -80,7 +79,7 @@ def load_encoder(
             raise UsageError(f"{name!r} has no width; write random or random:{RANDOM_DIM}")
         return RandomEncoder(int(rest)) if colon else RandomEncoder()
     if not colon or kind not in ("late", "st", "open_clip"):
-        embedder = Embedder.from_pretrained(name, device=device, dtype=dtype, attn=attn)
+        embedder = Embedder.from_pretrained(name, device=device, dtype=dtype)
         embedder.processor.truncate = truncate
         native = NativeEncoder(embedder, name, batch_size=batch_size)
         native.progress = progress
@@ -89,7 +88,7 @@ def load_encoder(
         raise UsageError(f"{name!r} names no model; write it behind the colon")
     options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
     if kind == "late":
-        options |= {"attn": attn, "truncate": truncate, "progress": progress}
+        options |= {"truncate": truncate, "progress": progress}
         return LateFusion(load_encoder(rest, **options))
     from abc_embed.bench.encoders import foreign
 
