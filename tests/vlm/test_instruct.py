@@ -87,8 +87,6 @@ def instruct(
             InstructSettings(root=folder, **({"regions": ALL} | job)),
             rejects=rejects,
             overwrite=overwrite,
-            map_tasks=client.map,
-            endpoint_report=client.report,
         )
 
 

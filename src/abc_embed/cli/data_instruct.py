@@ -2,7 +2,6 @@
 
 import dataclasses
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,19 +98,14 @@ def instruct(
     _check_options(source, out, own, vlm)
     from abc_embed.vlm.instruct import planned_requests, write_instructions
     from abc_embed.vlm.region_files import read_regions
-    from abc_embed.vlm.writers import RETRY_TOKENS, OwnWriter, VlmWriter
+    from abc_embed.vlm.writers import RETRY_TOKENS, OwnWriter, VlmWriter, Writer
 
     settings = regions.settings(source, out.parent)
     rejects = Rejects()
     records = read_regions(source, out.parent, rejects, images)
-    write = partial(
-        write_instructions, records, out, settings=settings, rejects=rejects, overwrite=overwrite
-    )
+    writer: Writer = OwnWriter(regions.seed)
     with ExitStack() as stack:
-        if own:
-            on_progress = stack.enter_context(progress_bar("regions"))
-            report = write(writer=OwnWriter(regions.seed), on_progress=on_progress)
-        else:
+        if not own:
             replies = out.with_name(f"{out.stem}.replies.sqlite")
             client = vlm.client(stack, replies, max_tokens=max_tokens)
             if vlm.dry_run:
@@ -119,13 +113,13 @@ def instruct(
                 vlm.print_estimate(client, requests, RETRY_TOKENS, printer)
                 _print_rejected(dict(rejects.counts), printer)
                 return
-            on_progress = stack.enter_context(progress_bar("regions"))
-            report = write(
-                writer=VlmWriter(client, settings.root, tries=vlm.tries),
-                map_tasks=client.map,
-                on_progress=on_progress,
-                endpoint_report=client.report,
-            )
+            writer = VlmWriter(client, settings.root, tries=vlm.tries)
+        report = write_instructions(
+            *(records, out, writer, settings),
+            rejects=rejects,
+            overwrite=overwrite,
+            on_progress=stack.enter_context(progress_bar("regions")),
+        )
     _print_report(report, out, vlm.max_cost, printer)
 
 

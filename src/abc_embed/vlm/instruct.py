@@ -12,7 +12,7 @@ started again from the beginning and finds there what was answered already. Next
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ MOST_COMMON = 10
 """Prompts that came most often, in the report: a model that asks the same of every image shows."""
 MIN_PAIRS = 2
 """An image with one instruction has no other to be told from, and teaches no control."""
-
-Map = Callable[[Callable[[RegionTask], WriterResult], Iterable[RegionTask]], Iterable[WriterResult]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +85,7 @@ def write_instructions(
     *,
     rejects: Rejects,
     overwrite: bool = False,
-    map_tasks: Map = map,
     on_progress: Callable[[int], None] = lambda done: None,
-    endpoint_report: Callable[[], Mapping[str, Any]] = dict,
 ) -> Report:
     """Write instructions for records into `out`, with rejects and a report next to it.
 
@@ -100,9 +96,7 @@ def write_instructions(
         settings: what is chosen.
         rejects: the same that the reader of `records` was given.
         overwrite: let a file at `out` go although it holds more than what comes of this run.
-        map_tasks: calls the writer for each region, in order; `VlmClient.map` for many at once.
         on_progress: called with the number of regions done.
-        endpoint_report: what the report says of the endpoint, asked for at the end.
 
     Raises:
         EndpointError: the endpoint cannot be used; nothing is written, and a second run goes on.
@@ -116,7 +110,7 @@ def write_instructions(
 
     def finished_records() -> Iterator[Record]:
         group: list[WriterResult] = []  # those of one image
-        results = map_tasks(writer.write, region_tasks(records, settings, report, rejects))
+        results = writer.write_all(region_tasks(records, settings, report, rejects))
         for done, result in enumerate(results, start=1):
             group.append(result)
             if len(group) == len(result.task.others) + 1:
@@ -134,7 +128,7 @@ def write_instructions(
     report.complete = not report.not_asked
     report.distinct_prompts = len(prompts)
     report.common_prompts = prompts.most_common(MOST_COMMON)
-    report.asking = dict(endpoint_report())
+    report.asking = writer.report()
     report_path = file_beside(out, "report.json")
     atomic_write_json(report_path, dataclasses.asdict(report), ensure_ascii=False)
     if report.complete and not report.written:

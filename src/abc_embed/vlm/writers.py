@@ -4,7 +4,7 @@ The text of the request is ours, after section 3.3 and appendix A of the paper. 
 and its hash is written into the data: another text makes other data.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,14 @@ class VlmWriter:
             "prompt_sha256": PROMPT_SHA256,
         }
 
+    def report(self) -> dict[str, Any]:
+        """What was sent to the endpoint, and what came of it."""
+        return self._client.report()
+
+    def write_all(self, tasks: Iterable[RegionTask]) -> Iterator[WriterResult]:
+        """What came of each task, in order; many are under way at once."""
+        return self._client.map(self.write, tasks)
+
     def write(self, task: RegionTask) -> WriterResult:
         """An instruction for one region; may be called from several threads."""
 
@@ -191,6 +199,14 @@ class OwnWriter:
     def about(self) -> dict[str, Any]:
         """What the data says of it, as JSON values."""
         return {"writer": "own questions"}
+
+    def report(self) -> dict[str, Any]:
+        """Nothing: no endpoint was asked."""
+        return {}
+
+    def write_all(self, tasks: Iterable[RegionTask]) -> Iterator[WriterResult]:
+        """What came of each task, in order."""
+        return map(self.write, tasks)
 
     def write(self, task: RegionTask) -> WriterResult:
         """One of the questions that the region answers, drawn anew for each region and seed."""
