@@ -7,7 +7,7 @@ two name each other in `meta`. `records.jsonl` is written last: without it the s
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def write_dataset(
 
 def _claim(folder: Path, plan: ScenesPlan) -> None:
     """Leave the plan in an empty folder; in another, find this plan."""
-    text = json.dumps({name: getattr(plan, name) for name in ScenesPlan.__slots__}, indent=2) + "\n"
+    text = json.dumps(asdict(plan), indent=2) + "\n"
     path = folder / PLAN_FILE
     try:
         if path.is_file():
@@ -129,16 +129,7 @@ def make_record(plan: ScenesPlan, number: int) -> Record:
         regions=tuple(
             Region(phrase=p.thing.phrase, box=box(p, plan.side, plan.side)) for p in scene.placed
         ),
-        instructions=tuple(
-            Instruction(
-                instruction=q.instruction,
-                answer=q.answer,
-                kind=q.kind,
-                paraphrases=q.paraphrases,
-                region=q.region,
-            )
-            for q in questions(scene)
-        ),
+        instructions=tuple(Instruction(**asdict(question)) for question in questions(scene)),
         negatives=negatives(scene, np.random.default_rng((plan.seed, number, 3))),
         source="abc-embed scenes",
         license="MIT",

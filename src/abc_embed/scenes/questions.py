@@ -8,6 +8,7 @@ blue background").
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -103,16 +104,16 @@ def unanswerable(scene: Scene, rng: np.random.Generator) -> Question:
     word = _choice(rng, [word for kind, word in KIND_WORDS.items() if kind not in here])
     draw = rng.random()
     if draw < 0.4:
-        forms = [form.format(word=word) for form in _ASK_KIND]
+        forms = _forms(_ASK_KIND, word=(word,))
     elif draw < 0.75:
         wheres = _PLACES[_choice(rng, list(_PLACES))]
-        forms = [f.format(where=w, word=word) for f, w in product(_ASK_PLACE[1:], wheres)]
+        forms = _forms(_ASK_PLACE[1:], where=wheres, word=(word,))
     else:
         names = {placed.thing.name for placed in scene.placed}
         other = _choice(rng, [thing.name for thing in THINGS if thing.name not in names])
         relations = _RELATIONS[_choice(rng, list(_RELATIONS))]
-        forms = [f.format(relation=r, other=other) for f, r in product(_ASK_RELATION, relations)]
-    return Question(forms[0], NO_ANSWER, "unanswerable", None, tuple(forms[1:]))
+        forms = _forms(_ASK_RELATION, relation=relations, other=(other,))
+    return Question(forms[0], NO_ANSWER, "unanswerable", None, forms[1:])
 
 
 def _choice(rng: np.random.Generator, options: list[str]) -> str:
@@ -132,8 +133,18 @@ def _furthest(members: list[tuple[int, Placed]], axis: str) -> int | None:
     return ranked[0][0]
 
 
-def _make(forms: list[str], scene: Scene, region: int, kind: str) -> Question:
-    return Question(forms[0], scene.placed[region].thing.phrase, kind, region, tuple(forms[1:]))
+@cache
+def _forms(patterns: tuple[str, ...], **words: tuple[str, ...]) -> tuple[str, ...]:
+    """Every pattern with every choice of words, each text once."""
+    choices = product(patterns, *words.values())
+    texts = (
+        pattern.format(**dict(zip(words, chosen, strict=True))) for pattern, *chosen in choices
+    )
+    return tuple(dict.fromkeys(texts))
+
+
+def _about(scene: Scene, region: int, kind: str, forms: tuple[str, ...]) -> Question:
+    return Question(forms[0], scene.placed[region].thing.phrase, kind, region, forms[1:])
 
 
 def _places(scene: Scene) -> Iterator[Question]:
@@ -141,23 +152,21 @@ def _places(scene: Scene) -> Iterator[Question]:
     for axis, wheres in _PLACES.items():
         region = _furthest(everyone, axis)
         if region is not None:
-            combined = product(_ASK_PLACE, wheres, _THING_WORDS)
-            forms = [f.format(where=w, word=t) for f, w, t in combined]
-            yield _make(list(dict.fromkeys(forms)), scene, region, "place")
+            forms = _forms(_ASK_PLACE, where=wheres, word=_THING_WORDS)
+            yield _about(scene, region, "place", forms)
         for kind, word in KIND_WORDS.items():
             members = [m for m in everyone if m[1].thing.kind == kind]
             region = _furthest(members, axis) if len(members) > 1 else None
             if region is not None:
-                forms = [f.format(where=w, word=word) for f, w in product(_ASK_PLACE[1:], wheres)]
-                yield _make(forms, scene, region, "place")
+                forms = _forms(_ASK_PLACE[1:], where=wheres, word=(word,))
+                yield _about(scene, region, "place", forms)
     for (across, down), where in _CORNERS.items():
         region = _furthest(everyone, across)
         if region is not None and region == _furthest(everyone, down):
             placed = scene.placed[region]
             if abs(placed.x - 0.5) > MARGIN and abs(placed.y - 0.5) > MARGIN:
-                words = product(_ASK_PLACE, _THING_WORDS)
-                forms = [f.format(where=where, word=t) for f, t in words]
-                yield _make(list(dict.fromkeys(forms)), scene, region, "place")
+                forms = _forms(_ASK_PLACE, where=(where,), word=_THING_WORDS)
+                yield _about(scene, region, "place", forms)
 
 
 def _relations(scene: Scene) -> Iterator[Question]:
@@ -169,16 +178,15 @@ def _relations(scene: Scene) -> Iterator[Question]:
                 if i != other_index and _side(p, axis) - _side(other, axis) > 0.0
             ]
             if len(ahead) == 1 and ahead[0][1] >= MARGIN:
-                combined = product(_ASK_RELATION, words)
-                forms = [f.format(relation=w, other=other.thing.name) for f, w in combined]
-                yield _make(forms, scene, ahead[0][0], "relation")
+                forms = _forms(_ASK_RELATION, relation=words, other=(other.thing.name,))
+                yield _about(scene, ahead[0][0], "relation", forms)
 
 
 def _kinds(scene: Scene) -> Iterator[Question]:
     for kind, word in KIND_WORDS.items():
         members = [i for i, p in enumerate(scene.placed) if p.thing.kind == kind]
         if len(members) == 1:
-            yield _make([f.format(word=word) for f in _ASK_KIND], scene, members[0], "kind")
+            yield _about(scene, members[0], "kind", _forms(_ASK_KIND, word=(word,)))
 
 
 def _sizes(scene: Scene) -> Iterator[Question]:
@@ -190,8 +198,7 @@ def _sizes(scene: Scene) -> Iterator[Question]:
     for words, first, second in ((small, 0, 1), (("largest", "biggest"), -1, -2)):
         sizes = sorted((scene.placed[ranked[first]].size, scene.placed[ranked[second]].size))
         if sizes[1] / sizes[0] >= SIZE_RATIO:
-            forms = [f.format(size=w) for f, w in product(_ASK_SIZE, words)]
-            yield _make(forms, scene, ranked[first], "size")
+            yield _about(scene, ranked[first], "size", _forms(_ASK_SIZE, size=words))
 
 
 def _ground(scene: Scene) -> Question:

@@ -35,33 +35,35 @@ def _background(scene: Scene, width: int, height: int) -> NDArray[np.float32]:
     return ground
 
 
+def _shown(placed: Placed, width: int, height: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The thing as RGBA, and where its top left corner is in a picture of that size."""
+    # The size is a share of the picture's shorter side.
+    longest = max(8, round(placed.size * min(width, height)))
+    picture = _picture(placed.thing, longest, placed.flip)
+    across, down = picture.size
+    return picture, (round(placed.x * width - across / 2), round(placed.y * height - down / 2))
+
+
 def render(scene: Scene, width: int = 112, height: int | None = None) -> Image.Image:
     """The picture: RGB, `width` × `height` pixels (square when no height is given)."""
     height = width if height is None else height
     canvas = Image.fromarray(np.clip(_background(scene, width, height), 0, 255).astype(np.uint8))
     for placed in scene.placed:
-        picture = _picture(placed.thing, _longest(placed, width, height), placed.flip)
-        x, y, _, _ = box(placed, width, height)
-        canvas.paste(picture, (x, y), picture)
+        picture, corner = _shown(placed, width, height)
+        canvas.paste(picture, corner, picture)
     return canvas
 
 
 def box(placed: Placed, width: int, height: int) -> tuple[int, int, int, int]:
     """`(x, y, width, height)` in pixels of the thing in a picture of that size."""
-    w, h = _picture(placed.thing, _longest(placed, width, height), placed.flip).size
-    return round(placed.x * width - w / 2), round(placed.y * height - h / 2), w, h
+    picture, corner = _shown(placed, width, height)
+    return *corner, *picture.size
 
 
 def which_thing(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     """`(height, width)`: number of the thing that each pixel shows, from 1; 0 is the ground."""
     canvas = Image.new("L", (width, height))
     for number, placed in enumerate(scene.placed, start=1):
-        picture = _picture(placed.thing, _longest(placed, width, height), placed.flip)
-        x, y, _, _ = box(placed, width, height)
-        canvas.paste(number, (x, y), picture.getchannel("A").point(lambda a: 255 if a > 96 else 0))
+        picture, corner = _shown(placed, width, height)
+        canvas.paste(number, corner, picture.getchannel("A").point(lambda a: 255 if a > 96 else 0))
     return np.asarray(canvas)
-
-
-def _longest(placed: Placed, width: int, height: int) -> int:
-    """Pixels of the thing's longest side: its size is a share of the picture's shorter side."""
-    return max(8, round(placed.size * min(width, height)))
