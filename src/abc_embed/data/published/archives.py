@@ -207,15 +207,15 @@ def find_points(
 ) -> tuple[list[Point], int]:
     """The points after the last of `known`, up to about `reach` plain bytes beyond it.
 
-    Of `known` only the first and the last are used. Returns the new points, and the plain size of
-    the stream when its end was reached, else 0. The last point of a stream is its end.
+    Of the points that are known, the first and the last will do. Returns the new points, and the
+    plain size of the stream when its end was reached, else 0. The last point of a stream is its
+    end.
 
     Raises:
         DataError: the stream is damaged or cut off.
     """
-    seed = [known[0], known[-1]] if len(known) > 1 else list(known)
     last = known[-1] if known else Point(-1, 0, 0, None)
-    with _opened(stream, seed, spacing, build=True) as file:
+    with _opened(stream, known, spacing, build=True) as file:
         try:
             file.seek(last.plain + reach)
         except _ERRORS as problem:

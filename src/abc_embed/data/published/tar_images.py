@@ -13,15 +13,16 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from abc_embed.data.published.archives import JoinedFile, Point, find_archives, inflate
-from abc_embed.data.published.tar_index import part_rows, sqlite_errors
+from abc_embed.data.published.tar_index import part_rows, read_blocks, sqlite_errors
 from abc_embed.errors import DataError, OutputError
 from abc_embed.storage.files import atomic_write, make_folder, read_file
-from abc_embed.storage.plain import Blocks, BlockStream
+from abc_embed.storage.plain import BlockStream
 
 LIMIT = 1 << 30
 """Bytes of the largest member that is read: no image has as many."""
@@ -133,16 +134,7 @@ class TarImages:
         if not self._archives[archive].gzipped:
             return io.BufferedReader(JoinedFile(self._archives[archive].parts))
         stream = self._stream(archive)
-
-        def blocks_from(start: int) -> Blocks:
-            query = (
-                "SELECT packed, plain, bits, window FROM points WHERE archive = ? ORDER BY plain"
-            )
-            points = (Point(*row) for row in self._database().execute(query, (archive,)))
-            for point, following in pairwise(points):
-                if start < following.plain > point.plain:
-                    yield point.plain, inflate(stream, point, following.plain - point.plain)
-
+        blocks_from = partial(read_blocks, self._database(), archive, stream)
         return io.BufferedReader(BlockStream(blocks_from))
 
     def members(self) -> Iterator[Member]:

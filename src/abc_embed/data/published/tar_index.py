@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -167,6 +166,20 @@ def _locked(path: Path) -> sqlite3.Connection:
     return database
 
 
+def read_blocks(
+    database: sqlite3.Connection, archive: int, stream: JoinedFile, place: int
+) -> Blocks:
+    """What lies between the points of a gzipped archive, from those around a place to the last."""
+    query = (
+        "SELECT packed, plain, bits, window FROM points WHERE archive = ?1 AND plain >= (SELECT"
+        " max(plain) FROM points WHERE archive = ?1 AND plain <= ?2) ORDER BY plain LIMIT 2"
+    )
+    while len(points := database.execute(query, (archive, place)).fetchall()) == 2:
+        point, following = Point(*points[0]), Point(*points[1])
+        yield point.plain, inflate(stream, point, following.plain - point.plain)
+        place = following.plain
+
+
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
     """What SQLite and the disk say, as an `OutputError` about the index `path`."""
@@ -212,11 +225,9 @@ class _Scan:
         (text,) = database.execute(query, (number,)).fetchone()
         self._state = _State(**json.loads(text))
         self._committed = self._state.scanned
-        self._packed = 0  # bytes of gzip that were read
 
     def run(self) -> Iterator[int]:
-        """To the end of the archive, committing on the way; yields how many packed bytes are
-        read."""
+        """To the end of the archive, committing on the way; yields how many bytes are read."""
         if self._state.done:
             return
         with closing(JoinedFile(self._archive.parts)) as stream:
@@ -227,10 +238,10 @@ class _Scan:
                 self._state.scanned = following
                 if following - self._committed >= COMMIT_EVERY:
                     self._commit()
-                yield self._packed or following
+                yield stream.tell()
             if self._archive.gzipped:
                 while reader.read(PIECE):  # what follows the end mark: to its end, for the sum
-                    yield self._packed
+                    yield stream.tell()
                 self._check_sum(stream)
         self._state.done = True
         self._commit()
@@ -298,38 +309,33 @@ class _Scan:
         self._committed = self._state.scanned
 
     def _inflated(self, stream: JoinedFile, start: int) -> Blocks:
+        """The blocks from the one that holds `start` on; points are found when they are needed."""
         state = self._state
-        for point, following in pairwise(self._points(stream, start)):
-            block = inflate(stream, point, following.plain - point.plain)
-            if point.plain == state.summed:
-                state.sum = zlib.crc32(block, state.sum)
-                state.summed += len(block)
-            self._packed = following.packed
-            if block:
-                yield point.plain, block
+        while True:
+            for place, block in read_blocks(self._database, self._number, stream, start):
+                if place == state.summed:
+                    state.sum = zlib.crc32(block, state.sum)
+                    state.summed += len(block)
+                yield place, block
+                start = place + len(block)
+            if state.plain_size:
+                return
+            self._find_points(stream)
 
-    def _points(self, stream: JoinedFile, start: int) -> Iterator[Point]:
-        """The points from the last before `start` on; finds more when they are needed."""
-        state = self._state
-        rows = self._database.execute(  # and the first of all, which finding more begins with
+    def _find_points(self, stream: JoinedFile) -> None:
+        """Find more points, beyond the last one that is known."""
+        rows = self._database.execute(
             "SELECT packed, plain, bits, window FROM points WHERE archive = ?1 AND (plain = 0 OR"
-            " plain >= (SELECT max(plain) FROM points WHERE archive = ?1 AND plain < max(?2, 1)))"
-            " ORDER BY plain",
-            (self._number, start),
+            " plain = (SELECT max(plain) FROM points WHERE archive = ?1)) ORDER BY plain",
+            (self._number,),
         )
         known = [Point(*row) for row in rows]
-        skips_first = len(known) > 1 and known[1].plain < start
-        yield from known[1:] if skips_first else known
-        while not state.plain_size:
-            new, state.plain_size = find_points(stream, known, REACH, self._spacing)
-            self._check_growth(new)
-            self._database.executemany(
-                "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)",
-                [(self._number, p.plain, p.packed, p.bits, p.window) for p in new],
-            )
-            known = [*known, *new]
-            del known[1:-1]  # each holds 32 KiB
-            yield from new
+        new, self._state.plain_size = find_points(stream, known, REACH, self._spacing)
+        self._check_growth(new)
+        self._database.executemany(
+            "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)",
+            [(self._number, p.plain, p.packed, p.bits, p.window) for p in new],
+        )
 
     def _check_growth(self, new: list[Point]) -> None:
         if new and new[-1].plain > max(BOMB_FLOOR, BOMB * max(new[-1].packed, 1)):
