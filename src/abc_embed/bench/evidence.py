@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from abc_embed.bench import attention_maps
+from abc_embed.bench.ctrlbench.scene_benchmark import mirrored_questions
 from abc_embed.bench.metrics import share
 from abc_embed.explain import Evidence, Method, TokenProbe
 from abc_embed.figures import BLUE, GREY, ORANGE, RED
@@ -75,12 +76,12 @@ def mirrored_pairs(count: int) -> list[Pair]:
     for number in range(count):
         scene = make_scene(SEED, number)
         mirrored = scene.mirrored()
-        after = {q.instruction: q for q in questions(mirrored) if q.kind == "place"}
-        for before in questions(scene):
-            other = after.get(before.instruction)
-            if before.kind == "place" and other and other.region != before.region:
-                pairs.append(((scene, before), (mirrored, other)))
-                break
+        of_scene: list[Pair] = [
+            ((scene, before), (mirrored, after))
+            for before, after in mirrored_questions(scene)
+            if before.kind == after.kind == "place" and before.region != after.region
+        ]
+        pairs += of_scene[:1]
     return pairs
 
 

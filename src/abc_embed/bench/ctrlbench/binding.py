@@ -17,13 +17,15 @@ from abc_embed.bench.ctrlbench.grid import least_used, of_kind, with_things
 from abc_embed.bench.ctrlbench.scene_benchmark import (
     KNOWN,
     NOVEL,
+    MirroredQuestion,
     SceneBenchmark,
     SceneImage,
+    mirrored_questions,
 )
 from abc_embed.bench.ctrlbench.schema import TextQuery
 from abc_embed.bench.ctrlbench.validate import leaks
 from abc_embed.scenes.layout import Scene, make_scene
-from abc_embed.scenes.questions import Question, questions
+from abc_embed.scenes.questions import Question
 from abc_embed.scenes.things import THINGS
 
 SEED = 7003
@@ -39,10 +41,6 @@ _SELECTOR = re.compile(
     r"|left|right|top|bottom|above|below|smallest|largest)\b"
 )
 """The word that selects; those of two words are looked for first."""
-
-
-MirroredQuestion = tuple[Question, Question]
-"""A question of a scene, and the same of its mirror."""
 
 
 def generate(count: int = 250, seed: int = SEED) -> SceneBenchmark:
@@ -100,12 +98,7 @@ def _choose(
     Kinds of question that came least so far are preferred. At least one is about size, and at
     least two have another answer in the mirror. None where the scene has no such questions.
     """
-    mirrored = {q.instruction: q for q in questions(scene.mirrored())}
-    pool = [
-        (q, mirrored[q.instruction])
-        for q in questions(scene)
-        if q.kind in _QUESTION_KINDS and q.instruction in mirrored
-    ]
+    pool = [pair for pair in mirrored_questions(scene) if pair[0].kind in _QUESTION_KINDS]
     pool = [pair for pair in pool if not any(leaks(q.instruction, q.answer) for q in pair)]
     order = [pool[int(i)] for i in rng.permutation(len(pool))]
     order.sort(key=lambda pair: used[pair[0].kind])  # stable: else as drawn

@@ -24,13 +24,23 @@ from abc_embed.bench.ctrlbench.schema import (
 from abc_embed.errors import UsageError
 from abc_embed.scenes.dataset import MIN_SIDE
 from abc_embed.scenes.layout import Scene
-from abc_embed.scenes.questions import unanswerable
+from abc_embed.scenes.questions import Question, questions, unanswerable
 from abc_embed.scenes.render import render
 from abc_embed.storage.files import make_folder
 
 SIDE = 112
 """Pixels a side of every picture."""
 KNOWN, NOVEL = "pair seen in training", "pair unseen in training"
+
+
+MirroredQuestion = tuple[Question, Question]
+"""A question of a scene, and the same of its mirror."""
+
+
+def mirrored_questions(scene: Scene) -> list[MirroredQuestion]:
+    """The questions that can be asked of a scene and of its mirror, in the scene's order."""
+    twins = {question.instruction: question for question in questions(scene.mirrored())}
+    return [(q, twins[q.instruction]) for q in questions(scene) if q.instruction in twins]
 
 
 @dataclass(frozen=True, slots=True)

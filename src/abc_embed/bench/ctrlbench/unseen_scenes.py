@@ -16,6 +16,7 @@ from abc_embed.bench.ctrlbench.scene_benchmark import (
     NOVEL,
     SceneBenchmark,
     SceneImage,
+    mirrored_questions,
 )
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, TextQuery
 from abc_embed.errors import UsageError
@@ -53,7 +54,7 @@ def generate(count: int = 2000, pairs: int = 500, seed: int = SEED) -> SceneBenc
         for question in _choose(rng, scene, pool, used):
             words = _wording(rng, question)
             queries.append(TextQuery(len(scenes), TIER, question.kind, words, question.answer))
-        mirrored += _mirror_pair(rng, scene, pool, len(scenes))
+        mirrored += _mirror_pair(rng, scene, len(scenes))
         scenes.append(scene)
     mirrored = mirrored[:pairs]
     mirrors = {query.image: len(scenes) + n for n, (query, _) in enumerate(mirrored)}
@@ -113,17 +114,11 @@ def _wording(rng: np.random.Generator, question: Question) -> str:
     return wordings[int(rng.integers(len(wordings)))]
 
 
-def _mirror_pair(
-    rng: np.random.Generator, scene: Scene, pool: Sequence[Question], image: int
-) -> list[tuple[TextQuery, str]]:
+def _mirror_pair(rng: np.random.Generator, scene: Scene, image: int) -> list[tuple[TextQuery, str]]:
     """One question with its answer in the mirror, which is another; none where there is none."""
-    after = {q.instruction: q for q in questions(scene.mirrored())}
-    changing = [
-        q for q in pool if q.instruction in after and after[q.instruction].answer != q.answer
-    ]
+    changing = [(q, twin) for q, twin in mirrored_questions(scene) if q.answer != twin.answer]
     if not changing:
         return []
-    question = changing[int(rng.integers(len(changing)))]
-    words = _wording(rng, question)
-    query = TextQuery(image, PAIR_TIER, "pair", words, question.answer)
-    return [(query, after[question.instruction].answer)]
+    question, twin = changing[int(rng.integers(len(changing)))]
+    query = TextQuery(image, PAIR_TIER, "pair", _wording(rng, question), question.answer)
+    return [(query, twin.answer)]
