@@ -6,6 +6,7 @@
 #   make test                                        what CI runs: scripts/check, then scripts/test
 #   make miniature                                   the paper's findings tried on scenes, under 90 minutes on two cores
 #   make serve-stress                                10,000 mutated requests, 1,000 clients at once, the server's own OpenAPI
+#   make screenshots                                 the pictures of the server's pages in the docs; a minute, needs Chromium
 #   make serve-load                                  latency and rate of the server, two models, on an idle machine; a quarter of an hour
 #   make batch-kills                                 20,000 pictures through `batch`, 20 workers and 5 drivers killed
 #   make fuzz                                        damaged pictures, records and models, kills, full disks, in parts that go on after a stop
@@ -29,7 +30,7 @@ unexport MODEL ARGS PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check docs miniature bundled measure serve-stress serve-load fuzz batch-kills clean
+.PHONY: help quickstart test check docs miniature bundled measure serve-stress serve-load screenshots fuzz batch-kills clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +65,9 @@ serve-stress: $(VENV)/.installed-dev
 
 serve-load: $(VENV)/.installed-dev
 	@$(BIN)/python tools/bench_serve.py --out results/serving/load.json $(ARGS)
+
+screenshots: $(VENV)/.installed-dev
+	@$(BIN)/python tools/make_screenshots.py docs/images
 
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
