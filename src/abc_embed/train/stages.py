@@ -130,11 +130,15 @@ class Stage(ABC):
     def embed(self, features: Sequence[Features]) -> Tensor:
         """`(N, D)` float32, as the model would embed them in use; nothing in it is changed."""
         self.model.eval()
-        batch = self._collate(features)
-        with self._accelerator.autocast():
-            vectors = self.model.embed(batch, self.model.encode_images(batch))
+        vectors = self._encode(features)
         self.model.train()
         return vectors.float()
+
+    def _encode(self, features: Sequence[Features]) -> Tensor:
+        """`(N, D)` with gradients, in the number format of training."""
+        batch = self._collate(features)
+        with self._accelerator.autocast():
+            return self.model.embed(batch, self.model.encode_images(batch))
 
     def after_update(self) -> None:  # noqa: B027  (most stages have nothing to do here)
         """Called after each step of the optimizer."""
@@ -231,11 +235,6 @@ class Pretrain(Stage):
 
         return self._backward_chunks([*images, *texts], self._encode, loss_of)
 
-    def _encode(self, features: Sequence[Features]) -> Tensor:
-        batch = self._collate(features)
-        with self._accelerator.autocast():
-            return self.model.embed(batch, self.model.encode_images(batch))
-
     def after_update(self) -> None:
         self.model.temperature.floor_(self.config.temperature.floor)
 
@@ -259,7 +258,7 @@ class Instruct(Stage):
         candidates = self._candidates(batch)
         chunks = [self._see(chunk) for chunk in self._query_chunks(batch)]
         return self._backward_chunks(
-            chunks, self._encode, lambda v: self._loss(v[: len(queries)], candidates, batch)
+            chunks, self._encode_seen, lambda v: self._loss(v[: len(queries)], candidates, batch)
         )
 
     @torch.no_grad()
@@ -269,7 +268,7 @@ class Instruct(Stage):
         with self._accelerator.autocast():
             return features, self.model.encode_images(batch)
 
-    def _encode(self, chunk: tuple[Chunk, Tensor | None]) -> Tensor:
+    def _encode_seen(self, chunk: tuple[Chunk, Tensor | None]) -> Tensor:
         # Collated again, without pixels: the batches of all chunks would wait for the last one.
         features, visual = chunk
         batch = self._collate(features, pixels=False)
@@ -288,11 +287,7 @@ class Instruct(Stage):
 
     def _embed_texts(self, batch: GlobalBatch, new: Sequence[Sequence[str]]) -> Tensor:
         """Vectors `(C, D)` of the `new` texts of each process, one after the other."""
-        chunks = self._text_chunks(batch, new)
-        self.model.eval()
-        with self.model.adapter_off(), self._accelerator.autocast():
-            vectors = [self.model.embed(self._collate(chunk), None) for chunk in chunks]
-        self.model.train()
+        vectors = [self.embed(chunk) for chunk in self._text_chunks(batch, new)]
         nothing = torch.empty(0, self.model.dim, device=self.model.device)
         counts = list(map(len, new))
         own = torch.cat([*vectors, nothing])[: counts[batch.rank]]
