@@ -39,7 +39,7 @@ def draw_photos(folder: Path) -> None:
         placed = (Placed(things[left], 0.27, up, 0.38), Placed(things[right], 0.73, down, 0.38))
         ground = rng.choice(list(BACKGROUNDS))
         shade = tuple(rng.uniform(-0.6, 0.6, 2))
-        scene = Scene(placed, ground, BACKGROUNDS[ground], shade, 3.0, number)
+        scene = Scene(placed, ground, BACKGROUNDS[ground], shade)
         render(scene, 224).save(folder / f"{number:03}.png")
 
 
