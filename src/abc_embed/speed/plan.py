@@ -179,6 +179,7 @@ def plan_embedding(
     if shape or has_instruct_adapter(model_name):
         with torch.device("meta"):
             attach_stage2(model)
+    model.requires_grad_(False)
     sample = spread(items, SAMPLE)
     prepared = Embedder(model, processor).pipeline(max_pixels, batch_size)
     for item in sample[:1]:
@@ -373,17 +374,8 @@ def _embedding_memory(
 ) -> dict[str, int]:
     """Bytes by purpose; `largest_picture` is in pixels of the file."""
     budget, width = pipeline.budget, model.dim
-    head = sum(p.numel() for p in model.head.parameters())
-    frozen = (sum(p.numel() for p in model.parameters()) - head) * dtype.itemsize + head * 4
     on_gpu = device.type != "cpu"
-    shape = RunShape(
-        language=model.backbone.language_shape(),
-        vision=model.backbone.vision_shape(),
-        frozen_bytes=frozen,
-        patch_values=3 * budget.patch_size**2,
-        number_bytes=dtype.itemsize,
-        on_gpu=on_gpu,
-    )
+    shape = RunShape.of(model, budget.patch_size, dtype.itemsize, on_gpu=on_gpu)
     activations = 0
     for rows in pipeline.plan(features):
         batch = [features[row] for row in rows]
@@ -393,7 +385,7 @@ def _embedding_memory(
     patches = patch_count(features)
     visual = patches // budget.merge_size**2
     memory = {
-        "weights": frozen,
+        "weights": shape.frozen_bytes,
         "weights with the adapter merged in": _merged_bytes(model, features, device, dtype),
         "activations of the largest batch": activations,
         "visual tokens that are kept": min(visual, 2 * WINDOW_VISUAL_TOKENS)

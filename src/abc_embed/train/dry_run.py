@@ -213,21 +213,14 @@ def _gpu_memory(gpu: str) -> tuple[str, int]:
 def _run_shape(
     config: TrainConfig, model: AbcModel, processor: Processor, number_bytes: int, on_gpu: bool
 ) -> RunShape:
-    image = processor.image
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    head = sum(p.numel() for p in model.head.parameters() if not p.requires_grad)  # is float32
-    frozen = sum(p.numel() for p in model.parameters()) - trained
-    return RunShape(
-        language=model.backbone.language_shape(),
-        vision=model.backbone.vision_shape(),
-        frozen_bytes=(frozen - head) * number_bytes + head * 4,
-        trained=trained,
+    return RunShape.of(
+        model,
+        processor.image.patch_size,
+        number_bytes,
+        on_gpu=on_gpu,
         vision_trains=config.stage == "pretrain",
-        patch_values=3 * image.patch_size**2,  # of a still picture one frame
         rank=config.adapter.rank,
         dropout=config.adapter.dropout > 0,
-        number_bytes=number_bytes,
-        on_gpu=on_gpu,
         checkpointing=config.train.gradient_checkpointing,
         chunked=config.train.chunk_size > 0 or config.train.chunk_tokens > 0,
     )

@@ -11,8 +11,12 @@ MLP, `Q` width of all query heads, `C` values of a patch, `r` rank; b bytes of a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from abc_embed.backbone import EncoderShape
+
+if TYPE_CHECKING:
+    from abc_embed.model import AbcModel
 
 GIB = 1024**3
 RESERVE_BYTES = GIB
@@ -50,6 +54,32 @@ class RunShape:
     chunked: bool = True
     """Whether `train.chunk_size` or `train.chunk_tokens` is set: one chunk at a time (GradCache),
     else all of a step."""
+
+    @classmethod
+    def of(
+        cls,
+        model: "AbcModel",
+        patch_size: int,
+        number_bytes: int,
+        *,
+        on_gpu: bool,
+        **training: Any,
+    ) -> "RunShape":
+        """Of a model whose trained parameters are those that require gradients; `training` are
+        the fields that come from a configuration."""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in model.parameters()) - trained
+        head = sum(p.numel() for p in model.head.parameters() if not p.requires_grad)  # is float32
+        return cls(
+            language=model.backbone.language_shape(),
+            vision=model.backbone.vision_shape(),
+            frozen_bytes=(frozen - head) * number_bytes + head * _FLOAT32,
+            patch_values=3 * patch_size**2,  # of a still picture one frame
+            number_bytes=number_bytes,
+            on_gpu=on_gpu,
+            trained=trained,
+            **training,
+        )
 
     @property
     def mask_bytes(self) -> int:
