@@ -4,14 +4,16 @@ import json
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import sources
 import torch
 from cli_parts import Cli
 
-from abc_embed import runtime
+from abc_embed import Embedder, runtime
 from abc_embed.cli import doctor
+from abc_embed.errors import OutOfMemoryError
 
 
 def test_doctor_tries_the_model(cli: Cli, tiny: Path) -> None:
@@ -38,6 +40,20 @@ def test_doctor_for_programs(cli: Cli, tiny: Path) -> None:
     assert "with a network" in checks["Qwen/Qwen2-VL-7B-Instruct"]["mend"]
 
 
+def checks_on(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, **facts: object
+) -> dict[str, dict[str, object]]:
+    """What doctor finds on a machine of which that is true; no model is loaded."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OutOfMemoryError("no model here")
+
+    hardware = {**runtime.hardware(), **facts}
+    monkeypatch.setattr(runtime, "hardware", lambda: hardware)
+    monkeypatch.setattr(Embedder, "from_pretrained", fail)
+    return {check["name"]: check for check in json.loads(cli("doctor", "--json").out)["checks"]}
+
+
 @pytest.mark.parametrize(
     ("bfloat16", "one_thread", "found"),
     [
@@ -47,14 +63,18 @@ def test_doctor_for_programs(cli: Cli, tiny: Path) -> None:
         (0.5, 0.6, "faster with --dtype bfloat16 and OMP_NUM_THREADS=1"),
     ],
 )
-def test_doctor_says_what_would_be_faster(bfloat16: float, one_thread: float, found: str) -> None:
+def test_doctor_says_what_would_be_faster(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, bfloat16: float, one_thread: float, found: str
+) -> None:
     times_s = {
         ("float32", 1): one_thread,
         ("float32", 2): 1.0,
         ("bfloat16", 1): 9.0,
         ("bfloat16", 2): bfloat16,
     }
-    assert doctor._speed(times_s, 2).found.endswith(found)
+    monkeypatch.setattr(runtime, "product_times_s", lambda counts: times_s)
+    checks = checks_on(cli, monkeypatch, cuda=[], mps=False, torch_threads=2)
+    assert str(checks["speed of a large product"]["found"]).endswith(found)
 
 
 def test_the_speed_of_a_product_is_measured() -> None:
@@ -87,12 +107,16 @@ def test_doctor_names_the_pip_lines(cli: Cli, tiny: Path, monkeypatch: pytest.Mo
     ("gpu", "memory", "good"), [(None, 20, False), (None, 64, True), (24, 8, True), (8, 99, False)]
 )
 def test_doctor_knows_what_the_published_model_takes(
-    gpu: int | None, memory: int, good: bool
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, gpu: int | None, memory: int, good: bool
 ) -> None:
     cuda = [] if gpu is None else [{"name": "a GPU", "memory_bytes": gpu * 10**9}]
-    check = doctor._memory({"cuda": cuda, "memory_bytes": memory * 10**9})
-    assert check.good is good
-    assert bool(check.mend) is not good
+    monkeypatch.setattr(
+        runtime, "product_times_s", lambda counts: {("float32", 1): 1.0, ("bfloat16", 1): 1.0}
+    )
+    checks = checks_on(cli, monkeypatch, cuda=cuda, memory_bytes=memory * 10**9, torch_threads=1)
+    check = checks["memory for the published model"]
+    assert check["good"] is good
+    assert bool(check["mend"]) is not good
 
 
 def test_doctor_lists_the_extras_of_pyproject(cli: Cli, tiny: Path) -> None:

@@ -13,22 +13,20 @@ from cli_parts import Cli, picture
 from PIL import Image
 
 from abc_embed import figures
-from abc_embed.cli import plot
+from abc_embed.cli import plot, run
 from abc_embed.cli.output import print_table
 from abc_embed.cli.rankings import Ranking
 
 
-def test_an_output_that_lacks_letters_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_lacks_letters_is_no_end(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a redirected one on Windows: what it has no letter for becomes an escape."""
-    from abc_embed.cli import _print_anything
-
     out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", out)
-    _print_anything()
-    print_table(("", "image"), [(1, "犬.png")])
-    out.flush()
+    assert run(["scenes", "--count", "2", "--out", "\u72ac"]) == 0
     shown = out.buffer.getvalue().decode("cp1252")  # type: ignore[attr-defined]
-    assert "\\u72ac.png" in shown
+    assert "2 scenes in \\u72ac;" in shown
 
 
 CLOSED = [  # by the shell, words, exit code, on stderr
@@ -56,12 +54,12 @@ def test_closed_streams_are_no_traceback(
         assert b"closed" not in Path("drawn/records.jsonl").read_bytes()
 
 
-def test_a_closed_stdin_is_an_empty_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from abc_embed.cli import _open_standard_streams
-
+def test_a_closed_stdin_is_an_empty_one(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    _open_standard_streams()
-    assert sys.stdin.buffer.read() == b""
+    assert run(["embed", "-", "--model", str(tiny)]) == 1
+    assert capsys.readouterr().err == "Error: nothing could be embedded, and nothing is written\n"
     sys.stdin.close()
 
 

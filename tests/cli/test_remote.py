@@ -1,11 +1,14 @@
 """`--server`: embed, compare and search answered by a running server, as they would be here."""
 
+import base64
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -213,24 +216,37 @@ def test_keys(cli: Cli, here: Path, embedder: Embedder) -> None:
         assert cli(*words, "--api-key-file", "key").code == 0
 
 
-def test_a_busy_server_and_a_large_image(
+def test_a_busy_server_is_asked_again(cli: Cli, here: Path) -> None:
+    vector = base64.b64encode(np.ones(4, "<f4").tobytes()).decode()
+    answer = {"model": "busy", "data": [{"embedding": vector}]}
+    answers = [(429, {"error": {"message": "all places are taken"}})] * 2 + [(200, answer)]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is logged."""
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = cli("embed", "--text", "a dog", "--server", url)
+        server.shutdown()
+    assert done.code == 0 and json.loads(done.out)["vector"] == [1.0] * 4
+    assert not answers
+
+
+def test_a_full_server_and_a_large_image(
     cli: Cli, here: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PATIENCE_S", 2.5)
-    statuses = []
-    exchange = remote.RemoteModel._exchange
-
-    def busy(self: Any, path: str, content: bytes) -> Any:
-        full = {"error": {"message": "all places are taken"}}
-        answer = (429, 0.0, full) if len(statuses) < 2 else exchange(self, path, content)
-        statuses.append(answer[0])
-        return answer
-
     with running(embedder, max_body=2000) as (url, _):
-        with monkeypatch.context() as patch:
-            patch.setattr(remote.RemoteModel, "_exchange", busy)
-            assert cli("embed", "--text", "a dog", "--server", url).code == 0
-        assert statuses == [429, 429, 200]
         Path("large.jpg").write_bytes(Path("photo.jpg").read_bytes() + bytes(3000))
         large = cli("embed", "large.jpg", "--server", url)
         assert large.code == 1 and "the body is larger than 2,000 bytes" in large.err
