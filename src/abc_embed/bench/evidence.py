@@ -10,6 +10,7 @@ Controls: random maps, a model with random layers, the instruction of another sc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from abc_embed.bench import attention_maps
 from abc_embed.bench.ctrlbench.scene_benchmark import mirrored_questions
 from abc_embed.bench.metrics import share
 from abc_embed.explain import Evidence, Method, TokenProbe
-from abc_embed.figures import BLUE, GREY, ORANGE, RED
+from abc_embed.figures import BLUE, GREY, ORANGE, RED, draw_shares
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, questions
@@ -45,8 +46,6 @@ LABELS = {
 }
 """Shares of a row -> what they are called for people."""
 COLOURS = dict(zip(LABELS.values(), (BLUE, ORANGE, GREY, RED), strict=True))
-TITLE = "Where the peak of the evidence lies, on scenes whose boxes are known"
-ROW_HEIGHT = 0.9
 """Inches of a row of the figure."""
 HEAD = ("", *LABELS.values(), "deletion", "insertion", "passes")
 
@@ -126,6 +125,12 @@ def rows(record: Mapping[str, Any]) -> Sequence[tuple[object, ...]]:
         (name, *(cell(row[key]) for key in LABELS), *(row[key] for key in further))
         for name, row in record["scores"].items()
     ]
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Bars of every method and control, with their intervals."""
+    title = "Where the peak of the evidence lies, on scenes whose boxes are known"
+    draw_shares(record["scores"], LABELS, COLOURS, title, path, row_height=0.9)
 
 
 Explainer = Callable[[Item, str, int], Evidence]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from PIL import Image, ImageEnhance
 from abc_embed import vectors
 from abc_embed.bench.metrics import auc, share
 from abc_embed.bench.tables import score_cell
-from abc_embed.figures import BLUE, GREY
+from abc_embed.figures import BLUE, GREY, draw_shares
 from abc_embed.inputs import Item
 from abc_embed.scenes.layout import Scene, make_scene
 from abc_embed.scenes.questions import Question, all_answers, questions, unanswerable
@@ -39,8 +40,6 @@ SIDE = 224
 QUESTIONS_OF_A_SCENE = 3
 PLAIN = "as drawn"
 LABELS = {"r1": "R@1", "kept": "first choice kept"}
-TITLE = "What changes, and how many answers stay right"
-ROW_HEIGHT = 0.42
 """Inches of a row of the figure."""
 HEAD = ("", *LABELS.values())
 COLOURS = dict(zip(LABELS.values(), (BLUE, GREY), strict=True))
@@ -216,3 +215,9 @@ def rows(record: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
     return [
         (name, *(score_cell(row[key]) for key in LABELS)) for name, row in record["scores"].items()
     ]
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Bars of every condition, with their intervals."""
+    title = "What changes, and how many answers stay right"
+    draw_shares(record["scores"], LABELS, COLOURS, title, path, row_height=0.42)

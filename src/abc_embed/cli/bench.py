@@ -3,12 +3,9 @@
 The sets of others are in bench_sets.py, and CtrlBench from one's own images in bench_replica.py.
 """
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -334,10 +331,7 @@ def audit(
     ],
     model: Annotated[
         list[str],
-        typer.Option(
-            help="A model of the panel; give it again for more. bundled, a folder, a published "
-            "name, st:NAME, open_clip:MODEL/PRETRAINED, late:NAME or random."
-        ),
+        typer.Option(help=f"A model of the panel; give it again for more. {options.ENCODERS}"),
     ] = [options.MODEL],  # noqa: B006  (typer copies it)
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many questions.")
@@ -403,8 +397,7 @@ def evidence(
     settings.check()
     from abc_embed.bench import evidence as bench
 
-    record = bench_speed.run(bench, settings, out, "methods and controls", printer, scenes=scenes)
-    bench_speed.keep(record, out, partial(_draw_scenes, bench), printer)
+    bench_speed.run(bench, settings, out, "methods and controls", printer, scenes=scenes)
 
 
 @app.command(epilog=ROBUST_EXAMPLES)
@@ -428,14 +421,3 @@ def robust(
             "answerable questions score above unanswerable ones in "
             f"{record['nothing_fits']['auc']:.3f} of pairs"
         )
-    bench_speed.keep(record, out, partial(_draw_scenes, bench), printer)
-
-
-def _draw_scenes(bench: ModuleType, record: Mapping[str, Any], path: Path) -> None:
-    """Bars of every row, with their intervals."""
-    from abc_embed.figures import draw_shares
-
-    draw_shares(
-        *(record["scores"], bench.LABELS, bench.COLOURS, bench.TITLE, path),
-        row_height=bench.ROW_HEIGHT,
-    )

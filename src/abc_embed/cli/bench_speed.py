@@ -1,7 +1,5 @@
 """`abc-embed bench speed`: what the engine reaches on this machine, with any model or shape."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +15,6 @@ from abc_embed.progress import progress_bar
 from abc_embed.storage.files import make_folder
 
 if TYPE_CHECKING:
-    from abc_embed.bench.encoders.base import Encoder
     from abc_embed.embedder import Embedder
 
 EXAMPLES = epilog("""
@@ -36,26 +33,29 @@ RecordFolder = Annotated[
 class SpeedSettings(options.ModelSettings):
     """A model, or a shape with random weights."""
 
-    shape: Annotated[
-        Literal["tiny", "2b", "7b"] | None,
-        typer.Option(help="Random weights of that shape, made on the device, instead of a model."),
-    ] = None
+    shape: options.Shape = None
 
     def __post_init__(self) -> None:
         if self.shape and (self.model != options.MODEL or self.weights):
             other = "--weights" if self.weights else "--model"
             raise UsageError(f"--shape has random weights of its own; leave out {other}")
 
+    @property
+    def label(self) -> str:
+        return self.shape or self.model
+
     def load(self) -> "Embedder":
         if self.shape is None:
             return super().load()
         self.check()
         with options.announced(f"making weights of shape {self.shape}"):
-            from abc_embed.speed.shapes import random_embedder
+            from abc_embed.speed.shapes import random_embedder, shape_fingerprint
 
             device = runtime.resolve_device(self.device)
             dtype = runtime.resolve_dtype(self.dtype, device)
             embedder = random_embedder(self.shape, device, dtype)
+            # Gigabytes of random numbers are not hashed: their recipe is.
+            embedder._fingerprint = shape_fingerprint(self.shape)
             if self.compile:
                 embedder.compile()
             return embedder
@@ -64,7 +64,7 @@ class SpeedSettings(options.ModelSettings):
 def speed(
     images: Annotated[int, typer.Option(min=4, help="Pictures of the workload of images.")] = 32,
     instructions: Annotated[int, typer.Option(min=1, help="Instructions a picture.")] = 4,
-    size: Annotated[str, typer.Option(help="Width x height of the pictures' files.")] = "784x512",
+    size: options.PictureSize = "784x512",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
     against: Annotated[
         Literal["sentence-transformers"] | None,
@@ -83,7 +83,7 @@ def speed(
     are of processor time, on a GPU of the clock.
     """
     area = None if max_pixels is None else options.area_in_pixels(max_pixels)
-    width, height = parse_sides(size)
+    width, height = options.parse_sides(size)
     settings.check()
     from abc_embed.speed import measure as bench
 
@@ -101,7 +101,6 @@ def speed(
         f"{record['peak_flops'] / 1e9:,.0f} GFLOP/s is the matrix product's peak on "
         f"{record['settings']['hardware']} in {record['model']['dtype']}"
     )
-    keep(record, out, bench.draw, printer)
 
 
 def run(
@@ -112,58 +111,24 @@ def run(
     printer: Printer,
     **measure_options: Any,
 ) -> dict[str, Any]:
-    """The record of a model, once its folder is there, with its table; the bar counts `what`.
+    """Measure a model: its table, and its record with a figure in the folder `out`, if any.
 
-    `bench` is a module that measures an `Embedder`: `speed.measure`, `evidence` or `robust`.
+    `bench` is a module that measures an `Embedder`: `speed.measure`, `evidence` or `robust`. The
+    progress bar counts `what`.
     """
-    from abc_embed.bench.records import make_record
+    from abc_embed.bench.encoders.registry import NativeEncoder
+    from abc_embed.bench.records import make_record, write_record
 
     if out is not None:
         make_folder(out)
     embedder = settings.load()
     with progress_bar(what) as on_progress:
         findings = bench.measure(embedder, on_progress=on_progress, **measure_options)
-    record = make_record(_encoder(settings, embedder), findings)
-    printer.table(bench.HEAD, bench.rows(record))
-    return record
-
-
-def keep(
-    record: dict[str, Any],
-    folder: Path | None,
-    draw: Callable[[dict[str, Any], Path], None],
-    printer: Printer,
-) -> None:
-    """Print a record for programs, and put it with its figure into a folder if there is one."""
-    from abc_embed.bench.records import write_record
-
+    record = make_record(NativeEncoder(embedder, settings.label), findings)
     printer.json(record)
-    if folder is not None:
-        path = write_record(record, folder)
-        draw(record, path.with_suffix(".png"))
+    printer.table(bench.HEAD, bench.rows(record))
+    if out is not None:
+        path = write_record(record, out)
+        bench.draw(record, path.with_suffix(".png"))
         print_message(f"the record is {path}, drawn beside it")
-
-
-def _encoder(settings: options.ModelSettings, embedder: "Embedder") -> "Encoder":
-    """The embedder as records describe it."""
-    from abc_embed.bench.encoders.registry import NativeEncoder
-
-    if not isinstance(settings, SpeedSettings) or settings.shape is None:
-        return NativeEncoder(embedder, settings.model)
-    from abc_embed.speed.shapes import shape_fingerprint
-
-    # Gigabytes of random numbers are not hashed: their recipe is.
-    embedder._fingerprint = shape_fingerprint(settings.shape)
-    return NativeEncoder(embedder, settings.shape)
-
-
-def parse_sides(text: str) -> tuple[int, int]:
-    """`"784x512"` -> width and height.
-
-    Raises:
-        UsageError: it is no size.
-    """
-    sides = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*([1-9]\d{0,4})\s*", text)
-    if not sides:
-        raise UsageError(f"--size is {text!r}; give width x height in pixels, like 784x512")
-    return int(sides[1]), int(sides[2])
+    return record

@@ -9,7 +9,6 @@ import typer
 
 from abc_embed import search  # its `Index` brings lancedb, seconds: named where it is used
 from abc_embed.cli import options
-from abc_embed.cli.options import OnError
 from abc_embed.cli.output import Printer, counted, epilog, print_first, print_message
 from abc_embed.errors import DataError, ImageNotFoundError, UsageError
 from abc_embed.progress import progress_bar
@@ -46,9 +45,7 @@ class Intake:
         str | None,
         typer.Option(help='Which images go in, from now on: "width > 1000"; "true" for all.'),
     ] = None
-    on_error: Annotated[
-        OnError, typer.Option(help="A bad image is left out and listed, or ends it.")
-    ] = "skip"
+    on_error: options.OnBadImage = "skip"
 
 
 @app.command()

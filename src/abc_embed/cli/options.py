@@ -91,12 +91,17 @@ MaxPixelsList = Annotated[
         show_default="as the model says",
     ),
 ]
-EncoderName = Annotated[
-    str,
-    typer.Option(
-        help="bundled, a folder, a published name, st:NAME, open_clip:MODEL/PRETRAINED, "
-        "late:NAME or random."
-    ),
+ENCODERS = (
+    "bundled, a folder, a published name, st:NAME, open_clip:MODEL/PRETRAINED, late:NAME or random."
+)
+EncoderName = Annotated[str, typer.Option(help=ENCODERS)]
+Shape = Annotated[
+    Literal["tiny", "2b", "7b"] | None,
+    typer.Option(help="Random weights of that shape instead of a model."),
+]
+PictureSize = Annotated[str, typer.Option(help="Width x height of the pictures' files.")]
+OnBadImage = Annotated[
+    OnError, typer.Option(help="A bad image is left out and listed, or ends the work.")
 ]
 
 
@@ -172,6 +177,11 @@ class ModelSettings:
         ),
     ] = None
     compile: Annotated[bool, typer.Option(help="Compile the layers first: for many items.")] = False
+
+    @property
+    def label(self) -> str:
+        """What records call the model."""
+        return self.model
 
     def load(self) -> "Embedder":
         """The model that the options name."""
@@ -444,3 +454,15 @@ def parse_size(text: str, option: str) -> int:
     if not match:
         raise UsageError(f"{option} is {text!r}; give a size like '512 MB' or '2 GB'")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_sides(text: str) -> tuple[int, int]:
+    """`"784x512"` -> width and height.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    sides = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×]\s*([1-9]\d{0,4})\s*", text)
+    if not sides:
+        raise UsageError(f"--size is {text!r}; give width x height in pixels, like 784x512")
+    return int(sides[1]), int(sides[2])

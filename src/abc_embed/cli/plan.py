@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from abc_embed import runtime
 from abc_embed.cli import items, options
-from abc_embed.cli.bench_speed import parse_sides
 from abc_embed.cli.output import Printer, duration, epilog, print_message
 from abc_embed.errors import UsageError
 from abc_embed.inputs import Item, as_item
@@ -42,10 +41,7 @@ Out = Annotated[
 class PlanSettings(options.BatchSettings):
     """A model, or a shape with random weights."""
 
-    shape: Annotated[
-        Literal["tiny", "2b", "7b"] | None,
-        typer.Option(help="A model of that shape instead of one by name."),
-    ] = None
+    shape: options.Shape = None
 
     def __post_init__(self) -> None:
         if self.weights or self.compile:
@@ -66,7 +62,7 @@ def embed(
     instructions: Annotated[
         int, typer.Option(min=0, help="Instructions asked of each of --images.")
     ] = 0,
-    size: Annotated[str, typer.Option(help="Width x height of the files of --images.")] = "784x512",
+    size: options.PictureSize = "784x512",
     devices: Devices = 1,
     out: Out = None,
     *,
@@ -81,7 +77,7 @@ def embed(
         raise UsageError("give a source of images, or --images and --texts with their numbers")
     settings.check()
     area = None if settings.max_pixels is None else options.area_in_pixels(settings.max_pixels)
-    sides = parse_sides(size)
+    sides = options.parse_sides(size)
     if inputs:
         items, count = _from_source(inputs, instruction)
     else:

@@ -124,9 +124,7 @@ class Found:
 class FolderSettings:
     """How a folder is read; an index knows its images already."""
 
-    on_error: Annotated[
-        OnError, typer.Option(help="A bad image is left out and listed, or ends the work.")
-    ] = "skip"
+    on_error: options.OnBadImage = "skip"
     cache: Annotated[
         Path | None,
         typer.Option(
