@@ -1,7 +1,7 @@
 """`abc-embed data`: fetch, index, check, unpack, convert and describe data sets."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -49,10 +49,33 @@ DataSet = Annotated[
         "a published set as SET:FOLDER.",
     ),
 ]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--column", help="OURS=THEIRS: how a field is called there; may be repeated."),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """A data set that is read row by row, and how."""
+
+    data: DataSet
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="OURS=THEIRS: how a field is called there; may be repeated."),
+    ] = None
+    images: options.ImageFolder = None
+
+    def open(self, *, log_notes: bool = True) -> "Dataset":
+        """The data set, its fields under our names."""
+        from abc_embed.data import open_dataset
+
+        names: dict[str, str] = {}
+        for text in self.columns or []:
+            field, equals, column = text.partition("=")
+            if not equals or field not in FIELDS:
+                raise UsageError(
+                    f"--column {text!r} is not of the form OURS=THEIRS, with OURS one of "
+                    f"{', '.join(sorted(FIELDS))}"
+                )
+            names[field] = column
+        return open_dataset(self.data, names, image_folder=self.images, log_notes=log_notes)
 
 
 @app.command()
@@ -181,16 +204,14 @@ def card(data: DataSet, *, printer: Printer) -> None:
 
 @app.command(epilog=RECORDS_EXAMPLES)
 def check(
-    data: DataSet,
-    columns: Columns = None,
-    images: options.ImageFolder = None,
+    *,
+    source: RowSource,
     longest: Annotated[
         int, typer.Option(min=1, help="Characters beyond which a text is long.")
     ] = 2000,
     strict: Annotated[
         bool, typer.Option(help="Fail for what comes twice or is long as well.")
     ] = False,
-    *,
     printer: Printer,
 ) -> None:
     """Look at every row and image: what is wrong, where, and how to mend it.
@@ -199,7 +220,7 @@ def check(
     """
     from abc_embed.data.formats.check import check as run
 
-    dataset = _open(data, columns, images, log_notes=False)
+    dataset = source.open(log_notes=False)
     with progress_bar("checking rows") as on_progress:
         report = run(dataset, longest=longest, on_progress=on_progress)
     printer.json(report.as_json())
@@ -216,15 +237,13 @@ def check(
 
 @app.command(epilog=RECORDS_EXAMPLES)
 def convert(
-    data: DataSet,
+    *,
+    source: RowSource,
     out: Annotated[Path, typer.Option(help="A new folder.")],
     to: Annotated[
         Literal["jsonl", "parquet", "webdataset", "folder"], typer.Option(help="What to write.")
     ] = "jsonl",
-    columns: Columns = None,
-    images: options.ImageFolder = None,
     part_size: Annotated[int, typer.Option(min=1, help="Rows of a Parquet or tar file.")] = 1000,
-    *,
     printer: Printer,
 ) -> None:
     """Write a data set in another form; given again, goes on where it was stopped.
@@ -235,7 +254,7 @@ def convert(
     from abc_embed.data.formats.convert import REJECTS_FILE
     from abc_embed.data.formats.convert import convert as run
 
-    dataset = _open(data, columns, images)
+    dataset = source.open()
     with progress_bar("rows") as on_progress:
         done = run(dataset, out, to, part_size=part_size, on_progress=on_progress)
     if done.rejected:
@@ -246,10 +265,9 @@ def convert(
 
 @app.command(epilog=RECORDS_EXAMPLES)
 def show(
-    data: DataSet,
+    *,
+    source: RowSource,
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
-    columns: Columns = None,
-    images: options.ImageFolder = None,
     number: Annotated[int, typer.Option("--count", "-n", min=1, help="Rows on the page.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
     on_error: Annotated[
@@ -263,7 +281,7 @@ def show(
     from abc_embed.data.contact_sheet import write_rows
 
     check_writable(out)
-    dataset = _open(data, columns, images)
+    dataset = source.open()
     bad: list[str] = []
 
     def leave_out(place: str, why: str) -> None:
@@ -283,25 +301,8 @@ def show(
     shown = write_rows(chosen(), out, on_bad_row=leave_out)
     print_first(bad, SHOWN, "; abc-embed data check names them all")
     if not shown:
-        raise UsageError(f"{data} has no row that can be shown; see abc-embed data check")
+        raise UsageError(f"{source.data} has no row that can be shown; see abc-embed data check")
     print_result(f"{shown} of {len(dataset):,} rows are on {out}")
 
 
 app.command(epilog=data_instruct.EXAMPLES)(data_instruct.instruct)
-
-
-def _open(
-    data: Path, columns: list[str] | None, images: Path | None, *, log_notes: bool = True
-) -> "Dataset":
-    from abc_embed.data import open_dataset
-
-    names: dict[str, str] = {}
-    for text in columns or []:
-        field, equals, column = text.partition("=")
-        if not equals or field not in FIELDS:
-            raise UsageError(
-                f"--column {text!r} is not of the form OURS=THEIRS, with OURS one of "
-                f"{', '.join(sorted(FIELDS))}"
-            )
-        names[field] = column
-    return open_dataset(data, names, image_folder=images, log_notes=log_notes)
