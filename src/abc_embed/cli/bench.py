@@ -50,7 +50,7 @@ ROBUST_EXAMPLES = epilog("""
 DRAWN = ("G", "B", "S")
 """The tiers that are drawn where they are needed; written out so that --help loads nothing."""
 
-app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
+app = typer.Typer()
 
 
 for _command in (
@@ -349,7 +349,7 @@ def audit(
 
     What is left over needs a model that reads the picture and the words together.
     """
-    area = None if max_pixels is None else options.area_in_pixels(max_pixels)
+    area = options.area_in_pixels(max_pixels)
     settings.check(*model)
     if settings.name is not None and len(set(model)) > 1:
         raise UsageError("--name is for one model, and several are given; leave it out")

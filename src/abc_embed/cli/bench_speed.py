@@ -82,7 +82,7 @@ def speed(
     off; the forward pass alone beside `embed`. All ways take turns in each round. On a CPU shares
     are of processor time, on a GPU of the clock.
     """
-    area = None if max_pixels is None else options.area_in_pixels(max_pixels)
+    area = options.area_in_pixels(max_pixels)
     width, height = options.parse_sides(size)
     settings.check()
     from abc_embed.speed import measure as bench

@@ -38,7 +38,7 @@ RECORDS_EXAMPLES = epilog("""
   abc-embed data check photos --column caption=title
 """)
 
-app = typer.Typer(help="Fetch, index, check and describe data sets.", rich_markup_mode=None)
+app = typer.Typer()
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the data set.")]
 DataSet = Annotated[

@@ -29,7 +29,7 @@ EXAMPLES = epilog("""
   abc-embed search photos.index "a dog" --ask "what is on the left?" --budget 0.1
 """)
 
-app = typer.Typer(help="Keep an index of images that any search uses.", rich_markup_mode=None)
+app = typer.Typer()
 
 Place = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 

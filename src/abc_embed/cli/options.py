@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from abc_embed.cli.remote import RemoteModel
     from abc_embed.devices import Stream
     from abc_embed.embedder import Embedder
-    from abc_embed.processor import Processor
 
 STDIN = "-"
 PIXELS_PER_TOKEN = 28 * 28
@@ -306,7 +305,13 @@ class ImageModelSettings(ModelSettings):
         embedder.processor.truncate = self.truncate
         if self.decode_limit is not None:
             embedder.processor.decode_limit = self.decode_limit
-        return embedder, None if area is None else _in_pixels(area, embedder.processor)
+        if area is None:
+            return embedder, None
+        number, counts_tokens = area
+        image = embedder.processor.image
+        pixels = image.tokens_to_pixels(number) if counts_tokens else number
+        image.limited(pixels)  # refuses one that is too small, before any image is opened
+        return embedder, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +352,20 @@ class VectorSettings(BatchSettings):
     def stream_options(self) -> dict[str, Any]:
         """What `Embedder.stream` is told besides the area of pictures."""
         return super().stream_options() | {"dim": self.dim, "output": self.output}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings(BatchSettings):
+    """The same for what may be an index, which knows its model by name."""
+
+    model: IndexModel = ""
+
+    def for_index(self, folder: Path) -> Self:
+        """The settings with the model of the index that lies there, if the user named none."""
+        from abc_embed.search.settings import is_index, read_settings
+
+        known = read_settings(folder)["model"] if is_index(folder) else None
+        return replace(self, model=self.model or known or MODEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,42 +412,12 @@ class EncoderSettings:
                 check_model(name)
 
 
-def parse_areas(text: str | None) -> list[int | None]:
-    """`"128,256 tokens"` or `"100352"` -> areas in pixels; None: as the model says."""
-    if text is None:
-        return [None]
-    parts = [part.strip() for part in text.split(",")]
-    if parts[-1].endswith(("token", "tokens")):  # the unit of all
-        parts = [part if "token" in part else f"{part} tokens" for part in parts]
-    return [area_in_pixels(part) for part in parts]
-
-
 def parse_widths(name: str, text: str | None) -> list[int]:
     """`"256,128"` -> widths of vectors; None: none. A refusal names the option."""
     try:
         return [] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{name} is {text!r}; give whole numbers like 256,128,64") from None
-
-
-def area_in_pixels(text: str) -> int:
-    """`"256 tokens"` or `"200704"` -> pixels, a token being 28 x 28 for all models."""
-    number, counts_tokens = parse_area(text)
-    return number * PIXELS_PER_TOKEN if counts_tokens else number
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexSettings(BatchSettings):
-    """The same for what may be an index, which knows its model by name."""
-
-    model: IndexModel = ""
-
-    def for_index(self, folder: Path) -> Self:
-        """The settings with the model of the index that lies there, if the user named none."""
-        from abc_embed.search.settings import is_index, read_settings
-
-        known = read_settings(folder)["model"] if is_index(folder) else None
-        return replace(self, model=self.model or known or MODEL)
 
 
 def parse_area(text: str) -> tuple[int, bool]:
@@ -441,11 +430,23 @@ def parse_area(text: str) -> tuple[int, bool]:
     return int(match[1]), match[2] is not None
 
 
-def _in_pixels(area: tuple[int, bool], processor: "Processor") -> int:
-    number, counts_tokens = area
-    pixels = processor.image.tokens_to_pixels(number) if counts_tokens else number
-    processor.image.limited(pixels)  # refuses one that is too small, before any image is opened
-    return pixels
+def area_in_pixels(text: str | None) -> int | None:
+    """`"256 tokens"` or `"200704"` -> pixels, a token being 28 x 28 for all models; None: as the
+    model says."""
+    if text is None:
+        return None
+    number, counts_tokens = parse_area(text)
+    return number * PIXELS_PER_TOKEN if counts_tokens else number
+
+
+def parse_areas(text: str | None) -> list[int | None]:
+    """`"128,256 tokens"` or `"100352"` -> areas in pixels; None: as the model says."""
+    if text is None:
+        return [None]
+    parts = [part.strip() for part in text.split(",")]
+    if parts[-1].endswith(("token", "tokens")):  # the unit of all
+        parts = [part if "token" in part else f"{part} tokens" for part in parts]
+    return [area_in_pixels(part) for part in parts]
 
 
 def parse_size(text: str, option: str) -> int:

@@ -28,7 +28,7 @@ COMMANDS = {
     "scenes": "Draw a data set: images, captions, boxes, instructions.",
     "data": "Fetch, index, check and describe data sets.",
     "mine": "Find captions that nearly fit, and are wrong.",
-    "train": "Train stage 1, stage 2, or the bundled model from nothing.",
+    "train": "Train stage 1, stage 2, the mining model, or the bundled one from nothing.",
     "bench": "Measure a model.",
     "plan": "Memory and time of a job before it starts.",
     "serve": "Serve embeddings over HTTP, and a page to try them.",
@@ -83,7 +83,7 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
             continue
         module = importlib.import_module(f"abc_embed.cli.{name}")
         if hasattr(module, "app"):
-            group = typer.Typer(help=module.app.info.help, rich_markup_mode=None)
+            group = typer.Typer(help=summary, rich_markup_mode=None)
             for command in module.app.registered_commands:
                 own = command.name or get_command_name(command.callback.__name__)
                 examples = _own_examples(command.epilog or module.EXAMPLES, f"{name} {own}")
@@ -92,7 +92,6 @@ def command_line(arguments: Sequence[str]) -> Callable[..., Any]:
                 group,
                 name=name,
                 cls=Group,
-                short_help=summary,
                 epilog=module.EXAMPLES,
                 no_args_is_help=True,
             )

@@ -26,7 +26,7 @@ EXAMPLES = epilog("""
   abc-embed train pretrain --config configs/pretrain-tiny.toml --plan plan.json
 """)
 
-app = typer.Typer(help="Memory and time of a job before it starts.", rich_markup_mode=None)
+app = typer.Typer()
 
 Devices = Annotated[
     int, typer.Option("--devices", "--gpus", min=1, help="Devices like this one that share it.")
@@ -76,7 +76,7 @@ def embed(
     if bool(inputs) == bool(images or texts):
         raise UsageError("give a source of images, or --images and --texts with their numbers")
     settings.check()
-    area = None if settings.max_pixels is None else options.area_in_pixels(settings.max_pixels)
+    area = options.area_in_pixels(settings.max_pixels)
     sides = options.parse_sides(size)
     if inputs:
         items, count = _from_source(inputs, instruction)

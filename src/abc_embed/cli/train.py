@@ -47,10 +47,7 @@ BUNDLED_EXAMPLES = epilog("""
   abc-embed train bundled --out runs/short --scale 0.01
 """)
 
-app = typer.Typer(
-    help="Train a model: stage 1, stage 2, the mining model, or the bundled one from nothing.",
-    rich_markup_mode=None,
-)
+app = typer.Typer()
 
 CHECKOUT = Path(__file__).parents[3]
 """What holds `src/abc_embed` and `experiments`, where this is run from a checkout."""
