@@ -262,3 +262,5 @@ def test_an_empty_index_and_a_folder_without_images(cli: Cli, tiny: Path, here: 
     Path("empty/bad.png").write_bytes(b"no picture")
     done = cli("index", "build", "my.index", "empty", "--model", tiny)
     assert "none of the images can be used" in done.error
+    done = cli("index", "add", "my.index", "--json")
+    assert (done.code, json.loads(done.out)["images"]) == (1, 0)

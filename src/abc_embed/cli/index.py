@@ -152,10 +152,9 @@ def check(index: Place, *, printer: Printer) -> None:
         printer.line(
             f"{counted(len(changed), 'file')} changed or vanished since; bring it up to date"
         )
-    if not problems:
-        printer.line(f"{counted(len(opened), 'image')}, all of them whole")
     if problems:
         raise typer.Exit(1)
+    printer.line(f"{counted(len(opened), 'image')}, all of them whole")
 
 
 @app.command()
@@ -218,9 +217,7 @@ def _fill(
         facts["bad"] = [{"path": str(bad.path), "error": str(bad.error)} for bad in report.bad]
     if kept := index.settings.get("stored_recall"):
         facts["stored_recall"] = kept
-    if printer.as_json:
-        printer.json(facts)
-        return
+    printer.json(facts)
     if kept:
         print_message(
             f"{index.dim} numbers in {index.settings['dtype']} find {kept['recall']:.3f} of what "
