@@ -18,11 +18,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+from weakref import WeakValueDictionary
 
 from abc_embed.errors import AskError, DataError, EndpointError, MissingExtraError, UsageError
 from abc_embed.storage.files import read_file
@@ -167,8 +167,9 @@ class VlmClient:
         self._own_cache = used_cache if cache is None else None
         self.use_cache(used_cache)
         self._client: OpenAI | None = None
-        self._lock = threading.Condition()
-        self._keys_in_flight: set[str] = set()
+        self._lock = threading.RLock()
+        self._in_flight: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        """A lock for each key that is asked for now."""
         self._counts = Counter(sent=0, cached=0, input_tokens=0, output_tokens=0)
         self._faults: Counter[str] = Counter()
         self._failures_in_a_row = 0
@@ -310,7 +311,9 @@ class VlmClient:
             CostLimitError: asking could cost more than the limit leaves.
         """
         key = self.cache_key(image, prompt, schema)
-        with self._single_flight(key):
+        with self._lock:
+            in_flight = self._in_flight.setdefault(key, threading.Lock())
+        with in_flight:  # of several threads that ask the same, one asks
             cached = self.cache.get(key)
             if cached is not None:
                 with self._lock:
@@ -350,20 +353,6 @@ class VlmClient:
             except KeyboardInterrupt:
                 self.close()
                 raise
-
-    @contextmanager
-    def _single_flight(self, key: str) -> Iterator[None]:
-        """Of several threads that ask the same, one asks and the others read the cache."""
-        with self._lock:
-            while key in self._keys_in_flight:
-                self._lock.wait()
-            self._keys_in_flight.add(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._keys_in_flight.remove(key)
-                self._lock.notify_all()
 
     def _ask_endpoint(
         self, image: bytes | None, prompt: str, schema: Mapping[str, Any] | None
