@@ -1,9 +1,10 @@
-"""Tasks done by several processes, each with a model of its own, in the order of the tasks."""
+"""Tasks done by threads, or by processes with a model of their own, in the order of the tasks."""
 
 import logging
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,19 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 _AHEAD = 4  # tasks of each process that may be done before an earlier one is
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
+) -> Iterator[Result]:
+    """The result of each task, in order; `ahead` tasks at most are taken before their turn."""
+    waiting: deque[Future[Result]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(function, task))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def map_in_processes(

@@ -15,9 +15,9 @@ import re
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -39,6 +39,7 @@ from abc_embed.vlm.limits import (
     estimate_tokens,
 )
 from abc_embed.vlm.replies import parse_json, without_thoughts
+from abc_embed.workers import map_ahead
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -336,14 +337,8 @@ class VlmClient:
         """
         workers = self.limits.concurrency
         pool = ThreadPoolExecutor(workers, thread_name_prefix="vlm")
-        pending: deque[Future[R]] = deque()
         try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= READ_AHEAD * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            yield from map_ahead(pool, function, items, READ_AHEAD * workers)
         except BaseException:
             self._clock.stopped.set()
             raise

@@ -3,9 +3,9 @@
 A row that cannot be used is an error; what comes twice or is long is a remark.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from abc_embed.decoding import hold_memory
 from abc_embed.errors import DataError, ImageError
 from abc_embed.inputs import open_image
 from abc_embed.storage.hashing import short_hash
+from abc_embed.workers import map_ahead
 
 LONG = 2000
 """Characters beyond which a text is called long: some 500 tokens, where the paper's captions have
@@ -118,13 +119,8 @@ def inspect_rows(
 
     Whatever uses a data set as a whole asks here, so that all agree on which rows are good.
     """
-    waiting: deque[Future[UsableRow | Fault]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        for row in dataset.rows(start, stop):
-            waiting.append(pool.submit(_inspect, row))
-            if len(waiting) > 4 * THREADS:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+        yield from map_ahead(pool, _inspect, dataset.rows(start, stop), 4 * THREADS)
 
 
 def _inspect(row: Row | Rejected) -> UsableRow | Fault:
