@@ -24,7 +24,7 @@ Shapes: `Q` questions, `K` candidates, `D` width.
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -38,7 +38,7 @@ from abc_embed.bench import metrics
 from abc_embed.bench.ctrlbench.scene_benchmark import SIDE
 from abc_embed.bench.ctrlbench.schema import PAIR_TIER, QUERIES_FILE, read_benchmark
 from abc_embed.bench.ctrlbench.unseen_scenes import generate, split_mirrors
-from abc_embed.bench.encoders.base import Encoder, image_hash
+from abc_embed.bench.encoders.base import Encoder, Parts, image_hash
 from abc_embed.bench.encoders.wrapped import CachedEncoder
 from abc_embed.bench.retrieval import Retrieval, rank_tasks
 from abc_embed.bench.tables import chance_warnings, markdown_head, markdown_row, score_cell
@@ -378,20 +378,22 @@ def solved_questions(
 
 def _tasks(questions: AuditSet) -> dict[str, Retrieval]:
     """Condition -> all questions, asked so."""
-    asked = [(questions.images[q.image], q.instruction) for q in questions.questions]
-    words = Retrieval(
-        queries=[(Item(text=words),) for _, words in asked],
-        candidates=[(Item(text=text),) for text in questions.texts],
-        golds=[question.right for question in questions.questions],
-        among=[question.candidates for question in questions.questions],
-        optional=True,
-    )
-    together = [(Item(image=image, instruction=text),) for image, text in asked]
+    pairs = [(questions.images[q.image], q.instruction) for q in questions.questions]
+    asked: dict[str, list[Parts]] = {
+        "image": [(Item(image=image),) for image, _ in pairs],
+        "words": [(Item(text=words),) for _, words in pairs],
+        "sum": [(Item(image=image), Item(text=words)) for image, words in pairs],
+        "both": [(Item(image=image, instruction=words),) for image, words in pairs],
+    }
     return {
-        "image": replace(words, queries=[(Item(image=image),) for image, _ in asked]),
-        "words": words,
-        "sum": replace(words, queries=[(Item(image=i), Item(text=t)) for i, t in asked]),
-        "both": replace(words, queries=together),
+        condition: Retrieval(
+            queries=queries,
+            candidates=[(Item(text=text),) for text in questions.texts],
+            golds=[question.right for question in questions.questions],
+            among=[question.candidates for question in questions.questions],
+            optional=True,
+        )
+        for condition, queries in asked.items()
     }
 
 

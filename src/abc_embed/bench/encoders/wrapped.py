@@ -147,23 +147,18 @@ class FormattedEncoder(WrappedEncoder):
         self.dim = dim or inner.dim
         self.output = output
         self.name = f"{inner.name}, {self.dim} × {output}"
-        self._own_ranges = self.dim not in self.facts.ranges
-        self._format(np.ones((2, inner.dim), dtype=np.float32))  # what cannot be is found now
+        # What cannot be is found here.
+        count, dtype = self._format(np.ones((2, inner.dim), dtype=np.float32)).stored
+        self.bytes_per_vector = count * np.dtype(dtype).itemsize
 
     @property
     def fingerprint(self) -> str:
         """Of the inner encoder, the width and the number format."""
         return sha256(f"{self.inner.fingerprint} {self.dim} {self.output}")
 
-    @property
-    def bytes_per_vector(self) -> int:
-        """Of a stored vector."""
-        count, dtype = self._format(np.ones((2, self.inner.dim), np.float32)).stored
-        return count * np.dtype(dtype).itemsize
-
     def _format(self, vectors: Vectors) -> VectorFormat:
         facts = self.facts
-        if self._own_ranges and self.output in ("int8", "uint8"):
+        if self.output in ("int8", "uint8") and self.dim not in facts.ranges:
             facts = VectorFacts(facts.matryoshka, ranges_at(vectors, [self.dim]))
         return VectorFormat(self.inner.dim, facts, self.dim, self.output)
 
