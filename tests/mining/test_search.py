@@ -2,6 +2,7 @@
 
 import importlib.util
 import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -255,8 +256,17 @@ class OnDisk:
         return self._vectors[numbers].copy()
 
 
+@pytest.fixture(params=[1, 2, 8])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("settings", [PLAIN, FLAT, IVF], ids=lambda settings: settings.method)
-def test_the_ceiling_holds(settings: SearchSettings) -> None:
+def test_the_ceiling_holds(settings: SearchSettings, threads: int) -> None:
     """Of what NumPy allocates; tools/bench_mining.py watches the whole process."""
     queries, candidates = unit(150, 32, 1), unit(5000, 32, 2)
     memory = 1_000_000
@@ -321,9 +331,20 @@ def test_the_smallest_memory_that_is_named_is_enough() -> None:
         assert share_memory(least * 10**6, width, 100, device=device).rows >= 16
 
 
+def test_scores_that_are_not_held_bound_no_block() -> None:
+    """Captions are cut by the room of their vectors alone; tiles of scores share a part of theirs."""
+    for width in (1, 64, 1024):
+        assert share_memory(10**9, width, 100, value_bytes=6).candidates == 10**9 // (12 * width)
+    for lanes in (1, 4, 16):
+        blocks = share_memory(50 * 10**6, 64, 100, lanes=lanes)
+        assert blocks.rows * lanes * max(256 * 100, 8 * blocks.tile) <= 0.18 * 50 * 10**6
+    small = share_memory(4 * 10**9, 64, 100, value_bytes=6, device="cuda")
+    assert 8 * small.rows * small.tile <= 0.12 * 4 * 10**9
+
+
 def test_the_published_set_on_large_cards() -> None:
     """2.25 million captions of width 3,584 are read once by a card of 80 GB."""
-    blocks = share_memory(72 * 10**9, 3584, 100, value_bytes=6, score_bytes=2, device="cuda")
+    blocks = share_memory(72 * 10**9, 3584, 100, value_bytes=6, device="cuda")
     assert blocks.candidates >= 2_250_000
     assert blocks.queries == 16384 and blocks.rows >= 512
 

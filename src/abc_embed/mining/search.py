@@ -144,19 +144,14 @@ def blocks_on(
     memory, fast_bytes = settings.memory_bytes // sharers, 0
     if device.type == "cuda":
         memory = int(0.9 * torch.cuda.mem_get_info(device)[0])
-    score_bytes = 4
     if settings.method is Method.IVF:
         fast_bytes = 4  # its index holds the vectors once more
     elif settings.method is not Method.PLAIN:
-        score_bytes = _fastest_dtype(device.type).itemsize
-        fast_bytes = 2 if score_bytes == 2 else 4 * (device.type == "mps")
+        two = _fastest_dtype(device.type).itemsize == 2
+        fast_bytes = 2 if two else 4 * (device.type == "mps")
+    lanes = torch.get_num_threads() if device.type == "cpu" else 1
     return share_memory(
-        memory,
-        width,
-        pool,
-        value_bytes=4 + fast_bytes,
-        score_bytes=score_bytes,
-        device=device.type,
+        memory, width, pool, value_bytes=4 + fast_bytes, lanes=lanes, device=device.type
     )
 
 

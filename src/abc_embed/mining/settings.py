@@ -144,7 +144,6 @@ MAX_QUERIES = 16384
 _SHARES = {"cpu": (0.5, 0.12, 0.18, 0.05), "cuda": (0.7, 0.08, 0.12, 0.04)}
 """Of the memory: candidates, queries, scores, pairs. The rest is for what the allocator keeps."""
 _TILES = {"cpu": 2048, "cuda": 131072}
-_MIN_ROWS = {"cpu": 128, "cuda": 512}
 _MAX_ROWS = {"cpu": 1024, "cuda": 4096}
 _MAX_PAIR_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}  # what a cache holds is scored anew faster
 
@@ -155,7 +154,7 @@ def share_memory(
     pool: int,
     *,
     value_bytes: int = 4,
-    score_bytes: int = 4,
+    lanes: int = 1,
     device: str = "cpu",
 ) -> Blocks:
     """Cut the work so that all of it keeps under a ceiling.
@@ -165,28 +164,30 @@ def share_memory(
         width: `D`.
         pool: size of a pool.
         value_bytes: of one number of a vector, all copies together.
-        score_bytes: of one score.
+        lanes: products that are computed at the same time.
         device: `"cpu"`, `"mps"` or `"cuda"`.
 
     Raises:
         UsageError: not even small blocks fit.
     """
     kind = "cuda" if device == "cuda" else "cpu"
-    for_candidates, for_queries, for_scores, for_pairs = (
-        share * memory_bytes for share in _SHARES[kind]
-    )
+    shares = _SHARES[kind]
+    for_candidates, for_queries, for_scores, for_pairs = (share * memory_bytes for share in shares)
     candidate, query = value_bytes * width, value_bytes * width + 32 * pool + 128
-    by_scores = int(for_scores / (_MIN_ROWS[kind] * score_bytes))
-    candidates = min(int(for_candidates / candidate), max(by_scores, 16))
-    queries = min(int(for_queries / query), MAX_QUERIES)
-    # For each member of a pool some numbers of 8 bytes are kept, sorted and looked at meanwhile.
-    rows = min(max(int(for_scores / (256 * pool)), 16), _MAX_ROWS[kind])
-    if min(candidates, queries) < 16 or for_pairs < 64 * width:
-        shares = _SHARES[kind]
-        least = max(16 * candidate / shares[0], 16 * query / shares[1], 64 * width / shares[3])
-        least = max(least, 16 * 16 * score_bytes / shares[2])
+    least = max(16 * candidate / shares[0], 16 * query / shares[1], 64 * width / shares[3])
+    if memory_bytes < least:
         raise UsageError(
             f"the memory is too little for the search; give at least {int(least) // 10**6 + 1} MB"
         )
-    tile = min(_TILES[kind], -(-candidates // 32) * 32)
-    return Blocks(queries, candidates, rows, tile, min(int(for_pairs), _MAX_PAIR_BYTES[kind]))
+    candidates = int(for_candidates / candidate)
+    # For each member of a pool some numbers of 8 bytes are kept, sorted and looked at meanwhile.
+    rows = min(max(int(for_scores / (256 * pool * lanes)), 16), _MAX_ROWS[kind])
+    # Of a tile there are the scores in two formats, and which of them are high enough.
+    tile = min(_TILES[kind], candidates, int(for_scores / (8 * rows * lanes)))
+    return Blocks(
+        queries=min(int(for_queries / query), MAX_QUERIES),
+        candidates=candidates,
+        rows=rows,
+        tile=max(tile // 32, 1) * 32,
+        pair_bytes=min(int(for_pairs), _MAX_PAIR_BYTES[kind]),
+    )
