@@ -332,7 +332,7 @@ def test_the_smallest_memory_that_is_named_is_enough() -> None:
 
 
 def test_scores_that_are_not_held_bound_no_block() -> None:
-    """Captions are cut by the room of their vectors alone; tiles of scores share a part of theirs."""
+    """Captions are cut by the room of their vectors alone; tiles have a room of their own."""
     for width in (1, 64, 1024):
         assert share_memory(10**9, width, 100, value_bytes=6).candidates == 10**9 // (12 * width)
     for lanes in (1, 4, 16):
