@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,10 +32,12 @@ import numpy as np
 import torch
 
 from abc_embed import runtime
+from abc_embed.mining.mine import SAMPLED
 from abc_embed.mining.plan import plan_mining
+from abc_embed.mining.pools import Pools, Truth, recall
 from abc_embed.mining.search import search
-from abc_embed.mining.settings import Method, MiningSettings, SearchSettings
-from abc_embed.mining.shards import SHARD, Shards, VectorSpace, write_shard
+from abc_embed.mining.settings import Method, MiningSettings
+from abc_embed.mining.shards import SHARD, Shards, VectorSpace
 
 PAGE = 4096
 POOL = 100
@@ -72,7 +74,7 @@ def write_vectors(folder: Path, count: int, width: int) -> tuple[Shards, Shards]
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, width), dtype=np.float32)
     for kind in (0, 1):
         shards = Shards(space, [f"{kind} {count} {n}" for n in range(count)])
-        for number, path in enumerate(shards.paths):
+        for number in shards.missing():
             span = shards.span(number)
             size = len(range(span.start, span.stop))
             texts = np.random.default_rng([1, number])
@@ -82,35 +84,42 @@ def write_vectors(folder: Path, count: int, width: int) -> tuple[Shards, Shards]
                 noise = np.random.default_rng([2, number])
                 vectors += 0.7 * noise.standard_normal((size, width), dtype=np.float32) / width**0.5
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            if not path.exists():
-                write_shard(path, vectors, {})
+            shards.write(number, vectors, {})
         made.append(shards)
     return made[0], made[1]
 
 
 def search_seconds_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Search everything once."""
+    """Search everything once, and a sample of it exactly."""
     captions, images = write_vectors(options.folder, options.count, options.width)
-    settings = SearchSettings(method=Method(options.method), memory_bytes=options.memory)
+    settings = MiningSettings(method=Method(options.method), memory_bytes=options.memory, pool=POOL)
+    plain = dataclasses.replace(settings, method=Method.PLAIN)
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    keywords: dict[str, Any] = {"settings": settings, "product_dtype": dtype}
-    for _ in search(images[:32], captions[:2048], np.arange(32), **keywords):
-        pass  # what is loaded once
+    for how in (settings, plain):
+        list(search(images[:32], captions[:2048], Truth(np.arange(32)), how))  # loaded once
     asked = min(options.queries, options.count)
+    truth, start = Truth(np.arange(options.count)), options.count - asked
+    sample = start + np.sort(np.random.default_rng(0).permutation(asked)[:SAMPLED])
     before, begin, spent = resident(), time.perf_counter(), time.process_time()
-    pooled, hits, total = 0, 0, 0
-    own, start = np.arange(options.count), options.count - asked
-    with watched() as peak:
-        for pools in search(images, captions, own, pool=POOL, start=start, **keywords):
+    pooled = 0
+
+    def counted(found: Iterable[Pools]) -> Iterator[Pools]:
+        nonlocal pooled
+        for pools in found:
             pooled += int(pools.sizes.sum())
-            hits, total = hits + pools.recalled[0], total + pools.recalled[1]
+            yield pools
+
+    with watched() as peak:
+        exact = list(search(images[sample], captions, truth[sample], plain))
+        found = search(images, captions, truth, settings, start=start, product_dtype=dtype)
+        share = recall(counted(found), exact, sample)
     seconds, cpu_s = time.perf_counter() - begin, time.process_time() - spent
     return {
         "seconds": seconds,
         "cpu_ms_a_query": cpu_s / asked * 1000,
         "peak_more_bytes": peak[0] - before,
         "in_pools": pooled,
-        "recall": hits / total if total else None,
+        "recall": share,
     }
 
 
@@ -133,19 +142,22 @@ def run_case(options: argparse.Namespace, folder: str, count: int, width: int) -
     numbers = [str(n) for n in (options.memory, options.queries, count, width)]
     names = ["--folder", "--memory", "--queries", "--count", "--width"]
     shared = [word for pair in zip(names, [folder, *numbers], strict=True) for word in pair]
-    own = [sys.executable, __file__, *shared]
+    own = [__file__, *shared]
     commands = {name: [*own, "--method", name] for name in options.methods}
     commands["faiss IndexFlatIP"] = [*own, "--method", "faiss"]
     for dtype in options.dtypes:
         commands[f"flat in {dtype}"] = [*own, "--method", "flat", "--dtype", dtype]
-    if options.before:
-        commands["flat before"] = commands["flat"]
+    if options.before:  # with the tool of that checkout, which knows its names
+        before = options.before / "tools" / Path(__file__).name
+        commands["flat before"] = [str(before), *shared, "--method", "flat"]
     best: dict[str, dict[str, Any]] = {}
     for _ in range(options.repeats):
         for name, command in commands.items():
             source = options.before / "src" if name == "flat before" else None
             environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+            done = subprocess.run(
+                [sys.executable, *command], check=True, stdout=subprocess.PIPE, env=environment
+            )
             found = json.loads(done.stdout)
             if name not in best or found["cpu_ms_a_query"] < best[name]["cpu_ms_a_query"]:
                 best[name] = found

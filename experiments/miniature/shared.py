@@ -21,10 +21,10 @@ from abc_embed.backbone import build_backbone
 from abc_embed.embedder import Embedder
 from abc_embed.hub import bundled_folder
 from abc_embed.mining.corpus import read_corpus
-from abc_embed.mining.embed import EmbedderSetup
-from abc_embed.mining.mine import mine
+from abc_embed.mining.mine import MiningRun
 from abc_embed.mining.output import write_mined
 from abc_embed.mining.settings import MiningSettings
+from abc_embed.mining.shards import EmbedderSetup
 from abc_embed.model import AbcModel
 from abc_embed.processor import Processor
 from abc_embed.scenes.dataset import write_dataset
@@ -70,7 +70,7 @@ class SharedInputs:
         run_stage(config, sampler, model, processor, out)
         settings = MiningSettings(pool=sizes.pool, sample_size=sizes.drawn)
         setup = EmbedderSetup(Embedder(model, processor))
-        mined = mine(read_corpus(plain), setup, settings, work=out / "work")
+        mined = MiningRun(read_corpus(plain), setup, settings, out / "work").mine()
         write_mined(mined, self.records)
         shutil.rmtree(out)
 

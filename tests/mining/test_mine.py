@@ -22,15 +22,15 @@ from PIL import Image
 from abc_embed import Item
 from abc_embed.data.records import Record, read_records, write_records
 from abc_embed.errors import DataError, InputError, OutOfMemoryError, UsageError
-from abc_embed.mining import shards
+from abc_embed.mining import plan, shards
 from abc_embed.mining.corpus import read_corpus
-from abc_embed.mining.embed import EmbedderSetup
-from abc_embed.mining.mine import mine
+from abc_embed.mining.mine import MiningRun
 from abc_embed.mining.output import draw_sheet, write_mined, write_rejects
 from abc_embed.mining.plan import plan_mining
 from abc_embed.mining.report import draw_report
 from abc_embed.mining.search import blocks_on
-from abc_embed.mining.settings import Method, MiningSettings, SearchSettings
+from abc_embed.mining.settings import Method, MiningSettings, Strategy
+from abc_embed.mining.shards import EmbedderSetup
 from abc_embed.train.config import DataConfig
 from abc_embed.train.sampler import RecordSampler
 
@@ -58,8 +58,14 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD", 4)
 
 
-TIGHT = SearchSettings(memory_bytes=50_000)
-"""Blocks of a few queries."""
+TIGHT = 90_000
+"""Blocks of a few queries, and of fewer captions than there are."""
+
+
+class Wide(Hashing):
+    """Of whose vectors few fit into little memory."""
+
+    dim = 64
 
 
 @pytest.mark.parametrize("stop_after", [0, 3, 7, 23, 38])
@@ -80,11 +86,13 @@ def test_a_stopped_run_goes_on(tmp_path: Path, small_shards: None, stop_after: i
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 6, 7])
 def test_a_stopped_search_goes_on(tmp_path: Path, stop_at: int) -> None:
     """As a kill after any block of candidates."""
-    folder = make(tmp_path, 70)
-    expected = sampled(run(folder, pool=5))
+    folder = make(tmp_path, 200)
+    expected = sampled(run(folder, Wide(), pool=5))
     shutil.rmtree(folder / "work/pools")
-    blocks = blocks_on(torch.device("cpu"), 1, Hashing.dim, 5, TIGHT)
-    blocks_of_captions = -(-70 // blocks.candidates)
+    tight = MiningSettings(pool=5, memory_bytes=TIGHT)
+    blocks = blocks_on(torch.device("cpu"), 1, Wide.dim, tight)
+    blocks_of_captions = -(-200 // blocks.candidates)
+    assert blocks_of_captions > 1
     calls = 0
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -94,15 +102,23 @@ def test_a_stopped_search_goes_on(tmp_path: Path, stop_at: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(folder, pool=5, search=TIGHT, on_progress=stop)
+        run(folder, Wide(), pool=5, memory_bytes=TIGHT, on_progress=stop)
     # Another method and another memory: the pools are the same, so those of before are used.
-    mined = run(folder, pool=5, search=SearchSettings(method=Method.PLAIN))
+    mined = run(folder, Wide(), pool=5, method=Method.PLAIN)
     done = (stop_at - 1) // blocks_of_captions * blocks.queries
-    assert mined.report.searched_before == done < 70
-    assert mined.report.mined == 70
+    assert mined.report.searched_before == done < 200
+    assert mined.report.mined == 200
     assert sampled(mined) == expected
-    assert run(folder, pool=5, sample_size=3, seed=1).report.searched_before == 70
-    assert run(folder, pool=5, epsilon=0.5).report.searched_before == 0
+    assert run(folder, Wide(), pool=5, sample_size=3, seed=1).report.searched_before == 200
+    assert run(folder, Wide(), pool=5, epsilon=0.5).report.searched_before == 0
+
+
+def test_another_draw_needs_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(make(tmp_path)).report
+    monkeypatch.setattr("abc_embed.mining.mine.search", lambda *_, **__: pytest.fail("searched"))
+    again = run(tmp_path, seed=1, sample_size=2, strategy=Strategy.BINS).report
+    assert 0 < again.drawn < first.drawn
+    assert (again.recall, again.recall_rows) == (first.recall, 20)
 
 
 def test_only_new_rows_are_embedded(tmp_path: Path, small_shards: None) -> None:
@@ -144,10 +160,11 @@ def test_a_process_that_fails(
     setup = EmbedderSetup(Hashing(), loading)  # type: ignore[arg-type]
     work, settings = tmp_path / "work", MiningSettings()
     with pytest.raises(error, match=says):
-        mine(corpus, setup, settings, work=work, processes=2)
+        MiningRun(corpus, setup, settings, work).mine(processes=2)
     with pytest.raises(UsageError, match="processes is 2"):
-        mine(corpus, EmbedderSetup(Hashing()), settings, work=work, processes=2)
-    assert mine(corpus, EmbedderSetup(Hashing(), load), settings, work=work).report.mined == 20
+        MiningRun(corpus, EmbedderSetup(Hashing()), settings, work).mine(processes=2)
+    run_here = MiningRun(corpus, EmbedderSetup(Hashing(), load), settings, work)
+    assert run_here.mine().report.mined == 20
 
 
 def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
@@ -186,6 +203,13 @@ def test_bad_rows_are_counted_named_and_kept(tmp_path: Path) -> None:
     shutil.rmtree(folder / "images")
     assert write_rejects(run(make(folder)), out) is None
     assert not rejects.exists()
+
+
+def test_a_shard_of_bad_items_alone(tmp_path: Path, small_shards: None) -> None:
+    bad = {f"r{row}": {"caption": f"{row} is too long"} for row in range(4, 8)}
+    report = run(make(tmp_path, **bad)).report
+    assert [row for row, *_ in report.bad] == [4, 5, 6, 7]
+    assert report.mined == 16
 
 
 def test_equal_images_and_captions(tmp_path: Path) -> None:
@@ -242,7 +266,7 @@ def test_the_rank_of_the_own_caption(tmp_path: Path) -> None:
     scores = images @ texts.T
     ranks = 1 + (scores > scores.diagonal()[:, None]).sum(axis=1)
     expected = [((ranks >= a) & (ranks < b)).sum() for a, b in ((1, 2), (2, 3), (3, 6), (6, 11))]
-    assert mined.report.own_ranks[:4] == expected
+    assert mined.report.own_ranks[:4].tolist() == expected
 
 
 def test_one_row_has_no_negatives(tmp_path: Path) -> None:
@@ -310,19 +334,41 @@ def test_the_page_of_examples(tmp_path: Path) -> None:
     assert draw_sheet(mined, tmp_path / "page.png", 100) == 20
 
 
+@pytest.mark.parametrize("memory", [10**9, 10**7])
+def test_the_plan_counts_what_a_search_does(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    """Captions are read once a pass; an image costs its pool and a little for each caption."""
+    clock, read_s, pool_s, pair_s = 0.0, 3e-4, 2e-3, 1e-6
+
+    def search(images: np.ndarray, texts: np.ndarray, *_: object) -> list[None]:
+        nonlocal clock
+        clock += read_s * len(texts) + len(images) * (pool_s + pair_s * len(texts))
+        return []
+
+    monkeypatch.setattr(plan, "search", search)
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: clock)
+    settings = MiningSettings(memory_bytes=memory, devices=("cpu",))
+    found = plan_mining(50_000, 700_000, 10, settings)
+    blocks = -(-700_000 // found.candidates_at_once)
+    assert found.passes == (1 if blocks == 1 else -(-50_000 // found.queries_at_once))
+    assert (blocks > 1) == (memory < 10**9)
+    filling = pool_s * sum(1 / n for n in range(1, blocks + 1))
+    expected = 700_000 * read_s * found.passes + 50_000 * (filling + 700_000 * pair_s)
+    assert found.search_s == pytest.approx(expected)
+
+
 def test_the_plan_of_the_published_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("abc_embed.mining.plan.PROBE_S", 0.0)
-    settings = MiningSettings(store="float16", search=SearchSettings(memory_bytes=4 * 10**9))
-    plan = plan_mining(2_250_000, 2_250_000, 3584, settings)
-    assert plan.vector_bytes == 2 * 2_250_000 * 3584 * 2
-    assert plan.scores == 2_250_000**2
-    assert plan.candidates_at_once * 3584 * 4 < 2 * 10**9
-    assert plan.passes == -(-2_250_000 // plan.queries_at_once)
-    assert plan.search_s > 3600
+    settings = MiningSettings(store="float16", memory_bytes=4 * 10**9)
+    found = plan_mining(2_250_000, 2_250_000, 3584, settings)
+    assert found.vector_bytes == 2 * 2_250_000 * 3584 * 2
+    assert found.scores == 2_250_000**2
+    assert found.candidates_at_once * 3584 * 4 < 2 * 10**9
+    assert found.passes == -(-2_250_000 // found.queries_at_once)
+    assert found.search_s > 3600
     for method in (Method.PLAIN, Method.IVF):
-        other = replace(settings, search=replace(settings.search, method=method))
+        other = replace(settings, method=method)
         less = plan_mining(100_000, 100_000, 64, other)
-        assert less.method == method.value and 0 < less.search_s < plan.search_s
+        assert less.method == method.value and 0 < less.search_s < found.search_s
     small = plan_mining(20, 20, 8, MiningSettings(pool=5))
     assert (small.rows, small.scores, small.vector_bytes, small.passes) == (20, 400, 1280, 1)
     assert small.devices == ["cpu"]

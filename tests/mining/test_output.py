@@ -9,9 +9,9 @@ import pyarrow.parquet as parquet
 import pytest
 from mining_parts import make, run, sampled
 
+from abc_embed.data import open_dataset
 from abc_embed.errors import DataError, UsageError
-from abc_embed.mining.corpus import check_can_write
-from abc_embed.mining.output import read_mined, write_mined
+from abc_embed.mining.output import check_out, read_mined, write_mined
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -97,7 +97,10 @@ def test_nothing_mined_at_all(tmp_path: Path) -> None:
 
 
 def test_it_never_becomes_a_part_of_the_data_set(tmp_path: Path) -> None:
-    write(tmp_path / "part.parquet", caption=["a"])
+    (tmp_path / "other").mkdir()
+    image = [{"bytes": b"", "path": "a.png"}]
+    write(tmp_path / "part.parquet", caption=["a"], image=image)
+    dataset = open_dataset(tmp_path)
     with pytest.raises(UsageError, match="would be a part of the data set"):
-        check_can_write(tmp_path / "mined.parquet", tmp_path)
-    check_can_write(tmp_path / "other" / "mined.parquet", tmp_path)
+        check_out(dataset, tmp_path / "mined.parquet")
+    check_out(dataset, tmp_path / "other" / "mined.parquet")

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from abc_embed.errors import DataError, MissingExtraError, UsageError
-from abc_embed.mining.pools import RULES, Pools
-from abc_embed.mining.search import SAMPLED, Lanes, search
-from abc_embed.mining.settings import Blocks, Method, SearchSettings, share_memory
+from abc_embed.mining.pools import RULES, Pools, Truth, recall
+from abc_embed.mining.search import Lanes, search
+from abc_embed.mining.settings import Blocks, Method, MiningSettings, share_memory
 
 Case = dict[str, Any]
-FLAT, PLAIN, IVF = (SearchSettings(method=m) for m in (Method.FLAT, Method.PLAIN, Method.IVF))
+FLAT, PLAIN, IVF = (MiningSettings(method=m) for m in (Method.FLAT, Method.PLAIN, Method.IVF))
 FORMATS = (torch.float32, torch.bfloat16)
 
 
@@ -43,6 +43,32 @@ def some_blocks(seed: int) -> Blocks:
     side = (1, 3, 7, 16, 100)[seed % 5]
     tile = (32, 64)[seed % 2]
     return Blocks(2 * side, 3 * side + 1, side, tile, pair_bytes=(64, 1000, 10**6)[seed % 3])
+
+
+def find(
+    queries: Any,
+    candidates: Any,
+    own: np.ndarray,
+    *,
+    images: np.ndarray | None = None,
+    settings: MiningSettings = FLAT,
+    blocks: Blocks | None = None,
+    product_dtype: torch.dtype | None = None,
+    start: int = 0,
+    **rules: Any,
+) -> list[Pools]:
+    """All pools; `rules` are those of the settings."""
+    return list(
+        search(
+            queries,
+            candidates,
+            Truth(own, images),
+            replace(settings, **rules),
+            blocks=blocks,
+            product_dtype=product_dtype,
+            start=start,
+        )
+    )
 
 
 def brute(case: Case) -> list[tuple[list[tuple[int, float]], list[int], int]]:
@@ -97,44 +123,48 @@ def test_flat_as_brute_force() -> None:
     for seed in range(70):
         case = a_case(seed)
         for dtype in FORMATS:
-            check(case, list(search(**case, blocks=some_blocks(seed), product_dtype=dtype)))
+            check(case, find(**case, blocks=some_blocks(seed), product_dtype=dtype))
 
 
 def test_plain_as_brute_force() -> None:
     for seed in range(60):
         case = a_case(seed)
-        check(case, list(search(**case, settings=PLAIN, blocks=some_blocks(seed))))
+        check(case, find(**case, settings=PLAIN, blocks=some_blocks(seed)))
 
 
 def test_ivf_that_looks_everywhere_as_brute_force() -> None:
     settings = replace(IVF, nlist=1, nprobe=9)
     for seed in range(30):
         case = a_case(seed)
-        pools = list(search(**case, settings=settings, blocks=Blocks(30, 40, 10, 32, 10**6)))
+        pools = find(**case, settings=settings, blocks=Blocks(30, 40, 10, 32, 10**6))
         check(case, pools)
-        hits, total = (sum(p.recalled[i] for p in pools) for i in (0, 1))
-        assert hits == total == sum(p.sizes.sum() for p in pools)
 
 
 def test_several_devices_as_one() -> None:
-    settings = SearchSettings(devices=("cpu",) * 3)
+    settings = MiningSettings(devices=("cpu",) * 3)
     for seed in range(20):
         case, steps = a_case(seed), []
+        truth = Truth(case.pop("own"), case.pop("images"))
+        vectors = case.pop("queries"), case.pop("candidates")
         pools = search(
-            **case, settings=settings, blocks=some_blocks(seed), on_progress=steps.append
+            *vectors,
+            truth,
+            replace(settings, **case),
+            blocks=some_blocks(seed),
+            on_progress=steps.append,
         )
-        check(case, list(pools))
+        check(a_case(seed), list(pools))
         assert steps == sorted(steps)
-        assert steps[-1] == len(case["own"])
+        assert steps[-1] == len(truth.own)
 
 
 def test_a_search_goes_on_from_any_query() -> None:
     for seed in range(25):
         case = a_case(seed)
         start = min(seed % 5, len(case["own"]))
-        rest = list(search(**case, blocks=some_blocks(seed), start=start))
+        rest = find(**case, blocks=some_blocks(seed), start=start)
         assert not rest or rest[0].first == start
-        check(case, [*_cut(list(search(**case, settings=PLAIN)), start), *rest])
+        check(case, [*_cut(find(**case, settings=PLAIN), start), *rest])
 
 
 def _cut(found: list[Pools], stop: int) -> list[Pools]:
@@ -176,16 +206,15 @@ def equal(expected: list[np.ndarray], pools: list[Pools]) -> None:
 
 def test_real_vectors_whatever_the_memory_and_the_method() -> None:
     queries, candidates, own = pairs(300, 1200, 33)
-    expected = joined(list(search(queries, candidates, own, settings=PLAIN)))
+    expected = joined(find(queries, candidates, own, settings=PLAIN))
     memories = (10**9, 900_000, 600_000)
     for memory, dtype in product(memories, FORMATS):
         settings = replace(FLAT, memory_bytes=memory)
-        pools = list(search(queries, candidates, own, settings=settings, product_dtype=dtype))
-        assert sum(p.recalled[0] for p in pools) == sum(p.recalled[1] for p in pools) > 0
+        pools = find(queries, candidates, own, settings=settings, product_dtype=dtype)
         equal(expected, pools)
     for memory in memories:
         settings = replace(IVF, nlist=3, nprobe=3, memory_bytes=memory)
-        equal(expected, list(search(queries, candidates, own, settings=settings)))
+        equal(expected, find(queries, candidates, own, settings=settings))
     scores = queries.astype(float) @ candidates.astype(float).T
     for query in range(300):
         line = 0.95 * scores[query, own[query]].astype(np.float32).astype(float)
@@ -217,11 +246,11 @@ def test_vectors_that_are_hard_to_tell_apart(dtype: torch.dtype, kind: str) -> N
         queries = np.abs(queries)
     else:  # each block of candidates is better than the one before
         candidates = candidates[np.argsort(candidates @ queries[0])]
-    expected = joined(list(search(queries, candidates, own, settings=PLAIN, pool=20)))
+    expected = joined(find(queries, candidates, own, settings=PLAIN, pool=20))
     for blocks in (None, Blocks(16, 128, 16, 32, 4000)):
         equal(
             expected,
-            list(search(queries, candidates, own, pool=20, blocks=blocks, product_dtype=dtype)),
+            find(queries, candidates, own, pool=20, blocks=blocks, product_dtype=dtype),
         )
 
 
@@ -237,13 +266,30 @@ def test_fast_scores_alone_would_be_wrong_here(dtype: torch.dtype) -> None:
 
 def test_few_cells_miss_some_and_it_is_counted() -> None:
     queries, candidates, own = pairs(300, 1200, 33)
-    (truth,) = search(queries, candidates, own, settings=PLAIN, pool=20)
-    (pools,) = search(queries, candidates, own, settings=replace(IVF, nprobe=2), pool=20)
-    hits, total = pools.recalled
-    assert total == SAMPLED * 20
-    right = [np.isin(a, b).sum() for a, b in zip(truth.rows, pools.rows, strict=True)]
-    assert 0.1 < hits / total < 0.95
-    assert abs(hits / total - sum(right) / (300 * 20)) < 0.05
+    truth, sample = Truth(own), np.arange(0, 300, 3)
+    plain, few = (replace(s, pool=20, nprobe=2) for s in (PLAIN, IVF))
+    exact = list(search(queries, candidates, truth, plain))
+    blocks = Blocks(70, 1200, 64, 2048, 10**6)
+    pools = list(search(queries, candidates, truth, few, blocks=blocks))
+    some = list(search(queries[sample], candidates, truth[sample], plain))
+    np.testing.assert_array_equal(joined(some)[0], joined(exact)[0][sample])
+    right = [np.isin(a, b).sum() for a, b in zip(joined(exact)[0], joined(pools)[0], strict=True)]
+    found = recall(pools, some, sample)
+    assert found == np.array(right)[sample].sum() / (100 * 20)
+    assert 0.1 < found < 0.95
+    assert recall(exact, some, sample) == 1
+    assert recall([], [], sample[:0]) is None
+
+
+def test_what_is_true_of_some_queries_is_what_was_true_of_all() -> None:
+    truth = Truth(np.array([4, 5, 6, 5]), np.array([7, 8, 7, 9]), np.array([[1, 2], [2, 0]]))
+    expected = [[0, 4, 6], [2, 5], [0, 4, 6], [5]]
+    for chosen in (slice(0, 4), slice(1, 3), np.array([3, 0, 0]), np.array([], dtype=int)):
+        query, text = truth[chosen].pairs()
+        places = np.arange(4)[chosen].tolist()
+        found = [text[query == place].tolist() for place in range(len(places))]
+        assert found == [expected[place] for place in places]
+        assert truth[chosen].own.tolist() == [[4, 5, 6, 5][place] for place in places]
 
 
 class OnDisk:
@@ -266,16 +312,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("settings", [PLAIN, FLAT, IVF], ids=lambda settings: settings.method)
-def test_the_ceiling_holds(settings: SearchSettings, threads: int) -> None:
+def test_the_ceiling_holds(settings: MiningSettings, threads: int) -> None:
     """Of what NumPy allocates; tools/bench_mining.py watches the whole process."""
     queries, candidates = unit(150, 32, 1), unit(5000, 32, 2)
     memory = 1_000_000
     settings = replace(settings, memory_bytes=memory)
     blocks = share_memory(memory, 32, 100)
     assert blocks.queries < 75 and blocks.candidates < 4000  # so that it matters
-    list(search(queries[:10], candidates, np.arange(10), settings=settings))  # imports
+    find(queries[:10], candidates, np.arange(10), settings=settings)  # imports
     tracemalloc.start()
-    for _ in search(OnDisk(queries), OnDisk(candidates), np.arange(150), settings=settings):
+    for _ in search(OnDisk(queries), OnDisk(candidates), Truth(np.arange(150)), settings):
         pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -285,11 +331,11 @@ def test_the_ceiling_holds(settings: SearchSettings, threads: int) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("which", ["query", "candidate"])
 @pytest.mark.parametrize("settings", [PLAIN, FLAT], ids=lambda settings: settings.method)
-def test_what_is_no_number_is_refused(settings: SearchSettings, value: float, which: str) -> None:
+def test_what_is_no_number_is_refused(settings: MiningSettings, value: float, which: str) -> None:
     queries, candidates = unit(5, 4, 1), unit(6, 4, 2)
     (queries if which == "query" else candidates)[3, 2] = value
     with pytest.raises(DataError, match=f"the vector of {which} 3 is not finite"):
-        next(search(queries, candidates, np.arange(5), settings=settings))
+        find(queries, candidates, np.arange(5), settings=settings)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +345,7 @@ def test_what_is_no_number_is_refused(settings: SearchSettings, value: float, wh
         ({"epsilon": float("nan")}, UsageError, "epsilon is nan"),
         ({"epsilon": 1.01}, UsageError, "epsilon is 1.01"),
         ({"pool": 0}, UsageError, "the pool is 0"),
-        ({"settings": SearchSettings(memory_bytes=1000)}, UsageError, "give at least 1 MB"),
+        ({"memory_bytes": 1000}, UsageError, "give at least 1 MB"),
         ({"own": np.array([0, 1, 2, 3, 6])}, DataError, "candidate 6 is named"),
         ({"own": np.array([0, 1, 2, 3, -1])}, DataError, "0 or more"),
         ({"own": np.arange(4)}, DataError, "each query needs"),
@@ -310,16 +356,16 @@ def test_what_is_no_number_is_refused(settings: SearchSettings, value: float, wh
 def test_refused(changes: Case, error: type[Exception], says: str) -> None:
     case = {"queries": unit(5, 4, 1), "candidates": unit(6, 4, 2), "own": np.arange(5)}
     with pytest.raises(error, match=says):
-        search(**{**case, **changes})
+        find(**{**case, **changes})
     with pytest.raises(UsageError, match="probes is 0"):
-        SearchSettings(nprobe=0)
+        MiningSettings(nprobe=0)
 
 
 @pytest.mark.parametrize("settings", [PLAIN, FLAT], ids=lambda settings: settings.method)
-def test_a_zero_from_below_is_a_zero(settings: SearchSettings) -> None:
+def test_a_zero_from_below_is_a_zero(settings: MiningSettings) -> None:
     queries = np.array([[1e-30]], dtype=np.float32)
     candidates = np.array([[1e15], [-1e-30], [1e-30]], dtype=np.float32)
-    (pools,) = search(queries, candidates, np.array([0]), pool=2, settings=settings)
+    (pools,) = find(queries, candidates, np.array([0]), pool=2, settings=settings)
     assert pools.rows.tolist() == [[1, 2]]  # -1e-60 and 1e-60, both 0 as float32: a tie
 
 
@@ -352,9 +398,9 @@ def test_the_published_set_on_large_cards() -> None:
 def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     case = a_case(1)
-    check(case, list(search(**case)))
+    check(case, find(**case))
     with pytest.raises(MissingExtraError, match=r"pip install 'abc-embed\[mine\]'"):
-        search(**case, settings=IVF)
+        find(**case, settings=IVF)
 
 
 def test_lanes_compute_alone_and_leave_later_threads_as_they_were() -> None:

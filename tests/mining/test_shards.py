@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from abc_embed.mining import shards as module
-from abc_embed.mining.shards import ShardRows, Shards, VectorSpace, write_shard
+from abc_embed.mining.shards import ShardRows, Shards, VectorSpace
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shards, np.
     vectors = np.random.default_rng(0).standard_normal((10, 3), dtype=np.float32)
     space = VectorSpace(folder=tmp_path, model="model", width=3)
     shards = Shards(space, [str(n) for n in range(10)])
-    for number, path in enumerate(shards.paths):
-        write_shard(path, vectors[shards.span(number)], {})
+    for number in shards.missing():
+        shards.write(number, vectors[shards.span(number)], {})
     return shards, vectors
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +11,14 @@ from PIL import Image
 from abc_embed import Item
 from abc_embed.data.records import Record, write_records
 from abc_embed.errors import InputError
-from abc_embed.inputs import open_image
+from abc_embed.inputs import Skipped, open_image
 from abc_embed.mining.corpus import read_corpus
-from abc_embed.mining.embed import EmbedderSetup
 from abc_embed.mining.settings import MiningSettings
+from abc_embed.mining.shards import EmbedderSetup
 
 if TYPE_CHECKING:
+    from abc_embed.devices import Stream
     from abc_embed.mining.mine import Mined
-
-
-@dataclass(frozen=True)
-class Left:
-    """As `bulk.Skipped`, which comes with torch: a new process takes seconds to import that."""
-
-    index: int
-    item: Item
-    error: InputError
 
 
 class Hashing:
@@ -46,13 +37,14 @@ class Hashing:
             if self.embedded == self._stop_after:
                 raise KeyboardInterrupt
             try:
-                yield self.one(item)
+                vector = self.one(item)
                 self.embedded += 1
+                yield vector
             except InputError as error:
-                yield Left(index, item, error)
+                yield Skipped(index, item, error)
 
     def one(self, item: Item) -> np.ndarray:
-        if item.text == "too long":
+        if (item.text or "").endswith("too long"):
             raise InputError("the text is too long")
         data = item.text.encode() if item.text else open_image(item.image).tobytes()
         seed = int.from_bytes(hashlib.sha256(data).digest()[:4], "big")
@@ -60,21 +52,21 @@ class Hashing:
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-def load(number: int) -> Hashing:
+def load(number: int) -> "Stream":
     """In another process."""
-    return Hashing()
+    return Hashing().stream
 
 
-def load_and_die(number: int) -> Hashing:
+def load_and_die(number: int) -> "Stream":
     """As a process that the system kills."""
     import os
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
-    return Hashing()
+    return load(number)
 
 
-def load_nothing(number: int) -> Hashing:
+def load_nothing(number: int) -> "Stream":
     raise InputError("the model is gone")
 
 
@@ -100,16 +92,11 @@ def run(
     **settings: Any,
 ) -> "Mined":
     """Mine a folder, with `folder/work` to remember."""
-    from abc_embed.mining.mine import mine  # torch comes with it, which `load` has no use for
+    from abc_embed.mining.mine import MiningRun  # torch comes with it, which `load` does not use
 
-    return mine(
-        read_corpus(folder),
-        EmbedderSetup(model or Hashing(), load),
-        MiningSettings(**settings),
-        work=folder / "work",
-        processes=processes,
-        on_progress=on_progress,
-    )
+    setup = EmbedderSetup(model or Hashing(), load)
+    run = MiningRun(read_corpus(folder), setup, MiningSettings(**settings), folder / "work")
+    return run.mine(processes=processes, on_progress=on_progress)
 
 
 def sampled(mined: "Mined") -> dict[int, list[int]]:

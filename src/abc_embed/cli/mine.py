@@ -1,8 +1,6 @@
 """`abc-embed mine`: hard negatives for a data set, with a plan before and a report after."""
 
 import dataclasses
-import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,19 +25,14 @@ from abc_embed.mining.settings import (
     SAMPLE_SIZE,
     Method,
     MiningSettings,
-    SearchSettings,
     Strategy,
-    share_memory,
 )
 from abc_embed.progress import progress_bar
-from abc_embed.storage.files import atomic_write, check_writable
+from abc_embed.storage.json_files import atomic_write_json
 
 if TYPE_CHECKING:
     from abc_embed.data import Dataset
-    from abc_embed.embedder import Embedder
-    from abc_embed.mining.corpus import Corpus
-    from abc_embed.mining.embed import EmbedderSetup
-    from abc_embed.mining.mine import Mined
+    from abc_embed.mining.mine import Mined, MiningRun
     from abc_embed.mining.plan import MiningPlan
     from abc_embed.mining.report import MiningReport
 
@@ -51,8 +44,6 @@ EXAMPLES = epilog("""
 WORK = "mining-work"
 BAD_SHOWN = 10
 """Bad rows that a message names; the rejects file has them all."""
-PROBED = 64
-"""Items of each kind that are at hand to measure the speed with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,14 +93,11 @@ class MiningOptions:
             strategy=self.how,
             seed=self.seed,
             store=self.store,
-            search=SearchSettings(
-                method=self.search,
-                memory_bytes=options.parse_size(self.memory, "--memory"),
-                nlist=self.cells,
-                nprobe=self.probes,
-                seed=self.seed,
-                devices=() if device == "auto" else (device,),
-            ),
+            method=self.search,
+            nlist=self.cells,
+            nprobe=self.probes,
+            memory_bytes=options.parse_size(self.memory, "--memory"),
+            devices=() if device == "auto" else (device,),
         )
 
 
@@ -143,19 +131,15 @@ def mine(
     """
     model_settings.check()
     settings = mining.settings(model_settings.device)
-    dataset = _check_out(records, image_folder, out, settings)
-    from abc_embed.mining.corpus import read_corpus
-    from abc_embed.mining.mine import mine as run
-    from abc_embed.mining.mine import take_vectors
-    from abc_embed.storage.vector_folder import VectorFolder
+    from abc_embed.data import open_dataset
 
+    dataset = open_dataset(records, image_folder=image_folder)
+    from abc_embed.mining.output import check_out
+
+    check_out(dataset, out)
     work = mining.work or out.parent / WORK
-    setup = _setup(model_settings)
-    with progress_bar("reading") as on_progress:
-        corpus = read_corpus(dataset, on_progress)
-    if mining.vectors is not None:
-        take_vectors(corpus, setup, settings, work, VectorFolder(mining.vectors))
-    plan = _plan(corpus, setup, settings, work, mining.processes)
+    run = _prepare(dataset, model_settings, settings, work, mining.vectors)
+    plan = _plan(run, mining.processes)
     free_bytes = print_plan(plan, work, settings)
     if plan_only:
         if as_json:
@@ -163,21 +147,59 @@ def mine(
         return
     _check_room(plan, work, free_bytes)
     with progress_bar("mining") as on_progress:
-        mined = run(
-            corpus,
-            setup,
-            settings,
-            work=work,
+        mined = run.mine(
             processes=mining.processes,
             on_progress=lambda stage, done, total: on_progress(done, total, stage),
         )
-    source = {"model": model_settings.model, "fingerprint": setup.embedder.fingerprint}
-    summary, pictures = _write(mined, out, examples, plan, source)
+    source: dict[str, object] = {
+        "model": model_settings.model,
+        "fingerprint": run.setup.embedder.fingerprint,
+        "settings": settings.as_json(),
+        "plan": dataclasses.asdict(plan),
+    }
+    summary, pictures = _write(mined, out, examples, source)
     print_bad(mined.report, summary["rejects"])
     if as_json:
         print_json(summary)
     else:
         print_report(mined.report, settings, out, pictures)
+
+
+def _prepare(
+    dataset: "Dataset",
+    model_settings: options.BatchSettings,
+    settings: MiningSettings,
+    work: Path,
+    vectors: Path | None,
+) -> "MiningRun":
+    """The run, with its model loaded, its data set read, and the vectors that were made before."""
+    if settings.method is Method.IVF:
+        from abc_embed.mining.ivf import require_faiss  # torch comes with it: seconds
+
+        require_faiss()
+    embedder, max_pixels = model_settings.load_with_pixels()
+    from abc_embed.mining.corpus import read_corpus
+    from abc_embed.mining.mine import MiningRun
+    from abc_embed.mining.shards import EmbedderSetup
+
+    load, batch_size = model_settings.load_stream, model_settings.batch_size
+    with progress_bar("reading") as on_progress:
+        corpus = read_corpus(dataset, on_progress)
+    run = MiningRun(corpus, EmbedderSetup(embedder, load, max_pixels, batch_size), settings, work)
+    if vectors is not None:
+        from abc_embed.storage.vector_folder import VectorFolder
+
+        run.take_vectors(VectorFolder(vectors))
+    return run
+
+
+def _plan(run: "MiningRun", processes: int) -> "MiningPlan":
+    """The plan, and how long embedding what is missing would take."""
+    from abc_embed.mining.plan import embed_seconds, plan_mining
+
+    width = run.setup.embedder.dim
+    plan = plan_mining(len(run.rows), len(run.corpus.captions), width, run.settings)
+    return dataclasses.replace(plan, embed_s=embed_seconds(run, processes))
 
 
 def _check_room(plan: "MiningPlan", work: Path, free_bytes: int) -> None:
@@ -186,67 +208,8 @@ def _check_room(plan: "MiningPlan", work: Path, free_bytes: int) -> None:
         raise OutputError(f"{work} has too little room; make room, or give another --work")
 
 
-def _setup(settings: options.BatchSettings) -> "EmbedderSetup":
-    embedder, max_pixels = settings.load_with_pixels()
-    from abc_embed.mining.embed import EmbedderSetup
-
-    load = partial(_load_in_process, settings)
-    return EmbedderSetup(embedder, load, max_pixels, settings.batch_size)
-
-
-def _load_in_process(settings: options.BatchSettings, number: int) -> "Embedder":
-    """The model in process `number`; with several GPUs and no choice, each has its own."""
-    from abc_embed.devices import device_of_process
-
-    device = device_of_process(settings.device, number)
-    return dataclasses.replace(settings, device=device).load_with_pixels()[0]
-
-
-def _check_out(
-    records: str, image_folder: Path | None, out: Path, settings: MiningSettings
-) -> "Dataset":
-    """Before the work: method and memory will do, the place can be written, and images will be
-    found from there."""
-    from abc_embed.data import open_dataset
-
-    share_memory(settings.search.memory_bytes, 1, settings.pool)
-    check_writable(out)
-    dataset = open_dataset(records, image_folder=image_folder)
-    from abc_embed.mining.corpus import PARQUET, check_can_hold_texts, check_can_write
-
-    if settings.search.method is Method.IVF:
-        from abc_embed.mining.ivf import require_faiss  # torch comes with it: seconds
-
-        require_faiss()
-    if out.suffix == PARQUET:
-        check_can_write(out, dataset.path)
-    else:
-        check_can_hold_texts(dataset, out)
-    return dataset
-
-
-def _plan(
-    corpus: "Corpus", setup: "EmbedderSetup", settings: MiningSettings, work: Path, processes: int
-) -> "MiningPlan":
-    """The plan, and how long embedding what is missing would take."""
-    from abc_embed.inputs import Item
-    from abc_embed.mining.mine import open_shards
-    from abc_embed.mining.plan import item_seconds, plan_mining
-
-    plan = plan_mining(len(corpus.minable), len(corpus.captions), setup.embedder.dim, settings)
-    captions, images = (
-        [n for shard in store.missing() for n in range(*store.span(shard).indices(store.shape[0]))]
-        for store in open_shards(corpus, setup, settings, work)
-    )
-    texts = [Item(text=corpus.captions[n]) for n in captions[:PROBED]]
-    pictures = [Item(image=corpus.image(int(corpus.minable[n]))) for n in images[:PROBED]]
-    embed_s = item_seconds(setup, texts) * len(captions)
-    embed_s = (embed_s + item_seconds(setup, pictures) * len(images)) / processes
-    return dataclasses.replace(plan, embed_s=embed_s)
-
-
 def _write(
-    mined: "Mined", out: Path, examples: int, plan: "MiningPlan", source: dict[str, str]
+    mined: "Mined", out: Path, examples: int, source: dict[str, object]
 ) -> tuple[dict[str, object], list[Path]]:
     """Write the result, and next to it a page of examples, histograms and all numbers as JSON.
 
@@ -261,10 +224,8 @@ def _write(
     summary: dict[str, object] = {
         "out": str(out),
         "rejects": None if rejects is None else str(rejects),
-        **source,
         "report": mined.report.as_json(),
-        "settings": mined.settings.as_json(),
-        "plan": dataclasses.asdict(plan),
+        **source,
     }
     page = out.with_name(f"{out.stem}.report.png")
     pictures = [page, page.with_suffix(".json")]
@@ -272,8 +233,7 @@ def _write(
         pictures.insert(0, out.with_suffix(".png"))
         draw_sheet(mined, pictures[0], examples)
     draw_report(mined.report, page)
-    with atomic_write(page.with_suffix(".json")) as file:
-        file.write(json.dumps(summary, indent=1).encode() + b"\n")
+    atomic_write_json(page.with_suffix(".json"), summary)
     return summary, pictures
 
 
@@ -320,7 +280,7 @@ def print_report(
         (f"with fewer than {settings.sample_size} negatives", report.short_draws),
         ("without any negative", report.empty),
         ("whose own caption scores 0 or less", report.own_not_positive),
-        ("whose own caption comes first", report.own_ranks[0]),
+        ("whose own caption comes first", int(report.own_ranks[0])),
         ("vectors there already", report.remembered),
         ("searched before", report.searched_before),
     ]

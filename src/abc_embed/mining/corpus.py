@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 
 from abc_embed.data import Dataset, open_dataset
 from abc_embed.data.dataset import CaptionHash
-from abc_embed.errors import DataError, InputError, UsageError
-from abc_embed.inputs import ImageInput
+from abc_embed.errors import DataError, InputError
 from abc_embed.mining.settings import Ints
 from abc_embed.progress import ProgressCallback
 from abc_embed.storage.hashing import sha256, sha256_file, short_hash
-from abc_embed.storage.parquet import import_pyarrow
 
-PARQUET = ".parquet"
 _REPORT_EVERY = 256
 
 
@@ -36,8 +33,6 @@ class Corpus:
     """`(N, 32)` SHA-256 of each image file; zeros where there is none."""
     captions: list[str] = field(default_factory=list)
     """The `M` different captions, in the order in which they come first."""
-    first_row: list[int] = field(default_factory=list)
-    """The first row of each of them."""
     rejected: dict[int, str] = field(default_factory=dict)
     """Rows that cannot be used, and why."""
     fingerprint: str = ""
@@ -58,6 +53,12 @@ class Corpus:
         """Numbers of the rows that have an image and a caption, ascending."""
         return np.flatnonzero(self.caption_of >= 0)
 
+    @property
+    def first_rows(self) -> Ints:
+        """`(M,)` the first row of each caption."""
+        rows = self.minable
+        return rows[np.unique(self.caption_of[rows], return_index=True)[1]]
+
     def also_true_among(self, rows: Ints, texts: Ints) -> Ints:
         """`also_true` as places in some ascending rows and captions; others are left out."""
         pairs = self.also_true[np.isin(self.also_true[:, 0], rows)]
@@ -70,10 +71,6 @@ class Corpus:
         whole = np.ascontiguousarray(self.digests[numbers]).view("V32")[:, 0]
         digests, which = np.unique(whole, return_inverse=True)
         return digests, which.astype(np.int64)
-
-    def image(self, number: int) -> ImageInput:
-        """The image of a row, not yet opened."""
-        return self.dataset.row(number).image
 
 
 def read_corpus(
@@ -102,10 +99,7 @@ def read_corpus(
             seen_ids.add(row.record.id)
             if row.record.caption is not None:
                 corpus.digests[number] = _digest(row.image)
-                caption = numbers.setdefault(row.record.caption, len(numbers))
-                if caption == len(corpus.first_row):
-                    corpus.first_row.append(number)
-                corpus.caption_of[number] = caption
+                corpus.caption_of[number] = numbers.setdefault(row.record.caption, len(numbers))
                 others += [(number, short_hash(t.encode())) for t in row.record.captions[1:]]
         except (DataError, InputError) as error:
             corpus.rejected[number] = str(error)
@@ -133,37 +127,3 @@ def _digest(image: Path | bytes) -> NDArray[np.uint8]:
     except OSError as problem:
         raise DataError(f"{str(image)!r} cannot be read ({problem.strerror})") from problem
     return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
-
-
-def check_can_write(out: Path, data: Path) -> None:
-    """Whether Parquet can be written to `out`, found out before the work.
-
-    Raises:
-        UsageError: it would lie among the files of the data set itself.
-        MissingExtraError: pyarrow is not installed.
-    """
-    import_pyarrow("writing Parquet", "mine")
-    inside = data.is_dir() and any(data.glob(f"*{PARQUET}"))
-    if out.resolve() == data.resolve() or (inside and out.parent.resolve() == data.resolve()):
-        raise UsageError(f"{out} would be a part of the data set {data}; give another folder")
-
-
-def check_can_hold_texts(dataset: Dataset, out: Path) -> None:
-    """Whether records with texts can be written to `out`: images are found from its folder.
-
-    Raises:
-        UsageError: they cannot, and what can.
-    """
-    path = dataset.path
-    if dataset.form != "jsonl":
-        raise UsageError(
-            f"{path} is no records file, which alone can be written anew with texts; give --out a "
-            "name that ends in .parquet"
-        )
-    if out.parent.resolve() != path.parent.resolve():
-        raise UsageError(
-            f"--out is in another folder than {path}; give a file next to it, since the paths of "
-            "images start there"
-        )
-    if out.resolve() == path.resolve():
-        raise UsageError("--out is the records file itself; give another name next to it")

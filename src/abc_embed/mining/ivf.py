@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from abc_embed.errors import MissingExtraError
-from abc_embed.mining.settings import Floats, Ints, SearchSettings, Vectors
+from abc_embed.mining.queries import QueryBlock
+from abc_embed.mining.settings import Floats, Ints, MiningSettings, Vectors
 
 
 def require_faiss() -> None:
@@ -24,7 +25,7 @@ class InvertedLists:
     when it is loaded. No cell has fewer than 39 samples.
     """
 
-    def __init__(self, candidates: Vectors, settings: SearchSettings) -> None:
+    def __init__(self, candidates: Vectors, settings: MiningSettings) -> None:
         import faiss
 
         total, width = candidates.shape
@@ -66,6 +67,30 @@ class InvertedLists:
         index.add_core(len(block), faiss.swig_ptr(block), None, cells)
         self._index = index
 
-    def nearest(self, queries: Floats, count: int) -> Tensor:
-        """`(n, count)` places in the block, best first; -1 where none is."""
-        return torch.from_numpy(self._index.search(queries, count)[1])
+    def take(self, queries: QueryBlock, vectors: Tensor, first: int, room_bytes: int) -> None:
+        """Take in what the lists find among `vectors` `(m, D)`, which were loaded; more are asked
+        for where a pool stays open."""
+        ask = queries.pool + max(queries.pool // 4, 64)
+        span = slice(0, len(queries.own))
+        query, text = queries.positives_of(span, slice(first, first + len(vectors)))
+        positive = query * len(vectors) + text
+        todo = torch.arange(len(queries.own))
+        while len(todo):
+            ask = min(ask, len(vectors))
+            step = max(1, room_bytes // (90 * ask + 4 * vectors.shape[1]))
+            left = []
+            for some in todo.split(step):
+                # Places in the block, best first; -1 where no more are in the cells.
+                places = torch.from_numpy(self._index.search(queries.vectors[some].numpy(), ask)[1])
+                row, column = (places >= 0).nonzero().T
+                place = places[row, column]
+                allowed = ~torch.isin(some[row] * len(vectors) + place, positive)
+                row, place = row[allowed], place[allowed]
+                scores = queries.score(some[row], vectors, place, room_bytes)
+                below = torch.bincount(row[scores <= queries.line[some[row]]], minlength=len(some))
+                enough = (below >= queries.pool) | (places[:, -1] < 0)
+                enough |= ask == len(vectors)
+                sure = enough[row]
+                queries.add(some[row][sure], place[sure] + first, scores[sure])
+                left.append(some[~enough])
+            todo, ask = torch.cat(left), 4 * ask

@@ -6,25 +6,39 @@ Shapes: `N` rows that are mined, `M` distinct captions.
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from abc_embed.data import Dataset
 from abc_embed.errors import DataError
+from abc_embed.inputs import Item
 from abc_embed.mining.corpus import Corpus
-from abc_embed.mining.embed import EmbedderSetup, embed_missing
-from abc_embed.mining.pool_store import PoolStore
-from abc_embed.mining.pools import Pools
+from abc_embed.mining.pools import Pools, PoolStore, SampledNegatives, Truth, recall, sample_ranks
 from abc_embed.mining.report import MiningReport
-from abc_embed.mining.sample import SampledNegatives, sample_ranks
-from abc_embed.mining.search import SAMPLED, search
+from abc_embed.mining.search import search
 from abc_embed.mining.settings import Ints, Method, MiningSettings
-from abc_embed.mining.shards import ShardRows, Shards, VectorSpace, write_shard
+from abc_embed.mining.shards import EmbedderSetup, ItemSource, ShardRows, Shards, VectorSpace
 from abc_embed.storage.hashing import sha256
 from abc_embed.storage.vector_folder import VectorFolder
 
+SAMPLED = 128
+"""Rows whose pools are compared with exact ones, found apart."""
+
 StageCallback = Callable[[str, int, int], None]
 """Called with which part of the work goes on, how much of it is done, and of how much."""
+
+
+def text_item(text: str) -> Item:
+    """A caption."""
+    return Item(text=text)
+
+
+def image_item(dataset: Dataset, row: int) -> Item:
+    """The image of a row, not yet opened."""
+    return Item(image=dataset.row(row).image)
 
 
 @dataclass(slots=True)
@@ -47,12 +61,9 @@ class Mined:
 
     def sample(self, pools: Pools) -> Iterator[SampledNegatives]:
         """The negatives of the rows of one block."""
-        settings = self.settings
         for place, size in enumerate(pools.sizes.tolist()):
             row = int(self.rows[pools.first + place])
-            ranks = sample_ranks(
-                size, settings.sample_size, settings.strategy, seed=settings.seed, row=row
-            )
+            ranks = sample_ranks(size, self.settings, row)
             yield SampledNegatives(
                 row,
                 self.captions[pools.rows[place, ranks]].tolist(),
@@ -62,132 +73,162 @@ class Mined:
             )
 
 
-def open_shards(
-    corpus: Corpus, setup: EmbedderSetup, settings: MiningSettings, work: Path
-) -> tuple[Shards, Shards]:
-    """Where the vectors of captions and of images lie, or will.
+class MiningRun:
+    """A data set, a model and settings, with a folder for vectors and pools, which stay.
 
-    Raises:
-        OutputError: the folder cannot be made.
+    A run that was killed goes on there, one with another sample needs nothing more, and one of
+    other rows embeds only what is new.
     """
-    space = VectorSpace(
-        folder=work / "vectors",
-        model=setup.embedder.fingerprint,
-        width=setup.embedder.dim,
-        max_pixels=setup.max_pixels,
-        store=settings.store,
-    )
-    text_space = replace(space, max_pixels=None)  # no text depends on it
-    captions = Shards(text_space, [f"text {sha256(text)}" for text in corpus.captions])
-    digests = corpus.digests[corpus.minable]
-    return captions, Shards(space, [f"image {digest.tobytes().hex()}" for digest in digests])
 
-
-def take_vectors(
-    corpus: Corpus, setup: EmbedderSetup, settings: MiningSettings, work: Path, made: VectorFolder
-) -> int:
-    """Make shards of images whose vectors `abc-embed batch` wrote; how many shards.
-
-    A vector belongs to the content of an image file, whatever its row is called. A shard is made
-    where all its images have one; the others are embedded as if nothing were there.
-
-    Raises:
-        DataError: the vectors are of another model, resolution or width, or are damaged.
-        OutputError: a shard cannot be written.
-    """
-    made.check(setup.embedder.fingerprint, setup.max_pixels)
-    if made.facts["dim"] != setup.embedder.dim:
-        raise DataError(f"the vectors in {str(made.path)!r} are cut; mining needs all their width")
-    shards = open_shards(corpus, setup, settings, work)[1]
-    names, inverse = corpus.images(corpus.minable)
-    place_of = {name.tobytes(): place for place, name in enumerate(names)}
-    has = np.zeros(len(names), dtype=np.bool_)
-    with tempfile.TemporaryFile(dir=work) as file:
-        shape = (max(len(names), 1), setup.embedder.dim)
-        taken = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
-        for _, vectors, contents in made.vectors():
-            for content, vector in zip(contents, vectors, strict=True):
-                if (place := place_of.get(content)) is not None:
-                    taken[place], has[place] = vector, True
-        written = 0
-        for number in shards.missing():
-            wanted = inverse[shards.span(number)]
-            if has[wanted].all():
-                write_shard(shards.paths[number], taken[wanted].astype(settings.store), {})
-                written += 1
-    return written
-
-
-def mine(
-    corpus: Corpus,
-    setup: EmbedderSetup,
-    settings: MiningSettings,
-    *,
-    work: Path,
-    processes: int = 1,
-    on_progress: StageCallback = lambda stage, done, total: None,
-) -> Mined:
-    """Embed what is not on disk, search what is not on disk, and count.
-
-    `work` is a folder for vectors and pools, which stay: a run that was killed goes on there, one
-    with another sample needs nothing more, and one of other rows embeds only what is new.
-
-    Raises:
-        DataError: no row can be embedded, a vector is not finite, or a file in `work` is damaged.
-        OutputError: `work` cannot be used.
-        UsageError: the memory is too little, or `processes` cannot be.
-    """
-    report = MiningReport(rows=len(corpus), without_caption=corpus.without_caption)
-    captions, images = open_shards(corpus, setup, settings, work)
-    numbers = corpus.minable
-    stages = (("captions", captions, corpus.captions), ("images", images, numbers.tolist()))
-    for stage, shards, items in stages:
-        report.remembered += embed_missing(
-            shards,
-            items,
-            setup,
-            corpus.dataset,
-            processes=processes,
-            on_progress=_of_stage(on_progress, stage, len(items)),
+    def __init__(
+        self, corpus: Corpus, setup: EmbedderSetup, settings: MiningSettings, work: Path
+    ) -> None:
+        """Raises `OutputError` where the folder `work` cannot be made."""
+        self.corpus, self.setup, self.settings, self.work = corpus, setup, settings, work
+        space = VectorSpace(
+            folder=work / "vectors",
+            model=setup.embedder.fingerprint,
+            width=setup.embedder.dim,
+            max_pixels=setup.max_pixels,
+            store=settings.store,
         )
-        shards.write_manifest(stage)
-    bad_captions = captions.errors()
-    bad = corpus.rejected | {int(numbers[at]): why for at, why in images.errors().items()}
-    if bad_captions:
-        named = enumerate(corpus.caption_of.tolist())
-        bad |= {row: bad_captions[caption] for row, caption in named if caption in bad_captions}
-    report.bad = [(row, corpus.dataset.place(row), bad[row]) for row in sorted(bad)]
-    is_good = np.array([row not in bad for row in numbers.tolist()], dtype=np.bool_)
-    rows, texts = numbers[is_good], np.setdiff1d(np.arange(len(corpus.captions)), [*bad_captions])
-    if not len(rows):
-        why = f" (the first: {report.bad[0][2]})" if report.bad else ""
-        raise DataError(
-            f"no row of {corpus.dataset.path} can be embedded{why}; mend its images or captions"
+        self.rows = corpus.minable
+        keys = [f"image {digest.tobytes().hex()}" for digest in corpus.digests[self.rows]]
+        self.images = Shards(space, keys)
+        text_space = replace(space, max_pixels=None)  # no text depends on it
+        self.captions = Shards(text_space, [f"text {sha256(text)}" for text in corpus.captions])
+        as_image = partial(image_item, corpus.dataset)
+        self.sources: tuple[tuple[Shards, ItemSource[Any]], ...] = (
+            (self.captions, ItemSource("captions", corpus.captions, text_item)),
+            (self.images, ItemSource("images", self.rows.tolist(), as_image)),
         )
-    key = (captions.id, images.id, settings.epsilon, settings.pool)
-    arrays = [rows, texts, corpus.also_true_among(rows, texts)]
-    store = PoolStore(work / "pools", key, arrays, settings.search)
-    report.searched_before, report.method = store.done, settings.search.resolved_method.value
-    if settings.search.method is not Method.PLAIN:
-        report.recall_rows = min(SAMPLED, len(rows))
-    for pools in search(
-        ShardRows(images, np.flatnonzero(is_good)),
-        ShardRows(captions, texts),
-        np.searchsorted(texts, corpus.caption_of[rows]),
-        images=corpus.images(rows)[1],
-        also_true=arrays[2],
-        epsilon=settings.epsilon,
-        pool=settings.pool,
-        settings=settings.search,
-        start=store.done,
-        on_progress=_of_stage(on_progress, "searching", len(rows)),
-    ):
-        store.add(pools)
-    mined = Mined(corpus, settings, report, store, rows, texts)
-    for pools in store:
-        report.add_pools(pools, settings.pool)
-        report.add_sample(list(mined.sample(pools)), settings.sample_size)
-    return mined
+
+    def take_vectors(self, made: VectorFolder) -> int:
+        """Make shards of images whose vectors `abc-embed batch` wrote; how many shards.
+
+        A vector belongs to the content of an image file, whatever its row is called. A shard is
+        made where all its images have one; the others are embedded as if nothing were there.
+
+        Raises:
+            DataError: the vectors are of another model, resolution or width, or are damaged.
+            OutputError: a shard cannot be written.
+        """
+        width = self.images.shape[1]
+        made.check(self.setup.embedder.fingerprint, self.setup.max_pixels)
+        if made.facts["dim"] != width:
+            raise DataError(
+                f"the vectors in {str(made.path)!r} are cut; mining needs all their width"
+            )
+        names, inverse = self.corpus.images(self.rows)
+        place_of = {name.tobytes(): place for place, name in enumerate(names)}
+        has = np.zeros(len(names), dtype=np.bool_)
+        with tempfile.TemporaryFile(dir=self.work) as file:
+            taken = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(names), width))
+            for _, vectors, contents in made.vectors():
+                for content, vector in zip(contents, vectors, strict=True):
+                    if (place := place_of.get(content)) is not None:
+                        taken[place], has[place] = vector, True
+            written = 0
+            for number in self.images.missing():
+                wanted = inverse[self.images.span(number)]
+                if has[wanted].all():
+                    self.images.write(number, taken[wanted], {})
+                    written += 1
+        return written
+
+    def mine(
+        self,
+        *,
+        processes: int = 1,
+        on_progress: StageCallback = lambda stage, done, total: None,
+    ) -> Mined:
+        """Embed what is not on disk, search what is not on disk, and count.
+
+        Raises:
+            DataError: no row can be embedded, a vector is not finite, or a file in `work` is
+                damaged.
+            OutputError: `work` cannot be used.
+            UsageError: the memory is too little, or `processes` cannot be.
+        """
+        corpus, settings = self.corpus, self.settings
+        report = MiningReport(
+            rows=len(corpus),
+            without_caption=corpus.without_caption,
+            method=settings.resolved_method.value,
+        )
+        for shards, source in self.sources:
+            progress = _of_stage(on_progress, source.kind, len(source.values))
+            report.remembered += shards.embed_missing(
+                source, self.setup, processes=processes, on_progress=progress
+            )
+        found = _Search(self, *self._usable(report), on_progress)
+        store = found.pools("searching", "pools", np.arange(len(found.rows)), settings)
+        report.searched_before = store.known
+        mined = Mined(corpus, settings, report, store, found.rows, found.texts)
+        for pools in store:
+            report.add(pools, list(mined.sample(pools)), settings)
+        if settings.method is not Method.PLAIN:
+            random = np.random.default_rng([0, 1])  # whatever the seed: no run searches them again
+            sample = np.sort(random.permutation(len(found.rows))[:SAMPLED])
+            plain = replace(settings, method=Method.PLAIN)
+            exact = found.pools("measuring the recall", "exact-pools", sample, plain)
+            report.recall, report.recall_rows = recall(store, exact, sample), len(sample)
+        return mined
+
+    def _usable(self, report: MiningReport) -> tuple[Ints, Ints]:
+        """Which of `rows` and of all captions have vectors; the report is told of other rows.
+
+        Raises:
+            DataError: no row has.
+        """
+        corpus, bad_captions = self.corpus, self.captions.errors()
+        caption_of = corpus.caption_of[self.rows]
+        bad = corpus.rejected | {
+            int(self.rows[place]): why for place, why in self.images.errors().items()
+        }
+        for place in np.flatnonzero(np.isin(caption_of, [*bad_captions])).tolist():
+            bad[int(self.rows[place])] = bad_captions[caption_of[place]]
+        report.bad = [(row, corpus.dataset.place(row), bad[row]) for row in sorted(bad)]
+        good = np.flatnonzero(~np.isin(self.rows, [*bad]))
+        if not len(good):
+            why = f" (the first: {report.bad[0][2]})" if report.bad else ""
+            raise DataError(
+                f"no row of {corpus.dataset.path} can be embedded{why}; mend its images or captions"
+            )
+        return good, np.setdiff1d(np.arange(len(corpus.captions)), [*bad_captions])
+
+
+class _Search:
+    """The images and captions of a run that have vectors, and what is true of which."""
+
+    def __init__(self, run: MiningRun, good: Ints, texts: Ints, on_progress: StageCallback) -> None:
+        """`good` are places in `run.rows`, and `texts` captions."""
+        self._run, self._good, self._on_progress = run, good, on_progress
+        self.rows, self.texts = run.rows[good], texts
+        self._also_true = run.corpus.also_true_among(self.rows, texts)
+        self._truth = Truth(
+            np.searchsorted(texts, run.corpus.caption_of[self.rows]),
+            run.corpus.images(self.rows)[1],
+            self._also_true,
+        )
+
+    def pools(self, stage: str, folder: str, queries: Ints, settings: MiningSettings) -> PoolStore:
+        """The pools of some of the images; those that are not in the folder are searched."""
+        run, on_progress = self._run, self._on_progress
+        key = (run.captions.id, run.images.id, settings.epsilon, settings.pool)
+        arrays = [self.rows[queries], self.texts, self._also_true]
+        store = PoolStore(run.work / folder, key, arrays, settings)
+        if store.known < len(queries):
+            for pools in search(
+                ShardRows(run.images, self._good[queries]),
+                ShardRows(run.captions, self.texts),
+                self._truth[queries],
+                settings,
+                start=store.known,
+                on_progress=_of_stage(on_progress, stage, len(queries)),
+            ):
+                store.add(pools)
+        return store
 
 
 def _of_stage(on_progress: StageCallback, stage: str, total: int) -> Callable[[int], None]:

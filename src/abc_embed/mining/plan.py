@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from abc_embed.inputs import Item
-from abc_embed.mining.embed import EmbedderSetup
+from abc_embed.mining.mine import MiningRun
+from abc_embed.mining.pools import Truth
 from abc_embed.mining.search import blocks_on, search, search_devices
 from abc_embed.mining.settings import MiningSettings
+from abc_embed.mining.shards import EmbedderSetup
 
 PROBE_S = 2.0
 """How long embedding is tried, to guess how long all of it takes."""
-_PROBED_ITEMS = 16  # at a time
+_PROBED_ITEMS, _MAX_PROBED_ITEMS = 16, 64  # at a time, and at most
 _PROBED_QUERIES, _PROBED_BYTES = 1024, 128 << 20
 
 
@@ -56,51 +58,85 @@ def plan_mining(rows: int, captions: int, width: int, settings: MiningSettings) 
     Raises:
         UsageError: the memory is too little.
     """
-    devices = search_devices(settings.search)
-    blocks = blocks_on(devices[0], len(devices), width, settings.pool, settings.search)
+    devices = search_devices(settings)
+    blocks = blocks_on(devices[0], len(devices), width, settings)
     query_blocks = -(-rows // blocks.queries)
     passes = min(query_blocks, len(devices)) if blocks.candidates >= captions else query_blocks
+    probe = SearchProbe(rows, captions, width, settings)
+    search_s = probe.seconds(rows, captions, passes, -(-captions // blocks.candidates))
     return MiningPlan(
         rows=rows,
         captions=captions,
         scores=rows * captions,
         width=width,
-        method=settings.search.resolved_method.value,
+        method=settings.resolved_method.value,
         devices=[str(device) for device in devices],
         vector_bytes=(rows + captions) * width * (2 if settings.store == "float16" else 4),
         pool_bytes=rows * (8 * settings.pool + 44),
-        memory_bytes=settings.search.memory_bytes,
+        memory_bytes=settings.memory_bytes,
         queries_at_once=min(blocks.queries, rows),
         candidates_at_once=min(blocks.candidates, captions),
         passes=passes,
-        search_s=search_seconds(rows, captions, width, settings),
+        search_s=search_s / len(devices),
     )
 
 
-def search_seconds(rows: int, captions: int, width: int, settings: MiningSettings) -> float:
-    """About how long a search takes, from two short ones among random vectors."""
-    random = np.random.default_rng(0)
-    most = min(captions, _PROBED_BYTES // (4 * width))
-    count = min(_PROBED_QUERIES, rows)
-    own = np.arange(count) % max(1, most // 4)
-    texts = random.standard_normal((most, width), dtype=np.float32)
-    images = texts[own] + random.standard_normal((count, width), dtype=np.float32)
+class SearchProbe:
+    """What parts of a search cost on one device, from short ones among random vectors.
 
-    def seconds(size: int) -> float:
-        begin = time.perf_counter()
-        for _ in search(
-            images, texts[:size], own, pool=settings.pool, settings=settings.search, sampled=0
-        ):
-            pass
-        return time.perf_counter() - begin
+    Few and many images are searched among few and many captions: what only the captions cost is
+    told apart from what each image does, and that from what each pair of them does.
+    """
 
-    few = max(1, most // 4)
-    seconds(few)  # what is loaded once
-    few_s, most_s = seconds(few), seconds(most)
-    # What each further caption costs; the first ones cost more, as pools are filled with them.
-    caption_s = max(most_s - few_s, 0.05 * most_s) / most * 4 / 3
-    total_s = (most_s + caption_s * (captions - most)) * rows / count
-    return total_s / len(search_devices(settings.search))
+    def __init__(self, rows: int, captions: int, width: int, settings: MiningSettings) -> None:
+        """`rows` and `captions` are how many there will be: no more are tried."""
+        random, floats = np.random.default_rng(0), _PROBED_BYTES // 4
+        many = min(rows, _PROBED_QUERIES, floats // width // 16)
+        most = min(captions, floats // width)
+        few, some = min(many, 8), max(1, most // 4)
+        own = np.arange(many) % some
+        texts = random.standard_normal((most, width), dtype=np.float32)
+        images = texts[own] + random.standard_normal((many, width), dtype=np.float32)
+
+        def seconds(queries: int, candidates: int) -> float:
+            truth, begin = Truth(own[:queries]), time.perf_counter()
+            for _ in search(images[:queries], texts[:candidates], truth, settings):
+                pass
+            return time.perf_counter() - begin
+
+        seconds(few, some)  # what is loaded once
+        few_s = seconds(few, most)
+        query_most_s = (seconds(many, most) - few_s) / max(many - few, 1)
+        self.caption_s = max(few_s - few * query_most_s, 0.0) / most
+        """Of reading a caption."""
+        query_some_s = (seconds(many, some) - some * self.caption_s) / many
+        self.pair_s = max(query_most_s - query_some_s, 0.0) / max(most - some, 1)
+        """Of an image with each further caption."""
+        self.query_s = max(query_most_s - most * self.pair_s, 0.0)
+        """Of an image besides: its pool is filled by the first captions."""
+
+    def seconds(self, rows: int, captions: int, passes: int, blocks: int) -> float:
+        """About how long a search takes.
+
+        Args:
+            rows: images.
+            captions: texts.
+            passes: how often the captions are read.
+            blocks: of captions; of each, the best are scored anew and may enter the pools, which
+                of the `n`-th block are an `n`-th of what they were of the first.
+        """
+        filling = self.query_s * sum(1 / n for n in range(1, blocks + 1))
+        return passes * captions * self.caption_s + rows * (filling + captions * self.pair_s)
+
+
+def embed_seconds(run: MiningRun, processes: int) -> float:
+    """About how long it takes to embed what is missing."""
+    seconds = 0.0
+    for shards, source in run.sources:
+        missing = shards.missing_items()
+        items = [source.as_item(source.values[n]) for n in missing[:_MAX_PROBED_ITEMS]]
+        seconds += item_seconds(run.setup, items) * len(missing)
+    return seconds / processes
 
 
 def item_seconds(setup: EmbedderSetup, items: Sequence[Item]) -> float:

@@ -1,23 +1,74 @@
-"""The pools of a block of queries while candidates go by: rules, order and counts.
+"""Pools of hard negatives: what may be in one, how they are kept on disk, what is drawn from them.
 
-Scores are summed in float64 and rounded to float32, so that they do not depend on how the work was
-cut, and equal ones are ordered by the lower number of the candidate.
+    WORK/pools/KEY/FIRST-STOP.npz        rows, scores, own, better, dropped of a block of queries:
+                                         a search that is stopped goes on from there
+    WORK/exact-pools/KEY/FIRST-STOP.npz  the same of a sample, that recall is measured by
 
-Shapes: `n` queries of a block, `m` candidates of a block, `D` width, `K` size of a pool.
+Shapes: `N` queries, `n` those of a block, `K` size of a pool.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from abc_embed.errors import DataError
-from abc_embed.mining.settings import Floats, Ints
+from abc_embed.mining.settings import Floats, Ints, Method, MiningSettings, Strategy
+from abc_embed.storage.files import atomic_write, make_folder
 
 RULES = ("own caption", "same image", "above the line", "beyond the pool")
 """Why a candidate is not in a pool, in the order in which the rules are asked."""
+BIN = 5
+"""Neighbours of a sorted list of which the published loader takes one."""
+
+
+class Truth:
+    """Which candidates are true of each query: the captions of all queries with its image."""
+
+    def __init__(
+        self, own: Ints, images: Ints | None = None, also_true: Ints | None = None
+    ) -> None:
+        """Take in what is true.
+
+        Args:
+            own: `(N,)` number of the candidate that is the query's own caption.
+            images: `(N,)`; equal numbers mean the same image. None: all differ.
+            also_true: `(n, 2)`: a query, and a candidate that is a caption of its image as well.
+
+        Raises:
+            DataError: a query has no image number.
+        """
+        self.own = own
+        shown = np.arange(len(own)) if images is None else images
+        if shown.shape != own.shape:
+            raise DataError("give one image number per query")
+        _, image = np.unique(shown, return_inverse=True)
+        self._image: Ints = image.astype(np.int64)
+        pairs = (self._image << 32) | own
+        if also_true is not None:
+            query, text = also_true.T
+            pairs = np.concatenate([pairs, (self._image[query] << 32) | text])
+        pairs = np.unique(pairs)
+        self._texts: Ints = pairs & ((1 << 32) - 1)
+        self._starts: Ints = np.searchsorted(pairs >> 32, np.arange(len(own) + 1))
+
+    def __getitem__(self, queries: slice | Ints) -> "Truth":
+        """The same of some of the queries alone."""
+        part = Truth.__new__(Truth)
+        part.own, part._image = self.own[queries], self._image[queries]
+        part._texts, part._starts = self._texts, self._starts
+        return part
+
+    def pairs(self) -> tuple[Ints, Ints]:
+        """(query, candidate) of all that is true, by ascending query."""
+        starts = self._starts[self._image]
+        counts = self._starts[self._image + 1] - starts
+        queries = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(len(queries)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return queries, self._texts[starts[queries] + within]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +87,6 @@ class Pools:
     """`(n,)` captions of other images that score more than the own one: its rank, from 0."""
     dropped: Ints
     """`(n, 4)`: how many candidates each of `RULES` kept out. With the pool they sum to `M`."""
-    recalled: tuple[int, int] = (0, 0)
-    """Members of exact pools that were found, and all of them, for a sample of these queries."""
 
     @property
     def sizes(self) -> Ints:
@@ -46,206 +95,99 @@ class Pools:
         return sizes
 
 
-class PositiveIndex:
-    """Which texts are true of each image: the captions of all queries with that image."""
+def recall(found: Iterable[Pools], exact: Iterable[Pools], sample: Ints) -> float | None:
+    """The share of the members of exact pools that was found; None where these have no members.
 
-    def __init__(self, own: Ints, images: Ints | None, also_true: Ints | None = None) -> None:
-        shown = np.arange(len(own)) if images is None else images
-        if shown.shape != own.shape:
-            raise DataError("give one image number per query")
-        _, self._image = np.unique(shown, return_inverse=True)
-        pairs = (self._image.astype(np.int64) << 32) | own
-        if also_true is not None:
-            query, text = also_true.T
-            pairs = np.concatenate([pairs, (self._image[query].astype(np.int64) << 32) | text])
-        pairs = np.unique(pairs)
-        self._texts: Ints = pairs & ((1 << 32) - 1)
-        self._starts: Ints = np.searchsorted(pairs >> 32, np.arange(len(own) + 1))
-
-    def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """(query from `start`, text) of all that is true of the images of these queries, sorted."""
-        images = self._image[start:stop]
-        counts = self._starts[images + 1] - self._starts[images]
-        queries = np.repeat(np.arange(stop - start), counts)
-        within = np.arange(len(queries)) - np.repeat(np.cumsum(counts) - counts, counts)
-        texts = self._texts[np.repeat(self._starts[images], counts) + within]
-        return torch.from_numpy(queries), torch.from_numpy(texts)
+    Args:
+        found: the pools of all queries.
+        exact: those of a sample of them, in the same order.
+        sample: which these are, ascending.
+    """
+    expected = [row[row >= 0] for pools in exact for row in pools.rows]
+    hits = 0
+    for pools in found:
+        begin, end = np.searchsorted(sample, [pools.first, pools.first + len(pools.rows)])
+        for query, row in zip(sample[begin:end], expected[begin:end], strict=True):
+            hits += int(np.isin(row, pools.rows[query - pools.first]).sum())
+    total = sum(map(len, expected))
+    return hits / total if total else None
 
 
-def exact_scores(queries: Tensor, candidates: Tensor) -> Tensor:
-    """`(n, D)` and `(n, D)` -> the score of each pair `(n,)`: a sum in float64, as float32."""
-    if queries.device.type == "cpu":  # without copies of all in float64: half the time
-        pair = (queries.numpy(), candidates.numpy())
-        scores = torch.from_numpy(np.einsum("nd,nd->n", *pair, dtype=np.float64)).float()
-    else:
-        scores = (queries.double() * candidates).sum(dim=1).float()
-    return scores + 0.0  # -0 becomes 0, or they would not be equal
-
-
-class QueryBlock:
-    """`n` queries, the best so far of each, and how many candidates the rules kept out."""
+class PoolStore:
+    """The pools of one search, in a folder named by everything that decides them."""
 
     def __init__(
-        self,
-        vectors: Tensor,
-        own: Tensor,
-        positives: tuple[Tensor, Tensor],
-        epsilon: float,
-        pool: int,
+        self, folder: Path, key: object, arrays: Sequence[Ints], settings: MiningSettings
     ) -> None:
-        self.vectors, self.own, self.pool = vectors, own, pool
-        self.positives = positives
-        """(query, text) of what is true of an image, sorted."""
-        line = epsilon * own.double()
-        rounded = line.float()
-        below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-        self.line = torch.where(rounded.double() > line, below, rounded)
-        """Above it a candidate may be true as well: the greatest float32 that is not."""
-        self.best = vectors.new_full((len(own), pool), _NONE, dtype=torch.int64)
-        """`(n, K)` keys, in no order; `_NONE` where fewer are known."""
-        self.above = torch.zeros_like(own, dtype=torch.int64)
-        self.better = torch.zeros_like(self.above)
+        """`key` and `arrays` are what decides the pools, besides `settings`."""
+        digest = hashlib.sha256(repr(key).encode())
+        if settings.method is Method.IVF:  # of the exact methods none changes a pool
+            values = (settings.nlist, settings.nprobe, settings.seed, settings.memory_bytes)
+            digest.update("ivf {} {} {} {}".format(*values).encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        self._folder = make_folder(folder / digest.hexdigest()[:32])
+        self.known = max((stop for stop, _ in self._files()), default=0)
+        """The first query whose pool was not on disk when this was opened."""
 
-    def part(self, queries: Tensor) -> "QueryBlock":
-        """These queries alone, with nothing found yet."""
-        query, text = self.positives
-        here = torch.isin(query, queries)
-        positives = (torch.searchsorted(queries, query[here]), text[here])
-        part = QueryBlock(self.vectors[queries], self.own[queries], positives, 1.0, self.pool)
-        part.line = self.line[queries]
-        return part
+    def _files(self) -> Iterator[tuple[int, Path]]:
+        """Those of a run without a gap, from the first query on, and where each ends."""
+        by_first = {int(path.stem.split("-")[0]): path for path in self._folder.glob("*-*.npz")}
+        stop = 0
+        while path := by_first.get(stop):
+            stop = int(path.stem.split("-")[1])
+            yield stop, path
 
-    def positives_of(self, queries: slice, texts: slice) -> tuple[Tensor, Tensor]:
-        """The pairs among these queries and texts, both counted from the start of their slice."""
-        query, text = self.positives
-        ends = torch.searchsorted(query, query.new_tensor([queries.start, queries.stop])).tolist()
-        query, text = query[slice(*ends)], text[slice(*ends)]
-        here = (text >= texts.start) & (text < texts.stop)
-        return query[here] - queries.start, text[here] - texts.start
+    def add(self, pools: Pools) -> None:
+        """Keep the pools of a block.
 
-    def last(self, queries: slice) -> Tensor:
-        """`(n,)`: the lowest score of each pool; -∞ where it is not full."""
-        lowest = self.best[queries].amin(dim=1)
-        return torch.where(lowest == _NONE, -torch.inf, _score_of(lowest))
+        Raises:
+            OutputError: they cannot be written.
+        """
+        stop = pools.first + len(pools.own)
+        values = {field.name: getattr(pools, field.name) for field in fields(Pools)}
+        with atomic_write(self._folder / f"{pools.first:010}-{stop:010}.npz") as file:
+            np.savez(file, allow_pickle=False, **values)
 
-    def score(self, rows: Tensor, vectors: Tensor, places: Tensor, room_bytes: int) -> Tensor:
-        """The exact score of each pair `(n,)` of a query and one of `vectors`."""
-        width, scores = vectors.shape[1], torch.empty(len(rows), device=vectors.device)
-        step = max(1, room_bytes // (24 * width))
-        left, right = vectors.new_empty(2, min(step, len(rows)), width)
-        parts = (part.split(step) for part in (rows, places, scores))
-        for row, place, out in zip(*parts, strict=True):
-            asked, some = left[: len(row)], right[: len(row)]
-            torch.index_select(self.vectors, 0, row, out=asked)
-            torch.index_select(vectors, 0, place, out=some)
-            out.copy_(exact_scores(asked, some))
-        return scores
+    def __iter__(self) -> Iterator[Pools]:
+        """All pools, in the order of the queries.
 
-    def add(self, queries: Tensor, texts: Tensor, scores: Tensor) -> None:
-        """Take in pairs that are not positive, each once; `queries` ascend."""
-        below = scores <= self.line[queries]
-        self.above.index_add_(0, queries, (~below).long())
-        self.better.index_add_(0, queries, (scores > self.own[queries]).long())
-        keys = _keys(scores[below], texts[below])
-        rows, row_of, counts = torch.unique_consecutive(
-            queries[below], return_inverse=True, return_counts=True
-        )
-        if not len(rows):
-            return
-        rank = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[row_of]
-        width = 2 * self.pool
-        for start in range(0, int(counts.max()), width):
-            here = (rank >= start) & (rank < start + width)
-            columns = min(width, int(counts.max()) - start)
-            new = keys.new_full((len(rows), columns), _NONE)
-            new[row_of[here], rank[here] - start] = keys[here]
-            self.best[rows] = largest(torch.cat([self.best[rows], new], dim=1), self.pool)
-
-    def add_all(self, start: int, count: int, vectors: Tensor, first: int, side: int) -> None:
-        """Score `count` queries from `start` on with every candidate `(m, D)`, in float64, in tiles
-        of `side` × `side`."""
-        stop = min(start + count, len(self.own))
-        for top in range(start, stop, side):
-            rows = slice(top, min(top + side, stop))
-            own, line = self.own[rows, None], self.line[rows, None]
-            for left in range(0, len(vectors), side):
-                texts = slice(first + left, first + min(left + side, len(vectors)))
-                others = vectors[left : left + side].double()
-                scores = (self.vectors[rows].double() @ others.T).float() + 0.0
-                positive = self.positives_of(rows, texts)
-                scores[positive] = -torch.inf
-                self.better[rows] += (scores > own).sum(dim=1)
-                self.above[rows] += (scores > line).sum(dim=1)
-                numbers = torch.arange(texts.start, texts.stop, device=scores.device)
-                keys = _keys(scores, numbers)
-                keys[scores > line] = _NONE
-                keys[positive] = _NONE
-                self.best[rows] = largest(torch.cat([self.best[rows], keys], dim=1), self.pool)
-
-    def pools(self, first: int, total: int, truth: "QueryBlock", sampled: Tensor) -> Pools:
-        """The pools; `truth` holds exact ones of the queries `sampled`, to count what was found."""
-        keys = self.best.sort(dim=1, descending=True).values
-        none = keys == _NONE
-        rows = torch.where(none, -1, _number_of(keys)).int()
-        scores = torch.where(none, torch.nan, _score_of(keys))
-        positive = torch.bincount(self.positives[0], minlength=len(self.own))
-        beyond = total - positive - self.above - (~none).sum(dim=1)
-        own = torch.ones_like(positive)
-        dropped = torch.stack([own, positive - own, self.above, beyond], dim=1)
-        hits = sum(
-            int(torch.isin(exact[exact != _NONE], found).sum())
-            for exact, found in zip(truth.best, self.best[sampled], strict=True)
-        )
-        return Pools(
-            first=first,
-            rows=rows.cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            own=self.own.cpu().numpy(),
-            better=self.better.cpu().numpy(),
-            dropped=dropped.cpu().numpy(),
-            recalled=(hits, int((truth.best != _NONE).sum())),
-        )
+        Raises:
+            DataError: a file is damaged.
+        """
+        for _, path in self._files():
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    values = {field.name: archive[field.name] for field in fields(Pools)}
+                pools = Pools(int(values.pop("first")), **values)
+            except (OSError, ValueError, KeyError, TypeError) as problem:
+                raise DataError(
+                    f"the pools in {path} cannot be read; delete the file and run again"
+                ) from problem
+            yield pools
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """The `count` largest of each row, in no order."""
-    if values.device.type == "cpu":  # NumPy's quickselect takes a tenth of the time of torch's
-        return torch.from_numpy(np.partition(values.numpy(), -count, axis=1)[:, -count:])
-    return values.topk(count, dim=1, sorted=False).values
+@dataclass(frozen=True, slots=True)
+class SampledNegatives:
+    """The negatives of one row, best first."""
+
+    row: int
+    captions: list[int]
+    """Numbers of distinct captions."""
+    scores: list[float]
+    ranks: list[int]
+    """Places in the pool, from 0."""
+    own: float
+    """Score of the own caption."""
 
 
-def sort_in_place(values: Tensor) -> None:
-    """Whole numbers `(n,)`, in order."""
-    if values.device.type == "cpu":
-        values.numpy().sort()
-    else:
-        values.copy_(values.sort().values)
+def sample_ranks(size: int, settings: MiningSettings, row: int) -> list[int]:
+    """Ranks in a sorted pool of `size`, best first; fewer than were asked for if it is too small.
 
-
-def ranges(starts: Tensor, stops: Tensor) -> Tensor:
-    """All whole numbers from each start to its stop, one after the other."""
-    counts = stops - starts
-    shift = starts - counts.cumsum(0) + counts
-    return shift.repeat_interleave(counts) + torch.arange(int(counts.sum()), device=starts.device)
-
-
-# A key is one int64 whose order is that of the pool: the score in the upper 32 bits, and below it
-# the number of the candidate, counted down so that the lower one comes first.
-
-_NONE = torch.iinfo(torch.int64).min
-"""No candidate."""
-_LOW = (1 << 32) - 1
-
-
-def _keys(scores: Tensor, numbers: Tensor) -> Tensor:
-    bits = scores.view(torch.int32).long()
-    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) | (_LOW - numbers)
-
-
-def _score_of(keys: Tensor) -> Tensor:
-    bits = keys >> 32
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).int().view(torch.float32)
-
-
-def _number_of(keys: Tensor) -> Tensor:
-    return _LOW - (keys & _LOW)
+    They follow from the seed and `row` alone, so the order of the work does not matter.
+    """
+    random = np.random.default_rng([settings.seed, row])
+    if settings.strategy is Strategy.UNIFORM:
+        return sorted(random.permutation(size)[: settings.sample_size].tolist())
+    starts = range(0, min(size, settings.sample_size * BIN), BIN)
+    return [int(random.integers(start, min(start + BIN, size))) for start in starts]

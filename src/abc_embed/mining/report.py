@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from abc_embed.data.contact_sheet import GREEN, RED
-from abc_embed.mining.pools import RULES, Pools
-from abc_embed.mining.sample import SampledNegatives
+from abc_embed.mining.pools import RULES, Pools, SampledNegatives
+from abc_embed.mining.settings import Floats, Ints, MiningSettings
 from abc_embed.storage.files import atomic_write
 
 BINS = 200
@@ -26,21 +26,23 @@ RANKS = (1, 2, 3, 6, 11, 101, 1001)
 class Histogram:
     """How many scores lie in each of `BINS`; those beyond -1 or 1 count at the end."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * BINS)
+    counts: Ints = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
 
-    def add(self, scores: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> None:
+    def add(self, scores: Floats) -> None:
         bins = np.clip(((scores + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
-        for place, more in enumerate(np.bincount(bins, minlength=BINS).tolist()):
-            self.counts[place] += more
+        self.counts += np.bincount(bins, minlength=BINS)
 
     @property
     def median(self) -> float | None:
         """The middle of the bin in which half of all is reached."""
-        total = sum(self.counts)
+        total = int(self.counts.sum())
         if not total:
             return None
         place = int(np.searchsorted(np.cumsum(self.counts), (total + 1) // 2))
         return (place + 0.5) * 2 / BINS - 1
+
+    def as_json(self) -> dict[str, object]:
+        return {"counts": self.counts.tolist(), "median": self.median}
 
 
 @dataclass(slots=True)
@@ -48,16 +50,14 @@ class MiningReport:
     """What came of it. Counts of candidates are summed over all mined rows."""
 
     rows: int = 0
-    mined: int = 0
     without_caption: int = 0
+    method: str = ""
     bad: list[tuple[int, str, str]] = field(default_factory=list)
     """(row, where it stands, why) of rows that cannot be read or embedded."""
     remembered: int = 0
     """Vectors that were on disk already."""
     searched_before: int = 0
     """Rows whose pools were on disk already."""
-    method: str = ""
-    scored: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RULES, 0))
     pooled: int = 0
     short_pools: int = 0
@@ -68,60 +68,67 @@ class MiningReport:
     """Rows without any negative."""
     own_not_positive: int = 0
     """Rows whose own caption scores 0 or less; for them ε times it lies above it, or on it."""
-    drawn: int = 0
     recall: float | None = None
     """The share of exact pools that was found, for a sample of rows; None with `plain`."""
     recall_rows: int = 0
     own_scores: Histogram = field(default_factory=Histogram)
     pool_scores: Histogram = field(default_factory=Histogram)
     drawn_scores: Histogram = field(default_factory=Histogram)
-    own_ranks: list[int] = field(default_factory=lambda: [0] * len(RANKS))
+    own_ranks: Ints = field(default_factory=lambda: np.zeros(len(RANKS), dtype=np.int64))
     """Of the own caption among those of other images; bins begin at `RANKS`."""
-    _recalled: list[int] = field(default_factory=lambda: [0, 0])
 
-    def add_pools(self, pools: Pools, pool: int) -> None:
-        """Count the pools of a block."""
+    @property
+    def mined(self) -> int:
+        return int(self.own_ranks.sum())
+
+    @property
+    def scored(self) -> int:
+        return sum(self.dropped.values()) + self.pooled
+
+    @property
+    def drawn(self) -> int:
+        return int(self.drawn_scores.counts.sum())
+
+    @property
+    def rejects(self) -> list[dict[str, object]]:
+        """`bad` as JSON values."""
+        return [{"row": row, "place": where, "why": why} for row, where, why in self.bad]
+
+    def add(
+        self, pools: Pools, negatives: Sequence[SampledNegatives], settings: MiningSettings
+    ) -> None:
+        """Count the pools of a block, and what was drawn from them."""
         sizes = pools.sizes
-        self.mined += len(sizes)
         for rule, count in zip(RULES, pools.dropped.sum(axis=0).tolist(), strict=True):
             self.dropped[rule] += count
-        self.scored += int(pools.dropped.sum() + sizes.sum())
         self.pooled += int(sizes.sum())
-        self.short_pools += int((sizes < pool).sum())
+        self.short_pools += int((sizes < settings.pool).sum())
         self.empty += int((sizes == 0).sum())
         self.own_not_positive += int((pools.own <= 0).sum())
         self.own_scores.add(pools.own)
         self.pool_scores.add(pools.scores[pools.rows >= 0])
         places = np.searchsorted(RANKS, pools.better + 1, side="right") - 1
-        for place, more in enumerate(np.bincount(places, minlength=len(RANKS)).tolist()):
-            self.own_ranks[place] += more
-        self._recalled[0] += pools.recalled[0]
-        self._recalled[1] += pools.recalled[1]
-        if self._recalled[1]:
-            self.recall = self._recalled[0] / self._recalled[1]
-
-    def add_sample(self, negatives: Sequence[SampledNegatives], sample_size: int) -> None:
-        """Count the negatives of a block."""
-        self.short_draws += sum(len(sampled.ranks) < sample_size for sampled in negatives)
-        scores = np.array([s for sampled in negatives for s in sampled.scores], dtype=np.float32)
-        self.drawn += len(scores)
-        self.drawn_scores.add(scores)
+        self.own_ranks += np.bincount(places, minlength=len(RANKS))
+        self.short_draws += sum(len(drawn.ranks) < settings.sample_size for drawn in negatives)
+        scores = [score for drawn in negatives for score in drawn.scores]
+        self.drawn_scores.add(np.array(scores, dtype=np.float32))
 
     def as_json(self) -> dict[str, object]:
         """JSON values; histograms as lists, with where their bins begin."""
-        histograms = {
-            "own": self.own_scores,
-            "pool": self.pool_scores,
-            "drawn": self.drawn_scores,
-        }
-        apart = ("_recalled", "bad", *(f"{name}_scores" for name in histograms))
+        names = (
+            *("rows", "mined", "without_caption", "remembered", "searched_before", "method"),
+            *("scored", "dropped", "pooled", "short_pools", "short_draws", "empty"),
+            *("own_not_positive", "drawn", "recall", "recall_rows"),
+        )
         return {
-            **{name: getattr(self, name) for name in self.__slots__ if name not in apart},
-            "bad": [{"row": row, "place": where, "why": why} for row, where, why in self.bad],
+            **{name: getattr(self, name) for name in names},
+            "own_ranks": self.own_ranks.tolist(),
+            "bad": self.rejects,
             "score_bins": {"from": -1, "to": 1, "count": BINS},
             "scores": {
-                name: {"counts": histogram.counts, "median": histogram.median}
-                for name, histogram in histograms.items()
+                "own": self.own_scores.as_json(),
+                "pool": self.pool_scores.as_json(),
+                "drawn": self.drawn_scores.as_json(),
             },
             "rank_bins_begin": list(RANKS),
         }
@@ -141,26 +148,25 @@ def draw_report(report: MiningReport, out: Path) -> None:
     """
     page = Image.new("RGB", (_WIDTH, 3 * (_HEIGHT + 2 * _LINE) + 2 * _LINE), "white")
     pen = ImageDraw.Draw(page)
-    used = [h.counts for h in (report.own_scores, report.pool_scores)]
-    some = [place for place in range(BINS) if any(counts[place] for counts in used)] or [0]
     tenth = BINS // 20  # bins of a tenth of the score: the axis begins and ends at one
-    first = (some[0] // tenth) * tenth
-    last = min(-(-(some[-1] + 1) // tenth) * tenth, BINS)
-    panels = (
+    used = np.flatnonzero(report.own_scores.counts + report.pool_scores.counts)
+    first, last = (used[0] // tenth, used[-1] // tenth + 1) if len(used) else (0, 1)
+    shown = slice(first * tenth, last * tenth)
+    edges = [f"{place * 2 / BINS - 1:.2f}" for place in range(shown.start, shown.stop)]
+    panels = []
+    for title, histogram, colour in (
         ("score of the own caption", report.own_scores, GREEN),
         ("scores of drawn negatives", report.drawn_scores, RED),
-    )
-    edges = [f"{place * 2 / BINS - 1:.2f}" for place in range(first, last)]
-    for number, (title, histogram, colour) in enumerate(panels):
-        top = _LINE + number * (_HEIGHT + 2 * _LINE)
+    ):
         median = histogram.median
         text = title if median is None else f"{title}, median {median:.3f}"
-        _panel(pen, top, text, histogram.counts[first:last], edges, colour)
+        panels.append((text, histogram.counts[shown], edges, colour))
     ends = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in pairwise(RANKS)]
-    labels = [*ends, f"{RANKS[-1]}+"]
-    top = _LINE + 2 * (_HEIGHT + 2 * _LINE)
     title = "rank of the own caption among those of other images"
-    _panel(pen, top, title, report.own_ranks, labels, _BLUE)
+    panels.append((title, report.own_ranks, [*ends, f"{RANKS[-1]}+"], _BLUE))
+    for number, (title, counts, labels, colour) in enumerate(panels):
+        top = _LINE + number * (_HEIGHT + 2 * _LINE)
+        _panel(pen, top, title, counts.tolist(), labels, colour)
     with atomic_write(out) as file:
         page.save(file, format="PNG")
 

@@ -2,7 +2,7 @@
 
 Products run in the fastest format of the device, in blocks under a ceiling of memory. How far such
 a product can be from the exact score is bounded from the vectors themselves, so what may belong to
-a pool, or lie on either side of a line, is known; that alone is scored anew in float64 (pools.py).
+a pool, or lie on either side of a line, is known; that alone is scored anew in float64.
 So all exact methods give the same pools on any device; a score may differ in its last bit where
 the sum in float64 lies on the edge between two numbers of float32, about one in some millions.
 
@@ -15,8 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,23 +24,19 @@ from torch import Tensor
 
 from abc_embed.errors import DataError
 from abc_embed.mining.ivf import InvertedLists, require_faiss
-from abc_embed.mining.pools import Pools, PositiveIndex, QueryBlock, exact_scores
+from abc_embed.mining.pools import Pools, Truth
+from abc_embed.mining.queries import QueryBlock, exact_scores
 from abc_embed.mining.settings import (
-    EPSILON,
-    POOL,
     Blocks,
     Ints,
     Method,
-    SearchSettings,
+    MiningSettings,
     Vectors,
-    check_rule,
     share_memory,
 )
 from abc_embed.mining.sieve import Loaded, Sieve
 from abc_embed.runtime import resolve_device
 
-SAMPLED = 128
-"""Queries whose pools are compared with exact ones, found apart."""
 LONGEST = 1e18
 """Length of a vector at most: products of longer ones do not fit float32."""
 
@@ -48,62 +44,50 @@ LONGEST = 1e18
 def search(
     queries: Vectors,
     candidates: Vectors,
-    own: Ints,
+    truth: Truth,
+    settings: MiningSettings | None = None,
     *,
-    images: Ints | None = None,
-    also_true: Ints | None = None,
-    epsilon: float = EPSILON,
-    pool: int = POOL,
-    settings: SearchSettings | None = None,
+    start: int = 0,
     blocks: Blocks | None = None,
     product_dtype: torch.dtype | None = None,
-    sampled: int = SAMPLED,
-    start: int = 0,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Pools]:
     """The pools of all queries from `start` on, block by block.
 
     A candidate of a query is kept out, by the first of `pools.RULES` that applies, if it is the own
-    caption or another caption of the same image, if it scores more than `epsilon` times the own
-    caption, or if `pool` others are better.
+    caption or another caption of the same image, if it scores more than ε times the own caption,
+    or if a whole pool of others are better.
 
     Args:
         queries: `(N, D)`.
         candidates: `(M, D)`, of different texts.
-        own: `(N,)` number of the candidate that is the query's own caption.
-        images: `(N,)`; equal numbers mean the same image. None: all differ.
-        also_true: `(n, 2)`: a query, and a candidate that is a caption of its image as well.
-        epsilon: above 0, at most 1.
-        pool: 1 or more.
-        settings: method, memory and devices; None: the defaults.
+        truth: which candidates are true of each query.
+        settings: what a pool is, method, memory and devices; None: the defaults.
+        start: the first query; those before it were searched by an earlier run.
         blocks: how the work is cut; None: as the memory allows.
         product_dtype: format of the products; None: the fastest one of the device.
-        sampled: so many queries have their pools compared with exact ones, found apart.
-        start: the first query; those before it were searched by an earlier run.
         on_progress: given how many queries are done, `start` included, with each candidate block.
 
     Raises:
         DataError: a vector holds a value that is not finite, or shapes do not fit.
-        UsageError: an argument is out of range.
+        UsageError: the memory is too little.
         MissingExtraError: `Method.IVF` is asked for, and faiss is not installed.
     """
-    settings = settings or SearchSettings()
+    settings = settings or MiningSettings()
     if settings.method is Method.IVF:
         require_faiss()
-    check_rule(epsilon, pool)
-    _check(queries, candidates, own)
-    positives = PositiveIndex(own, images, also_true)
-    done, lock = float(start), threading.Lock()
-
-    def add(more: float) -> None:
-        nonlocal done
-        with lock:
-            done += more
-            on_progress(round(done))
-
-    job = _Job(queries, candidates, own, positives, epsilon, pool, settings, sampled, add)
+    _check(queries, candidates, truth.own)
+    job = _Job(queries, candidates, truth, settings, on_progress, start)
     devices = search_devices(settings)
-    workers = [_Worker(job, d, len(devices), blocks, product_dtype) for d in devices]
+    workers = [
+        _Worker(
+            job,
+            device,
+            blocks or blocks_on(device, len(devices), queries.shape[1], settings),
+            product_dtype or _fastest_dtype(device.type),
+        )
+        for device in devices
+    ]
     return _run(workers, start, queries.shape[0])
 
 
@@ -121,9 +105,9 @@ def _check(queries: Vectors, candidates: Vectors, own: Ints) -> None:
         raise DataError(f"{candidates.shape[0]} candidates are too many; give fewer than 2^31")
 
 
-def search_devices(settings: SearchSettings) -> list[torch.device]:
-    """Where the search runs: on the CPU alone for methods that are at home there."""
-    if settings.method in (Method.PLAIN, Method.IVF):
+def search_devices(settings: MiningSettings) -> list[torch.device]:
+    """Where the search runs: faiss's inverted lists on the CPU alone."""
+    if settings.method is Method.IVF:
         return [torch.device("cpu")]
     if settings.devices:
         return [resolve_device(name) for name in settings.devices]
@@ -133,9 +117,7 @@ def search_devices(settings: SearchSettings) -> list[torch.device]:
     return [device]
 
 
-def blocks_on(
-    device: torch.device, sharers: int, width: int, pool: int, settings: SearchSettings
-) -> Blocks:
+def blocks_on(device: torch.device, sharers: int, width: int, settings: MiningSettings) -> Blocks:
     """How the work is cut for a device that shares its memory with others of its kind.
 
     Raises:
@@ -151,7 +133,7 @@ def blocks_on(
         fast_bytes = 2 if two else 4 * (device.type == "mps")
     lanes = torch.get_num_threads() if device.type == "cpu" else 1
     return share_memory(
-        memory, width, pool, value_bytes=4 + fast_bytes, lanes=lanes, device=device.type
+        memory, width, settings.pool, value_bytes=4 + fast_bytes, lanes=lanes, device=device.type
     )
 
 
@@ -222,89 +204,91 @@ def _compute_alone(all_begun: threading.Barrier) -> None:
     all_begun.wait()  # so that each of the pool's threads does this, and none begins later
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
-    """What is searched, the same for all devices."""
+    """What is searched, the same for all devices, and how much of it is done."""
 
     queries: Vectors
     candidates: Vectors
-    own: Ints
-    positives: PositiveIndex
-    epsilon: float
-    pool: int
-    settings: SearchSettings
-    sampled: int
-    on_progress: Callable[[float], None]
+    truth: Truth
+    settings: MiningSettings
+    on_progress: Callable[[int], None]
+    done: float
+    """Queries, of which one is done in part when it has seen a part of the candidates."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, queries: float) -> None:
+        """So many more are done."""
+        with self._lock:
+            self.done += queries
+            self.on_progress(round(self.done))
 
 
 class _Worker:
     """One device: goes through all candidates for each block of queries."""
 
-    def __init__(
-        self,
-        job: _Job,
-        device: torch.device,
-        sharers: int,
-        blocks: Blocks | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        count, width = job.queries.shape
-        self._job, self._device, self._lanes = job, device, Lanes(device)
-        self.blocks = blocks or blocks_on(device, sharers, width, job.pool, job.settings)
-        self._pair_bytes = self.blocks.pair_bytes // self._lanes.count
-        self._dtype = dtype or _fastest_dtype(device.type)
+    def __init__(self, job: _Job, device: torch.device, blocks: Blocks, dtype: torch.dtype) -> None:
+        self.blocks = blocks
+        self._job, self._device, self._dtype = job, device, dtype
+        self._lanes = Lanes(device)
+        self._pair_bytes = blocks.pair_bytes // self._lanes.count
         # Exact scores, and what is found, live where float64 is to be had.
         self._home = torch.device("cpu") if device.type == "mps" else device
         self._candidates: tuple[int, Loaded] | None = None
         if job.settings.method is Method.IVF:
             self._lists = InvertedLists(job.candidates, job.settings)
-        sample = np.random.default_rng([job.settings.seed, 1]).permutation(count)[: job.sampled]
-        self._sample = np.sort(sample if job.settings.method is not Method.PLAIN else sample[:0])
-        self._side = max(16, min(int((self.blocks.pair_bytes / 12) ** 0.5), 4096))
 
     def run(self, start: int, stop: int) -> Pools:
         """The pools of these queries."""
         job, total = self._job, self._job.candidates.shape[0]
-        loaded = self._load("query", job.queries, start, stop)
-        query, text = (part.to(self._home) for part in job.positives.pairs(start, stop))
-        own = self._own_scores(loaded.exact, start)
-        queries = QueryBlock(loaded.exact, own, (query, text), job.epsilon, job.pool)
-        here = self._sample[(self._sample >= start) & (self._sample < stop)] - start
-        sampled = torch.from_numpy(here).to(self._home)
-        truth = queries.part(sampled)
+        loaded, truth = self._load("query", job.queries, start, stop), job.truth[start:stop]
+        own = self._own_scores(loaded.exact, truth.own)
+        queries = QueryBlock(loaded.exact, own, truth, job.settings)
         for first in range(0, total, self.blocks.candidates):
             candidates = self._load_candidates(first)
-            if job.settings.method is Method.PLAIN:
-                queries.add_all(0, stop - start, candidates.exact, first, self._side)
-            elif job.settings.method is Method.IVF:
-                self._look_up(queries, candidates.exact, first)
+            self._compare(queries, loaded, candidates, first)
+            job.add((stop - start) * len(candidates.exact) / total)
+            del candidates  # or two blocks would be in memory while the next is read
+        return queries.pools(start, total)
+
+    def _compare(
+        self, queries: QueryBlock, vectors: Loaded, candidates: Loaded, first: int
+    ) -> None:
+        """Take in all candidates of a block that may matter."""
+        method, count = self._job.settings.method, len(queries.own)
+        if method is Method.IVF:
+            self._lists.take(queries, candidates.exact, first, self.blocks.pair_bytes)
+            return
+        side = max(16, min(int((self._pair_bytes / 12) ** 0.5), 4096))
+        rows = min(
+            side if method is Method.PLAIN else self.blocks.rows, -(-count // self._lanes.count)
+        )
+
+        def compare(start: int) -> None:
+            span = slice(start, min(start + rows, count))
+            if method is Method.PLAIN:
+                queries.add_all(span, candidates.exact, first, side)
             else:
-                self._compare(queries, loaded, candidates, first)
-            each = -(-len(sampled) // self._lanes.count) or 1
-            take = partial(
-                truth.add_all, count=each, vectors=candidates.exact, first=first, side=self._side
-            )
-            self._lanes.run(take, range(0, len(sampled), each))
-            job.on_progress((stop - start) * len(candidates.exact) / total)
-            del candidates, take  # or two blocks would be in memory while the next is read
-        return queries.pools(start, total, truth, sampled)
+                sieve = Sieve(queries, span, vectors, candidates, first, self._pair_bytes)
+                sieve.take(self.blocks.tile)
+
+        self._lanes.run(compare, range(0, count, rows))
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def _own_scores(self, vectors: Tensor, start: int) -> Tensor:
-        """`(n,)`: of each query from `start` on with its own caption."""
-        job, scores = self._job, []
-        for part in vectors.split(max(1, self._pair_bytes // (24 * vectors.shape[1]))):
-            captions = torch.from_numpy(job.candidates[job.own[start : start + len(part)]])
-            scores.append(exact_scores(part, captions.to(self._home)))
-            start += len(part)
+    def _own_scores(self, vectors: Tensor, own: Ints) -> Tensor:
+        """`(n,)`: of each query with its own caption."""
+        scores, step = [], max(1, self._pair_bytes // (24 * vectors.shape[1]))
+        for start in range(0, len(own), step):
+            captions = torch.from_numpy(self._job.candidates[own[start : start + step]])
+            scores.append(exact_scores(vectors[start : start + step], captions.to(self._home)))
         return torch.cat(scores)
 
     def _load(self, name: str, vectors: Vectors, start: int, stop: int) -> Loaded:
         """Vectors from files to the device, a few at a time."""
         count, width = stop - start, vectors.shape[1]
         apart = self._dtype != torch.float32 or self._home != self._device
-        apart = apart and self._job.settings.method in (Method.AUTO, Method.FLAT)
+        apart = apart and self._job.settings.resolved_method is Method.FLAT
         exact = _room((count, width), torch.float32, self._home)
         fast = _room((count, width), self._dtype, self._device) if apart else exact
         norms, rounding = torch.zeros(2, count, device=self._home)
@@ -343,48 +327,6 @@ class _Worker:
             if self._job.settings.method is Method.IVF:
                 self._lists.load(loaded.exact.numpy(), first)
         return self._candidates[1]
-
-    # -- comparing ---------------------------------------------------------------------------------
-
-    def _compare(
-        self, queries: QueryBlock, vectors: Loaded, candidates: Loaded, first: int
-    ) -> None:
-        """Take in all candidates of a block that may matter."""
-        count = len(queries.own)
-        rows = min(self.blocks.rows, -(-count // self._lanes.count))
-
-        def compare(start: int) -> None:
-            span = slice(start, min(start + rows, count))
-            sieve = Sieve(queries, span, vectors, candidates, first, self._pair_bytes)
-            sieve.take(vectors.fast[span], self.blocks.tile)
-
-        self._lanes.run(compare, range(0, count, rows))
-
-    def _look_up(self, queries: QueryBlock, vectors: Tensor, first: int) -> None:
-        """Take in what the inverted lists find; more are asked for where a pool stays open."""
-        ask = self._job.pool + max(self._job.pool // 4, 64)
-        span = slice(0, len(queries.own))
-        query, text = queries.positives_of(span, slice(first, first + len(vectors)))
-        positive = query * len(vectors) + text
-        todo = torch.arange(len(queries.own))
-        while len(todo):
-            ask = min(ask, len(vectors))
-            step = max(1, self.blocks.pair_bytes // (90 * ask + 4 * vectors.shape[1]))
-            left = []
-            for some in todo.split(step):
-                places = self._lists.nearest(queries.vectors[some].numpy(), ask)
-                row, column = (places >= 0).nonzero().T
-                place = places[row, column]
-                allowed = ~torch.isin(some[row] * len(vectors) + place, positive)
-                row, place = row[allowed], place[allowed]
-                scores = queries.score(some[row], vectors, place, self.blocks.pair_bytes)
-                below = torch.bincount(row[scores <= queries.line[some[row]]], minlength=len(some))
-                enough = (below >= self._job.pool) | (places[:, -1] < 0)
-                enough |= ask == len(vectors)
-                sure = enough[row]
-                queries.add(some[row][sure], place[sure] + first, scores[sure])
-                left.append(some[~enough])
-            todo, ask = torch.cat(left), 4 * ask
 
 
 def _room(shape: int | tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:

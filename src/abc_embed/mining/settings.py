@@ -1,6 +1,6 @@
 """What mining can be told, and how a ceiling of memory is shared out; it needs no torch."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -56,10 +56,19 @@ class Strategy(StrEnum):
     """One of the first five, one of the next five, and so on (the published loader)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SearchSettings:
-    """How the search is done; of the exact methods none changes a pool."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiningSettings:
+    """What decides the negatives, apart from model and records, and how they are searched."""
 
+    epsilon: float = EPSILON
+    """Above 0, at most 1."""
+    pool: int = POOL
+    sample_size: int = SAMPLE_SIZE
+    strategy: Strategy = Strategy.UNIFORM
+    seed: int = 0
+    """Of the samples from pools, and of the inverted lists."""
+    store: str = "float32"
+    """Number format of vectors on disk."""
     method: Method = Method.AUTO
     memory_bytes: int = MEMORY_BYTES
     """Ceiling on what is allocated on the CPU, beyond the arguments and some 60 bytes for each
@@ -68,62 +77,49 @@ class SearchSettings:
     """Cells of the inverted lists; 0 chooses 4 √M."""
     nprobe: int = NPROBE
     """Cells that a query looks into."""
-    seed: int = 0
-    """Of the inverted lists, and of the sample that recall is measured on."""
     devices: tuple[str, ...] = ()
     """Each takes its share of the queries. None named: all CUDA devices, else mps, else cpu."""
 
     def __post_init__(self) -> None:
-        _check_least("cells", self.nlist, 0)
-        _check_least("probes", self.nprobe, 1)
+        if not 0 < self.epsilon <= 1:
+            raise UsageError(f"epsilon is {self.epsilon}; give a number above 0, and at most 1")
+        for option, value, least in (
+            ("the pool", self.pool, 1),
+            ("draw", self.sample_size, 1),
+            ("seed", self.seed, 0),
+            ("cells", self.nlist, 0),
+            ("probes", self.nprobe, 1),
+        ):
+            if value < least:
+                raise UsageError(f"{option} is {value}; give at least {least}")
+        if self.store not in STORES:
+            raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
+        share_memory(self.memory_bytes, 1, self.pool)  # no width needs less
 
     @property
     def resolved_method(self) -> Method:
         """What `AUTO` means."""
         return Method.FLAT if self.method is Method.AUTO else self.method
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MiningSettings:
-    """What decides the negatives, apart from model and records."""
-
-    epsilon: float = EPSILON
-    pool: int = POOL
-    sample_size: int = SAMPLE_SIZE
-    strategy: Strategy = Strategy.UNIFORM
-    seed: int = 0
-    store: str = "float32"
-    """Number format of vectors on disk."""
-    search: SearchSettings = field(default_factory=SearchSettings)
-
-    def __post_init__(self) -> None:
-        check_rule(self.epsilon, self.pool)
-        _check_least("draw", self.sample_size, 1)
-        _check_least("seed", self.seed, 0)
-        if self.store not in STORES:
-            raise UsageError(f"the store is {self.store!r}; give {' or '.join(STORES)}")
-
     def as_json(self) -> dict[str, Any]:
         """JSON values, named like the options of the command."""
-        values, search = asdict(self), asdict(self.search)
-        for name, option in (("sample_size", "draw"), ("strategy", "how")):
-            values[option] = values.pop(name)
-        for name, option in (("nlist", "cells"), ("nprobe", "probes")):
-            search[option] = search.pop(name)
-        return {**values, "search": search}
-
-
-def _check_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{option} is {value}; give at least {least}")
-
-
-def check_rule(epsilon: float, pool: int) -> None:
-    """Raises `UsageError` when the line or the size of a pool cannot be."""
-    if not 0 < epsilon <= 1:
-        raise UsageError(f"epsilon is {epsilon}; give a number above 0, and at most 1")
-    if pool < 1:
-        raise UsageError(f"the pool is {pool}; give 1 or more")
+        search = {
+            "method": self.method,
+            "memory_bytes": self.memory_bytes,
+            "cells": self.nlist,
+            "probes": self.nprobe,
+            "seed": self.seed,
+            "devices": self.devices,
+        }
+        return {
+            "epsilon": self.epsilon,
+            "pool": self.pool,
+            "draw": self.sample_size,
+            "how": self.strategy,
+            "seed": self.seed,
+            "store": self.store,
+            "search": search,
+        }
 
 
 class Blocks(NamedTuple):

@@ -1,4 +1,4 @@
-"""Vectors on disk in shards: whole files, named by what decides them, read in parts.
+"""Vectors on disk in shards: whole files, named by what decides them, made once, read in parts.
 
 A shard is named by model, resolution and the content of its items, so it is right wherever it is
 found: a run that was killed, a second run with other settings, or one after rows were added embeds
@@ -11,23 +11,80 @@ only shards that are not there.
 Shapes: `N` items, `D` width.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from abc_embed.errors import DataError
+from abc_embed.errors import DataError, UsageError
+from abc_embed.inputs import Item, Skipped
 from abc_embed.mining.settings import Floats, Ints
 from abc_embed.storage.files import atomic_write, make_folder
 from abc_embed.storage.hashing import sha256
-from abc_embed.storage.json_files import read_json
+from abc_embed.storage.json_files import atomic_write_json, read_json
+from abc_embed.workers import map_in_processes
+
+if TYPE_CHECKING:
+    from abc_embed.devices import Stream
+    from abc_embed.embedder import Embedder
+
+Value = TypeVar("Value")
 
 SHARD = 1024
-"""Items of a file; a kill loses no more than these, for each process."""
+"""Items of a file; a kill loses no more than these, and what the processes have at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderSetup:
+    """A model, and how another process gets the same."""
+
+    embedder: "Embedder"
+    load: "Callable[[int], Stream] | None" = None
+    """Gives what embeds in process number so and so; pickled. None: one process only."""
+    max_pixels: int | None = None
+    batch_size: int | None = None
+
+    @property
+    def stream(self) -> "Stream":
+        """Items -> a vector `(D,)` for each, in order; a `Skipped` in the place of a bad one."""
+        options: Any = {"max_pixels": self.max_pixels, "batch_size": self.batch_size}
+        return partial(self.embedder.stream, on_error="skip", **options)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSource(Generic[Value]):
+    """A list of items, as another process can be sent parts of it."""
+
+    kind: str
+    """What they are, for people."""
+    values: Sequence[Value]
+    """What stands for each."""
+    as_item: Callable[[Value], Item]
+    """Called where the item is embedded; pickled."""
+
+
+def _embed(
+    width: int, as_item: Callable[[Value], Item], stream: "Stream", values: Sequence[Value]
+) -> tuple[Floats, dict[int, str]]:
+    """Vectors `(n, D)`, zeros for bad items, and what is wrong with those, by place."""
+    vectors, errors = np.zeros((len(values), width), dtype=np.float32), {}
+    for place, result in enumerate(stream(map(as_item, values))):
+        if isinstance(result, Skipped):
+            errors[place] = str(result.error)
+        else:
+            vectors[place] = result
+    return vectors, errors
+
+
+def _load(
+    width: int, as_item: Callable[[Value], Item], load: "Callable[[int], Stream]", number: int
+) -> Callable[[Sequence[Value]], tuple[Floats, dict[int, str]]]:
+    """What process `number` does with each part of a list."""
+    return partial(_embed, width, as_item, load(number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +98,6 @@ class VectorSpace:
     max_pixels: int | None = None
     store: str = "float32"
 
-    @property
-    def shard_folder(self) -> Path:
-        """Of this model, resolution and number format."""
-        return self.folder / f"{self.model[:16]}-{self.max_pixels or 0}-{self.store}"
-
 
 class Shards:
     """The vectors of a list of items, `(N, D)` float32 when read."""
@@ -54,23 +106,23 @@ class Shards:
         """`keys` say what each item is: equal ones mean equal items."""
         self.space = space
         self.shape = (len(keys), space.width)
-        make_folder(space.shard_folder)
-        self.paths = [
-            space.shard_folder / f"{self._name(keys[start : start + SHARD])}.npy"
-            for start in range(0, len(keys), SHARD)
-        ]
+        pixels = space.max_pixels or 0
+        self._folder = make_folder(space.folder / f"{space.model[:16]}-{pixels}-{space.store}")
+        shared = f"{space.model}\n{pixels}\n{space.store}\n"
+        contents = ("\n".join(keys[start : start + SHARD]) for start in range(0, len(keys), SHARD))
+        self.paths = [self._folder / f"{sha256(shared + text)[:32]}.npy" for text in contents]
         content = sha256("\n".join(path.stem for path in self.paths))
         self.id = sha256(f"{space} {content}")[:32]
         """Names model, resolution, number format and all items."""
 
-    def _name(self, keys: Sequence[str]) -> str:
-        space = self.space
-        parts = (space.model, space.max_pixels or 0, space.store, *keys)
-        return sha256("\n".join(map(str, parts)))[:32]
-
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there yet."""
         return [number for number, path in enumerate(self.paths) if not path.exists()]
+
+    def missing_items(self) -> list[int]:
+        """Numbers of the items in them."""
+        items = range(self.shape[0])
+        return [item for number in self.missing() for item in items[self.span(number)]]
 
     def span(self, number: int) -> slice:
         """The items of a shard."""
@@ -87,7 +139,67 @@ class Shards:
             ).items()
         }
 
-    def write_manifest(self, kind: str) -> Path:
+    def write(self, number: int, vectors: NDArray[Any], errors: dict[int, str]) -> None:
+        """A whole shard `(n, D)`; its errors first, so that a shard that is there says all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path = self.paths[number]
+        if errors:
+            atomic_write_json(path.with_suffix(".json"), errors, ensure_ascii=False)
+        with atomic_write(path) as file:
+            np.save(file, vectors.astype(self.space.store), allow_pickle=False)
+
+    def embed_missing(
+        self,
+        source: ItemSource[Any],
+        setup: EmbedderSetup,
+        *,
+        processes: int = 1,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> int:
+        """Make the shards that are not there, and a manifest; returns how many items were.
+
+        A shard that is there is never made again, so whatever ends the work costs no more than
+        those at hand.
+
+        Args:
+            source: the items.
+            setup: the model.
+            processes: so many embed, each with a model of its own.
+            on_progress: given how many items are done.
+
+        Raises:
+            UsageError: `processes` is below 1, or more than 1 for a model that cannot be loaded
+                anew.
+            OutOfMemoryError: the processes were killed.
+            OutputError: a shard cannot be written.
+            AbcError: what else embedding raises, but for bad items: those are in `errors`.
+        """
+        if processes < 1 or (processes > 1 and setup.load is None):
+            raise UsageError(
+                f"processes is {processes}; give 1 or more, and 1 for a model in memory"
+            )
+        missing = self.missing()
+        known = done = self.shape[0] - len(self.missing_items())
+        on_progress(known)
+        tasks = (tuple(source.values[self.span(number)]) for number in missing)
+        processes = min(processes, len(missing))
+        how = self.shape[1], source.as_item
+        results: Iterable[tuple[Floats, dict[int, str]]]
+        if setup.load is not None and processes > 1:
+            results = map_in_processes(partial(_load, *how, setup.load), tasks, processes)
+        else:
+            results = map(partial(_embed, *how, setup.stream), tasks)
+        for number, (vectors, errors) in zip(missing, results, strict=True):
+            self.write(number, vectors, errors)
+            done += len(vectors)
+            on_progress(done)
+        self._write_manifest(source.kind)
+        return known
+
+    def _write_manifest(self, kind: str) -> None:
         """Say what all shards together are, for people and for other programs."""
         manifest = {
             "kind": kind,
@@ -99,10 +211,7 @@ class Shards:
             "items_in_a_shard": SHARD,
             "shards": [path.name for path in self.paths],
         }
-        path = self.space.shard_folder / f"{kind}-{self.id}.json"
-        with atomic_write(path) as file:
-            file.write(json.dumps(manifest, indent=1).encode() + b"\n")
-        return path
+        atomic_write_json(self._folder / f"{kind}-{self.id}.json", manifest)
 
     def __getitem__(self, numbers: slice | Ints) -> Floats:
         """These rows, in this order. Only their part of the files is read."""
@@ -129,26 +238,16 @@ class Shards:
         return vectors
 
 
+@dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Some rows of shards, in ascending order: what is left when bad items are out."""
+    """Some rows of shards: what is left when bad items are out."""
 
-    def __init__(self, shards: Shards, numbers: Ints) -> None:
-        self._shards, self._numbers = shards, numbers
-        self.shape = (len(numbers), shards.shape[1])
-        self._has_all = len(numbers) == shards.shape[0]
+    shards: Shards
+    numbers: Ints
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (len(self.numbers), self.shards.shape[1])
 
     def __getitem__(self, numbers: slice | Ints) -> Floats:
-        return self._shards[numbers if self._has_all else self._numbers[numbers]]
-
-
-def write_shard(path: Path, vectors: NDArray[np.float32], errors: dict[int, str]) -> None:
-    """A whole shard; its errors first, so that a shard that is there says all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    if errors:
-        with atomic_write(path.with_suffix(".json")) as file:
-            file.write(json.dumps(errors, ensure_ascii=False, indent=1).encode() + b"\n")
-    with atomic_write(path) as file:
-        np.save(file, vectors, allow_pickle=False)
+        return self.shards[self.numbers[numbers]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abc_embed.mining.pools import QueryBlock, ranges, sort_in_place
+from abc_embed.mining.queries import QueryBlock, ranges, sort_in_place
 
 FAST = torch.bfloat16
 """Format of scores that are looked at, whatever the format of the product."""
@@ -46,6 +46,7 @@ class Sieve:
         pair_bytes: int,
     ) -> None:
         self._queries, self._span = queries, span
+        self._vectors = vectors.fast[span]
         self._candidates, self._first, self._pair_bytes = candidates, first, pair_bytes
         # A CUDA device cuts off where a CPU rounds, and may add parts of a sum in bfloat16.
         cuda = vectors.fast.device.type == "cuda"
@@ -61,11 +62,12 @@ class Sieve:
         """Of the pairs that may matter: the first `_held`."""
         self._held = 0
 
-    def take(self, vectors: Tensor, tile: int) -> None:
-        """Score these vectors `(n, D)`, the queries in the fast format, and take in what counts."""
-        fast, device, count = self._candidates.fast, vectors.device, len(vectors)
+    def take(self, tile: int) -> None:
+        """Score the queries in the fast format, `tile` candidates at a time, and take in what
+        counts."""
+        fast, device, count = self._candidates.fast, self._vectors.device, len(self._own)
         shift = (count - 1).bit_length()  # so that the place in a tile splits by bits
-        vectors = torch.nn.functional.pad(vectors, (0, 0, 0, (1 << shift) - count))
+        vectors = torch.nn.functional.pad(self._vectors, (0, 0, 0, (1 << shift) - count))
         texts = slice(self._first, self._first + len(fast))
         query, text = self._queries.positives_of(self._span, texts)
         order = text.argsort()
