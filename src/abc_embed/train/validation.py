@@ -38,7 +38,8 @@ class Question:
     """What is asked of one image, and which candidates answer it."""
 
     image: int
-    instruction: str | None
+    instruction: str
+    """Empty: it is asked with the image alone."""
     right: tuple[int, ...]
     kind: str = ""
     """What is asked for; empty for a caption."""
@@ -81,11 +82,11 @@ def _of_records(config: ValidationConfig, stage: StageName) -> ValidationSet:
     numbers: dict[str, int] = {}
     for row in open_dataset(config.records):
         record = row.record
-        asked: list[tuple[str | None, str, str]] = []
+        asked: list[tuple[str, str, str]] = []
         if stage == "instruct":
             asked = [(ask.instruction, ask.answer, ask.kind) for ask in record.instructions]
         elif record.caption:
-            asked = [(None, record.caption, "")]
+            asked = [("", record.caption, "")]
         if not asked:
             continue
         for instruction, text, kind in asked:
@@ -181,26 +182,26 @@ class Validator:
             texts = self._embed([(None, text) for text in self._set.texts])
             if self._stage.config.stage == "instruct":  # nothing that could change them trains
                 self._texts = texts
-        with_words = [q for q in questions if q.instruction is not None]
-        alone = {(q.image, None) for q in questions}
-        asked = {(q.image, q.instruction) for q in with_words}
-        keys: list[tuple[int | None, str | None]] = sorted(
-            {*alone, *asked}, key=lambda key: (key[0], key[1] or "")
-        )
-        row = {key: number for number, key in enumerate(keys)}
-        vectors = self._embed(keys)
-        control = self._score(vectors[[row[q.image, None] for q in questions]], texts, questions)
-        asked_of = len(questions), len(texts)
-        if not with_words:
-            loss, hit = control
-            return ValidationRecord(step, loss, _mean(hit), None, None, *asked_of)
-        query = vectors[[row[q.image, q.instruction] for q in with_words]]
-        loss, hit = self._score(query, texts, with_words)
-        right, kind, image = zip(*((q.right, q.kind, q.image) for q in with_words), strict=True)
-        kinds = by_kind(hit, right, kind, image)
-        image_loss, image_hit = control
+        keys = sorted({(q.image, words) for q in questions for words in ("", q.instruction)})
+        vectors = dict(zip(keys, self._embed(keys), strict=True))
+        query = torch.stack([vectors[q.image, ""] for q in questions])
+        loss, hit = self._score(query, texts, questions)
+        image_loss, image_r1, kinds = None, None, {}
+        if with_words := [q for q in questions if q.instruction]:
+            image_loss, image_r1 = loss, _mean(hit)
+            query = torch.stack([vectors[q.image, q.instruction] for q in with_words])
+            loss, hit = self._score(query, texts, with_words)
+            right, kind, image = zip(*((q.right, q.kind, q.image) for q in with_words), strict=True)
+            kinds = by_kind(hit, right, kind, image)
         return ValidationRecord(
-            step, loss, _mean(hit), image_loss, _mean(image_hit), *asked_of, kinds
+            step=step,
+            loss=loss,
+            r1=_mean(hit),
+            image_loss=image_loss,
+            image_r1=image_r1,
+            questions=len(questions),
+            candidates=len(texts),
+            kinds=kinds,
         )
 
     def _score(
@@ -217,7 +218,7 @@ class Validator:
         wrong = scores.masked_fill(right, -torch.inf).amax(dim=1)
         return round(loss.item(), 6), (best > wrong).numpy()
 
-    def _embed(self, keys: Sequence[tuple[int | None, str | None]]) -> torch.Tensor:
+    def _embed(self, keys: Sequence[tuple[int | None, str]]) -> torch.Tensor:
         """`N` pairs of image number and words -> `(N, D)` float64 on the CPU.
 
         Where weights are split every process must make equally many passes, so one that has no
@@ -238,7 +239,7 @@ class Validator:
         rows = np.concatenate([parts[number] for number in range(len(chunks))])
         return torch.from_numpy(rows).double()
 
-    def _features(self, keys: Sequence[tuple[int | None, str | None]]) -> list[Features]:
+    def _features(self, keys: Sequence[tuple[int | None, str]]) -> list[Features]:
         features: list[Features] = []
         processor, area = self._processor, self._stage.config.data.max_pixels or None
         opened: int | None = None
@@ -250,7 +251,7 @@ class Validator:
             try:
                 if number != opened:
                     opened, pixels = number, processor.pixels(image, max_pixels=area)
-                item = Item(image=image, instruction=words)
+                item = Item(image=image, instruction=words or None)
                 features.append(processor.features(item, max_pixels=area, pixels=pixels))
             except InputError as error:
                 raise type(error)(f"{self._set.places[number]}: {error}") from error
