@@ -23,8 +23,8 @@ from abc_embed.train.batches import (
     make_batch,
     make_shard,
     merge_shards,
+    split_chunks,
     split_queries,
-    split_texts,
 )
 from abc_embed.train.processes import GlobalBatch
 
@@ -89,9 +89,9 @@ def test_chunks_hold_whole_groups(
 
 
 def test_texts_are_cut_evenly_and_none_is_lost() -> None:
-    assert split_texts(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert split_texts(range(7), 0) == [[*range(7)]]
-    assert split_texts([], 4) == split_texts([], 0) == []
+    assert split_chunks(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert split_chunks(range(7), 0) == [[*range(7)]]
+    assert split_chunks([], 4) == split_chunks([], 0) == []
 
 
 def test_a_group_without_a_query_is_refused(tiny: Any) -> None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from abc_embed.errors import DataError
-from abc_embed.train.batches import make_batch, split_texts
+from abc_embed.train.batches import make_batch, split_chunks
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.processes import GlobalBatch, ProcessGroup
 from abc_embed.train.stages import Instruct, Stage
@@ -194,7 +194,7 @@ def test_stage2_sees_each_image_once_and_embeds_each_answer_once(
     assert count.images == 4  # eight queries, and with chunks two passes
     passes = 1 if chunk_size == 0 else 2
     assert sum(count.rows) == len(batch.texts) + passes * len(batch.queries)
-    calls = len(split_texts([*batch.texts], chunk_size))
+    calls = len(split_chunks([*batch.texts], chunk_size))
     assert not any(count.with_dropout[:calls]) and all(count.with_dropout[calls:])
 
     count.rows.clear()

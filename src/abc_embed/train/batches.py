@@ -256,11 +256,11 @@ def merge_shards(shards: Sequence[TrainBatch]) -> TrainBatch:
 def split_queries(
     batch: TrainBatch, chunk_size: int, chunk_tokens: int = 0
 ) -> list[tuple[Features, ...]]:
-    """Cut queries into chunks as `split_texts` does, never through a group.
+    """Cut queries into chunks as `split_chunks` does, never through a group.
 
     So no image is encoded twice; a group larger than a chunk is a chunk of its own.
     """
-    chunks = _split(batch.groups, chunk_size, chunk_tokens, len, _longest)
+    chunks = split_chunks(batch.groups, chunk_size, chunk_tokens, _longest, rows_of=len)
     return [tuple(query.features for group in chunk for query in group) for chunk in chunks]
 
 
@@ -269,24 +269,15 @@ def _longest(group: Sequence[Query]) -> int:
     return max(query.features.tokens for query in group)
 
 
-def split_texts(
-    texts: Sequence[T],
+def split_chunks(
+    items: Sequence[T],
     chunk_size: int,
     chunk_tokens: int = 0,
     tokens_of: Callable[[T], int] = lambda _: 0,
+    rows_of: Callable[[T], int] = lambda _: 1,
 ) -> list[list[T]]:
-    """Cut texts, or what stands for them, into chunks of at most `chunk_size`, and of at most
-    `chunk_tokens` with their padding (0: any number)."""
-    return _split(texts, chunk_size, chunk_tokens, lambda _: 1, tokens_of)
-
-
-def _split(
-    items: Sequence[T],
-    chunk_size: int,
-    chunk_tokens: int,
-    rows_of: Callable[[T], int],
-    tokens_of: Callable[[T], int],
-) -> list[list[T]]:
+    """Cut texts, groups, or what stands for them, into chunks of at most `chunk_size` rows, and of
+    at most `chunk_tokens` with their padding (0: any number)."""
     chunks: list[list[T]] = []
     rows = longest = 0
     for item in items:

@@ -32,8 +32,8 @@ from abc_embed.train.batches import (
     GroupSampler,
     TrainBatch,
     make_batch,
+    split_chunks,
     split_queries,
-    split_texts,
 )
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.memory import GIB, ChunkShape, MemoryEstimate, RunShape, estimate_memory
@@ -235,7 +235,7 @@ def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> li
 
     tokens = config.train.chunk_tokens
     queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size, tokens)]
-    texts = split_texts(
+    texts = split_chunks(
         [*batch.texts.values()], chunk_size, tokens, lambda features: features.tokens
     )
     return queries + [shape(chunk, gradient=config.stage == "pretrain") for chunk in texts]

@@ -30,7 +30,7 @@ from abc_embed.errors import ConfigError, DataError
 from abc_embed.inputs import Kind
 from abc_embed.model import INSTRUCT_ADAPTER, AbcModel
 from abc_embed.processor import Batch, Features, Processor
-from abc_embed.train.batches import split_queries, split_texts
+from abc_embed.train.batches import split_chunks, split_queries
 from abc_embed.train.config import TrainConfig
 from abc_embed.train.gradcache import cached_backward, plain_backward
 from abc_embed.train.losses import contrastive_loss
@@ -185,7 +185,7 @@ class Stage(ABC):
     def _text_chunks(self, batch: GlobalBatch, texts: Sequence[Sequence[str]]) -> list[Chunk]:
         """The chunks of this process's part of `texts`, which has those of each process."""
         train, tokens_of = self.config.train, batch.tokens.__getitem__
-        chunks = [split_texts(of, train.chunk_size, train.chunk_tokens, tokens_of) for of in texts]
+        chunks = [split_chunks(of, train.chunk_size, train.chunk_tokens, tokens_of) for of in texts]
         features = batch.own.texts
         own = [tuple(features[text] for text in chunk) for chunk in chunks[batch.rank]]
         return self._pad_chunks(own, list(map(len, chunks)), idle=tuple(features.values())[:1])
