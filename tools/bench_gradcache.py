@@ -165,7 +165,7 @@ def measure(case: Case, batch_size: int) -> tuple[float, float]:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         held = _status("VmRSS")
-        stage.backward(GlobalBatch.gather(stage.process_group, batch, case.chunk_size))
+        stage.backward(GlobalBatch.gather(stage.process_group, batch, config.train))
         most = _status("VmHWM")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -26,7 +26,12 @@ from abc_embed.train.batches import (
     split_chunks,
     split_queries,
 )
+from abc_embed.train.config import RunConfig
 from abc_embed.train.processes import GlobalBatch
+
+
+def chunks_of(size: int) -> RunConfig:
+    return RunConfig(steps=1, batch_size=1, chunk_size=size)
 
 
 def test_equal_texts_are_one_candidate(tiny: Any, pictures: Any) -> None:
@@ -85,13 +90,14 @@ def test_chunks_hold_whole_groups(
 ) -> None:
     batch = batch_of("pretrain")
     batch = replace(batch, groups=tuple(batch.queries[:1] * size for size in sizes))
-    assert [len(chunk) for chunk in split_queries(batch, chunk_size)] == expected
+    assert [len(chunk) for chunk in split_queries(batch, chunks_of(chunk_size))] == expected
 
 
 def test_texts_are_cut_evenly_and_none_is_lost() -> None:
-    assert split_chunks(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert split_chunks(range(7), 0) == [[*range(7)]]
-    assert split_chunks([], 4) == split_chunks([], 0) == []
+    cut = lambda texts, size: split_chunks(texts, chunks_of(size), lambda _: 1)  # noqa: E731
+    assert cut(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert cut(range(7), 0) == [[*range(7)]]
+    assert cut([], 4) == cut([], 0) == []
 
 
 def test_a_group_without_a_query_is_refused(tiny: Any) -> None:
@@ -203,7 +209,7 @@ def test_short_ones_first_pads_less_and_gives_the_same_gradients(
     assert lengths(plain) != lengths(packed)
 
     def padded(batch: TrainBatch) -> int:
-        return sum(len(c) * max(f.tokens for f in c) for c in split_queries(batch, 2))
+        return sum(len(c) * max(f.tokens for f in c) for c in split_queries(batch, chunks_of(2)))
 
     assert padded(packed) == sum(lengths(packed)) < padded(plain)
     one, other = (make_stage(config(stage, chunk_size=2)) for _ in range(2))

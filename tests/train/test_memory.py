@@ -139,7 +139,7 @@ def test_the_estimate_is_a_little_above_what_was_counted(
     made = kind(settings, model, processor, ProcessGroup(accelerator(cpu=True)))
     batch = small_batch(stage, processor)
     shape = _run_shape(settings, model, processor, number_bytes, on_gpu=False)
-    found = _estimate(settings, shape, batch, chunk_size)
+    found = _estimate(settings, shape, batch)
     share = (found.activations + found.vectors) / counted(made, batch)
     assert 1.0 <= share <= ABOVE, share
 

@@ -194,7 +194,7 @@ def test_stage2_sees_each_image_once_and_embeds_each_answer_once(
     assert count.images == 4  # eight queries, and with chunks two passes
     passes = 1 if chunk_size == 0 else 2
     assert sum(count.rows) == len(batch.texts) + passes * len(batch.queries)
-    calls = len(split_chunks([*batch.texts], chunk_size))
+    calls = len(split_chunks([*batch.texts], stage.config.train, lambda _: 1))
     assert not any(count.with_dropout[:calls]) and all(count.with_dropout[calls:])
 
     count.rows.clear()

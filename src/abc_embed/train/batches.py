@@ -37,7 +37,7 @@ from abc_embed.errors import AbcError, DataError, InputError, TrainingError
 from abc_embed.inputs import ImageInput, Item
 from abc_embed.processor import Features, Processor
 from abc_embed.storage.pickled import pickle_tensors
-from abc_embed.train.config import TrainConfig
+from abc_embed.train.config import RunConfig, TrainConfig
 
 T = TypeVar("T")
 
@@ -253,14 +253,12 @@ def merge_shards(shards: Sequence[TrainBatch]) -> TrainBatch:
     )
 
 
-def split_queries(
-    batch: TrainBatch, chunk_size: int, chunk_tokens: int = 0
-) -> list[tuple[Features, ...]]:
+def split_queries(batch: TrainBatch, train: RunConfig) -> list[tuple[Features, ...]]:
     """Cut queries into chunks as `split_chunks` does, never through a group.
 
     So no image is encoded twice; a group larger than a chunk is a chunk of its own.
     """
-    chunks = split_chunks(batch.groups, chunk_size, chunk_tokens, _longest, rows_of=len)
+    chunks = split_chunks(batch.groups, train, _longest, rows_of=len)
     return [tuple(query.features for group in chunk for query in group) for chunk in chunks]
 
 
@@ -271,19 +269,18 @@ def _longest(group: Sequence[Query]) -> int:
 
 def split_chunks(
     items: Sequence[T],
-    chunk_size: int,
-    chunk_tokens: int = 0,
-    tokens_of: Callable[[T], int] = lambda _: 0,
+    train: RunConfig,
+    tokens_of: Callable[[T], int],
     rows_of: Callable[[T], int] = lambda _: 1,
 ) -> list[list[T]]:
-    """Cut texts, groups, or what stands for them, into chunks of at most `chunk_size` rows, and of
-    at most `chunk_tokens` with their padding (0: any number)."""
+    """Cut texts, groups, or what stands for them, into chunks of at most `train.chunk_size` rows,
+    and of at most `train.chunk_tokens` with their padding (0: any number)."""
     chunks: list[list[T]] = []
     rows = longest = 0
     for item in items:
         rows, longest = rows + rows_of(item), max(longest, tokens_of(item))
-        too_many = chunk_size and rows > chunk_size
-        if not chunks or too_many or (chunk_tokens and rows * longest > chunk_tokens):
+        too_many = 0 < train.chunk_size < rows
+        if not chunks or too_many or 0 < train.chunk_tokens < rows * longest:
             chunks.append([])
             rows, longest = rows_of(item), tokens_of(item)
         chunks[-1].append(item)

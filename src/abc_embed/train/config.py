@@ -226,6 +226,11 @@ class RunConfig:
         valid = all(w >= 1 for w in widths) and len(set(widths)) == len(widths)
         _require(valid, "train.matryoshka", list(widths), "different widths, each at least 1")
 
+    @property
+    def is_chunked(self) -> bool:
+        """Whether a step goes through the model in chunks, one at a time (GradCache)."""
+        return self.chunk_size > 0 or self.chunk_tokens > 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:

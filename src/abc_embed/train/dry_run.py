@@ -128,8 +128,8 @@ def rehearse(config: TrainConfig, gpu: str = "", sampler: GroupSampler | None = 
         sampler = RecordSampler(config.data.records, config.stage, config.data)
     groups = list(sampler.groups(0, config.train.batch_size, config.train.seed))
     batch = make_batch(groups, processor, config.data.max_pixels)
-    chunks = _chunk_shapes(config, batch, config.train.chunk_size)
-    memory = _estimate(config, shape, batch, config.train.chunk_size)
+    chunks = _chunk_shapes(config, batch)
+    memory = _estimate(config, shape, batch)
     if not on_gpu:
         memory = replace(memory, process=resident_bytes())
     report = DryRunReport(
@@ -222,30 +222,26 @@ def _run_shape(
         rank=config.adapter.rank,
         dropout=config.adapter.dropout > 0,
         checkpointing=config.train.gradient_checkpointing,
-        chunked=config.train.chunk_size > 0 or config.train.chunk_tokens > 0,
+        chunked=config.train.is_chunked,
     )
 
 
-def _chunk_shapes(config: TrainConfig, batch: TrainBatch, chunk_size: int) -> list[ChunkShape]:
+def _chunk_shapes(config: TrainConfig, batch: TrainBatch) -> list[ChunkShape]:
     """All chunks of a step, those of the queries first."""
 
     def shape(chunk: Sequence[Features], *, gradient: bool) -> ChunkShape:
         longest = max((features.tokens for features in chunk), default=0)
         return ChunkShape(len(chunk) * longest, patch_count(chunk), gradient)
 
-    tokens = config.train.chunk_tokens
-    queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, chunk_size, tokens)]
-    texts = split_chunks(
-        [*batch.texts.values()], chunk_size, tokens, lambda features: features.tokens
-    )
-    return queries + [shape(chunk, gradient=config.stage == "pretrain") for chunk in texts]
+    train, texts = config.train, list(batch.texts.values())
+    queries = [shape(chunk, gradient=True) for chunk in split_queries(batch, train)]
+    chunks = split_chunks(texts, train, lambda features: features.tokens)
+    return queries + [shape(chunk, gradient=config.stage == "pretrain") for chunk in chunks]
 
 
-def _estimate(
-    config: TrainConfig, shape: RunShape, batch: TrainBatch, chunk_size: int
-) -> MemoryEstimate:
-    chunks = _chunk_shapes(config, batch, chunk_size)
+def _estimate(config: TrainConfig, shape: RunShape, batch: TrainBatch) -> MemoryEstimate:
     queries, candidates = len(batch.queries), len(batch.texts)
+    chunks = _chunk_shapes(config, batch)
     return estimate_memory(shape, chunks, queries=queries, candidates=candidates)
 
 
@@ -256,7 +252,8 @@ def _fitting_chunk(config: TrainConfig, shape: RunShape, batch: TrainBatch, gpu_
     sizes = {2**n for n in range(rows.bit_length())} | {config.train.chunk_size}
 
     def fits(size: int) -> bool:
-        return _estimate(config, chunked, batch, size).total <= gpu_bytes
+        tried = replace(config, train=replace(config.train, chunk_size=size))
+        return _estimate(tried, chunked, batch).total <= gpu_bytes
 
     return max((size for size in sizes if size and fits(size)), default=0)
 

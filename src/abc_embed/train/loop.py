@@ -198,7 +198,7 @@ class _Run:
             with process_group.propagate_errors():
                 own = next(batches)
             waited_s = time.perf_counter() - start
-            batch = GlobalBatch.gather(process_group, own, train.chunk_size, train.chunk_tokens)
+            batch = GlobalBatch.gather(process_group, own, train)
             with process_group.propagate_errors():
                 if self.rejects:
                     self.rejects.add(step + 1, (step + 1) * train.batch_size, batch.rejected)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from abc_embed.data import Rejected
 from abc_embed.errors import AbcError, ConfigError, TrainingError
 from abc_embed.train.batches import TrainBatch, split_queries
-from abc_embed.train.config import GatherMode
+from abc_embed.train.config import GatherMode, RunConfig
 from abc_embed.train.sharding import fsdp_requested, is_sharded
 
 try:
@@ -176,12 +176,12 @@ class BatchInfo:
     """Groups that were left out of it."""
 
     @classmethod
-    def of(cls, batch: TrainBatch, chunk_size: int = 0, chunk_tokens: int = 0) -> "BatchInfo":
-        """Of a batch that is passed through the model in such chunks."""
+    def of(cls, batch: TrainBatch, query_chunks: int = 1) -> "BatchInfo":
+        """Of a batch whose queries pass through the model in so many chunks."""
         return cls(
             tokens={text: features.tokens for text, features in batch.texts.items()},
             answers=tuple((query.asks, query.answer) for query in batch.queries),
-            query_chunks=len(split_queries(batch, chunk_size, chunk_tokens)),
+            query_chunks=query_chunks,
             rejected=batch.rejected,
         )
 
@@ -203,14 +203,10 @@ class GlobalBatch:
 
     @classmethod
     def gather(
-        cls,
-        process_group: ProcessGroup,
-        batch: TrainBatch,
-        chunk_size: int = 0,
-        chunk_tokens: int = 0,
+        cls, process_group: ProcessGroup, batch: TrainBatch, train: RunConfig
     ) -> "GlobalBatch":
         """Tell the others what this process brings, and hear what they do."""
-        info = BatchInfo.of(batch, chunk_size, chunk_tokens)
+        info = BatchInfo.of(batch, len(split_queries(batch, train)))
         return cls(batch, process_group.all_gather_object(info), process_group.rank)
 
     @property

@@ -178,14 +178,13 @@ class Stage(ABC):
         return loss * batch.loss_weight, accuracy * batch.loss_weight
 
     def _query_chunks(self, batch: GlobalBatch) -> list[Chunk]:
-        train = self.config.train
-        chunks = split_queries(batch.own, train.chunk_size, train.chunk_tokens)
+        chunks = split_queries(batch.own, self.config.train)
         return self._pad_chunks(chunks, [info.query_chunks for info in batch.infos])
 
     def _text_chunks(self, batch: GlobalBatch, texts: Sequence[Sequence[str]]) -> list[Chunk]:
         """The chunks of this process's part of `texts`, which has those of each process."""
-        train, tokens_of = self.config.train, batch.tokens.__getitem__
-        chunks = [split_chunks(of, train.chunk_size, train.chunk_tokens, tokens_of) for of in texts]
+        tokens_of = batch.tokens.__getitem__
+        chunks = [split_chunks(some, self.config.train, tokens_of) for some in texts]
         features = batch.own.texts
         own = [tuple(features[text] for text in chunk) for chunk in chunks[batch.rank]]
         return self._pad_chunks(own, list(map(len, chunks)), idle=tuple(features.values())[:1])
@@ -209,8 +208,7 @@ class Stage(ABC):
         LoRA's products run in the format of autocast: PEFT would first turn what goes into them
         to float32, the format of the weights, which autocast turns back.
         """
-        train = self.config.train
-        backward = cached_backward if train.chunk_size or train.chunk_tokens else plain_backward
+        backward = cached_backward if self.config.train.is_chunked else plain_backward
         with disable_input_dtype_casting(self.model.backbone.vlm):
             loss, accuracy = backward(chunks, encode, loss_of, self._accelerator.backward)
         loss, accuracy = self.process_group.mean(torch.stack([loss, accuracy]))
