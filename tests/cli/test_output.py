@@ -1,13 +1,16 @@
 """What is printed: cells as they are, no control characters."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from abc_embed.cli import output
-from abc_embed.cli.options import parse_area
+from abc_embed.cli.options import Dtype, NumberFormat, parse_area
 from abc_embed.errors import OutputError, UsageError
+from abc_embed.runtime import DTYPES
 from abc_embed.storage.files import check_writable
+from abc_embed.vectors import OUTPUTS
 
 
 def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +56,8 @@ def test_areas(text: str, area: tuple[int, bool]) -> None:
 def test_what_is_no_area(text: str) -> None:
     with pytest.raises(UsageError, match="--max-pixels is"):
         parse_area(text)
+
+
+def test_the_formats_that_options_take_are_those_that_there_are() -> None:
+    assert get_args(NumberFormat) == OUTPUTS
+    assert get_args(get_args(Dtype)[0]) == ("auto", *DTYPES)

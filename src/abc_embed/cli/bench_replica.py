@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,7 +51,8 @@ def build_replica(
         bool, typer.Option(help="Keep prompts with a word of their answer, as published.")
     ] = False,
     json_mode: Annotated[
-        str, typer.Option(help="How JSON is asked for: schema, object or none.")
+        Literal["schema", "object", "none"],
+        typer.Option(metavar="TEXT", help="How JSON is asked for: schema, object or none."),
     ] = "schema",
     max_tokens: vlm_options.MaxTokens = 1024,
     *,

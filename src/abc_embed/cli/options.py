@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 
 from abc_embed.errors import UsageError
-from abc_embed.runtime import DTYPES, no_garbage_collection
-from abc_embed.vectors import check_output
+from abc_embed.runtime import no_garbage_collection
 
 if TYPE_CHECKING:
     from abc_embed.bench.encoders.registry import Encoder
@@ -52,10 +51,27 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.field=value instead of the file's; may be repeated."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[
-    str, typer.Option(help="auto (float32 on a CPU, else bfloat16), float32, bfloat16 or float16.")
+
+
+def _known_device(name: str) -> str:
+    """Refuse a name that no device has; torch is not asked."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UsageError(f"device is {name!r}; use auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)
 ]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        metavar="TEXT",
+        help="auto (float32 on a CPU, else bfloat16), float32, bfloat16 or float16.",
+    ),
+]
+NumberFormat = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+"""Of vectors, as `vectors.OUTPUTS` has them."""
 MaxPixels = Annotated[
     str | None,
     typer.Option(
@@ -118,14 +134,6 @@ Truncate = Annotated[
 
 OTHER_LIBRARIES = ("st", "open_clip", "late", "random")
 """What an encoder's name may begin with; bench/encoders/registry.py has them."""
-
-
-def check_machine(device: str, dtype: str) -> None:
-    """Refuse names that no device or number format has; torch is not asked."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise UsageError(f"device is {device!r}; use auto, cpu, cuda, cuda:N or mps")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}")
 
 
 def check_model(name: str) -> None:
@@ -199,7 +207,6 @@ class ModelSettings:
 
     def check(self) -> None:
         """Find out what is wrong with the options before anything heavy is imported."""
-        check_machine(self.device, self.dtype)
         check_model(self.model)
 
 
@@ -342,12 +349,9 @@ class VectorSettings(BatchSettings):
         typer.Option(min=1, help="Width to cut vectors to.", show_default="all of the model's"),
     ] = None
     output: Annotated[
-        str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary.")
+        NumberFormat,
+        typer.Option(metavar="TEXT", help="float32, float16, int8, uint8, binary or ubinary."),
     ] = "float32"
-
-    def check(self) -> None:
-        super().check()
-        check_output(self.output)
 
     def stream_options(self) -> dict[str, Any]:
         """What `Embedder.stream` is told besides the area of pictures."""
@@ -406,7 +410,6 @@ class EncoderSettings:
 
     def check(self, *names: str) -> None:
         """Find out what is wrong before anything heavy is imported; as `ModelSettings.check`."""
-        check_machine(self.device, self.dtype)
         for name in names:
             if name.partition(":")[0] not in OTHER_LIBRARIES:
                 check_model(name)
