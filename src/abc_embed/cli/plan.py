@@ -79,9 +79,9 @@ def embed(
     area = options.area_in_pixels(settings.max_pixels)
     sides = options.parse_sides(size)
     if inputs:
-        items, count = _from_source(inputs, instruction)
+        sample, count = _from_source(inputs, instruction)
     else:
-        items, count = _drawn(images, texts, instructions, sides)
+        sample, count = _drawn(images, texts, instructions, sides)
     from abc_embed.speed import plan as planning
 
     device = runtime.resolve_device(settings.device)
@@ -93,7 +93,7 @@ def embed(
     with options.announced("trying a sample"):
         plan = planning.plan_embedding(
             settings.shape or settings.model,
-            items,
+            sample,
             count,
             device=device,
             dtype=runtime.resolve_dtype(settings.dtype, device),
