@@ -24,7 +24,7 @@ def main(names: list[str]) -> None:
         for conditions in (("joint",), CONDITIONS):
             began = time.process_time()
             cached = CachedEncoder(encoder)
-            record = measure(cached, benchmark, name, conditions=conditions, draws=200)
+            record = measure(cached, benchmark, name, conditions=conditions)
             seconds.append(time.process_time() - began)
             items.append(record["cost"]["items"])
         ratio = seconds[1] / seconds[0]

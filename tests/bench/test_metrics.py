@@ -218,7 +218,7 @@ def test_a_metric_of_ranks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from abc_embed.bench.ctrlbench import scores
 
     monkeypatch.setitem(metrics.RANK_METRICS, "r2", ("R@2", lambda of: metrics.recall_at(2, of)))
-    found = scores._score(np.array([1, 2, 2, 9]), np.arange(4), 100)
+    found = scores._score(np.array([1, 2, 2, 9]), np.arange(4))
     assert found["r2"] == 0.75
     assert tables._further_scores(found).endswith(", 0.750")
     assert tables._further_scores({"r5": 0.5, "r10": 0.5, "mrr": 0.5}).endswith("–")  # an older one
@@ -228,7 +228,7 @@ def test_the_area_of_images_drawn_anew_is_that_of_auc() -> None:
     rng = np.random.default_rng(3)
     above, below = rng.normal(0.6, 1, 60), rng.normal(0, 1, 30)
     clusters = np.arange(60) // 2, np.arange(30)
-    found = metrics.auc_share(above, below, clusters, draws=400)
+    found = metrics.auc_share(above, below, clusters)
     assert found["value"] == pytest.approx(metrics.auc(above, below)) and found["of"] == 30
     redrawn = []
     for _ in range(400):  # the same by hand: images with all that both have of them

@@ -33,13 +33,13 @@ def encoder() -> NativeEncoder:
 @pytest.fixture
 def record(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
     """What a model that adds its vectors would have, under the golden model's name."""
-    findings = measure(fake("LateFusion"), folders["S"], "S", draws=50)
+    findings = measure(fake("LateFusion"), folders["S"], "S")
     return records.make_record(encoder, findings)
 
 
 @pytest.fixture
 def oracle(encoder: NativeEncoder, fake: Any, folders: Folders) -> dict[str, Any]:
-    findings = measure(fake("Oracle"), folders["S"], "S", draws=50)
+    findings = measure(fake("Oracle"), folders["S"], "S")
     return records.make_record(NativeEncoder(encoder.embedder, "other"), findings)
 
 
@@ -116,7 +116,7 @@ def test_the_same_key_is_answered_from_the_record(
         name: str, area: int | None = None, **how: Any
     ) -> tuple[dict[str, Any], Path | None, int]:
         model = fake(name).at(area)
-        found, path = measure_once(model, folders["B"], "B", tmp_path, draws=20, **how)
+        found, path = measure_once(model, folders["B"], "B", tmp_path, **how)
         return found, path, len(model.calls)
 
     first, path, _ = run("Oracle")
@@ -200,7 +200,7 @@ def test_what_is_left_out_is_said(record: dict[str, Any]) -> None:
 def test_a_model_that_takes_no_instruction_has_dashes(
     encoder: NativeEncoder, fake: Any, folders: Folders
 ) -> None:
-    findings = measure(fake("Reader"), folders["B"], "B", draws=20)
+    findings = measure(fake("Reader"), folders["B"], "B")
     reader = records.make_record(NativeEncoder(encoder.embedder, "reader"), findings)
     (line,) = [row for row in tables.brief([reader]).splitlines() if "| reader |" in row]
     assert [cell.strip() for cell in line.split("|")][3:5] == ["–", "–"]
@@ -283,15 +283,15 @@ def test_packed_and_unpacked(values: list[Any]) -> None:
 
 
 def test_two_records_query_by_query(record: dict[str, Any], oracle: dict[str, Any]) -> None:
-    rows = {row["way"]: row for row in compare_records(oracle, record, draws=500)}
+    rows = {row["way"]: row for row in compare_records(oracle, record)}
     joint = rows["joint"]
     mine = record["scores"]["joint"]["r1"]
     assert (joint["a"], joint["b"]) == (1.0, pytest.approx(mine))
     assert joint["difference"] == pytest.approx(mine - 1)
     assert joint["interval"][0] <= joint["difference"] <= joint["interval"][1]
-    assert joint["p"] == pytest.approx(1 / 501)
+    assert joint["p"] == pytest.approx(1 / 10_001)
     assert "random" not in rows
-    back = compare_records(record, oracle, draws=500)[0]
+    back = compare_records(record, oracle)[0]
     assert back["difference"] == pytest.approx(-joint["difference"])
 
 

@@ -304,14 +304,12 @@ def audit(
     encoders: Sequence[Encoder],
     questions: AuditSet,
     *,
-    draws: int = metrics.DRAWS,
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a set with a panel of models; returns JSON values.
 
     Args:
         encoders: the panel, which sees pictures at one `max_pixels`.
-        draws: bootstrap resamples, of pictures with all their questions, for the 95 % intervals.
         cache: a folder to keep vectors in.
 
     Raises:
@@ -328,13 +326,13 @@ def audit(
         hits = solved_questions(encoder, questions, cache=cache)
         solved_by_any.append(hits["any"])
         model = {"name": encoder.name, "fingerprint": encoder.fingerprint, **encoder.describe()}
-        kinds = _by_kind(hits, questions, draws)
-        rows.append({"model": model, "shares": _shares(hits, pictures, draws), "kinds": kinds})
-    panel = _shares({"any": np.any(solved_by_any, axis=0)}, pictures, draws)
+        kinds = _by_kind(hits, questions)
+        rows.append({"model": model, "shares": _shares(hits, pictures), "kinds": kinds})
+    panel = _shares({"any": np.any(solved_by_any, axis=0)}, pictures)
     return {
         "audit": questions.name,
         "set_hash": questions.content_hash(),
-        "settings": {"max_pixels": encoders[0].max_pixels, "draws": draws},
+        "settings": {"max_pixels": encoders[0].max_pixels, "draws": metrics.DRAWS},
         "sizes": {
             "questions": len(questions.questions),
             "images": len(questions.images),
@@ -397,13 +395,13 @@ def _tasks(questions: AuditSet) -> dict[str, Retrieval]:
     }
 
 
-def _shares(hits: Mapping[str, Hits], pictures: Sequence[int], draws: int) -> dict[str, Any]:
+def _shares(hits: Mapping[str, Hits], pictures: Sequence[int]) -> dict[str, Any]:
     """Each condition's share with its 95 % interval; pictures are resampled, not questions."""
-    shares = {name: metrics.share(values, pictures, draws) for name, values in hits.items()}
+    shares = {name: metrics.share(values, pictures) for name, values in hits.items()}
     return {name: {key: s[key] for key in ("value", "interval")} for name, s in shares.items()}
 
 
-def _by_kind(hits: Mapping[str, Hits], questions: AuditSet, draws: int) -> dict[str, Any]:
+def _by_kind(hits: Mapping[str, Hits], questions: AuditSet) -> dict[str, Any]:
     """Image + instruction by kind of question, where the set names kinds."""
     named = [number for number, q in enumerate(questions.questions) if q.kind]
     if "both" not in hits or not named:
@@ -414,7 +412,6 @@ def _by_kind(hits: Mapping[str, Hits], questions: AuditSet, draws: int) -> dict[
         [q.right for q in asked],
         [q.kind for q in asked],
         [q.image for q in asked],
-        draws,
     )
 
 

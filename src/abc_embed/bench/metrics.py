@@ -150,12 +150,12 @@ def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def share(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> dict[str, Any]:
+def share(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
     """The mean of values `(Q,)`, its 95 % interval by cluster, and `Q`, as JSON; None of none."""
     column = np.asarray(values, dtype=np.float64)
     if not len(column):
         return {"value": None, "interval": None, "of": 0}
-    means = resampled_means(column[:, None], clusters, draws=draws)[:, 0]
+    means = resampled_means(column[:, None], clusters)[:, 0]
     return {"value": float(column.mean()), "interval": interval(means), "of": len(column)}
 
 
@@ -164,7 +164,6 @@ def by_kind(
     golds: Sequence[Sequence[int]],
     kinds: Sequence[str],
     clusters: ArrayLike,
-    draws: int = DRAWS,
 ) -> dict[str, dict[str, Any]]:
     """R@1 of each kind of question as `share` has it, and its `chance`.
 
@@ -182,7 +181,7 @@ def by_kind(
         own = np.flatnonzero(named == kind)
         answers = Counter(answer for number in own.tolist() for answer in set(golds[number]))
         chance = max(answers.values()) / len(own)
-        found[str(kind)] = {**share(right[own], images[own], draws), "chance": chance}
+        found[str(kind)] = {**share(right[own], images[own]), "chance": chance}
     return found
 
 
@@ -236,7 +235,6 @@ def auc_share(
     positives: ArrayLike,
     negatives: ArrayLike,
     clusters: tuple[ArrayLike, ArrayLike],
-    draws: int = DRAWS,
 ) -> dict[str, Any]:
     """`auc` of scores `(Q,)` above others `(N,)`, with its interval, as `share` gives one.
 
@@ -256,7 +254,7 @@ def auc_share(
     np.add.at(by_image, (rows[:, None], columns[None]), wins)
     counts = np.stack([np.bincount(of, minlength=len(names)) for of in (rows, columns)])
     equal = np.full(len(names), 1.0 / len(names))
-    drawn = np.random.default_rng(0).multinomial(len(names), equal, size=draws)
+    drawn = np.random.default_rng(0).multinomial(len(names), equal, size=DRAWS)
     pairs = (drawn @ counts.T).prod(axis=1)
     sums = ((drawn @ by_image) * drawn).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
     return {"value": float(wins.mean()), "interval": interval(sums), "of": below.size}

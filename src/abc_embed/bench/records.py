@@ -118,7 +118,7 @@ def with_results(text: str, block: str) -> str:
 # -- two records, query by query -------------------------------------------------------------------
 
 
-def compare_records(a: Record, b: Record, *, draws: int = 10_000) -> list[dict[str, Any]]:
+def compare_records(a: Record, b: Record) -> list[dict[str, Any]]:
     """Which model is better, and could it be chance?
 
     For each condition that both records have: R@1 of each, `a` − `b`, its 95 % interval, and the p
@@ -143,10 +143,10 @@ def compare_records(a: Record, b: Record, *, draws: int = 10_000) -> list[dict[s
     conditions = [name for name in a["ranks"] if name in b["ranks"] and name != "random"]
     if not conditions:
         raise UsageError("the two models have no way of asking in common; nothing can be compared")
-    return [_compare(condition, a, b, draws) for condition in conditions]
+    return [_compare(condition, a, b) for condition in conditions]
 
 
-def _compare(condition: str, a: Record, b: Record, draws: int) -> dict[str, Any]:
+def _compare(condition: str, a: Record, b: Record) -> dict[str, Any]:
     ranks = [unpack(record["ranks"][condition]) for record in (a, b)]
     clusters = unpack(a["clusters"])
     if not len(ranks[0]) == len(ranks[1]) == len(clusters):
@@ -163,7 +163,7 @@ def _compare(condition: str, a: Record, b: Record, draws: int) -> dict[str, Any]
         "b": float(hits[1].mean()),
         "difference": difference["value"],  # the second minus the first: a gain is above 0
         "interval": difference["interval"],
-        "p": metrics.sign_flip_test(hits[0] - hits[1], clusters[asked], draws=draws),
+        "p": metrics.sign_flip_test(hits[0] - hits[1], clusters[asked]),
     }
 
 

@@ -220,7 +220,7 @@ def test_a_vector_that_is_no_number_is_no_score(four: AuditSet) -> None:
 
 def test_the_findings_hold_what_they_hang_on(four: AuditSet) -> None:
     other = Told(TEXTS, {(None, "right?"): {"a cat": 1.0}}, frozenset({Kind.TEXT}))
-    found = audit([Told(TEXTS, NEAR), other], four, draws=200)
+    found = audit([Told(TEXTS, NEAR), other], four)
     first, second = (row["shares"] for row in found["models"])
     assert first["image"]["value"] == 0.5 and first["any"]["value"] == 0.75
     assert first["only together"]["value"] == 0.25
@@ -240,18 +240,18 @@ def test_intervals_are_by_picture(folder: Path) -> None:
     """Twenty questions about two pictures are two draws, not twenty."""
     rows = [row(c, f"{n}?", "a dog", "a dog", "a cat") for c in ("red", "blue") for n in range(10)]
     told = Told(TEXTS, {("red", None): {"a dog": 1.0}})
-    shares = audit([told], read_audit_set(lines(folder, *rows)), draws=500)["models"][0]["shares"]
+    shares = audit([told], read_audit_set(lines(folder, *rows)))["models"][0]["shares"]
     assert shares["image"] == {"value": 0.5, "interval": (0.0, 1.0)}
 
 
 def test_tables_and_picture(four: AuditSet, tmp_path: Path) -> None:
     other = Told(TEXTS, {}, frozenset({Kind.TEXT}))
-    found = audit([Told(TEXTS, NEAR), other], four, draws=50)
+    found = audit([Told(TEXTS, NEAR), other], four)
     rows = audit_table.rows(found)
     assert [row[0] for row in rows] == ["told", "told", "any model of the panel"]
     assert rows[0][1].startswith("0.500 (") and rows[1][1] == "–"
     assert all(len(row) == len(audit_table.HEAD) for row in rows)
-    assert len(audit_table.rows(audit([other], four, draws=50))) == 1
+    assert len(audit_table.rows(audit([other], four))) == 1
     text = audit_table.markdown(found)
     assert "4 questions about 2 pictures, 4 texts; guessing solves 0.250" in text
     assert len([line for line in text.splitlines() if line.startswith("|")]) == 5
@@ -274,7 +274,7 @@ def test_missing_pictures_are_named_and_counted(folder: Path) -> None:
     assert (asked.missing, asked.left_out) == (("gone.png",), 2)
     assert len(asked.questions) == 1 and len(asked.images) == 1
     assert asked.texts == ("a dog", "a cat", "a hen")  # the choice stays as hard as it was
-    found = audit([RandomEncoder(8)], asked, draws=50)
+    found = audit([RandomEncoder(8)], asked)
     assert "for want of their pictures: 2; pictures missing: 1, gone.png" in (
         audit_table.summary(found)
     )

@@ -27,9 +27,7 @@ Measure = Callable[..., dict[str, Any]]
 @pytest.fixture
 def run(fake: Any, folders: Folders) -> Measure:
     """Findings of a fake on a small tier, by their names."""
-    return lambda name, tier, **how: measure(
-        fake(name), folders[tier], tier, **{"draws": 100, **how}
-    )
+    return lambda name, tier, **how: measure(fake(name), folders[tier], tier, **how)
 
 
 def r1(found: dict[str, Any]) -> dict[str, float]:
@@ -113,7 +111,7 @@ def test_a_vector_that_is_not_finite_is_an_error(run: Measure) -> None:
 @pytest.mark.parametrize("tier", ["B", "S"])
 def test_each_number_by_brute_force(fake: Any, folders: Folders, tier: str) -> None:
     model, folder = fake("LateFusion"), folders[tier]
-    found = measure(model, folder, tier, draws=50)
+    found = measure(model, folder, tier)
     texts = {c.cap_id: model.text(c.text) for c in folder.corpus}
     scenes = {p.image_id: model.scenes[p.sha256] for p in folder.images}
     queries = [q for q in folder.queries if q.tier == tier]
@@ -187,7 +185,7 @@ def test_mirrored_pairs_by_brute_force(fake: Any, folders: Folders) -> None:
     assert {(asked.all[a].query_id, asked.all[b].query_id) for a, b in found} == {
         (a.query_id, b.query_id) for a, b in pairs
     }
-    assert measure(model, folder, "B", draws=20)["sizes"]["mirrored_pairs"] == len(pairs) > 10
+    assert measure(model, folder, "B")["sizes"]["mirrored_pairs"] == len(pairs) > 10
     clusters = asked.clusters()
     for a, b in found:
         assert clusters[a] == clusters[b]  # a picture and its mirror are drawn together
@@ -240,7 +238,7 @@ def test_nothing_is_embedded_twice_and_a_picture_is_in_one_call(
     fake: Any, folders: Folders, tier: str
 ) -> None:
     model = fake("Oracle")
-    found = measure(model, folders[tier], tier, draws=20)
+    found = measure(model, folders[tier], tier)
     items = [(str(i.image), i.instruction, i.text) for call in model.calls for i in call]
     captions = {c.text for c in folders[tier].corpus}
     seen = [item for item in items if item[2] not in captions]
@@ -275,7 +273,7 @@ def test_missing_pictures_are_named_and_the_score_says_what_it_stands_on(
     folder = tmp_path / "partly"
     shutil.copytree(folders["B"].folder, folder)
     (folder / "images" / "00003.bmp").unlink()
-    found = measure(fake("Oracle"), read_benchmark(folder), "B", draws=20)
+    found = measure(fake("Oracle"), read_benchmark(folder), "B")
     assert found["missing"] == ["images/00003.bmp"]
     whole = len(folders["B"].queries)
     assert found["sizes"]["queries"] == whole - 6 == found["scores"]["joint"]["of"]

@@ -65,7 +65,6 @@ def measure(
     tier: str,
     *,
     limit: int | None = None,
-    draws: int = DRAWS,
     conditions: Sequence[str] = CONDITIONS,
     unanswerable: Sequence[Shown] = (),
 ) -> dict[str, Any]:
@@ -77,7 +76,6 @@ def measure(
         encoder: of conditions that it does not support, nothing is reported.
         benchmark: validated first.
         limit: only the first so many pictures; the candidates stay all.
-        draws: bootstrap resamples for the 95 % intervals.
         conditions: of `CONDITIONS`; fewer cost less.
         unanswerable: (image_id, instruction) of questions that have no answer, to see whether
             their best score is lower than that of the others (`tiers.unanswerable`).
@@ -106,10 +104,9 @@ def measure(
             zip((image for image, _ in nothing), vectors["unanswerable"], strict=True)
         ),
         random="random" in supported,
-        draws=draws,
     )
     return {
-        **_identity(encoder, benchmark, tier, conditions, unanswerable, limit=limit, draws=draws),
+        **_identity(encoder, benchmark, tier, conditions, unanswerable, limit=limit),
         "sizes": queries.sizes(),
         "missing": list(benchmark.missing),
         **scores,
@@ -180,7 +177,6 @@ def _identity(
     unanswerable: Sequence[Shown] = (),
     *,
     limit: int | None = None,
-    draws: int = DRAWS,
 ) -> dict[str, Any]:
     """What is measured, and how; older records asked nothing that has no answer."""
     name = benchmark.name
@@ -191,7 +187,7 @@ def _identity(
             "tier": tier,
             "max_pixels": encoder.max_pixels,
             "limit": limit,
-            "draws": draws,
+            "draws": DRAWS,
             **({"unanswerable": len(unanswerable)} if unanswerable else {}),
             "generic": GENERIC,
             "ways": list(supported_conditions(encoder, conditions)),

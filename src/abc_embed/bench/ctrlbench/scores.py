@@ -43,7 +43,6 @@ def compute_scores(
     *,
     unanswerable: Mapping[str, NDArray[np.float32]],
     random: bool,
-    draws: int,
 ) -> dict[str, Any]:
     """All numbers, with their intervals, and every query's rank.
 
@@ -67,9 +66,9 @@ def compute_scores(
         ranks["random"] = metrics.best_ranks(chance, golds[:count])
     clusters = queries.clusters()
     findings: dict[str, Any] = {
-        "composition_gap": _composition_gap(ranks, clusters[:count], draws),
-        "scores": {name: _score(of, clusters[:count], draws) for name, of in ranks.items()},
-        **_joint_findings(queries, vectors, captions, golds, unanswerable, draws),
+        "composition_gap": _composition_gap(ranks, clusters[:count]),
+        "scores": {name: _score(of, clusters[:count]) for name, of in ranks.items()},
+        **_joint_findings(queries, vectors, captions, golds, unanswerable),
         "ranks": {name: pack(of) for name, of in ranks.items()},
         "clusters": pack(clusters[:count]),
     }
@@ -83,11 +82,11 @@ def _ranks(
     return np.where(queries.any(axis=1), metrics.best_ranks(queries @ captions.T, golds), 0)
 
 
-def _score(ranks: Ints, clusters: Ints, draws: int) -> dict[str, Any]:
+def _score(ranks: Ints, clusters: Ints) -> dict[str, Any]:
     asked = ranks > 0
     if not asked.any():
         return {"r1": None, "r1_interval": None, **dict.fromkeys(RANK_METRICS), "of": 0}
-    first = share(ranks[asked] == 1, clusters[asked], draws)
+    first = share(ranks[asked] == 1, clusters[asked])
     return {
         "r1": first["value"],
         "r1_interval": first["interval"],
@@ -96,9 +95,7 @@ def _score(ranks: Ints, clusters: Ints, draws: int) -> dict[str, Any]:
     }
 
 
-def _composition_gap(
-    ranks: Mapping[str, Ints], clusters: Ints, draws: int
-) -> dict[str, Any] | None:
+def _composition_gap(ranks: Mapping[str, Ints], clusters: Ints) -> dict[str, Any] | None:
     """R@1 of joint over the best control; None where joint or all controls cannot be asked.
 
     The best control is found anew in every resample, so that its luck is in the interval.
@@ -107,7 +104,7 @@ def _composition_gap(
     if "joint" not in ranks or not controls:
         return None
     hits = np.stack([ranks[name] == 1 for name in ("joint", *controls)], axis=1).astype(np.float64)
-    means = metrics.resampled_means(hits, clusters, draws=draws)
+    means = metrics.resampled_means(hits, clusters)
     shares = hits.mean(axis=0)
     return {
         "value": float(shares[0] - shares[1:].max()),
@@ -122,7 +119,6 @@ def _joint_findings(
     captions: NDArray[np.float32],
     golds: Sequence[Sequence[int]],
     unanswerable: Mapping[str, NDArray[np.float32]],
-    draws: int,
 ) -> dict[str, Any]:
     """What is reported of image + instruction alone."""
     if "joint" not in vectors:
@@ -139,20 +135,20 @@ def _joint_findings(
     groups = [image_groups[q.image_id] for q in queries.scored]
     aspects = [q.aspect.partition(":")[0] for q in queries.scored]
     joint = {
-        "image_accuracy": share(metrics.best_ranks(table, own) == 1, clusters, draws),
-        "aspect_accuracy": share(first_of_own, clusters, draws),
-        **_image_findings(queries, right, top[:, 0], clusters, draws),
-        "mirror_accuracy": share(right[pairs].all(axis=1), all_clusters[pairs[:, 0]], draws),
+        "image_accuracy": share(metrics.best_ranks(table, own) == 1, clusters),
+        "aspect_accuracy": share(first_of_own, clusters),
+        **_image_findings(queries, right, top[:, 0], clusters),
+        "mirror_accuracy": share(right[pairs].all(axis=1), all_clusters[pairs[:, 0]]),
     }
     if unanswerable:
         of_image = {q.image_id: c for q, c in zip(queries.scored, clusters, strict=True)}
         nothing = (np.stack([*unanswerable.values()]) @ captions.T).max(axis=1)
         both = clusters, np.array([of_image[image] for image in unanswerable])
-        joint["answerable_auc"] = metrics.auc_share(table.max(axis=1), nothing, both, draws)
+        joint["answerable_auc"] = metrics.auc_share(table.max(axis=1), nothing, both)
     return {
         "joint": joint,
-        "by_aspect": metrics.by_kind(right[:count], golds[:count], aspects, clusters, draws),
-        "by_group": metrics.by_kind(right[:count], golds[:count], groups, clusters, draws),
+        "by_aspect": metrics.by_kind(right[:count], golds[:count], aspects, clusters),
+        "by_group": metrics.by_kind(right[:count], golds[:count], groups, clusters),
         "top": pack(top),
     }
 
@@ -164,7 +160,7 @@ def _is_first_of(row: NDArray[np.float32], gold: Sequence[int], own: Sequence[in
 
 
 def _image_findings(
-    queries: TierQueries, right: NDArray[np.bool_], first: Ints, clusters: Ints, draws: int
+    queries: TierQueries, right: NDArray[np.bool_], first: Ints, clusters: Ints
 ) -> dict[str, Any]:
     """Of pictures asked more than once: all questions right; first choices that change."""
     places: dict[str, list[int]] = {}
@@ -175,8 +171,8 @@ def _image_findings(
     all_right = np.array([right[group].all() for group in groups])
     flips = np.array([len(np.unique(first[group])) > 1 for group in groups])
     return {
-        "group_accuracy": share(all_right, image_clusters, draws),
-        "flip_rate": share(flips, image_clusters, draws),
+        "group_accuracy": share(all_right, image_clusters),
+        "flip_rate": share(flips, image_clusters),
     }
 
 
