@@ -6,7 +6,6 @@ a vector or in `rejects.jsonl`, and no id has two vectors, since the driver alon
 Shapes: `N` rows of the source, `S` spans.
 """
 
-import logging
 import os
 import pickle
 import time
@@ -38,11 +37,7 @@ SMALL_PARTS, PART_ROWS = 16, (16, 1024, 65_536)
 """Rows of a part: a sixteenth of few rows, a thousandth of many, 1,024 between them."""
 BLOCK_BYTES = 16 << 20
 """Size of a block of prepared items, of which each model has a few waiting."""
-LEAST_ROWS = 1000
-"""A share of bad rows is taken of at least so many, if there are so many."""
 ROUNDS = 3
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ them their place. So whatever was killed, and whatever lives on for a moment, a 
 and as a whole, or not at all. What is done is read from the parts themselves.
 """
 
-import logging
 import os
 import shutil
 import uuid
@@ -40,8 +39,6 @@ from abc_embed.storage.vector_folder import (
 
 LOCK, REJECTS_FILE, RUN = ".lock", "rejects.jsonl", ".run-"
 
-logger = logging.getLogger(__name__)
-
 
 class BatchOutput:
     """Parts, facts and rejects of one job."""
@@ -49,6 +46,8 @@ class BatchOutput:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run_folder = folder / f"{RUN}{uuid.uuid4().hex[:12]}"
+        self.earlier = VectorFolder(folder).facts if is_vector_folder(folder) else None
+        """What an earlier run wrote down of its vectors; None where there was none."""
 
     @classmethod
     @contextmanager
@@ -62,7 +61,7 @@ class BatchOutput:
         is_new = not folder.exists()
         if not is_new and not is_vector_folder(folder) and _content(folder):
             raise OutputError(f"{str(folder)!r} is there and no output of batch; choose a new one")
-        output = cls(make_folder(folder))
+        make_folder(folder)
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -75,6 +74,7 @@ class BatchOutput:
                 )
             for left in folder.glob(f"{RUN}*"):
                 shutil.rmtree(left, ignore_errors=True)
+            output = cls(folder)
             make_folder(output.run_folder)
             try:
                 yield output
@@ -92,10 +92,10 @@ class BatchOutput:
 
     def is_complete(self, wanted: Mapping[str, Any]) -> bool:
         """Whether an earlier run came to its end, with these facts among others."""
-        if not is_vector_folder(self.folder):
+        known = self.earlier
+        if known is None or not known["complete"]:
             return False
-        known = VectorFolder(self.folder).facts
-        return bool(known["complete"]) and all(known[name] == wanted[name] for name in wanted)
+        return all(known[name] == wanted[name] for name in wanted)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write down what the vectors are; or compare it with what an earlier run wrote down.
@@ -103,11 +103,7 @@ class BatchOutput:
         Raises:
             DataError: that run had another model, resolution or form.
         """
-        if is_vector_folder(self.folder):
-            self._check_same(VectorFolder(self.folder).facts, facts)
-        self._write_facts({**facts, "complete": False})
-
-    def _check_same(self, known: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        known = self.earlier or facts
         for name in ("fingerprint", "max_pixels", "instruction", "dim", "output", "format"):
             if known.get(name) != facts[name]:
                 what = "model" if name == "fingerprint" else name.replace("_", " ")
@@ -115,6 +111,7 @@ class BatchOutput:
                     f"{str(self.folder)!r} was begun with another {what} ({known.get(name)}, now "
                     f"{facts[name]}); give the same, or another --out"
                 )
+        self._write_facts({**facts, "complete": False})
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """All rows are done: for Lance the parts become a table, and the facts say it is whole.
@@ -171,7 +168,7 @@ class BatchOutput:
             DataError: a part is damaged, or holds ids that the source does not have.
         """
         done = np.zeros(len(keys), dtype=np.bool_)
-        if not is_vector_folder(self.folder):
+        if self.earlier is None:
             return done
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
