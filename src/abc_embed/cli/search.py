@@ -22,7 +22,6 @@ from abc_embed.cli.output import (
     print_message,
     print_skipped,
 )
-from abc_embed.data.image_files import find_images
 from abc_embed.errors import ImageNotFoundError, InputError, OutputError, UsageError
 from abc_embed.inputs import DECODE_LIMIT, Item, open_image, read_header
 from abc_embed.progress import progress_bar
@@ -316,6 +315,7 @@ def _search_folder(
     reading: FolderSettings,
     settings: options.IndexSettings,
 ) -> Found:
+    from abc_embed.data.image_files import find_images
     from abc_embed.search.folder import Bad, index_images
 
     if folder.is_file():
