@@ -25,7 +25,6 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from abc_embed import __version__, runtime
@@ -202,14 +201,17 @@ class Server:
         read_images = self._images.again
 
         async def route(request: Request) -> Response:
+            body = bytearray()
             try:
-                async with self._body(request) as content:
-                    answer = await handle(await self._parsed(content), request, read_images())
+                await self._receive(request, body)
+                answer = await handle(await self._parsed(bytes(body)), request, read_images())
                 if callable(answer):
                     return await asyncio.to_thread(lambda: as_json(answer()))
                 return as_json(answer)
             except AbcError as error:
                 return refusal(error, shape)
+            finally:
+                self._body_bytes -= len(body)
 
         route.__name__ = path.strip("/").replace("/", "_")
         app.router.add_api_route(
@@ -297,21 +299,12 @@ class Server:
         from_page = request.headers.get("origin") in self.settings.cors
         return request.method == "POST" and site in ("cross-site", "same-site") and not from_page
 
-    @asynccontextmanager
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, which counts among those in memory as long as it is used.
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        """Read the body into `body`, which counts among those in memory.
 
         Raises:
             RequestError: it is too large (413), too slow (408), or too many are there (503).
         """
-        body = bytearray()
-        try:
-            await self._receive(request, body)
-            yield bytes(body)
-        finally:
-            self._body_bytes -= len(body)
-
-    async def _receive(self, request: Request, body: bytearray) -> None:
         most, seconds = self.settings.max_body, self.settings.body_timeout_s
         too_large = RequestError(
             f"the body is larger than {most:,} bytes; send fewer or smaller images", None, 413
@@ -321,7 +314,13 @@ class Server:
             raise too_large
         try:
             async with asyncio.timeout(seconds):
-                async for chunk in request.stream():
+                is_whole = False
+                while not is_whole:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestError("the client has hung up", None, 499)
+                    is_whole = not message.get("more_body", False)
+                    chunk = message.get("body", b"")
                     body += chunk
                     self._body_bytes += len(chunk)
                     if len(body) > most:
@@ -332,8 +331,6 @@ class Server:
                         )
         except TimeoutError:
             raise RequestError(f"the body took longer than {seconds:g} s", None, 408) from None
-        except ClientDisconnect:
-            raise RequestError("the client has hung up", None, 499) from None
 
     async def _parsed(self, content: bytes) -> Fields:
         if len(content) <= SMALL_BODY:
