@@ -152,6 +152,12 @@ def test_cheap_mistakes_are_found_before_torch_is_imported(here: Path) -> None:
     assert json.loads(done.stdout) == [[code for _, code in EARLY], False], done.stderr
 
 
+def test_a_wrong_choice_is_refused_in_plain_words(cli: Cli) -> None:
+    done = cli("compare", "photo.jpg", "a dog", "--dtype", "int3")
+    assert done.code == 2
+    assert "Invalid value for '--dtype': 'int3' is not one of 'auto', 'float32'" in done.error
+
+
 def test_runs_that_are_not_there_are_named(cli: Cli, here: Path) -> None:
     done = cli("train", "plot", "runs/a", "runs/b", "--out", "x.png")
     assert done.code == 1

@@ -52,6 +52,14 @@ METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 class Group(TyperGroup):
     """A command of commands, whose list says of each the whole of its first sentence."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """A wrong value is refused in the words of who checked it, without pydantic's mark."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as wrong:
+            wrong.message = wrong.message.removeprefix("Value error, ")
+            raise
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Sentences are broken where the line ends, not cut off."""
         rows = []
