@@ -92,21 +92,16 @@ class QueryBlock:
             self.best[rows] = largest(torch.cat([self.best[rows], new], dim=1), self.pool)
 
     def add_all(self, queries: slice, vectors: Tensor, first: int, side: int) -> None:
-        """Score these queries with every candidate `(m, D)`, in float64, `side` at a time."""
+        """Score these queries with every candidate `(m, D)` in float64, `side` at a time, and take
+        in what changes a pool or a count."""
         asked = self.vectors[queries].double()
-        own, line = self.own[queries, None], self.line[queries, None]
         for left in range(0, len(vectors), side):
             texts = slice(first + left, first + min(left + side, len(vectors)))
             scores = (asked @ vectors[left : left + side].double().T).float() + 0.0
-            positive = self.positives_of(queries, texts)
-            scores[positive] = -torch.inf
-            self.better[queries] += (scores > own).sum(dim=1)
-            self.above[queries] += (scores > line).sum(dim=1)
-            numbers = torch.arange(texts.start, texts.stop, device=scores.device)
-            keys = _keys(scores, numbers)
-            keys[scores > line] = _NONE
-            keys[positive] = _NONE
-            self.best[queries] = largest(torch.cat([self.best[queries], keys], dim=1), self.pool)
+            scores[self.positives_of(queries, texts)] = -torch.inf
+            floor = torch.minimum(self.last(queries), self.own[queries])[:, None]
+            row, place = ((scores >= floor) & (scores > -torch.inf)).nonzero().T
+            self.add(row + queries.start, place + texts.start, scores[row, place])
 
     def pools(self, first: int, total: int) -> Pools:
         """The pools, after all of the `total` candidates; `first` numbers the first query."""
