@@ -3,16 +3,16 @@
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from abc_embed.inputs import Item
-from abc_embed.mining.mine import MiningRun
+from abc_embed.mining.mine import SAMPLED, MiningRun
 from abc_embed.mining.pools import Truth
 from abc_embed.mining.search import blocks_on, search, search_devices
-from abc_embed.mining.settings import MiningSettings
+from abc_embed.mining.settings import Method, MiningSettings
 from abc_embed.mining.shards import EmbedderSetup
 
 PROBE_S = 2.0
@@ -98,7 +98,7 @@ class SearchProbe:
         texts = random.standard_normal((most, width), dtype=np.float32)
         images = texts[own] + random.standard_normal((many, width), dtype=np.float32)
 
-        def seconds(queries: int, candidates: int) -> float:
+        def seconds(queries: int, candidates: int, settings: MiningSettings = settings) -> float:
             truth, begin = Truth(own[:queries]), time.perf_counter()
             for _ in search(images[:queries], texts[:candidates], truth, settings):
                 pass
@@ -114,6 +114,11 @@ class SearchProbe:
         """Of an image with each further caption."""
         self.query_s = max(query_most_s - most * self.pair_s, 0.0)
         """Of an image besides: its pool is filled by the first captions."""
+        self.exact_s = 0.0
+        """Of a caption, where a sample of the images is searched plainly too."""
+        if settings.method is not Method.PLAIN:
+            plain = replace(settings, method=Method.PLAIN)
+            self.exact_s = seconds(min(many, SAMPLED), some, plain) / some
 
     def seconds(self, rows: int, captions: int, passes: int, blocks: int) -> float:
         """About how long a search takes.
@@ -126,7 +131,8 @@ class SearchProbe:
                 of the `n`-th block are an `n`-th of what they were of the first.
         """
         filling = self.query_s * sum(1 / n for n in range(1, blocks + 1))
-        return passes * captions * self.caption_s + rows * (filling + captions * self.pair_s)
+        reading_s = captions * (passes * self.caption_s + self.exact_s)
+        return reading_s + rows * (filling + captions * self.pair_s)
 
 
 def embed_seconds(run: MiningRun, processes: int) -> float:
