@@ -14,7 +14,7 @@ from PIL import Image
 
 from abc_embed import figures
 from abc_embed.cli import plot, run
-from abc_embed.cli.output import print_table
+from abc_embed.cli.output import Printer
 from abc_embed.cli.rankings import Ranking
 
 
@@ -69,7 +69,7 @@ def test_numbers_are_not_broken_at_80_columns(
     monkeypatch.setattr("abc_embed.cli.output.PIPED_WIDTH", 80)
     columns = ("model", "image alone", "words alone", "their sum", "any of these", "together")
     cell = "0.233 (0.221\N{EN DASH}0.246)"
-    print_table(columns, [("bundled", *[cell] * 5), ("random", *[cell] * 5)])
+    Printer().table(columns, [("bundled", *[cell] * 5), ("random", *[cell] * 5)])
     shown = capsys.readouterr().out
     assert shown.count(cell) == 10
     assert all(len(line) <= 80 for line in shown.splitlines())

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_embed.cli import options
-from abc_embed.cli.output import (
-    AsJson,
-    duration,
-    epilog,
-    print_first,
-    print_json,
-    print_message,
-    print_result,
-    print_table,
-)
+from abc_embed.cli.output import Printer, duration, epilog, print_first, print_message
 from abc_embed.errors import OutputError
 from abc_embed.mining.settings import (
     EPSILON,
@@ -122,7 +113,7 @@ def mine(
     *,
     mining: MiningOptions,
     model_settings: options.BatchSettings,
-    as_json: AsJson = False,
+    printer: Printer,
 ) -> None:
     """Give each image captions of other images that nearly fit.
 
@@ -142,8 +133,7 @@ def mine(
     plan = _plan(run, mining.processes)
     free_bytes = print_plan(plan, work, settings)
     if plan_only:
-        if as_json:
-            print_json(dataclasses.asdict(plan))
+        printer.json(dataclasses.asdict(plan))
         return
     _check_room(plan, work, free_bytes)
     with progress_bar("mining") as on_progress:
@@ -159,10 +149,8 @@ def mine(
     }
     summary, pictures = _write(mined, out, examples, source)
     print_bad(mined.report, summary["rejects"])
-    if as_json:
-        print_json(summary)
-    else:
-        print_report(mined.report, settings, out, pictures)
+    printer.json(summary)
+    print_report(printer, mined.report, settings, out, pictures)
 
 
 def _prepare(
@@ -269,7 +257,11 @@ def print_bad(report: "MiningReport", rejects: object) -> None:
 
 
 def print_report(
-    report: "MiningReport", settings: MiningSettings, out: Path, pictures: list[Path]
+    printer: Printer,
+    report: "MiningReport",
+    settings: MiningSettings,
+    out: Path,
+    pictures: list[Path],
 ) -> None:
     rows = [
         ("rows", report.rows),
@@ -284,20 +276,20 @@ def print_report(
         ("vectors there already", report.remembered),
         ("searched before", report.searched_before),
     ]
-    print_table(("rows", ""), rows)
+    printer.table(("rows", ""), rows)
     pairs: list[tuple[str, int]] = [("scored", report.scored)]
     pairs += [(f"dropped: {rule}", count) for rule, count in report.dropped.items()]
     pairs += [("in the pools", report.pooled), ("drawn", report.drawn)]
-    print_table(("candidates, over all rows", ""), pairs)
+    printer.table(("candidates, over all rows", ""), pairs)
     medians = (
         ("own captions", report.own_scores.median),
         ("pools", report.pool_scores.median),
         ("drawn negatives", report.drawn_scores.median),
     )
-    print_table(("median score", ""), [(n, "-" if v is None else v) for n, v in medians])
+    printer.table(("median score", ""), [(n, "-" if v is None else v) for n, v in medians])
     if report.recall is not None:
-        print_result(f"recall of the pools against exact ones, on a sample: {report.recall:.4f}")
-    print_result(f"the negatives are in {out}; see {', '.join(map(str, pictures))}")
+        printer.line(f"recall of the pools against exact ones, on a sample: {report.recall:.4f}")
+    printer.line(f"the negatives are in {out}; see {', '.join(map(str, pictures))}")
 
 
 def size(count: int) -> str:

@@ -58,11 +58,6 @@ def print_result(text: str) -> None:
     sys.stdout.write(f"{printable(text)}\n")
 
 
-def print_json(value: object) -> None:
-    """A result for programs, on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Printer:
     """The results of a command, on stdout: with --json for programs, else for people.
@@ -75,7 +70,7 @@ class Printer:
     def json(self, value: object) -> None:
         """For programs: all that was found."""
         if self.as_json:
-            print_json(value)
+            sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
     def line(self, text: str) -> None:
         """For people: a sentence."""
@@ -85,9 +80,25 @@ class Printer:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
     ) -> None:
-        """For people: as `print_table`."""
-        if not self.as_json:
-            print_table(columns, rows, title=title)
+        """For people: numbers stand on the right, decimals with three places.
+
+        No number is broken. Where they do not fit side by side, rows and columns change places.
+        """
+        if self.as_json:
+            return
+        from rich.text import Text
+
+        console = _console(sys.stdout)
+        table = _table(columns, rows)
+        if columns[:1] and len(rows) < len(columns) and _width(table, console) > console.width:
+            turned = list(zip(columns[1:], *(row[1:] for row in rows), strict=True))
+            table = _table([columns[0], *(_cell(row[0]) for row in rows)], turned)
+        with console.capture() as captured:
+            if title is not None:
+                console.print(Text(printable(title), style="bold"))
+            console.print(table)
+        lines = (line.rstrip() for line in captured.get().rstrip().splitlines())
+        sys.stdout.write("\n".join(lines) + "\n\n")
 
 
 def check_plot(plot: Path | None, explain: bool, endings: Sequence[str]) -> None:
@@ -112,28 +123,6 @@ def print_skipped(lines: Sequence[str], total: int) -> None:
         print_message(f"skipped {len(lines)} of {total}:")
     for line in lines:
         print_message(f"  {line}")
-
-
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
-) -> None:
-    """A result for people, on stdout; numbers stand on the right, decimals with three places.
-
-    No number is broken. Where they do not fit side by side, rows and columns change places.
-    """
-    from rich.text import Text
-
-    console = _console(sys.stdout)
-    table = _table(columns, rows)
-    if columns[:1] and len(rows) < len(columns) and _width(table, console) > console.width:
-        turned = list(zip(columns[1:], *(row[1:] for row in rows), strict=True))
-        table = _table([columns[0], *(_cell(row[0]) for row in rows)], turned)
-    with console.capture() as captured:
-        if title is not None:
-            console.print(Text(printable(title), style="bold"))
-        console.print(table)
-    lines = (line.rstrip() for line in captured.get().rstrip().splitlines())
-    sys.stdout.write("\n".join(lines) + "\n\n")
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> "Table":
