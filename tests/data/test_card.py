@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def scenes(tmp_path: Path) -> Path:
     folder = tmp_path / "scenes"
     write_dataset(folder, 6, 5, side=48)
     return folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_file_whose_name_is_no_unicode(scenes: Path) -> None:
+    (scenes / os.fsdecode(b"caf\xe9.txt")).write_text("a dog")
+    _, card = write_card(scenes)
+    assert "caf?.txt" in card.read_text(encoding="utf-8")
 
 
 def test_drawn_scenes(scenes: Path) -> None:

@@ -187,6 +187,19 @@ def test_many_bytes_are_read_in_pieces_and_a_huge_file_not_at_all(
     assert [piece for piece in pieces[2:] if piece] == [[tmp_path / "huge"]]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_no_unicode_is_found_and_read_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(b"1")
+    os.utime(path, (1, 1))
+    with VectorCache(tmp_path / "cache", "m", None) as cache:
+        for embedded in (1, 0):
+            embedder = Length()
+            index = index_images([path], embedder, cache)  # type: ignore[arg-type]
+            assert (index.paths, index.cache_error) == ([path], None)
+            assert len(embedder.seen) == embedded
+
+
 def test_a_cache_that_cannot_be_written_does_not_end_the_work(
     files: list[Path], tmp_path: Path
 ) -> None:

@@ -277,6 +277,7 @@ def test_counts_follow_every_change(index: Index, photos: Path, embedder: Any) -
 def test_removed_images(index: Index, photos: Path) -> None:
     assert index.remove([photos / "0.png"]) == 1
     assert index.remove([photos / "0.png"]) == 0
+    assert index.remove([photos / os.fsdecode(b"\xe9.png")]) == 0  # no Unicode: in no index
     assert index.remove([photos]) == 5
     assert index.settings["folders"] == []
 

@@ -58,7 +58,7 @@ def write_card(
     facts, folder = _describe(data, on_progress)
     atomic_write_json(folder / FACTS_FILE, facts, indent=2, ensure_ascii=False)
     with atomic_write(folder / CARD_FILE) as file:
-        file.write(card_text(facts).encode())
+        file.write(card_text(facts).encode(errors="replace"))  # a file's name may be no Unicode
     return facts, folder / CARD_FILE
 
 

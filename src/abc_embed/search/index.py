@@ -32,7 +32,7 @@ from abc_embed.search.settings import (
 )
 from abc_embed.search.table import BATCH_ROWS, DTYPES, ImageTable, Vectors
 from abc_embed.search.update import Report, update
-from abc_embed.storage.files import atomic_write, make_folder
+from abc_embed.storage.files import atomic_write, is_unicode, make_folder
 from abc_embed.storage.vector_cache import FileStamp
 from abc_embed.vectors import VectorFormat, l2_normalize, truncate
 
@@ -452,7 +452,7 @@ class Index:
         removed = 0
         with self.writing():
             before = list(self.settings["folders"])
-            for path in map(os.path.abspath, paths):
+            for path in filter(is_unicode, map(os.path.abspath, paths)):  # an index has no other
                 self.settings["folders"] = [f for f in self.settings["folders"] if f != path]
                 self.settings.get("filters", {}).pop(path, None)
                 below = _quoted(path.rstrip(os.sep) + os.sep)

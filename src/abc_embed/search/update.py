@@ -20,6 +20,7 @@ from abc_embed.inputs import Item, Skipped
 from abc_embed.search.folder import SETTLED_NS, Bad, ImageFile, error_of_file, read_files
 from abc_embed.search.metadata import Captions, describe
 from abc_embed.search.settings import IndexParts
+from abc_embed.storage.files import is_unicode
 from abc_embed.storage.vector_cache import FileStamp
 
 if TYPE_CHECKING:
@@ -165,13 +166,11 @@ class _Update:
         return known
 
     def _can_be_named(self, path: str) -> bool:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            sentence = f"{path!a} has a name that is no Unicode; rename the file"
-            self.errors[Path(path)] = ImageError(sentence)
-            return False
-        return True
+        if is_unicode(path):
+            return True
+        sentence = f"{path!a} has a name that is no Unicode; rename the file"
+        self.errors[Path(path)] = ImageError(sentence)
+        return False
 
     def _is_unchanged(self, path: str) -> bool:
         known = self._known.get(path)

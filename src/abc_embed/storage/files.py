@@ -206,3 +206,12 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{str(path)!r} cannot be written ({why}); choose another place, or make room"
     )
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a file's name is text; bytes that are none are halves of surrogate pairs in it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.errors import OutputError
+from abc_embed.storage.files import is_unicode
 from abc_embed.storage.sqlite import SqliteStore
 
 FOLDER_VARIABLE = "ABC_EMBED_CACHE"
@@ -102,8 +103,15 @@ class VectorCache(SqliteStore):
         return {path: content for path, stamp, content in known if stamps[path] == stamp}
 
     def put_contents(self, files: Mapping[Path, tuple[FileStamp, str]]) -> None:
-        """Remember the contents of files, each by its stamp from before it was read."""
-        rows = [(os.path.abspath(path), *stamp, hash) for path, (stamp, hash) in files.items()]
+        """Remember the contents of files, each by its stamp from before it was read.
+
+        A file whose name is no Unicode, which a database cannot hold, is read anew each time.
+        """
+        rows = [
+            (name, *stamp, content)
+            for path, (stamp, content) in files.items()
+            if is_unicode(name := os.path.abspath(path))
+        ]
         self.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
 
 
