@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -95,7 +96,11 @@ def check_dim(dim: int | None, width: int) -> None:
     Raises:
         UsageError: they cannot.
     """
-    if dim is not None and not 1 <= dim <= width:
+    if dim is None:
+        return
+    if isinstance(dim, bool) or not isinstance(dim, Integral):
+        raise UsageError(f"dim is {dim!r}; give a whole number")
+    if not 1 <= dim <= width:
         raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
 
 

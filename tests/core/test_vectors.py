@@ -171,6 +171,10 @@ def test_widths_and_formats_that_cannot_be() -> None:
     vectors = np.eye(4, dtype=np.float32)
     with pytest.raises(UsageError, match="give 1 to 4"):
         truncate(vectors, 5)
+    for dim in (1.5, "2", True):
+        with pytest.raises(UsageError, match="give a whole number"):
+            truncate(vectors, dim)  # type: ignore[arg-type]
+    assert truncate(vectors[:1], np.int64(2)).shape == (1, 2)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="zero in its first 2"):
         truncate(vectors, 2)
     with pytest.raises(UsageError, match="needs the range of each of 4 dimensions"):
