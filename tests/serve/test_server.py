@@ -130,6 +130,20 @@ def test_one_bad_item_costs_only_itself_where_that_is_asked(url: str, embedder: 
     assert np.abs(np.asarray(rows[2]["embedding"]) - embedder.embed("a cat")).max() <= 1e-5
 
 
+def test_items_that_cannot_be_read_cost_only_themselves_too(url: str, embedder: Embedder) -> None:
+    inputs = ["", "a cat", {"image": "@@"}, {"image": "http://a.example/b.png"}, 3, {"txt": "a"}]
+    rows = post(url, "/v1/embeddings", {"input": inputs, "on_error": "skip"}).json()["data"]
+    assert [row["index"] for row in rows if row["embedding"] is None] == [0, 2, 3, 4, 5]
+    assert all(f"input[{row['index']}]" in row["error"] for row in rows if row["index"] != 1)
+    assert np.abs(np.asarray(rows[1]["embedding"]) - embedder.embed("a cat")).max() <= 1e-5
+    talks = [[{"role": "user", "content": ""}], [{"role": "user", "content": "a cat"}]]
+    rows = post(url, "/v1/embeddings", {"messages": talks, "on_error": "skip"}).json()["data"]
+    assert [row["embedding"] is None for row in rows] == [True, False]
+    answer = post(url, "/v1/embeddings", {"input": [""], "on_error": "skip"})
+    assert answer.status_code == 200 and answer.json()["data"][0]["embedding"] is None
+    assert post(url, "/v1/embeddings", {"input": inputs}).status_code == 400
+
+
 def test_unknown_paths_and_methods(url: str) -> None:
     assert httpx.get(f"{url}/nothing").status_code == 404
     assert httpx.get(f"{url}/v1/embeddings").status_code == 405

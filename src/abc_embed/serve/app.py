@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from abc_embed import __version__, runtime
 from abc_embed.embedder import Embedder
 from abc_embed.errors import AbcError, InputError, OutOfMemoryError, RequestError, UsageError
+from abc_embed.inputs import Item
 from abc_embed.serve.engine import Engine, bad_items
 from abc_embed.serve.fetch import Fetcher, check_hosts
 from abc_embed.serve.fields import Fields, ReadImage, parse_json
@@ -348,7 +349,9 @@ class Server:
             self.engine.check_model(asked.model)
             if asked.dimensions or not FLOATS.issuperset(asked.outputs):
                 self._encoded(asked, [])  # refuses them before anything is computed
-            results = await self.engine.embed(asked.items, http, truncate=asked.truncate)
+            items = [item for item in asked.items if isinstance(item, Item)]
+            embedded = iter(await self.engine.embed(items, http, truncate=asked.truncate))
+            results = [next(embedded) if isinstance(i, Item) else i for i in asked.items]
             errors = bad_items(results, asked.places, skip=asked.skip_bad)
             good = [result for result in results if isinstance(result, Embedded)]
 
@@ -357,9 +360,9 @@ class Server:
                     model=self.name,
                     encoded=self._encoded(asked, results),
                     errors=errors,
-                    tokens=sum(embedded.tokens for embedded in good),
-                    image_pixels=sum(embedded.image_pixels for embedded in good),
-                    images=sum(item.image is not None for item in asked.items),
+                    tokens=sum(result.tokens for result in good),
+                    image_pixels=sum(result.image_pixels for result in good),
+                    images=sum(item.image is not None for item in items),
                 )
                 return shape.answer(asked, result)
 

@@ -7,8 +7,9 @@ model nor HTTP. An image with a text in one input is an image with an instructio
 import base64
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,8 @@ MAX_INPUTS = 2048
 class EmbedRequest:
     """What was asked for, whatever the shape."""
 
-    items: list[Item]
+    items: Sequence[Item | InputError]
+    """An error stands for an item that cannot be read, where bad ones are skipped."""
     places: list[str]
     """Where each item stands in the request, like `input[3]`."""
     model: str | None = None
@@ -99,18 +101,20 @@ class OpenAI(Shape):
             body.refuse("normalized", "is false, and vectors here have unit length; leave it out")
         body.text("user")
         if "messages" in body:
-            parsed = list(self._messages(body, read))
+            parsed = list(self._messages(body, read, skip))
         else:
-            parsed = list(self._input(body, modality, read))
+            parsed = list(self._input(body, modality, read, skip))
         body.done()
         places, items = [place for place, _ in parsed], [item for _, item in parsed]
         return EmbedRequest(items, places, model, dimensions, (output,), skip_bad=skip)
 
-    def _input(self, body: Fields, modality: str, read: ReadImage) -> Iterator[tuple[str, Item]]:
+    def _input(
+        self, body: Fields, modality: str, read: ReadImage, skip: bool
+    ) -> Iterator[tuple[str, Item | InputError]]:
         value = body.take("input")
         place = body.at("input")
         if isinstance(value, str | dict):
-            yield place, _one(value, place, modality, read)
+            yield place, _item_or_error(partial(_one, value, place, modality, read), skip)
             return
         if not isinstance(value, list) or not value:
             raise RequestError(
@@ -128,20 +132,19 @@ class OpenAI(Shape):
             )
         for index, element in enumerate(value):
             at = f"{place}[{index}]"
-            yield at, _one(element, at, modality, read)
+            yield at, _item_or_error(partial(_one, element, at, modality, read), skip)
 
-    def _messages(self, body: Fields, read: ReadImage) -> Iterator[tuple[str, Item]]:
+    def _messages(
+        self, body: Fields, read: ReadImage, skip: bool
+    ) -> Iterator[tuple[str, Item | InputError]]:
         messages = body.items("messages", MAX_INPUTS)
         if all(isinstance(message, list) for _, message in messages):
             for place, conversation in messages:
-                yield (
-                    place,
-                    _conversation(
-                        [(f"{place}[{i}]", m) for i, m in enumerate(conversation)], place, read
-                    ),
-                )
+                turns = [(f"{place}[{i}]", m) for i, m in enumerate(conversation)]
+                yield place, _item_or_error(partial(_conversation, turns, place, read), skip)
         else:
-            yield "messages", _conversation(messages, "messages", read)
+            whole = partial(_conversation, messages, "messages", read)
+            yield "messages", _item_or_error(whole, skip)
 
     def answer(self, request: EmbedRequest, result: EmbedResult) -> dict[str, Any]:
         data: list[dict[str, Any]] = []
@@ -263,6 +266,20 @@ SHAPES: tuple[Shape, ...] = (OpenAI(), Cohere(), Voyage())
 
 
 # -- the parts of an input -------------------------------------------------------------------------
+
+
+def _item_or_error(parse: Callable[[], Item], skip: bool) -> Item | InputError:
+    """What `parse` makes; where bad items are skipped, what is wrong with it.
+
+    Raises:
+        RequestError: it is bad and `skip` is not set.
+    """
+    try:
+        return parse()
+    except RequestError as error:
+        if not skip:
+            raise
+        return InputError(str(error))
 
 
 def make_item(place: str, text: str | None, image: bytes | None) -> Item:
