@@ -98,7 +98,8 @@ def check_dim(dim: int | None, width: int) -> None:
     """
     if dim is None:
         return
-    if isinstance(dim, bool) or not isinstance(dim, Integral):
+    given: object = dim
+    if isinstance(given, bool) or not isinstance(given, Integral):
         raise UsageError(f"dim is {dim!r}; give a whole number")
     if not 1 <= dim <= width:
         raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
