@@ -1,5 +1,6 @@
 """What mining will take, known before it starts: disk, memory, and time from a short probe."""
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from abc_embed.mining.shards import EmbedderSetup
 PROBE_S = 2.0
 """How long embedding is tried, to guess how long all of it takes."""
 _PROBED_ITEMS, _MAX_PROBED_ITEMS = 16, 64  # at a time, and at most
-_PROBED_QUERIES, _PROBED_BYTES = 1024, 128 << 20
+_PROBED_QUERIES, _PROBED_BYTES = 1024, 64 << 20
+_ALIKE = 50  # captions around a centre
+_TRIES = 2  # of which the least counts: the first pays for what is loaded once
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def plan_mining(rows: int, captions: int, width: int, settings: MiningSettings) 
     query_blocks = -(-rows // blocks.queries)
     passes = min(query_blocks, len(devices)) if blocks.candidates >= captions else query_blocks
     probe = SearchProbe(rows, captions, width, settings)
-    search_s = probe.seconds(rows, captions, passes, -(-captions // blocks.candidates))
+    search_s = probe.seconds(rows, captions, passes, settings.pool)
     return MiningPlan(
         rows=rows,
         captions=captions,
@@ -82,10 +85,11 @@ def plan_mining(rows: int, captions: int, width: int, settings: MiningSettings) 
 
 
 class SearchProbe:
-    """What parts of a search cost on one device, from short ones among random vectors.
+    """What parts of a search cost on one device, from short ones among drawn vectors.
 
-    Few and many images are searched among few and many captions: what only the captions cost is
-    told apart from what each image does, and that from what each pair of them does.
+    Few and many images are searched among few and many captions, for small and for whole pools:
+    what only the captions cost is told apart from what each pair does, and that from what is scored
+    anew because it enters a pool.
     """
 
     def __init__(self, rows: int, captions: int, width: int, settings: MiningSettings) -> None:
@@ -95,44 +99,56 @@ class SearchProbe:
         most = min(captions, floats // width)
         few, some = min(many, 8), max(1, most // 4)
         own = np.arange(many) % some
+        # As in a data set, where many captions say nearly the same.
+        centres = random.standard_normal((max(1, most // _ALIKE), width), dtype=np.float32)
         texts = random.standard_normal((most, width), dtype=np.float32)
+        texts += centres[np.arange(most) % len(centres)]
         images = texts[own] + random.standard_normal((many, width), dtype=np.float32)
+        smallest = replace(settings, pool=1, sample_size=1)
 
-        def seconds(queries: int, candidates: int, settings: MiningSettings = settings) -> float:
-            truth, begin = Truth(own[:queries]), time.perf_counter()
-            for _ in search(images[:queries], texts[:candidates], truth, settings):
-                pass
-            return time.perf_counter() - begin
+        def seconds(queries: int, candidates: int, settings: MiningSettings) -> float:
+            truth, times = Truth(own[:queries]), []
+            for _ in range(_TRIES):
+                begin = time.perf_counter()
+                for _ in search(images[:queries], texts[:candidates], truth, settings):
+                    pass
+                times.append(time.perf_counter() - begin)
+            return min(times)
 
-        seconds(few, some)  # what is loaded once
-        few_s = seconds(few, most)
-        query_most_s = (seconds(many, most) - few_s) / max(many - few, 1)
-        self.caption_s = max(few_s - few * query_most_s, 0.0) / most
+        few_s = seconds(few, most, smallest)
+        query_s, whole_s = (
+            max(seconds(many, most, how) - few_s, 0.0) / max(many - few, 1)
+            for how in (smallest, settings)
+        )
+        self.caption_s = max(few_s - few * query_s, 0.0) / most
         """Of reading a caption."""
-        query_some_s = (seconds(many, some) - some * self.caption_s) / many
-        self.pair_s = max(query_most_s - query_some_s, 0.0) / max(most - some, 1)
-        """Of an image with each further caption."""
-        self.query_s = max(query_most_s - most * self.pair_s, 0.0)
-        """Of an image besides: its pool is filled by the first captions."""
+        self.pair_s = query_s / most
+        """Of an image with a caption."""
+        self.entry_s = max(whole_s - query_s, 0.0) / entries(settings.pool, most)
+        """Of what enters a pool, which most of it leaves again."""
         self.exact_s = 0.0
         """Of a caption, where a sample of the images is searched plainly too."""
         if settings.method is not Method.PLAIN:
             plain = replace(settings, method=Method.PLAIN)
             self.exact_s = seconds(min(many, SAMPLED), some, plain) / some
 
-    def seconds(self, rows: int, captions: int, passes: int, blocks: int) -> float:
+    def seconds(self, rows: int, captions: int, passes: int, pool: int) -> float:
         """About how long a search takes.
 
         Args:
             rows: images.
             captions: texts.
             passes: how often the captions are read.
-            blocks: of captions; of each, the best are scored anew and may enter the pools, which
-                of the `n`-th block are an `n`-th of what they were of the first.
+            pool: size of a pool.
         """
-        filling = self.query_s * sum(1 / n for n in range(1, blocks + 1))
         reading_s = captions * (passes * self.caption_s + self.exact_s)
-        return reading_s + rows * (filling + captions * self.pair_s)
+        image_s = captions * self.pair_s + entries(pool, captions) * self.entry_s
+        return reading_s + rows * image_s
+
+
+def entries(pool: int, captions: int) -> float:
+    """How many captions enter a pool, the `n`-th with probability `pool / n`."""
+    return pool * (1 + math.log(max(captions / pool, 1)))
 
 
 def embed_seconds(run: MiningRun, processes: int) -> float:
