@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import PIL
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageMode
 
 from abc_embed.errors import (
     ImageError,
@@ -255,6 +255,8 @@ class Header:
     plain: bool
     """Whether every program sees in the file what is seen here: one upright picture, opaque, of
     8-bit grey or RGB."""
+    bits: int
+    """Of a pixel."""
 
 
 def decode_header(stream: BinaryIO, label: str, decode_limit: int) -> Header:
@@ -275,7 +277,9 @@ def decode_header(stream: BinaryIO, label: str, decode_limit: int) -> Header:
         with contextlib.suppress(Exception):  # as `_orientation`
             exif = picture.getexif()
             taken = exif.get_ifd(_EXIF_IFD).get(_TAKEN_TAG) or exif.get(_DATE_TAG)
-        return Header(kind, width, height, taken if isinstance(taken, str) else None, plain)
+        mode = ImageMode.getmode(picture.mode)
+        bits = len(mode.bands) * (1 if mode.typestr == "|b1" else 8 * int(mode.typestr[2:]))
+        return Header(kind, width, height, taken if isinstance(taken, str) else None, plain, bits)
 
 
 def _identify(stream: BinaryIO, label: str, decode_limit: int) -> ImageFile.ImageFile:

@@ -120,6 +120,9 @@ def test_cohere(cohere_client: Any, texts: np.ndarray, asked: np.ndarray) -> Non
         embedding_types=["float"],
     )
     assert close(both.embeddings.float_, asked[None])
+    shown = cohere_client.embed(model="golden", input_type="image", images=[data_url(png(3))])
+    [facts] = shown.images
+    assert (facts.width, facts.height, facts.format, facts.bit_depth) == (56, 56, "png", 24)
 
 
 def test_cohere_cuts_what_is_too_long_unless_told_not_to(

@@ -12,7 +12,8 @@ from serve_parts import png, running
 
 from abc_embed import Embedder
 from abc_embed.errors import RequestError, UsageError
-from abc_embed.serve.fetch import Fetcher, check_hosts, is_public
+from abc_embed.serve.fetch import Fetcher, is_public
+from abc_embed.serve.settings import ServerSettings
 
 
 class Host(BaseHTTPRequestHandler):
@@ -136,13 +137,10 @@ def test_bytes_and_seconds_are_bounded(port: int) -> None:
 
 
 def test_hosts_are_names() -> None:
-    assert check_hosts(["Images.Example", "b.example:8443"]) == (
-        "images.example",
-        "b.example:8443",
-    )
+    ServerSettings(allow_urls=("Images.Example", "b.example:8443"))
     for wrong in ("https://images.example", "a b", "*.example", "images.example/path"):
         with pytest.raises(UsageError, match="--allow-urls"):
-            check_hosts([wrong])
+            ServerSettings(allow_urls=(wrong,))
 
 
 def test_the_server_fetches_only_where_it_may(embedder: Embedder, port: int) -> None:

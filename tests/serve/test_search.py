@@ -213,7 +213,7 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"text": "a", "index": "other"}, 404, "index must be one of: photos.index", "index"),
     ({"text": "a", "instruction": "b"}, 400, "an instruction needs an image", "instruction"),
     ({"text": "a", "k": 0}, 400, "k must be a whole number from 1 to 1000", "k"),
-    ({"text": "a", "budget": 0.5}, 400, "budget is a share", "budget"),
+    ({"text": "a", "budget": 0.5}, 400, "budget goes with ask", "budget"),
     ({"text": "a", "ask": "b", "budget": 2}, 400, "budget must be a number", "budget"),
     ({"text": "a", "ask": ""}, 400, "ask: the instruction is empty", "ask"),
     ({"text": "a", "weights": {"text": -1}}, 400, "a weight above 0", "weights"),

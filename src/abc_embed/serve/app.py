@@ -32,7 +32,7 @@ from abc_embed.embedder import Embedder
 from abc_embed.errors import AbcError, InputError, OutOfMemoryError, RequestError, UsageError
 from abc_embed.inputs import Item
 from abc_embed.serve.engine import Engine, bad_items
-from abc_embed.serve.fetch import Fetcher, check_hosts
+from abc_embed.serve.fetch import Fetcher
 from abc_embed.serve.fields import Fields, ReadImage, parse_json
 from abc_embed.serve.images import ImageReader
 from abc_embed.serve.openapi import SUMMARIES, request_body
@@ -123,7 +123,8 @@ class Server:
             from abc_embed.serve.indexes import Indexes  # needs the extra `index`
 
             indexes = Indexes(settings.indexes, embedder)
-        fetch = Fetcher(check_hosts(settings.allow_urls)) if settings.allow_urls else None
+        hosts = tuple(map(str.lower, settings.allow_urls))
+        fetch = Fetcher(hosts) if hosts else None
         self._images = ImageReader(indexes, fetch)
         self._ranking = Ranking(self.engine)
         self._retrieval = Retrieval(self.engine, indexes)
@@ -347,8 +348,7 @@ class Server:
             else:  # images and addresses take their time
                 asked = await self.engine.run(http, lambda _: shape.parse(body, read), "read")
             self.engine.check_model(asked.model)
-            if asked.dimensions or not FLOATS.issuperset(asked.outputs):
-                self._encoded(asked, [])  # refuses them before anything is computed
+            self._check_vectors(asked, shape)
             items = [item for item in asked.items if isinstance(item, Item)]
             embedded = iter(await self.engine.embed(items, http, truncate=asked.truncate))
             results = [next(embedded) if isinstance(i, Item) else i for i in asked.items]
@@ -370,6 +370,17 @@ class Server:
 
         return embed
 
+    def _check_vectors(self, asked: EmbedRequest, shape: Shape) -> None:
+        """Refuse a width or a format before anything is computed."""
+        if (asked.dimensions or 1) > self.embedder.dim:
+            raise RequestError(
+                f"{shape.width_field} is {asked.dimensions} and the vectors have "
+                f"{self.embedder.dim} numbers; give 1 to {self.embedder.dim}",
+                shape.width_field,
+            )
+        if not FLOATS.issuperset(asked.outputs):
+            self._encoded(asked, [])
+
     def _encoded(
         self, asked: EmbedRequest, results: "Sequence[Embedded | BaseException]"
     ) -> Encoded:
@@ -377,10 +388,7 @@ class Server:
         vectors = np.zeros((len(good), self.embedder.dim), dtype=np.float32)
         for row, result in enumerate(good.values()):
             vectors[row] = result.vector
-        try:
-            vectors = truncate(vectors, asked.dimensions)
-        except UsageError as error:
-            raise RequestError(str(error), "dimensions") from None
+        vectors = truncate(vectors, asked.dimensions)
         ranges = self.embedder.model.vector_facts.ranges.get(vectors.shape[1])
         encoded: Encoded = {}
         for output in asked.outputs:

@@ -7,24 +7,22 @@ later changes nothing. A redirect is a request of its own, with all checks again
 
 import http.client
 import ipaddress
-import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from abc_embed.errors import RequestError, UsageError
+from abc_embed.errors import RequestError
 
 MAX_BYTES = 32 * 2**20
 TIMEOUT_S = 10.0
 """For one image, redirects included."""
 REDIRECTS = 3
 _PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?")
 
 
 def is_public(address: str) -> bool:
@@ -40,21 +38,9 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def check_hosts(hosts: Sequence[str]) -> tuple[str, ...]:
-    """Names of hosts as `--allow-urls` takes them: HOST, or HOST:PORT.
-
-    Raises:
-        UsageError: one is no name of a host.
-    """
-    for host in hosts:
-        if not _HOST.fullmatch(host):
-            raise UsageError(f"--allow-urls {host!r} is no host; give a name like images.example")
-    return tuple(host.lower() for host in hosts)
-
-
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Fetches images from `hosts` (`example.org`, or `example.org:8443`)."""
+    """Fetches images from `hosts` (`example.org`, or `example.org:8443`), in small letters."""
 
     hosts: tuple[str, ...]
     max_bytes: int = MAX_BYTES

@@ -41,7 +41,8 @@ def parse_json(body: bytes) -> "Fields":
     except UnicodeEncodeError:
         raise RequestError("a text is no Unicode: half of a surrogate pair; send UTF-8") from None
     except ValueError as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        # What follows a colon is Python's advice to its programmer.
+        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(":")[0]
         raise RequestError(f"the body is no JSON ({why}); give a JSON object in UTF-8") from None
     return Fields(value, "")
 

@@ -158,7 +158,7 @@ class Retrieval:
             raise RequestError("an instruction needs an image; give one, or use ask", "instruction")
         if budget is not None and (ask is None or budget == 0):
             raise RequestError(
-                "budget is a share above 0 of the images that ask looks at", "budget"
+                "budget goes with ask: a share above 0 of the images that it looks at", "budget"
             )
         parts: list[tuple[float, Item]] = []
         if text is not None:

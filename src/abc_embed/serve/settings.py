@@ -1,11 +1,13 @@
 """What a server is told before it starts, and what it refuses to start with."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from abc_embed.errors import UsageError
 
+_HOST = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -36,7 +38,7 @@ class ServerSettings:
     cors: tuple[str, ...] = ()
     """Origins of pages elsewhere that may ask."""
     allow_urls: tuple[str, ...] = ()
-    """Hosts from which images may be fetched; none: nothing is fetched."""
+    """Hosts from which images may be fetched, HOST or HOST:PORT; none: nothing is fetched."""
     indexes: tuple[Path, ...] = ()
     """Folders of indexes that are searched and shown."""
     stop_timeout_s: int = 30
@@ -49,6 +51,11 @@ class ServerSettings:
             raise UsageError("--queue must be at least 1 and --max-body at least 1 KB")
         if self.token_budget is not None and self.token_budget < 1:
             raise UsageError("--token-budget must be at least 1 token")
+        for host in self.allow_urls:
+            if not _HOST.fullmatch(host):
+                raise UsageError(
+                    f"--allow-urls {host!r} is no host; give a name like images.example"
+                )
         if not is_loopback(self.host) and not self.keys and not self.no_key:
             raise UsageError(
                 f"--host {self.host} lets other machines in; give --api-key-file, or --no-key to "
@@ -78,7 +85,8 @@ def read_keys(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the keys in {str(path)!r} cannot be read ({error})") from None
+        why = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise UsageError(f"the keys in {str(path)!r} cannot be read ({why})") from None
     keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not keys:
         raise UsageError(f"{str(path)!r} holds no key; write one a line")

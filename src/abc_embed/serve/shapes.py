@@ -8,6 +8,7 @@ import base64
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abc_embed.errors import InputError, RequestError
-from abc_embed.inputs import Item
+from abc_embed.inputs import Item, read_header
 from abc_embed.processor import Truncate
 from abc_embed.serve.fields import Fields, ReadImage, image_bytes, kind_of
 
@@ -66,6 +67,8 @@ class Shape(ABC):
     """One way to ask."""
 
     path: ClassVar[str]
+    width_field: ClassVar[str] = "output_dimension"
+    """What says the width of the vectors."""
 
     @abstractmethod
     def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
@@ -88,13 +91,14 @@ class OpenAI(Shape):
     """`/v1/embeddings`: texts, chat messages (vLLM), lists of parts (Jina, SGLang), infinity."""
 
     path = "/v1/embeddings"
+    width_field = "dimensions"
 
     def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         output = body.choice("encoding_format", ("float", "base64"), "float")
         kinds = ("float", "base64", "int8", "uint8", "binary", "ubinary")
         output = body.choice("embedding_type", kinds, output)
-        dimensions = body.integer("dimensions")
+        dimensions = body.integer(self.width_field)
         modality = body.choice("modality", ("text", "image"), "text")
         skip = body.choice("on_error", ("raise", "skip"), "raise") == "skip"
         if not body.flag("normalized", True):
@@ -126,7 +130,7 @@ class OpenAI(Shape):
             raise RequestError(
                 f"{place} has {len(value):,} inputs and the most is {MAX_INPUTS:,}", place, 413
             )
-        if isinstance(value[0], int | list):
+        if isinstance(value[0], list) or type(value[0]) is int:
             raise RequestError(
                 f"{place} holds token ids, which belong to one tokenizer; give texts", place
             )
@@ -175,7 +179,7 @@ class Cohere(Shape):
     def parse(self, body: Fields, read: ReadImage) -> EmbedRequest:
         model = body.text("model")
         body.choice("input_type", self._TYPES, "search_document")
-        dimensions = body.integer("output_dimension")
+        dimensions = body.integer(self.width_field)
         cut = body.choice("truncate", ("NONE", "START", "END"), "END")
         if cut == "START":
             body.refuse(
@@ -201,6 +205,7 @@ class Cohere(Shape):
             echo = {"texts": [element for _, element in elements]}
         elif name == "images":
             items = [_one(element, place, "image", read) for place, element in elements]
+            echo = {"images": list(map(_image_facts, items))}
         else:
             items = [_content(element, place, read) for place, element in elements]
         body.done()
@@ -238,7 +243,7 @@ class Voyage(Shape):
         encodings = [body.choice(name, ("base64",), "") for name in names]
         if "base64" in encodings:
             output = "base64"
-        dimensions = body.integer("output_dimension")
+        dimensions = body.integer(self.width_field)
         elements = body.items("inputs", 1000)
         items = [_content(element, place, read) for place, element in elements]
         body.done()
@@ -263,6 +268,19 @@ class Voyage(Shape):
 
 
 SHAPES: tuple[Shape, ...] = (OpenAI(), Cohere(), Voyage())
+
+
+def _image_facts(item: Item) -> dict[str, Any]:
+    """What Cohere says of an image; nothing of a bad one, which ends the request later."""
+    with suppress(InputError):
+        header = read_header(item.image or b"")
+        return {
+            "width": header.width,
+            "height": header.height,
+            "format": header.format.lower(),
+            "bit_depth": header.bits,
+        }
+    return {}
 
 
 # -- the parts of an input -------------------------------------------------------------------------
