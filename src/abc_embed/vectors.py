@@ -63,7 +63,10 @@ def unit_rows(vectors: "ArrayLike", which: str) -> "NDArray[np.float64]":
     """
     import numpy as np
 
-    array = np.asarray(vectors, dtype=np.float64)
+    try:
+        array = np.asarray(vectors, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(f"the {which} vectors are no numbers; embed them first") from None
     if array.ndim not in (1, 2):
         raise UsageError(f"the {which} vectors have {array.ndim} axes; give (D,) or (N, D)")
     message = f"one of the {which} vectors is zero or not finite, so it has no cosine"

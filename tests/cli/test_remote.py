@@ -110,6 +110,7 @@ def test_embed_in_several_requests(
     assert np.abs(np.load("out.npy") - np.load("own.npy")).max() <= 1e-5
     mine, theirs = json.loads(own.out)["skipped"], json.loads(done.out)["skipped"]
     assert [one["id"] for one in mine] == [one["id"] for one in theirs] == ["line 4", "line 13"]
+    assert "'photos/notes.txt' is not an image" in theirs[1]["reason"]
     assert stopped.code == 1 and "line 4: " in stopped.err and not Path("no.npy").exists()
 
 
@@ -197,7 +198,7 @@ def test_the_servers_refusals(cli: Cli, here: Path, url: str) -> None:
         ((*compare, url, "--model", "runs/other"), "there is no model 'other' here"),
         (("compare", "gone.jpg", "a", "--server", url), "'gone.jpg' cannot be read"),
         (("compare", "photos/notes.txt", "a", "--server", url), "says: image: "),
-        (("embed", "photo.jpg", "--dim", "9999", "--server", url), "dim is 9999"),
+        (("embed", "photo.jpg", "--dim", "9999", "--server", url), "dimensions is 9999"),
         (("embed", "photo.jpg", "--output", "int8", "--server", url), "int8 needs the range"),
     ):
         done = cli(*words)

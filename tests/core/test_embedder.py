@@ -283,6 +283,7 @@ def test_similarity_is_the_cosine_in_every_shape(model: Embedder) -> None:
         ([1.0, 0], [[1.0, 0], [np.nan, 0]], "second vectors is zero or not finite"),
         ([[[1.0]]], [1.0], "3 axes"),
         (1.0, [1.0], "0 axes"),
+        ("a dog", [1.0], "no numbers"),
     ],
 )
 def test_what_has_no_cosine(a: Any, b: Any, words: str) -> None:

@@ -104,7 +104,7 @@ def test_a_profile_adds_up(config: TrainConfig, tmp_path: Path) -> None:
     assert all(ms > 0 for ms in found.parts.values())
     own = sum(row["ms"] for row in found.operations)
     assert 0.5 < own / sum(found.parts.values()) < 1.1  # the rest is Python between operations
-    assert {"aten::addmm", "aten::mm"} & {row["operation"] for row in found.operations[:8]}
+    assert {"aten::addmm", "aten::mm"} & {row["operation"] for row in found.operations}
     events = json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
     steps = [e for e in events if e.get("name") == "update" and e.get("cat") == "user_annotation"]
     assert len(steps) == trials.PROFILE_STEPS

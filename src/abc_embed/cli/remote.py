@@ -170,7 +170,7 @@ class RemoteModel:
         dim: int | None,
         output: str,
     ) -> "Iterator[Vector | Skipped]":
-        from abc_embed.inputs import Skipped
+        from abc_embed.inputs import Skipped, describe_image
 
         inputs = [part for *_, part in chunk if isinstance(part, dict)]
         rows = iter(self._rows(inputs, dim, output) if inputs else [])
@@ -180,7 +180,8 @@ class RemoteModel:
                 continue
             row = next(rows)
             if row["embedding"] is None:
-                yield Skipped(index, item, InputError(row["error"]))
+                sent, named = describe_image(b""), describe_image(item.image or b"")
+                yield Skipped(index, item, InputError(row["error"].replace(sent, named)))
             else:
                 yield _as_vector(row["embedding"], output)
 

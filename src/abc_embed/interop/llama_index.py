@@ -30,7 +30,8 @@ class AbcMultiModalEmbedding(MultiModalEmbedding):
     _model: Embedder = PrivateAttr()
 
     def __init__(self, model: Embedder, instruction: str | None = None, **options: Any) -> None:
-        options.setdefault("model_name", str(model.config["source"]))
+        source = ", ".join(model.config["source"].values())
+        options.setdefault("model_name", source or "abc-embed")
         super().__init__(instruction=instruction, **options)
         self._model = model
 
