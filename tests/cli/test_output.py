@@ -14,7 +14,9 @@ from abc_embed.vectors import OUTPUTS
 
 
 def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_table(("n", "text"), [(1, "[red]x[/red]"), (10, "\x1b[31mred\x07")], title="[b]t")
+    output.Printer().table(
+        ("n", "text"), [(1, "[red]x[/red]"), (10, "\x1b[31mred\x07")], title="[b]t"
+    )
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "[b]t"
     assert "[red]x[/red]" in out
@@ -23,7 +25,7 @@ def test_a_table_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]
 
 
 def test_numbers_stand_on_the_right(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_table(("", "cosine"), [("a", 0.5), ("b", -0.25)])
+    output.Printer().table(("", "cosine"), [("a", 0.5), ("b", -0.25)])
     first, second = (line for line in capsys.readouterr().out.splitlines() if "0." in line)
     assert first.endswith(" 0.500")
     assert len(first) == len(second)

@@ -364,7 +364,7 @@ def test_the_plan_counts_what_a_search_does(monkeypatch: pytest.MonkeyPatch, mem
 
 
 def test_the_plan_of_the_published_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abc_embed.mining.plan.PROBE_S", 0.0)
+    monkeypatch.setattr("abc_embed.mining.plan.PROBED_BYTES", 8 << 20)
     settings = MiningSettings(store="float16", memory_bytes=4 * 10**9)
     found = plan_mining(2_250_000, 2_250_000, 3584, settings)
     assert found.vector_bytes == 2 * 2_250_000 * 3584 * 2

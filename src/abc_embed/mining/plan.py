@@ -19,7 +19,9 @@ from abc_embed.mining.shards import EmbedderSetup
 PROBE_S = 2.0
 """How long embedding is tried, to guess how long all of it takes."""
 _PROBED_ITEMS, _MAX_PROBED_ITEMS = 16, 64  # at a time, and at most
-_PROBED_QUERIES, _PROBED_BYTES = 1024, 64 << 20
+_PROBED_QUERIES = 1024
+PROBED_BYTES = 64 << 20
+"""Of the captions with which searching is tried."""
 _ALIKE = 50  # captions around a centre
 _TRIES = 2  # of which the least counts: the first pays for what is loaded once
 
@@ -94,7 +96,7 @@ class SearchProbe:
 
     def __init__(self, rows: int, captions: int, width: int, settings: MiningSettings) -> None:
         """`rows` and `captions` are how many there will be: no more are tried."""
-        random, floats = np.random.default_rng(0), _PROBED_BYTES // 4
+        random, floats = np.random.default_rng(0), PROBED_BYTES // 4
         many = min(rows, _PROBED_QUERIES, floats // width // 16)
         most = min(captions, floats // width)
         few, some = min(many, 8), max(1, most // 4)
