@@ -93,8 +93,10 @@ def truncate(vectors: "ArrayLike", dim: int | None) -> "NDArray[np.float32]":
     return l2_normalize(array[..., :dim], error).astype(np.float32)
 
 
-def check_dim(dim: int | None, width: int) -> None:
+def check_dim(dim: int | None, width: int, name: str = "dim") -> None:
     """Whether vectors of `width` numbers can be cut to `dim`; for before they are there.
+
+    `name` is what the error calls it.
 
     Raises:
         UsageError: they cannot.
@@ -103,9 +105,9 @@ def check_dim(dim: int | None, width: int) -> None:
         return
     given: object = dim
     if isinstance(given, bool) or not isinstance(given, Integral):
-        raise UsageError(f"dim is {dim!r}; give a whole number")
+        raise UsageError(f"{name} is {dim!r}; give a whole number")
     if not 1 <= dim <= width:
-        raise UsageError(f"dim is {dim} and the vectors have {width} numbers; give 1 to {width}")
+        raise UsageError(f"{name} is {dim} and the vectors have {width} numbers; give 1 to {width}")
 
 
 def check_output(output: str) -> None:

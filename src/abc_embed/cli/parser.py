@@ -156,7 +156,7 @@ def _completed(parameter: Parameter) -> Parameter:
             if info.default is ...:  # else that is the first of its names
                 name = f"--{parameter.name.replace('_', '-')}"
                 info.param_decls = {"out": (name, "-o")}.get(parameter.name, (name,))
-        kind = Annotated.__class_getitem__((value, info))
+        kind = Annotated[value, info]
     return parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind)
 
 

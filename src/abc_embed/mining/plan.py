@@ -89,7 +89,7 @@ def plan_mining(rows: int, captions: int, width: int, settings: MiningSettings) 
 class SearchProbe:
     """What parts of a search cost on one device, from short ones among drawn vectors.
 
-    Few and many images are searched among few and many captions, for small and for whole pools:
+    Few and many images are searched among the same captions, for pools of one and for whole ones:
     what only the captions cost is told apart from what each pair does, and that from what is scored
     anew because it enters a pool.
     """

@@ -91,13 +91,13 @@ class QueryBlock:
             new[row_of[here], rank[here] - start] = keys[here]
             self.best[rows] = largest(torch.cat([self.best[rows], new], dim=1), self.pool)
 
-    def add_all(self, queries: slice, vectors: Tensor, first: int, side: int) -> None:
-        """Score these queries with every candidate `(m, D)` in float64, `side` at a time, and take
+    def add_all(self, queries: slice, vectors: Tensor, first: int, step: int) -> None:
+        """Score these queries with every candidate `(m, D)` in float64, `step` at a time, and take
         in what changes a pool or a count."""
         asked = self.vectors[queries].double()
-        for left in range(0, len(vectors), side):
-            texts = slice(first + left, first + min(left + side, len(vectors)))
-            scores = (asked @ vectors[left : left + side].double().T).float() + 0.0
+        for left in range(0, len(vectors), step):
+            texts = slice(first + left, first + min(left + step, len(vectors)))
+            scores = (asked @ vectors[left : left + step].double().T).float() + 0.0
             scores[self.positives_of(queries, texts)] = -torch.inf
             floor = torch.minimum(self.last(queries), self.own[queries])[:, None]
             row, place = ((scores >= floor) & (scores > -torch.inf)).nonzero().T

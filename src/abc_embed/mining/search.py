@@ -264,12 +264,12 @@ class _Worker:
             side if method is Method.PLAIN else self.blocks.rows, -(-count // self._lanes.count)
         )
         # Few rows are scored with more candidates at a time, as far as these have room.
-        wide = max(side, self._pair_bytes // max(12 * rows, 8 * vectors.exact.shape[1]))
+        step = max(side, self._pair_bytes // max(12 * rows, 8 * vectors.exact.shape[1]))
 
         def compare(start: int) -> None:
             span = slice(start, min(start + rows, count))
             if method is Method.PLAIN:
-                queries.add_all(span, candidates.exact, first, wide)
+                queries.add_all(span, candidates.exact, first, step)
             else:
                 sieve = Sieve(queries, span, vectors, candidates, first, self._pair_bytes)
                 sieve.take(self.blocks.tile)

@@ -50,7 +50,7 @@ from abc_embed.serve.shapes import (
     as_base64,
     openai_error,
 )
-from abc_embed.vectors import quantize, truncate
+from abc_embed.vectors import check_dim, quantize, truncate
 
 LOG = logging.getLogger("abc_embed.serve")
 OPEN_PATHS = re.compile(r"/|/search|/map|/docs|/health|/examples(/.*)?|/static/.*")
@@ -372,12 +372,10 @@ class Server:
 
     def _check_vectors(self, asked: EmbedRequest, shape: Shape) -> None:
         """Refuse a width or a format before anything is computed."""
-        if (asked.dimensions or 1) > self.embedder.dim:
-            raise RequestError(
-                f"{shape.width_field} is {asked.dimensions} and the vectors have "
-                f"{self.embedder.dim} numbers; give 1 to {self.embedder.dim}",
-                shape.width_field,
-            )
+        try:
+            check_dim(asked.dimensions, self.embedder.dim, shape.width_field)
+        except UsageError as error:
+            raise RequestError(str(error), shape.width_field) from None
         if not FLOATS.issuperset(asked.outputs):
             self._encoded(asked, [])
 
